@@ -1,0 +1,280 @@
+"""Every option of every verb: pydantic models, read from TOML and `key=value`.
+
+An unknown key or a wrong value is an error that names the key, the file and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from acclimate.errors import AcclimateError
+
+
+class Options(BaseModel):
+    """Base of all options: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Options):
+    """A labelled data set.
+
+    `path` is a data set's folder or index file (COCO json, data.yaml); `images` the image folder where it is not
+    beside the index. `classes` renames classes ("their name" = "our name"), `ignore` names classes whose boxes
+    count neither for nor against, `drop` names classes whose boxes are background.
+    """
+
+    path: Path
+    format: Literal["auto", "coco", "yolo", "voc", "kitti", "cityscapes"] = "auto"
+    split: str | None = None
+    images: Path | None = None
+    fog_level: float | None = None
+    classes: dict[str, str] = Field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+class ModelConfig(Options):
+    """What is built. `size` names a preset; every other field, where given, overrides it."""
+
+    size: Literal["nano", "tiny", "small"] = "tiny"
+    image_size: tuple[int, int] = (320, 320)
+    """(height, width) of the network's canvas in pixels; each a multiple of the largest stride."""
+    backbone: str | None = None
+    """Any timm model with `features_only`."""
+    weights: Path | Literal["auto", "none"] = "auto"
+    """Backbone weights: a file, `auto` (timm's, or none with a warning where the network does not allow it), `none`."""
+    strides: tuple[int, ...] | None = None
+    channels: int | None = Field(default=None, ge=8)
+    depth: int | None = Field(default=None, ge=0, le=8)
+    norm: Literal["batch", "frozen", "group"] = "batch"
+    """The backbone's normalisation: trainable BatchNorm, frozen BatchNorm, or GroupNorm."""
+    freeze: int = Field(default=0, ge=0, le=6)
+    """How many of the backbone's first stages (the stem is the first) keep their weights."""
+
+
+class AugmentConfig(Options):
+    """Random views. Probabilities are per image; `invert` and `tone` bend the grey curve, `style` needs target images."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    scale: tuple[float, float] = (0.6, 1.4)
+    translate: float = Field(default=0.1, ge=0, le=0.5)
+    colour: float = Field(default=0.8, ge=0, le=1)
+    grey: float = Field(default=0.1, ge=0, le=1)
+    blur: float = Field(default=0.2, ge=0, le=1)
+    noise: float = Field(default=0.2, ge=0, le=1)
+    tone: float = Field(default=0.3, ge=0, le=1)
+    invert: float = Field(default=0.0, ge=0, le=1)
+    cutout: float = Field(default=0.3, ge=0, le=1)
+    style: float = Field(default=0.5, ge=0, le=1)
+    """Adaptation only: chance that a source image takes on the colour statistics of a random target image."""
+
+
+class ScheduleConfig(Options):
+    """How long and how fast. Steps count optimiser steps; a batch is the global one, over all processes."""
+
+    steps: int = Field(default=2000, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup: int = Field(default=100, ge=0)
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    clip: float | None = Field(default=10.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    accumulate: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    workers: int = Field(default=2, ge=0)
+    """Loader threads per process; 0 loads in the training thread."""
+    cache_mb: int = Field(default=2048, ge=0)
+    """Decoded images are kept in memory up to this size."""
+
+
+class TeacherConfig(Options):
+    """The mean teacher: soft targets of an EMA copy on the weak view for the student's strong view."""
+
+    weight: float = Field(default=1.0, ge=0)
+    box_weight: float = Field(default=1.0, ge=0)
+    ema: float = Field(default=0.998, gt=0, lt=1)
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    """Teacher scores below it are taken as background evidence only as far as they go (soft), never as boxes."""
+    sharpen: float = Field(default=1.0, gt=0)
+    ramp: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of the run over which the weight rises from 0."""
+
+
+class AdaptConfig(Options):
+    """An adaptation is a list of terms; a field that is None is a term that is not there."""
+
+    supervised: float = Field(default=1.0, ge=0)
+    teacher: TeacherConfig | None = TeacherConfig()
+
+
+class ExportConfig(Options):
+    runtime: str = "onnx"
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "int8")
+    calibration_images: int = Field(default=128, ge=1)
+
+
+class Budget(Options):
+    """What the device allows; None means no limit. Latency is the median of one image, pre- and post-processing included."""
+
+    latency_ms: float | None = Field(default=None, gt=0)
+    size_mb: float | None = Field(default=None, gt=0)
+    memory_mb: float | None = Field(default=None, gt=0)
+    macs_m: float | None = Field(default=None, gt=0)
+    threads: int = Field(default=1, ge=1)
+    max_ap50_drop: float = Field(default=0.01, ge=0, le=1)
+    """Accuracy tolerance: how much AP50 the artifact may lose against the eager model."""
+
+
+class ScenesConfig(Options):
+    """Generated data sets, for the demo and for tests: one clear set and one under each named condition."""
+
+    out: Path
+    images: int = Field(default=300, ge=1)
+    test_images: int = Field(default=100, ge=1)
+    size: tuple[int, int] = (240, 320)
+    condition: Literal["fog", "rain", "night", "camera"] = "fog"
+    strength: float = Field(default=1.0, gt=0)
+
+
+class Config(Options):
+    """A whole job. `source` is needed to train; `target` (images only) to adapt; the `*_test` sets to verify.
+
+    `oracle` is a labelled set of the target domain: it trains the oracle baseline, and nothing else ever reads it.
+    """
+
+    seed: int = 0
+    out: Path = Path("runs")
+    scenes: ScenesConfig | None = None
+    source: DataConfig | None = None
+    target: Path | None = None
+    source_test: DataConfig | None = None
+    target_test: DataConfig | None = None
+    oracle: DataConfig | None = None
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: ScheduleConfig = ScheduleConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    schedule: ScheduleConfig = ScheduleConfig(steps=1000, lr=5e-4, warmup=50)
+    """The schedule of the adaptation; `train` is the schedule of the source training."""
+    export: ExportConfig = ExportConfig()
+    budget: Budget | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapt_schedule_inherits(cls, values: Any) -> Any:
+        """The adaptation's schedule starts from `train`'s loader settings, so that one place sets them."""
+        if isinstance(values, dict) and isinstance(values.get("train"), dict):
+            inherited = {
+                k: v for k, v in values["train"].items() if k in {"batch_size", "precision", "workers", "cache_mb"}
+            }
+            default = {"steps": 1000, "lr": 5e-4, "warmup": 50}
+            given = values.get("schedule") or {}
+            if isinstance(given, dict):
+                values = {**values, "schedule": {**default, **inherited, **given}}
+        return values
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `key=value` overrides (dotted keys, TOML values; a bare word is a string).
+
+    Relative paths in the file are relative to the working directory, as on the command line.
+
+    Raises:
+        AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        raise AcclimateError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AcclimateError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise AcclimateError(f"{path}: not valid TOML: {error}") from None
+    return parse(Config, merge(values, overrides), where=str(path))
+
+
+def merge(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with each dotted `key=value` put in its place.
+
+    Raises:
+        AcclimateError: an override has no `=`.
+    """
+    merged: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key.strip():
+            raise AcclimateError(f"{override!r}: an override is written key=value, for example train.steps=500")
+        node = merged
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            child = node.get(parent)
+            node[parent] = dict(child) if isinstance(child, Mapping) else {}
+            node = node[parent]
+        node[leaf] = _value(text.strip())
+    return merged
+
+
+def parse(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+    """Validate `values` as `model`; `where` is the file or argument that the message names.
+
+    Raises:
+        AcclimateError: with one line that holds every problem found.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise AcclimateError(f"{where}: " + "; ".join(_explain(model, dict(item)) for item in error.errors())) from None
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `latency_ms=10,size_mb=4`.
+
+    Raises:
+        AcclimateError: an unknown limit or a value that is not a positive number.
+    """
+    return parse(Budget, merge({}, [item for item in text.split(",") if item.strip()]), where="--budget")
+
+
+def _value(text: str) -> Any:
+    if text in {"none", "None"}:
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{key}: {item['msg']}" if key else str(item["msg"])
+    siblings = _fields(model, [str(part) for part in item["loc"][:-1]])
+    close = difflib.get_close_matches(str(item["loc"][-1]), siblings, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(siblings))}"
+    return f"unknown key {key!r} ({hint})"
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None:
+            break
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""What runs on the device: numpy, OpenCV and a runtime; never torch."""

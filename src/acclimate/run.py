@@ -1,0 +1,300 @@
+"""The run folder: what a verb leaves behind, and all that travels between verbs.
+
+    run.json              manifest: verb, status, parents, seed, versions, machine, digest of the inputs
+    config.json           the resolved configuration
+    spec.json             the detector's specification
+    model.safetensors     the chosen weights
+    metrics.jsonl         one line a logged step
+    checkpoints/          candidate weights, step_000200.safetensors
+    state/                what an exact resume needs; removed when the run is done
+    selection.json        label-free scores of the candidates, and which was chosen
+    evaluations/*.json    AP on a labelled set (written by `evaluate` and `verify`, never read by training)
+    artifacts/NAME/       exported artifacts, each with its own artifact.json and verification.json
+
+Every file is written to a temporary name and renamed, so a reader or a killed process never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from acclimate import __version__
+from acclimate.errors import AcclimateError
+
+
+class Manifest(BaseModel):
+    """Who made a run, from what, on which machine, and how far it came."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    verb: str
+    status: Literal["running", "interrupted", "failed", "done"] = "running"
+    command: str = ""
+    digest: str = ""
+    """Of the inputs and the configuration: the same digest means there is nothing to do again."""
+    parents: tuple[str, ...] = ()
+    seed: int = 0
+    version: str = __version__
+    created: str = ""
+    finished: str = ""
+    seconds: float = 0.0
+    machine: dict[str, str] = Field(default_factory=dict)
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """Facts a reader of the report should know: image counts, the backbone's start, warnings."""
+
+
+class ClassAP(BaseModel):
+    """AP of one class; None where the set has no box of it."""
+
+    ap: float | None
+    ap50: float | None
+    boxes: int
+
+
+class Evaluation(BaseModel):
+    """AP of one model on one labelled set. AP values are in 0..1 (COCO: 101 points, mean over classes present).
+
+    `model` says what ran: "eager", or the artifact's name; `role` which domain it was.
+    """
+
+    data: str
+    role: Literal["source", "target"]
+    model: str = "eager"
+    images: int
+    ap: float
+    ap50: float
+    ap75: float
+    classes: dict[str, ClassAP]
+
+
+class Candidate(BaseModel):
+    """One checkpoint and its label-free scores; higher is better. `hindsight_ap50` is filled in by `evaluate` later."""
+
+    step: int
+    scores: dict[str, float]
+    hindsight_ap50: float | None = None
+
+
+class Selection(BaseModel):
+    """How the run's weights were chosen among its checkpoints, without labels."""
+
+    rule: str
+    """Which score decided."""
+    chosen_step: int
+    candidates: tuple[Candidate, ...]
+    rank_correlation: dict[str, float] = Field(default_factory=dict)
+    """Kendall's tau of each score with AP50 in hindsight, where labels were available to `evaluate`."""
+
+
+class Run:
+    """A run folder on disk. Use `Run.create` or `Run.open`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> Run:
+        """Start a run folder at `path`, or take up the unfinished or identical one that is there.
+
+        Raises:
+            AcclimateError: the folder cannot be written, or holds something that is not this run.
+        """
+        existing = path / "run.json"
+        if existing.is_file():
+            found = cls.open(path)
+            if found.manifest.digest == manifest.digest and found.manifest.verb == manifest.verb:
+                return found
+            raise AcclimateError(
+                f"{path}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other settings; "
+                "choose another --out, or delete the folder"
+            )
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise AcclimateError(f"{path}: is not empty and is not a run; choose another --out")
+        stamped = manifest.model_copy(update={"created": _now(), "machine": manifest.machine or machine()})
+        run = cls(path, stamped)
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            AcclimateError: `path` is not a run folder or its manifest is damaged.
+        """
+        file = Path(path) / "run.json"
+        if not file.is_file():
+            raise AcclimateError(f"{path}: not a run folder (it has no run.json)")
+        try:
+            return cls(Path(path), Manifest.model_validate_json(file.read_text()))
+        except ValueError as error:
+            raise AcclimateError(
+                f"{file}: damaged ({str(error).splitlines()[0]}); delete the folder and run again"
+            ) from None
+
+    def save(self) -> None:
+        self.write("run.json", self.manifest)
+
+    def finish(self, status: Literal["interrupted", "failed", "done"], seconds: float = 0.0) -> None:
+        self.manifest = self.manifest.model_copy(
+            update={"status": status, "finished": _now(), "seconds": self.manifest.seconds + seconds}
+        )
+        self.save()
+
+    def note(self, **facts: Any) -> None:
+        self.manifest = self.manifest.model_copy(update={"notes": {**self.manifest.notes, **facts}})
+        self.save()
+
+    @property
+    def done(self) -> bool:
+        return self.manifest.status == "done"
+
+    def write(self, name: str, value: BaseModel | Mapping[str, Any]) -> Path:
+        """Write a JSON file into the folder, atomically."""
+        text = value.model_dump_json(indent=1) if isinstance(value, BaseModel) else json.dumps(value, indent=1)
+        return write_text(self.path / name, text + "\n")
+
+    def read(self, name: str) -> Any:
+        """The JSON file `name` of this run.
+
+        Raises:
+            AcclimateError: it is missing or damaged.
+        """
+        return read_json(self.path / name)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with writing(self.path), open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All logged lines in order; a last line that a kill cut short is left out."""
+        return list(self._lines())
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`, so that a resumed run logs every step once."""
+        kept = [line for line in self._lines() if line.get("step", 0) <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+    def evaluations(self) -> list[Evaluation]:
+        files = sorted((self.path / "evaluations").glob("*.json"))
+        return [Evaluation.model_validate(read_json(file)) for file in files]
+
+    def selection(self) -> Selection | None:
+        return Selection.model_validate(self.read("selection.json")) if self.has("selection.json") else None
+
+    def artifacts(self) -> list[Path]:
+        """The folders of the artifacts exported from this run."""
+        return sorted(file.parent for file in (self.path / "artifacts").glob("*/artifact.json"))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write below `path` into one clear line.
+
+    Raises:
+        AcclimateError: the disk is full, read-only or not ours to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise AcclimateError(f"{path}: the disk is full; free some space and run the same command again") from None
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+            raise AcclimateError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+        raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file atomically, creating its folder."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a file atomically (temporary name, fsync, rename), creating its folder.
+
+    Raises:
+        AcclimateError: see `writing`; an existing file is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        AcclimateError: it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise AcclimateError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise AcclimateError(f"{path}: damaged JSON ({error})") from None
+
+
+def digest(*parts: Any) -> str:
+    """A short digest of JSON-like values, for "did the inputs change?"."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def machine() -> dict[str, str]:
+    """What a reader needs to judge a measurement: processor, cores, memory, system, Python."""
+    facts = {"system": platform.platform(), "python": platform.python_version(), "cores": str(os.cpu_count())}
+    cpuinfo = Path("/proc/cpuinfo")
+    model = ""
+    if cpuinfo.exists():
+        model = next(
+            (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), ""
+        )
+    facts["processor"] = model or platform.processor() or platform.machine()
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        facts["memory_gb"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}"
+    return facts
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

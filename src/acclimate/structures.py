@@ -1,0 +1,95 @@
+"""The data that travels between the parts. Importing this module needs numpy alone, so the device can.
+
+Boxes are xyxy in pixels everywhere; images are RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Image = NDArray[np.uint8]
+"""(H, W, 3), RGB, 0..255."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """What a detector found in one image.
+
+    Attributes:
+        boxes: (N, 4) float32, xyxy pixels.
+        labels: (N,) int64, indices into the detector's classes.
+        scores: (N,) float32 in 0..1, sorted from high to low.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls) -> Detections:
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: NDArray[Any] | slice) -> Detections:
+        return Detections(self.boxes[index], self.labels[index], self.scores[index])
+
+    def above(self, threshold: float) -> Detections:
+        """The detections with a score of at least `threshold`."""
+        return self[self.scores >= threshold]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotations:
+    """The labels of one image.
+
+    Attributes:
+        boxes: (N, 4) float32, xyxy pixels.
+        labels: (N,) int64, indices into the data set's classes; -1 where `ignore` holds and the class is unknown.
+        ignore: (N,) bool; a detection that matches such a box counts neither for nor against, and no loss is
+            taken inside it (COCO's crowd, KITTI's DontCare, VOC's difficult).
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignore: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls) -> Annotations:
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: NDArray[Any] | slice) -> Annotations:
+        return Annotations(self.boxes[index], self.labels[index], self.ignore[index])
+
+    def with_boxes(self, boxes: NDArray[np.float32]) -> Annotations:
+        return replace(self, boxes=boxes)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Weak and strong views of the same images; both views of an image share one geometry.
+
+    Attributes:
+        weak: (B, 3, H, W) float32, RGB, 0..255 (normalisation is part of the detector).
+        strong: the same shape and the same boxes, other pixels.
+        targets: the boxes of each image on the network's canvas; None for target images, which have no labels.
+    """
+
+    weak: Tensor
+    strong: Tensor
+    targets: Sequence[Annotations] | None = None
+
+    def to(self, device: Any) -> Batch:
+        return Batch(self.weak.to(device, non_blocking=True), self.strong.to(device, non_blocking=True), self.targets)
