@@ -60,7 +60,7 @@ class ModelConfig(Options):
 
 
 class AugmentConfig(Options):
-    """Random views. Probabilities are per image; `invert` and `tone` bend the grey curve, `style` needs target images."""
+    """Random views. Probabilities are per image; `tone` and `invert` bend the grey curve, `style` needs a target."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
@@ -118,13 +118,15 @@ class AdaptConfig(Options):
 
 
 class ExportConfig(Options):
+    """Which artifacts are made, and from how many calibration images."""
+
     runtime: str = "onnx"
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "int8")
     calibration_images: int = Field(default=128, ge=1)
 
 
 class Budget(Options):
-    """What the device allows; None means no limit. Latency is the median of one image, pre- and post-processing included."""
+    """What the device allows; None means no limit. Latency is one image's median, pre- and post-processing included."""
 
     latency_ms: float | None = Field(default=None, gt=0)
     size_mb: float | None = Field(default=None, gt=0)

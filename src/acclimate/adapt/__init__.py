@@ -1,0 +1,1 @@
+"""The training loop and the adaptation methods, each a term."""

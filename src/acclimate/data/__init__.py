@@ -1,0 +1,1 @@
+"""Data sets and views: formats, loading, augmentation, weather, generated scenes."""

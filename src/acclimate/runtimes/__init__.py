@@ -1,0 +1,1 @@
+"""What an artifact can run on."""
