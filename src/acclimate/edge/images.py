@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,7 +47,7 @@ def read_image(path: Path) -> Image:
     return _to_rgb(image)
 
 
-def _to_rgb(image: NDArray[np.generic]) -> Image:
+def _to_rgb(image: NDArray[np.integer[Any] | np.floating[Any]]) -> Image:
     if image.dtype != np.uint8:
         values = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         image = (values * (255.0 / max(float(values.max()), 1e-9))).clip(0, 255).astype(np.uint8)
