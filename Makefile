@@ -1,0 +1,88 @@
+# `make test` and `make demo` need nothing but Python 3.11 to 3.13; everything else goes into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Without byte code every process parses torch anew, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
+# The tests and the demo must not depend on what else is installed for the calling Python.
+unexport PYTHONPATH
+unexport VIRTUAL_ENV
+
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+READY := .venv/.ready
+MODULES := src tests $(wildcard benchmarks examples)
+PYTEST := $(BIN)/pytest
+WORKERS ?= 2
+
+.PHONY: help environment browser test lint format docs-test demo clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+environment: $(READY) ## everything the project needs, into .venv
+
+# The stamp comes last: an installation that broke off is done again.
+$(READY): pyproject.toml constraints.txt
+	@python=''; \
+	for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	    python=$$candidate; break; \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo 'acclimate needs Python 3.11, 3.12 or 3.13, and none is on the PATH; name one: make $(or $(MAKECMDGOALS),environment) PYTHON=/path/to/python3.12' >&2; \
+	  exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	  rm -rf .venv; \
+	  if ! "$$python" -m venv .venv; then \
+	    rm -rf .venv; \
+	    echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; \
+	    exit 1; \
+	  fi; \
+	fi
+	@rm -f $@
+	@echo 'installing into .venv: some gigabytes, mostly torch; a minute or two once they are downloaded'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e '.[train,dev]' || { \
+	  echo 'The installation failed; the lines above say why. Where a pinned version has no wheel for this machine, change it in constraints.txt.' >&2; \
+	  exit 1; \
+	}
+	@touch $@
+
+browser: ## headless Chromium for the report's tests, where it can be had (root on Debian)
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo 'installing chromium (its log: .venv/chromium.log)'; \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } \
+	    >.venv/chromium.log 2>&1 || echo 'chromium could not be installed; the browser tests will be skipped'; \
+	else \
+	  echo 'no chromium here; the browser tests will be skipped (to have them: apt-get install chromium)'; \
+	fi
+
+test: $(READY) browser lint ## everything that must hold: lint, types, all tests
+	OMP_NUM_THREADS=1 $(PYTEST) -m '' -n $(WORKERS) --dist worksteal
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check $(MODULES)
+	$(BIN)/ruff format --check $(MODULES)
+	$(BIN)/mypy
+
+format: $(READY) ## bring the code into shape
+	$(BIN)/ruff check --fix $(MODULES)
+	$(BIN)/ruff format $(MODULES)
+
+docs-test: $(READY) ## run every code block of the README and the documentation
+	OMP_NUM_THREADS=1 $(PYTEST) -m '' tests/test_docs.py
+
+demo: $(READY) ## the whole job on generated scenes; ends with the path of the report
+	$(BIN)/acclimate run examples/fog.toml
+
+clean: ## remove everything that was made here, runs excepted
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,311 @@
+"""What is installed, and what this machine can do."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+
+from acclimate import __version__
+
+State = Literal["ok", "warn", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the diagnosis.
+
+    Attributes:
+        area: the heading it stands under.
+        name: what was looked at.
+        state: `ok`; `warn`, something optional is absent or slow; `missing`, acclimate cannot work so.
+        detail: what was found.
+        way_out: what to do about it; empty where nothing need be done.
+    """
+
+    area: Literal["machine", "device", "training", "runtimes", "extras"]
+    name: str
+    state: State
+    detail: str
+    way_out: str = ""
+
+
+TRAIN_EXTRA = "pip install 'acclimate[train]'"
+REINSTALL = "pip install --force-reinstall acclimate"
+BASE = ("numpy", "opencv-python-headless", "simplejpeg", "pydantic", "typer", "rich")
+TRAIN = ("accelerate", "hotcoco", "jinja2", "onnx", "onnxscript", "safetensors", "timm", "torch", "torchvision")
+
+FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX INT8",
+    "amx_bf16": "AMX BF16",
+    "neon": "NEON",
+    "asimd": "NEON",
+    "asimddp": "dot product",
+    "i8mm": "INT8 matrix product",
+    "bf16": "BF16",
+    "sve": "SVE",
+}
+"""Flags of /proc/cpuinfo that decide how fast a quantised network runs, and their common names."""
+
+INT8_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Any of these multiplies 8-bit integers in one instruction; without one INT8 gains little over fp32."""
+
+
+def diagnose(deep: bool = False, folder: Path | None = None) -> list[Check]:
+    """Look at this machine and installation.
+
+    Imports nothing that takes long, unless asked: versions come from the installed packages' metadata.
+
+    Args:
+        deep: import torch as well, to see which CUDA devices it can use and whether torchvision loads, and try
+            for two seconds to reach the place that pretrained weights come from.
+        folder: where runs would be written; the working directory unless given.
+    """
+    checks = [*_machine(folder or Path.cwd()), *_device(), *_training(deep), *_weights(deep)]
+    return [*checks, *_runtimes(), _chromium()]
+
+
+def required_missing(checks: Sequence[Check]) -> bool:
+    """Whether something is absent that acclimate cannot work without."""
+    return any(check.state == "missing" for check in checks)
+
+
+def show(checks: Sequence[Check], console: Console | None = None) -> None:
+    """Print the diagnosis as a table, what must be done below it."""
+    console = console or Console()
+    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "missing": "[red]missing[/]"}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for style in ("bold", "", "", "dim"):
+        table.add_column(style=style, overflow="fold")
+    area = ""
+    for check in checks:
+        # Rich reads [train] as a style; text that is not ours to style is escaped.
+        way_out = check.way_out.replace("[", r"\[")
+        if area and check.area != area:
+            table.add_section()
+        table.add_row(
+            check.area if check.area != area else "",
+            check.name,
+            marks[check.state],
+            check.detail.replace("[", r"\["),
+        )
+        if way_out:
+            table.add_row("", "", "", f"-> {way_out}")
+        area = check.area
+    console.print(table)
+    if required_missing(checks):
+        names = ", ".join(check.name for check in checks if check.state == "missing")
+        console.print(f"\n[red]acclimate cannot work here yet[/]: {names}")
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, without importing it; None where it is absent."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_features(cpuinfo: str) -> list[str]:
+    """The names in `FEATURES` of the flags that the text of /proc/cpuinfo lists, without repetition."""
+    flags = _flags(cpuinfo)
+    return list(dict.fromkeys(name for flag, name in FEATURES.items() if flag in flags))
+
+
+def requirement_unmet(package: str, needs: str) -> str | None:
+    """The requirement on `needs` that `package` states and the installed release of `needs` does not meet.
+
+    None where all is well, or where nothing is stated. torchvision's operators are compiled against a release of
+    torch; beside another they do not load, and `pip` lets the two drift apart.
+    """
+    found = version(needs)
+    for text in metadata.requires(package) or () if version(package) else ():
+        requirement = Requirement(text)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and requirement.name == needs and found and not requirement.specifier.contains(found, True):
+            return f"{needs}{requirement.specifier}"
+    return None
+
+
+def find_chromium() -> Path | None:
+    """The browser that the report's tests use; None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    return Path(found) if found else None
+
+
+def _flags(cpuinfo: str) -> set[str]:
+    lines = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, flags=re.MULTILINE)
+    return set(" ".join(lines).split())
+
+
+def _machine(folder: Path) -> Iterator[Check]:
+    python = platform.python_version()
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    way_out = "" if supported else "acclimate is tested on Python 3.11 to 3.13; make the environment with one of them"
+    yield Check("machine", "Python", "ok" if supported else "warn", f"{python} ({sys.executable})", way_out)
+    yield Check("machine", "acclimate", "ok", __version__)
+    yield _processor()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Check("machine", "cores", "ok", f"{cores} usable of {os.cpu_count()}")
+    yield _memory()
+    yield _disk(folder)
+
+
+def _processor() -> Check:
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    name = model[1].strip() if model else platform.processor() or platform.machine()
+    features = cpu_features(text)
+    detail = f"{name} ({', '.join(features)})" if features else name
+    if text and not _flags(text) & INT8_FLAGS:
+        return Check("machine", "processor", "warn", detail, "no INT8 instructions: expect little speed from INT8 here")
+    return Check("machine", "processor", "ok", detail)
+
+
+def _memory() -> Check:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return Check("machine", "memory", "ok", "unknown on this system")
+    text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
+    available = re.search(r"^MemAvailable:\s*(\d+) kB", text, flags=re.MULTILINE)
+    detail = f"{total:.1f} GiB" + (f", {int(available[1]) / 2**20:.1f} GiB available" if available else "")
+    if total < 4:
+        return Check("machine", "memory", "warn", detail, "training: lower train.batch_size and train.cache_mb")
+    return Check("machine", "memory", "ok", detail)
+
+
+def _disk(folder: Path) -> Check:
+    place = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(place).free / 2**30
+    detail = f"{free:.1f} GiB free at {place}"
+    if not os.access(place, os.W_OK):
+        return Check("machine", "disk", "warn", f"{detail}, read-only", "write runs elsewhere with --out")
+    if free < 2:
+        return Check("machine", "disk", "warn", detail, "free some space, or write runs elsewhere with --out")
+    return Check("machine", "disk", "ok", detail)
+
+
+def _device() -> Iterator[Check]:
+    for package in BASE:
+        found = version(package)
+        if package == "opencv-python-headless" and found is None:
+            # Any of OpenCV's builds brings the same cv2.
+            found = version("opencv-python") or version("opencv-contrib-python-headless")
+        state: State = "ok" if found else "missing"
+        yield Check("device", package, state, found or "not installed", "" if found else REINSTALL)
+    yield _onnxruntime()
+
+
+def _onnxruntime() -> Check:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Check("device", "onnxruntime", "missing", f"cannot be imported ({error})", "pip install onnxruntime")
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return Check("device", "onnxruntime", "ok", f"{onnxruntime.__version__} ({', '.join(providers)})")
+
+
+def _training(deep: bool) -> Iterator[Check]:
+    found = {package: version(package) for package in TRAIN}
+    absent = [package for package, release in found.items() if release is None]
+    if len(absent) == len(TRAIN):
+        detail = "not installed: this machine can predict and monitor, not train, adapt, export or verify"
+        yield Check("training", "extra train", "warn", detail, TRAIN_EXTRA)
+        return
+    for package, release in found.items():
+        if release is None:
+            yield Check("training", package, "warn", "not installed", TRAIN_EXTRA)
+        elif unmet := requirement_unmet(package, "torch"):
+            detail = f"{release} wants {unmet}, here is torch {found['torch']}"
+            yield Check("training", package, "warn", detail, "install the pair that constraints.txt names")
+        else:
+            yield Check("training", package, "ok", release)
+    if deep and found["torch"] and found["torchvision"]:
+        yield from _torch()
+    elif found["torch"]:
+        yield Check("training", "CUDA", "ok", "not looked at (acclimate doctor --deep imports torch and looks)")
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        torch = importlib.import_module("torch")
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        detail = f"cannot be imported ({str(error).splitlines()[0]})"
+        yield Check("training", "torch", "warn", detail, "install the pair that constraints.txt names")
+        return
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    names = ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
+    yield Check("training", "CUDA", "ok", names or "no device; training runs on the processor")
+
+
+def _weights(deep: bool) -> Iterator[Check]:
+    """Where a backbone's pretrained weights would come from."""
+    if version("timm") is None:
+        return
+    name = "pretrained weights"
+    way_out = "train from scratch (model.weights=none), or name a file (model.weights=PATH)"
+    cache = _hub_cache()
+    kept = sorted(path.name.removeprefix("models--timm--") for path in cache.glob("models--timm--*"))
+    detail = f"{len(kept)} kept in {cache}" if kept else f"none kept in {cache}"
+    offline = any(os.environ.get(key, "").upper() in {"1", "ON", "YES", "TRUE"} for key in OFFLINE_KEYS)
+    if offline:
+        yield Check("training", name, "ok" if kept else "warn", f"{detail}; downloads are switched off", way_out)
+    elif not deep:
+        yield Check("training", name, "ok", f"{detail}; whether more can be had is not looked at")
+    elif _reachable(HUB):
+        yield Check("training", name, "ok", f"{detail}; {HUB} answers")
+    else:
+        yield Check("training", name, "ok" if kept else "warn", f"{detail}; {HUB} does not answer", way_out)
+
+
+HUB = "huggingface.co"
+OFFLINE_KEYS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads (its HF_HUB_CACHE and HF_HOME)."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+
+
+def _reachable(host: str) -> bool:
+    try:
+        with socket.create_connection((host, 443), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _runtimes() -> Iterator[Check]:
+    """One line a row of the runtimes' table."""
+    yield from ()
+
+
+def _chromium() -> Check:
+    found = find_chromium()
+    if found:
+        return Check("extras", "chromium", "ok", f"{found} (only the report's own tests use it)")
+    way_out = "only the report's own tests need it; on Debian: apt-get install chromium"
+    return Check("extras", "chromium", "warn", "not found", way_out)
