@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from acclimate.edge.artifact import Decode
+from acclimate.errors import AcclimateError
+from acclimate.evaluate import average_precision, evaluate_detector, predict_eager, relabel
+from acclimate.structures import Annotations, Detections
+
+
+@dataclass
+class Labelled:
+    path: Path
+    height: int
+    width: int
+    annotations: Annotations
+
+
+@dataclass
+class LabelledImages:
+    classes: tuple[str, ...]
+    images: list[Labelled]
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    corner = rng.uniform(0, 150, (count, 2))
+    return np.concatenate([corner, corner + rng.uniform(2, 90, (count, 2))], 1).astype(np.float32)
+
+
+def random_set(seed: int, classes: int = 3, images: int = 12, ignore: bool = True):
+    """A set in which class `classes - 1` has no box that counts, and predictions that are partly right."""
+    rng = np.random.default_rng(seed)
+    labelled, predictions = [], []
+    for index in range(images):
+        count = int(rng.integers(0, 7))
+        boxes = random_boxes(rng, count)
+        labels = rng.integers(0, classes - 1, count)
+        ignored = rng.random(count) < (0.25 if ignore else 0)
+        labels = np.where(ignored & (rng.random(count) < 0.5), -1, labels)
+        labelled.append(Labelled(Path(f"{index}.png"), 240, 240, Annotations(boxes, labels, ignored)))
+        near = boxes + rng.normal(0, 4, boxes.shape).astype(np.float32)
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+        false = random_boxes(rng, int(rng.integers(0, 130 if index == 0 else 6)))
+        found = np.concatenate([near, false])
+        scores = np.sort(rng.integers(1, 30, len(found)) / 30)[::-1].astype(np.float32)  # with ties
+        found_labels = np.concatenate([np.maximum(labels, 0), rng.integers(0, classes, len(false))]).astype(np.int64)
+        order = rng.permutation(len(found))
+        predictions.append(Detections(found[order], found_labels[order], scores))
+    return LabelledImages(tuple("abcdef"[:classes]), labelled), predictions
+
+
+def reference(truth: LabelledImages, predictions: list[Detections]) -> COCOeval:
+    def xywh(box: np.ndarray) -> list[float]:
+        x1, y1, x2, y2 = (float(v) for v in box)
+        return [x1, y1, x2 - x1, y2 - y1]
+
+    annotations: list[dict[str, Any]] = []
+    for index, image in enumerate(truth.images):
+        a = image.annotations
+        for box, label, ignored in zip(a.boxes, a.labels, a.ignore, strict=True):
+            for category in range(len(truth.classes)) if label < 0 else [int(label)]:
+                wh = xywh(box)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index,
+                        "category_id": category,
+                        "bbox": wh,
+                        "area": wh[2] * wh[3],
+                        "iscrowd": int(ignored),
+                    }
+                )
+    with contextlib.redirect_stdout(io.StringIO()):
+        gold = COCO()
+        gold.dataset = {
+            "images": [{"id": i, "height": 240, "width": 240} for i in range(len(truth.images))],
+            "categories": [{"id": i, "name": n} for i, n in enumerate(truth.classes)],
+            "annotations": annotations,
+        }
+        gold.createIndex()
+        found = gold.loadRes(
+            [
+                {"image_id": i, "category_id": int(label), "bbox": xywh(box), "score": float(score)}
+                for i, one in enumerate(predictions)
+                for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
+            ]
+        )
+        evaluator = COCOeval(gold, found, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_pycocotools(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+    truth, predictions = random_set(seed)
+    ours = average_precision(predictions, truth, data="random", role="target", model="m")
+    assert capfd.readouterr() == ("", "")
+    theirs = reference(truth, predictions)
+    assert (ours.ap, ours.ap50, ours.ap75) == pytest.approx(tuple(theirs.stats[:3]), abs=1e-9)
+    precision = theirs.eval["precision"][:, :, :, 0, 2]
+    for index, name in enumerate(truth.classes):
+        curves = precision[:, :, index]
+        if (curves == -1).all():
+            assert ours.classes[name].ap is None
+            assert ours.classes[name].ap50 is None
+        else:
+            assert ours.classes[name].ap == pytest.approx(curves.mean(), abs=1e-9)
+            assert ours.classes[name].ap50 == pytest.approx(curves[0].mean(), abs=1e-9)
+    assert ours.classes["c"].boxes == 0
+    assert ours.images == len(truth.images)
+    assert (ours.data, ours.role, ours.model) == ("random", "target", "m")
+
+
+def one_image(boxes: Any, labels: Any, ignore: Any, classes: tuple[str, ...] = ("a", "b")) -> LabelledImages:
+    annotations = Annotations(
+        np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(ignore, bool)
+    )
+    return LabelledImages(classes, [Labelled(Path("0.png"), 100, 100, annotations)])
+
+
+def detections(*rows: tuple[tuple[float, ...], int, float]) -> Detections:
+    return Detections(
+        np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.float32),
+    )
+
+
+def test_perfect_predictions_give_one_and_none_give_zero() -> None:
+    truth = one_image([(0, 0, 50, 50), (40, 40, 90, 99)], [0, 1], [False, False])
+    perfect = detections(((0, 0, 50, 50), 0, 0.9), ((40, 40, 90, 99), 1, 0.8))
+    assert average_precision([perfect], truth, data="d", role="source").ap == pytest.approx(1.0)
+    nothing = average_precision([Detections.empty()], truth, data="d", role="source")
+    assert (nothing.ap, nothing.ap50, nothing.ap75) == (0.0, 0.0, 0.0)
+    assert nothing.classes["a"].ap == 0.0
+
+
+def test_no_predictions_keep_absent_classes_undefined() -> None:
+    truth = one_image([(0, 0, 50, 50)], [0], [False])
+    nothing = average_precision([Detections.empty()], truth, data="d", role="source")
+    assert nothing.classes["b"].ap is None
+    assert nothing.classes["b"].ap50 is None
+
+
+def test_detections_on_ignored_boxes_do_not_count() -> None:
+    right = ((0, 0, 20, 20), 0, 0.5)
+    on_ignored = ((60, 60, 80, 80), 0, 0.9)
+    unknown = one_image([(0, 0, 20, 20), (50, 50, 99, 99)], [0, -1], [False, True])
+    assert average_precision([detections(on_ignored, right)], unknown, data="d", role="source").ap == pytest.approx(1.0)
+    of_b = one_image([(0, 0, 20, 20), (50, 50, 99, 99)], [0, 1], [False, True])
+    assert average_precision([detections(on_ignored, right)], of_b, data="d", role="source").ap == pytest.approx(0.5)
+
+
+def test_predictions_on_an_image_without_boxes_count_against() -> None:
+    truth = one_image([(0, 0, 20, 20)], [0], [False])
+    truth.images.append(Labelled(Path("1.png"), 100, 100, Annotations.empty()))
+    found = [detections(((0, 0, 20, 20), 0, 0.5)), detections(((0, 0, 20, 20), 0, 0.9))]
+    assert average_precision(found, truth, data="d", role="source").ap == pytest.approx(0.5)
+
+
+def test_a_set_without_boxes_is_one_clear_line() -> None:
+    truth = one_image([(0, 0, 20, 20)], [-1], [True])
+    with pytest.raises(AcclimateError, match="night: has no labelled box"):
+        average_precision([Detections.empty()], truth, data="night", role="target")
+
+
+def test_misuse_is_refused() -> None:
+    truth = one_image([(0, 0, 20, 20)], [0], [False])
+    with pytest.raises(ValueError, match="2 predictions for 1 images"):
+        average_precision([Detections.empty()] * 2, truth, data="d", role="source")
+    with pytest.raises(ValueError, match="label outside"):
+        average_precision([detections(((0, 0, 9, 9), 2, 0.5))], truth, data="d", role="source")
+
+
+def test_relabel_goes_by_name() -> None:
+    found = detections(((0, 0, 9, 9), 0, 0.9), ((1, 1, 9, 9), 1, 0.8), ((2, 2, 9, 9), 2, 0.7))
+    (renamed,) = relabel([found], ("car", "dog", "bus"), ("bus", "car"), "set")
+    assert renamed.labels.tolist() == [1, 0]
+    assert renamed.boxes[:, 0].tolist() == [0, 2]
+    with pytest.raises(AcclimateError, match="night: the detector does not know the class lorry"):
+        relabel([found], ("car",), ("car", "lorry"), "night")
+
+
+class Spec:
+    classes = ("a", "b")
+    image_size = (64, 96)
+    strides = (32,)
+
+
+class BrightnessDetector(torch.nn.Module):
+    """Class b at the first location where the image is bright; its score grows with the mean of the image."""
+
+    spec = Spec()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+        self.frozen = torch.nn.BatchNorm2d(3).eval()
+
+    def decode_options(self) -> Decode:
+        return Decode(strides=(32,), score_threshold=0.5)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not self.norm.training
+        assert images.dtype == torch.float32
+        assert images.shape[1:] == (3, 64, 96)
+        logits = torch.full((len(images), 6, 2), -20.0)
+        logits[:, 0, 1] = images[:, :, 0, 0].mean(1) / 50
+        return logits, torch.full((len(images), 6, 4), 0.0)
+
+
+def test_predict_eager_keeps_order_pixels_and_modes(tmp_path: Path) -> None:
+    paths = []
+    for index in range(5):
+        path = tmp_path / f"{index}.png"
+        cv2.imwrite(str(path), np.full((128, 192, 3), 40 * index + 10, np.uint8))
+        paths.append(path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    paths.insert(2, tmp_path / "broken.png")
+    detector = BrightnessDetector().train()
+    detector.frozen.eval()
+    problems: list[str] = []
+    found = predict_eager(detector, paths, batch_size=2, report=problems.append)
+    assert detector.training
+    assert detector.norm.training
+    assert not detector.frozen.training
+    assert [len(one) for one in found] == [1, 1, 0, 1, 1, 1]
+    scores = [float(one.scores[0]) for one in found if len(one)]
+    expected = [1 / (1 + np.exp(-(40 * index + 10) / 50)) for index in range(5)]
+    assert scores == pytest.approx(expected, rel=1e-6)
+    side = 2 * 32 * np.log(2)  # twice as large as the canvas; softplus(0) = log 2
+    assert found[0].boxes[0] == pytest.approx([0, 0, 32 + side, 32 + side], abs=1e-3)
+    assert found[0].labels[0] == 1
+    assert len(problems) == 1
+    assert "broken.png" in problems[0]
+    assert predict_eager(detector, []) == []
+
+
+def test_evaluate_detector(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    cv2.imwrite(str(path), np.full((64, 96, 3), 200, np.uint8))
+    side = 32 * np.log(2)
+    box = (16 - side, 16 - side, 16 + side, 16 + side)
+    annotations = Annotations(np.array([box], np.float32).clip(0), np.array([0]), np.array([False]))
+    truth = LabelledImages(("b",), [Labelled(path, 64, 96, annotations)])
+    evaluation = evaluate_detector(BrightnessDetector(), truth, "bright", "source")
+    assert evaluation.ap == pytest.approx(1.0)
+    assert evaluation.classes["b"].boxes == 1
