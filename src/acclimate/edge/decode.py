@@ -104,7 +104,8 @@ def _decode_one(
     order = np.lexsort((found, -values))
     found, values = found[order], values[order]
     where, labels = np.divmod(found, logits.shape[1])
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
+        scores = (1 / (1 + np.exp(-values))).astype(np.float32)
         sides = np.logaddexp(np.float32(0), distances[where].astype(np.float32)) * strides[where, None]
         corners = np.concatenate([centres[where] - sides[:, :2], centres[where] + sides[:, 2:]], axis=1)
         boxes = corners.astype(np.float32)
@@ -113,8 +114,7 @@ def _decode_one(
     np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
     usable &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if not usable.all():
-        boxes, values, labels = boxes[usable], values[usable], labels[usable]
-    scores = (1 / (1 + np.exp(-values))).astype(np.float32)
+        boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
     kept = nms(boxes, scores, labels, options.nms_iou)[: options.max_detections]
     return Detections(boxes[kept], labels[kept].astype(np.int64), scores[kept])
 

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acclimate.edge.artifact import Decode
+from acclimate.edge.decode import decode, nms
+from acclimate.errors import AcclimateError
+
+STRIDES = (8, 16, 32)
+SIZE = (96, 160)
+LOCATIONS = sum((SIZE[0] // s) * (SIZE[1] // s) for s in STRIDES)
+
+
+def raw(seed: int, classes: int = 3, batch: int = 1, mean: float = -4.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(mean, 2.0, (batch, LOCATIONS, classes)).astype(np.float32)
+    return logits, rng.normal(0.5, 1.5, (batch, LOCATIONS, 4)).astype(np.float32)
+
+
+def reference(logits: np.ndarray, distances: np.ndarray, options: Decode, size: tuple[int, int]):
+    """The documented arithmetic, location by location, with torchvision's NMS."""
+    rows = []
+    location = 0
+    for stride in options.strides:
+        for y in range(size[0] // stride):
+            for x in range(size[1] // stride):
+                left, top, right, bottom = torch.nn.functional.softplus(torch.tensor(distances[location])) * stride
+                cx, cy = (x + 0.5) * stride, (y + 0.5) * stride
+                box = torch.stack([cx - left, cy - top, cx + right, cy + bottom])
+                for label, score in enumerate(torch.tensor(logits[location]).sigmoid()):
+                    if score >= options.score_threshold:
+                        rows.append((float(score), label, box))
+                location += 1
+    rows.sort(key=lambda row: -row[0])
+    rows = rows[: options.candidates]
+    boxes = torchvision.ops.clip_boxes_to_image(torch.stack([row[2] for row in rows]), size)
+    scores, labels = torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
+    kept = torchvision.ops.batched_nms(boxes, scores, labels, options.nms_iou)[: options.max_detections]
+    return boxes[kept].numpy(), labels[kept].numpy(), scores[kept].numpy()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "options",
+    [
+        Decode(strides=STRIDES),
+        Decode(strides=STRIDES, score_threshold=0.3, nms_iou=0.3),
+        Decode(strides=STRIDES, candidates=40, max_detections=7),
+    ],
+)
+def test_equals_the_documented_arithmetic(seed: int, options: Decode) -> None:
+    logits, distances = raw(seed, batch=2)
+    found = decode([logits, distances], options, SIZE)
+    assert len(found) == 2
+    for index, one in enumerate(found):
+        boxes, labels, scores = reference(logits[index], distances[index], options, SIZE)
+        np.testing.assert_allclose(one.scores, scores, atol=1e-6)
+        np.testing.assert_array_equal(one.labels, labels)
+        np.testing.assert_allclose(one.boxes, boxes, atol=1e-3)
+        assert one.boxes.dtype == np.float32
+        assert one.scores.dtype == np.float32
+        assert one.labels.dtype == np.int64
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 120),
+    classes=st.integers(1, 4),
+    iou=st.sampled_from([0.0, 0.3, 0.6, 0.95]),
+)
+def test_nms_equals_torchvision(seed: int, count: int, classes: int, iou: float) -> None:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 60, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(1, 50, (count, 2))], 1).astype(np.float32)
+    scores = rng.permutation(np.linspace(0.01, 1, count)).astype(np.float32)
+    labels = rng.integers(0, classes, count)
+    expected = torchvision.ops.batched_nms(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), iou)
+    np.testing.assert_array_equal(nms(boxes, scores, labels, iou), expected.numpy())
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), mean=st.floats(-9, 3))
+def test_detections_are_well_formed(seed: int, mean: float) -> None:
+    options = Decode(strides=STRIDES)
+    (one,) = decode(raw(seed, mean=mean), options, SIZE)
+    assert len(one) <= options.max_detections
+    assert (np.diff(one.scores) <= 0).all()
+    assert (one.scores >= options.score_threshold - 1e-6).all()
+    assert (one.boxes[:, :2] >= 0).all()
+    assert (one.boxes[:, 2] <= SIZE[1]).all()
+    assert (one.boxes[:, 3] <= SIZE[0]).all()
+    assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
+
+
+def test_one_location_by_hand() -> None:
+    logits = np.full((1, LOCATIONS, 2), -20, np.float32)
+    distances = np.zeros((1, LOCATIONS, 4), np.float32)
+    second_row_of_second_level = 12 * 20 + 10 + 3
+    logits[0, second_row_of_second_level, 1] = 0
+    distances[0, second_row_of_second_level] = [-1, -2, -3, 1]
+    (one,) = decode([logits, distances], Decode(strides=STRIDES), SIZE)
+    left, top, right, bottom = 16 * np.log1p(np.exp([-1, -2, -3, 1]))
+    np.testing.assert_allclose(one.boxes, [[56 - left, 24 - top, 56 + right, 24 + bottom]], rtol=1e-6)
+    assert one.labels.tolist() == [1]
+    assert one.scores.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_finite_are_no_detections(bad: float) -> None:
+    logits, distances = raw(0)
+    clean = decode([logits, distances], Decode(strides=STRIDES), SIZE)[0]
+    assert len(clean) > 10
+    for target in (logits, distances):
+        spoiled = target.copy()
+        spoiled[0, ::2] = bad
+        outputs = [spoiled, distances] if target is logits else [logits, spoiled]
+        (one,) = decode(outputs, Decode(strides=STRIDES), SIZE)
+        assert np.isfinite(one.boxes).all()
+        assert np.isfinite(one.scores).all()
+        everything = np.full_like(target, bad)
+        outputs = [everything, distances] if target is logits else [logits, everything]
+        assert len(decode(outputs, Decode(strides=STRIDES), SIZE)[0]) == 0
+
+
+def test_huge_distances_neither_overflow_nor_warn() -> None:
+    logits, distances = raw(0)
+    with np.errstate(all="raise"):
+        assert len(decode([logits, distances * np.float32(1e30)], Decode(strides=STRIDES), SIZE)[0])
+    assert len(decode([logits * np.float32(1e3), distances], Decode(strides=STRIDES), SIZE)[0])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_extreme_thresholds(threshold: float) -> None:
+    (one,) = decode(raw(0), Decode(strides=STRIDES, score_threshold=threshold), SIZE)
+    assert len(one) == (100 if threshold == 0 else 0)
+
+
+def test_half_precision_outputs() -> None:
+    logits, distances = (output.astype(np.float16) for output in raw(0))
+    (half,) = decode([logits, distances], Decode(strides=STRIDES), SIZE)
+    (single,) = decode([logits.astype(np.float32), distances.astype(np.float32)], Decode(strides=STRIDES), SIZE)
+    np.testing.assert_array_equal(half.boxes, single.boxes)
+
+
+def test_outputs_of_another_canvas_are_refused() -> None:
+    with pytest.raises(AcclimateError, match="locations; export the artifact again"):
+        decode(raw(0), Decode(strides=STRIDES), (64, 64))
+    logits, distances = raw(0)
+    with pytest.raises(AcclimateError, match="locations"):
+        decode([logits, distances[..., :3]], Decode(strides=STRIDES), SIZE)
