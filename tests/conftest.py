@@ -1,0 +1,68 @@
+"""What all tests share: thread limits, no network, where the shared data are, and a watch on the repository's root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# One thread a process: several test processes share the cores, and sums in a fixed order make results repeatable.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+# A test that would fetch weights fails at once, everywhere, instead of waiting for a network or depending on one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+settings.register_profile(
+    "acclimate",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("acclimate")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _single_threaded_opencv() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+@pytest.fixture(autouse=True)
+def _repository_root_stays_clean() -> Iterator[None]:
+    """A test writes into its temporary folder; caches of the tools have names that start with a dot."""
+    before = set(os.listdir(REPOSITORY))
+    yield
+    left = sorted(name for name in set(os.listdir(REPOSITORY)) - before if not name.startswith("."))
+    assert not left, f"left in the repository's root: {', '.join(left)}"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the shared real data sets; tests that use it are marked `data`."""
+    folder = Path(os.environ.get("ACCLIMATE_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the shared data sets are not at {folder} (set ACCLIMATE_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The headless browser; tests that use it are marked `browser`."""
+    from acclimate.doctor import find_chromium
+
+    found = find_chromium()
+    if found is None:
+        pytest.skip("no chromium on this machine (as root on Debian: make browser)")
+    return found

@@ -1,0 +1,143 @@
+"""The map in docs/architecture.md is true: imports run downwards, never in a circle, and the device needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "acclimate"
+ARCHITECTURE = SOURCE.parents[1] / "docs" / "architecture.md"
+
+HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "hotcoco", "openvino", "scipy"}
+DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "onnxruntime", "rich", "typer", "acclimate"}
+DEVICE_PARTS = {"edge", "structures", "errors"}
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "core", "base_utils"}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package; a package goes by its own name."""
+    found = {}
+    for file in sorted(SOURCE.rglob("*.py")):
+        parts = [*file.relative_to(SOURCE.parent).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imported(name: str, tree: ast.AST, known: set[str]) -> set[tuple[str, int]]:
+    """(module, line) of every import in `tree`; for our own package down to the module that is meant."""
+    found: set[tuple[str, int]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, node.lineno) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: relative import"
+            module = node.module or ""
+            below = {f"{module}.{alias.name}" for alias in node.names} & known
+            # Names that the package itself defines come from the package; submodules stand for themselves.
+            if len(below) < len(node.names):
+                found.add((module, node.lineno))
+            found |= {(full, node.lineno) for full in below}
+    return found
+
+
+def layers(text: str) -> dict[str, int]:
+    """Part of the package -> depth, from the list fenced as `text layers`; parts on one line do not know each other."""
+    block = text.split("```text layers\n", 1)[1].split("```", 1)[0]
+    return {part: depth for depth, line in enumerate(block.split("\n")) for part in line.replace(",", " ").split()}
+
+
+def part(module: str) -> str:
+    """The layer that a module belongs to: the first name below the package."""
+    return module.split(".")[1]
+
+
+def upward(edges: dict[str, set[tuple[str, int]]], depth: dict[str, int]) -> list[str]:
+    """Imports that do not run downwards. The package's own file is free: it is the public face, and loads lazily."""
+    wrong = []
+    for module, targets in edges.items():
+        for target, line in sorted(targets):
+            if module == "acclimate" or not target.startswith("acclimate."):
+                continue
+            own, other = part(module), part(target)
+            if own != other and depth[own] >= depth[other]:
+                wrong.append(f"{module}:{line} imports {target}")
+    return wrong
+
+
+def edges() -> dict[str, set[tuple[str, int]]]:
+    files = modules()
+    return {name: imported(name, ast.parse(file.read_text()), set(files)) for name, file in files.items()}
+
+
+def test_every_part_has_a_layer() -> None:
+    depth = layers(ARCHITECTURE.read_text())
+    parts = {part(name) for name in modules() if name != "acclimate"}
+    assert parts - set(depth) == set(), "put these into the list of layers in docs/architecture.md"
+
+
+def test_imports_run_downwards() -> None:
+    assert upward(edges(), layers(ARCHITECTURE.read_text())) == []
+
+
+def test_an_upward_import_is_noticed() -> None:
+    graph = {"acclimate.data.views": {("acclimate.adapt.engine", 3)}, "acclimate.adapt.engine": {("acclimate.run", 1)}}
+    depth = {"adapt": 0, "data": 1, "run": 2}
+    assert upward(graph, depth) == ["acclimate.data.views:3 imports acclimate.adapt.engine"]
+
+
+def test_imports_never_go_in_a_circle() -> None:
+    graph = {
+        name: {target for target, _ in targets if target.startswith("acclimate") and target != name}
+        for name, targets in edges().items()
+        if name != "acclimate"
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_device_code_imports_only_what_the_base_package_installs() -> None:
+    wrong = []
+    for module, targets in edges().items():
+        if module == "acclimate" or part(module) not in DEVICE_PARTS:
+            continue
+        tree = ast.parse(modules()[module].read_text())
+        typing_only = {
+            line
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        wrong += [
+            f"{module}:{line} imports {target}"
+            for target, line in targets
+            if target.split(".")[0] not in DEVICE | set(sys.stdlib_module_names) and line not in typing_only
+        ]
+    assert wrong == []
+
+
+def test_light_modules_load_without_torch() -> None:
+    names = [
+        name
+        for name in modules()
+        if name == "acclimate" or part(name) in {"cli", "doctor", "edge", "structures", "config", "run", "errors"}
+    ]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = sorted({HEAVY!r} & set(sys.modules))\n"
+        "    assert not loaded, f'{name} loads {loaded}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert [name for name in modules() if name.split(".")[-1] in VAGUE] == []
