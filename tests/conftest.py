@@ -36,9 +36,9 @@ def _single_threaded_opencv() -> None:
 @pytest.fixture(autouse=True)
 def _repository_root_stays_clean() -> Iterator[None]:
     """A test writes into its temporary folder; caches of the tools have names that start with a dot."""
-    before = set(os.listdir(REPOSITORY))
+    before = set(REPOSITORY.iterdir())
     yield
-    left = sorted(name for name in set(os.listdir(REPOSITORY)) - before if not name.startswith("."))
+    left = sorted(path.name for path in set(REPOSITORY.iterdir()) - before if not path.name.startswith("."))
     assert not left, f"left in the repository's root: {', '.join(left)}"
 
 
