@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from acclimate.errors import AcclimateError
 
 
 class Options(BaseModel):
-    """Base of all options: immutable, and an unknown key is an error."""
+    """Base of all options: immutable, and an unknown key, a NaN or an infinity is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Options):
@@ -57,6 +57,12 @@ class ModelConfig(Options):
     """The backbone's normalisation: trainable BatchNorm, frozen BatchNorm, or GroupNorm."""
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _no_weights(cls, value: Any) -> Any:
+        """On the command line a bare `none` is the absent value everywhere; here it is a choice."""
+        return "none" if value is None else value
 
 
 class AugmentConfig(Options):
@@ -102,7 +108,6 @@ class TeacherConfig(Options):
 
     weight: float = Field(default=1.0, ge=0)
     box_weight: float = Field(default=1.0, ge=0)
-    ema: float = Field(default=0.998, gt=0, lt=1)
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Teacher scores below it are taken as background evidence only as far as they go (soft), never as boxes."""
     sharpen: float = Field(default=1.0, gt=0)
@@ -175,15 +180,20 @@ class Config(Options):
     @classmethod
     def _adapt_schedule_inherits(cls, values: Any) -> Any:
         """The adaptation's schedule starts from `train`'s loader settings, so that one place sets them."""
-        if isinstance(values, dict) and isinstance(values.get("train"), dict):
-            inherited = {
-                k: v for k, v in values["train"].items() if k in {"batch_size", "precision", "workers", "cache_mb"}
-            }
-            default = {"steps": 1000, "lr": 5e-4, "warmup": 50}
-            given = values.get("schedule") or {}
-            if isinstance(given, dict):
-                values = {**values, "schedule": {**default, **inherited, **given}}
-        return values
+        if not isinstance(values, dict):
+            return values
+        train, given = values.get("train"), values.get("schedule")
+        if isinstance(train, ScheduleConfig):
+            train = train.model_dump(exclude_unset=True)
+        if given is not None and not isinstance(given, dict):
+            return values
+        inherited = {
+            key: value
+            for key, value in (train if isinstance(train, dict) else {}).items()
+            if key in {"batch_size", "precision", "workers", "cache_mb"}
+        }
+        default = {"steps": 1000, "lr": 5e-4, "warmup": 50}
+        return {**values, "schedule": {**default, **inherited, **(given or {})}}
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -250,16 +260,21 @@ def parse_budget(text: str) -> Budget:
     Raises:
         AcclimateError: an unknown limit or a value that is not a positive number.
     """
-    return parse(Budget, merge({}, [item for item in text.split(",") if item.strip()]), where="--budget")
+    limits = [item.strip() for item in text.split(",") if item.strip()]
+    for limit in limits:
+        if "=" not in limit:
+            raise AcclimateError(f"--budget: {limit!r}: a limit is written key=value, for example latency_ms=10")
+    return parse(Budget, merge({}, limits), where="--budget")
 
 
 def _value(text: str) -> Any:
     if text in {"none", "None"}:
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
