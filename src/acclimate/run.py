@@ -25,12 +25,17 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acclimate import __version__
 from acclimate.errors import AcclimateError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_REFUSED = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+"""Errors of a write that another folder would mend."""
 
 
 class Manifest(BaseModel):
@@ -122,7 +127,8 @@ class Run:
             )
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            # Ours are the temporary files of a process that was killed before it had written its manifest.
+            if any(not (found.name.startswith(".") and found.name.endswith(".tmp")) for found in path.iterdir()):
                 raise AcclimateError(f"{path}: is not empty and is not a run; choose another --out")
         stamped = manifest.model_copy(update={"created": _now(), "machine": manifest.machine or machine()})
         run = cls(path, stamped)
@@ -181,8 +187,12 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        with writing(self.path), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(values) + "\n")
+        with writing(self.path), open(self.path / "metrics.jsonl", "ab+") as file:
+            if file.tell():
+                # A kill may have cut the last line short; what follows must not become part of it.
+                file.seek(-1, os.SEEK_END)
+            start = b"" if file.read(1) in {b"", b"\n"} else b"\n"
+            file.write(start + json.dumps(values).encode() + b"\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines in order; a last line that a kill cut short is left out."""
@@ -199,18 +209,38 @@ class Run:
             return
         for line in file.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
+                values = json.loads(line)
+                if isinstance(values, dict):
+                    yield values
 
     def evaluations(self) -> list[Evaluation]:
-        files = sorted((self.path / "evaluations").glob("*.json"))
-        return [Evaluation.model_validate(read_json(file)) for file in files]
+        """What was measured on labelled sets, in the order of the files' names.
+
+        Raises:
+            AcclimateError: a file is damaged.
+        """
+        return [_validated(Evaluation, file) for file in sorted((self.path / "evaluations").glob("*.json"))]
 
     def selection(self) -> Selection | None:
-        return Selection.model_validate(self.read("selection.json")) if self.has("selection.json") else None
+        """How the weights were chosen; None while they are not.
+
+        Raises:
+            AcclimateError: the file is damaged.
+        """
+        return _validated(Selection, self.path / "selection.json") if self.has("selection.json") else None
 
     def artifacts(self) -> list[Path]:
         """The folders of the artifacts exported from this run."""
         return sorted(file.parent for file in (self.path / "artifacts").glob("*/artifact.json"))
+
+
+def _validated(model: type[_Model], file: Path) -> _Model:
+    try:
+        return model.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); delete it and repeat the verb") from None
 
 
 @contextlib.contextmanager
@@ -225,7 +255,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise AcclimateError(f"{path}: the disk is full; free some space and run the same command again") from None
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+        if error.errno in _REFUSED:
             raise AcclimateError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
         raise
 
@@ -259,12 +289,14 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        AcclimateError: it is missing or is not JSON.
+        AcclimateError: it is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise AcclimateError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise AcclimateError(f"{path}: damaged JSON ({error})") from None
 
