@@ -420,7 +420,7 @@ def _read_coco(config: DataConfig) -> _Raw:
         try:
             where = f"{file}: annotation {annotation.get('id', f'[{number}]')}"
             image, category = annotation["image_id"], annotation["category_id"]
-            sample, name, identity = samples.get(image), names.get(category), annotation.get("id")
+            sample, kind, identity = samples.get(image), names.get(category), annotation.get("id")
             twice = identity is not None and identity in seen
             seen.add(identity)
             left, top, width, height = (float(value) for value in annotation["bbox"])
@@ -430,7 +430,7 @@ def _read_coco(config: DataConfig) -> _Raw:
         if sample is None:
             raw.problem(where, f"image id {image} is not in the index; left out")
             continue
-        if name is None:
+        if kind is None:
             raw.problem(where, f"category id {category} is not in the index; left out")
             continue
         if twice:
@@ -438,7 +438,7 @@ def _read_coco(config: DataConfig) -> _Raw:
             raw.problem(where, "the annotation id is listed twice; both boxes are kept")
         ignore = bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
         box = (left, top, left + width, top + height)
-        sample.objects.append(_Object(name, box, where, ignore))
+        sample.objects.append(_Object(kind, box, where, ignore))
     return raw
 
 

@@ -1,0 +1,271 @@
+"""Random views of an image, on uint8: one warp for the geometry, look-up tables and one 3x3 matrix for the colours.
+
+The weak view is the warped canvas; the strong view is `strong(weak)`, so both share one geometry and one set of boxes.
+Every function draws from the generator that it is given and from nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from acclimate.config import AugmentConfig
+from acclimate.structures import Annotations, Image
+
+FILL = 114
+"""Grey of the canvas outside the image, as in `edge.images.letterbox`."""
+
+MIN_VISIBLE = 0.2
+"""A box of which less than this part of its area is left on the canvas is no longer a target."""
+
+MIN_SIDE_PX = 1.5
+"""Nor is a box with a shorter side on the canvas."""
+
+_NOISE_SIGMA = 40.0
+_SAMPLE_SIDE = 96
+"""Statistics are taken from about this many pixels a side; more do not change a mean or a quantile visibly."""
+
+_IDENTITY = np.arange(256, dtype=np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float64)
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
+
+def geometry(
+    image: Image,
+    annotations: Annotations,
+    image_size: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[Image, Annotations]:
+    """Flip, scale and shift an image onto a canvas of `image_size` (height, width), in one warp.
+
+    The scale is relative to the letterbox fit; with no jitter and no shift the result is the letterbox. A box that
+    leaves the canvas is clipped; see `MIN_VISIBLE` and `MIN_SIDE_PX` for what is dropped.
+
+    Returns:
+        The canvas, (H, W, 3), and the boxes on it.
+    """
+    height, width = image.shape[:2]
+    rows, columns = image_size
+    fit = min(rows / height, columns / width)
+    low, high = config.scale
+    factor = math.exp(rng.uniform(math.log(low), math.log(high)))
+    scale = fit * factor
+    flip_x, flip_y = rng.random(2) < (config.flip, config.vertical_flip)
+    place = rng.random(2)
+    shift = rng.uniform(-config.translate, config.translate, 2)
+    # Shrunk, the content moves within the area that the letterbox would fill; enlarged, a random part of it shows.
+    x = width * fit * (place[0] * (1.0 - factor) + shift[0])
+    y = height * fit * (place[1] * (1.0 - factor) + shift[1])
+
+    # Edges, not pixel centres: canvas = a * image + b.
+    ax, bx = (-scale, x + scale * width) if flip_x else (scale, x)
+    ay, by = (-scale, y + scale * height) if flip_y else (scale, y)
+    boxes = annotations.boxes * np.array([ax, ay, ax, ay], np.float32) + np.array([bx, by, bx, by], np.float32)
+    if flip_x:
+        boxes = boxes[:, [2, 1, 0, 3]]
+    if flip_y:
+        boxes = boxes[:, [0, 3, 2, 1]]
+
+    # Bilinear sampling skips pixels below half size; a power of two is averaged away first.
+    shrink = 2 ** max(0, math.floor(math.log2(1.0 / scale) + 1e-9)) if scale < 1.0 else 1
+    if shrink > 1:
+        image = np.asarray(
+            cv2.resize(image, (max(1, width // shrink), max(1, height // shrink)), interpolation=cv2.INTER_AREA),
+            np.uint8,
+        )
+    sx, sy = ax * width / image.shape[1], ay * height / image.shape[0]
+    matrix = np.array([[sx, 0.0, bx + 0.5 * sx - 0.5], [0.0, sy, by + 0.5 * sy - 0.5]])
+    canvas = cv2.warpAffine(
+        image,
+        matrix,
+        (columns, rows),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(FILL, FILL, FILL),
+    )
+    return np.asarray(canvas, np.uint8), on_canvas(annotations.with_boxes(boxes), image_size)
+
+
+def on_canvas(annotations: Annotations, image_size: tuple[int, int]) -> Annotations:
+    """Annotations clipped to a canvas of (height, width), without those of which too little is left."""
+    if not len(annotations):
+        return annotations
+    boxes = annotations.boxes
+    rows, columns = image_size
+    clipped = np.empty_like(boxes)
+    np.clip(boxes[:, 0::2], 0, columns, out=clipped[:, 0::2])
+    np.clip(boxes[:, 1::2], 0, rows, out=clipped[:, 1::2])
+    before = boxes[:, 2:] - boxes[:, :2]
+    after = clipped[:, 2:] - clipped[:, :2]
+    kept = (after.min(axis=1) >= MIN_SIDE_PX) & (after.prod(axis=1) >= MIN_VISIBLE * before.prod(axis=1))
+    return annotations.with_boxes(clipped)[kept]
+
+
+def strong(canvas: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Another look of the same canvas: colours, tone, blur, noise, cut-out rectangles. The input is not changed.
+
+    Colour jitter, hue and grey are one matrix in YIQ; brightness, contrast, tone curve and inversion are one table.
+    """
+    chance = rng.random(7)
+    image = canvas
+    matrix = _colour_matrix(chance[0] < config.colour, chance[1] < config.grey, rng)
+    if matrix is not None:
+        image = np.asarray(cv2.transform(image, matrix), np.uint8)
+    table = _tone_table(chance[0] < config.colour, chance[2] < config.tone, chance[3] < config.invert, rng)
+    if table is not None:
+        image = np.asarray(cv2.LUT(image, table), np.uint8)
+    if chance[4] < config.blur:
+        sigma = rng.uniform(0.3, 1.6) * max(1.0, max(canvas.shape[:2]) / 320)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.uint8)
+    if chance[5] < config.noise:
+        image = _noisy(image, rng)
+    if chance[6] < config.cutout:
+        if image is canvas:
+            image = canvas.copy()
+        _cut_out(image, rng)
+    return image if image is not canvas else canvas.copy()
+
+
+def _colour_matrix(colour: bool, grey: bool, rng: np.random.Generator) -> NDArray[np.float64] | None:
+    """Saturation, hue rotation and white balance (3x3, RGB -> RGB); None where nothing changes."""
+    if not colour and not grey:
+        return None
+    matrix = np.eye(3)
+    if colour:
+        saturation, angle = rng.uniform(0.4, 1.6), rng.uniform(-0.3, 0.3)
+        cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
+        matrix = _FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _TO_YIQ
+        matrix = np.exp(rng.uniform(-0.1, 0.1, (3, 1))) * matrix
+    if grey:
+        matrix = np.repeat(_LUMA[None].astype(np.float64), 3, axis=0) @ matrix
+    return matrix
+
+
+def _tone_table(colour: bool, tone: bool, invert: bool, rng: np.random.Generator) -> NDArray[np.uint8] | None:
+    """A 256-entry table: contrast and brightness, a random monotone curve, inversion; None where nothing changes."""
+    if not (colour or tone or invert):
+        return None
+    values: NDArray[Any] = _IDENTITY
+    if colour:
+        contrast, brightness = math.exp(rng.uniform(-0.45, 0.45)), rng.uniform(-40.0, 40.0)
+        values = (values - 127.5) * contrast + 127.5 + brightness
+    if tone:
+        values = np.interp(values, np.linspace(0, 255, 7), _curve(rng))
+    if invert:
+        values = 255.0 - values
+    return np.asarray(np.clip(values + 0.5, 0, 255), np.uint8)
+
+
+def _curve(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Seven knots of a random monotone curve over 0..255: a gamma, bent by random positive increments."""
+    gamma = math.exp(rng.uniform(-0.7, 0.7))
+    steps = np.diff(np.linspace(0.0, 1.0, 7) ** gamma) * np.exp(rng.normal(0.0, 0.4, 6))
+    knots = np.concatenate(([0.0], np.cumsum(steps)))
+    low, high = rng.uniform(0.0, 50.0), rng.uniform(205.0, 255.0)
+    return np.asarray(low + (high - low) * knots / knots[-1])
+
+
+@lru_cache(maxsize=2)
+def _noise_bank(channels: int, side: int) -> Image:
+    """Gaussian noise around 128, drawn once; slices of it are cheap and no two views need the same slice."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(128.0, _NOISE_SIGMA, (side, side, channels)).clip(0, 255).astype(np.uint8)
+    return np.repeat(noise, 3, axis=2) if channels == 1 else noise
+
+
+def _noise(height: int, width: int, rng: np.random.Generator) -> Image:
+    side = max(1024, 2 ** math.ceil(math.log2(2 * max(height, width))))
+    bank = _noise_bank(3 if rng.random() < 0.5 else 1, side)
+    top, left = rng.integers(bank.shape[0] - height), rng.integers(bank.shape[1] - width)
+    return bank[top : top + height, left : left + width]
+
+
+def _noisy(image: Image, rng: np.random.Generator) -> Image:
+    weight = rng.uniform(2.0, 16.0) / _NOISE_SIGMA
+    noise = _noise(image.shape[0], image.shape[1], rng)
+    return np.asarray(cv2.addWeighted(image, 1.0, noise, weight, -128.0 * weight), np.uint8)
+
+
+def _cut_out(image: Image, rng: np.random.Generator) -> None:
+    """Random erasing (Zhong et al. 2020) of one to five rectangles, each 0.5 to 6 % of the canvas, in place."""
+    rows, columns = image.shape[:2]
+    for _ in range(rng.integers(1, 6)):
+        area = rng.uniform(0.005, 0.06) * rows * columns
+        aspect = math.exp(rng.uniform(-1.1, 1.1))
+        height = min(rows, max(1, round(math.sqrt(area * aspect))))
+        width = min(columns, max(1, round(math.sqrt(area / aspect))))
+        top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+        part = image[top : top + height, left : left + width]
+        part[...] = rng.integers(0, 256, 3, dtype=np.uint8) if rng.random() < 0.5 else _noise(height, width, rng)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """Colours of one image.
+
+    Attributes:
+        mean: (3,) of OpenCV's 8-bit Lab.
+        deviation: (3,) standard deviations in the same space.
+        quantiles: (3, 256) share of pixels with at most this value, for R, G, B.
+    """
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    quantiles: NDArray[np.float32]
+
+
+def statistics(image: Image) -> Statistics:
+    """The colour statistics of an image, from an evenly spaced sample of its pixels."""
+    step = max(1, min(image.shape[:2]) // _SAMPLE_SIDE)
+    sample = np.ascontiguousarray(image[::step, ::step])
+    mean, deviation = cv2.meanStdDev(cv2.cvtColor(sample, cv2.COLOR_RGB2LAB))
+    counts = np.stack([np.bincount(sample[..., channel].ravel(), minlength=256) for channel in range(3)])
+    quantiles = (np.cumsum(counts, axis=1) / counts[0].sum()).astype(np.float32)
+    return Statistics(mean.ravel().astype(np.float32), deviation.ravel().astype(np.float32), quantiles)
+
+
+def restyle(
+    image: Image,
+    target: Statistics,
+    rng: np.random.Generator,
+    *,
+    strength: float | None = None,
+    method: str | None = None,
+) -> Image:
+    """`image` with the colour statistics of a target image, blended with its own by a random strength in 0.5..1.
+
+    Args:
+        image: (H, W, 3) RGB.
+        target: of the image whose look is taken on.
+        rng: draws what is not given.
+        strength: 0 keeps the image, 1 takes on the target's statistics in full.
+        method: "lab" matches mean and standard deviation in Lab (Reinhard et al. 2001, with OpenCV's Lab for l-alpha-
+            beta); "histogram" matches the distribution of each of R, G, B.
+    """
+    drawn = rng.random(2)
+    strength = 0.5 + 0.5 * float(drawn[0]) if strength is None else strength
+    method = ("lab" if drawn[1] < 0.5 else "histogram") if method is None else method
+    own = statistics(image)
+    tables = np.empty((1, 256, 3), np.float32)
+    if method == "histogram":
+        for channel in range(3):
+            tables[0, :, channel] = np.interp(own.quantiles[channel], target.quantiles[channel], _IDENTITY)
+        return _look_up(image, tables, strength)
+    gain = target.deviation / np.maximum(own.deviation, 1.0)
+    # A flat image has no contrast to stretch; beyond this the noise is all that would be seen.
+    tables[0] = (_IDENTITY[:, None] - own.mean) * gain.clip(0.0, 4.0) + target.mean
+    lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
+    return np.asarray(cv2.cvtColor(_look_up(lab, tables, strength), cv2.COLOR_LAB2RGB), np.uint8)
+
+
+def _look_up(image: Image, tables: NDArray[Any], strength: float) -> Image:
+    blended = strength * tables + (1.0 - strength) * _IDENTITY[None, :, None]
+    return np.asarray(cv2.LUT(image, np.clip(blended + 0.5, 0, 255).astype(np.uint8)), np.uint8)

@@ -1,0 +1,304 @@
+"""From files to batches: a cache of decoded images, and the loader that training reads.
+
+What a step contains depends on the seed and the step alone, so a run that resumes at step s sees what an uninterrupted
+run would have seen, and the processes of a distributed run share out exactly the batch of a single one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from acclimate.config import AugmentConfig, ScheduleConfig
+from acclimate.data.augment import Statistics, geometry, restyle, statistics, strong
+from acclimate.data.formats import LabelledSet, UnlabelledSet
+from acclimate.edge.images import Letterbox, letterbox, read_image
+from acclimate.errors import AcclimateError
+from acclimate.structures import Annotations, Batch, Image
+
+_log = logging.getLogger(__name__)
+
+_SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER = range(4)
+"""Streams of random numbers, kept apart in the seeds."""
+
+
+class ImageCache:
+    """Decoded images, kept while they fit into `limit_mb`; safe to use from several threads.
+
+    What does not fit is decoded anew each time: in an epoch every image is used once, so nothing kept is worth less
+    than what would replace it. An image that cannot be read is reported once and remembered.
+    """
+
+    def __init__(self, limit_mb: float) -> None:
+        self._limit = limit_mb * 1e6
+        self._used = 0
+        self._items: dict[tuple[Any, ...], Any] = {}
+        self._damaged: dict[Path, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def used_mb(self) -> float:
+        return self._used / 1e6
+
+    @property
+    def damaged(self) -> tuple[Path, ...]:
+        """The files that could not be read so far."""
+        return tuple(self._damaged)
+
+    def get(self, path: Path, longest: int | None = None) -> Image | None:
+        """The image at `path`, read-only, shrunk so that its longer side has at most `longest` pixels.
+
+        Returns:
+            (H, W, 3) RGB, or None where the file is damaged or missing; the first time this is logged.
+        """
+        key = (path, longest)
+        found = self._items.get(key)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        image = self._read(path)
+        if image is None:
+            return None
+        if longest is not None and max(image.shape[:2]) > longest:
+            scale = longest / max(image.shape[:2])
+            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        self._keep(key, image, image.nbytes)
+        return image
+
+    def canvas(self, path: Path, image_size: tuple[int, int]) -> tuple[Image, Letterbox] | None:
+        """The letterboxed image at `path`, read-only, for a canvas of (height, width); None where it is damaged."""
+        key = (path, *image_size)
+        found = self._items.get(key)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        image = self._read(path)
+        if image is None:
+            return None
+        made = letterbox(image, image_size)
+        self._keep(key, made, made[0].nbytes)
+        return made
+
+    def _read(self, path: Path) -> Image | None:
+        if path in self._damaged:
+            return None
+        try:
+            return read_image(path)
+        except AcclimateError as error:
+            with self._lock:
+                first = path not in self._damaged
+                self._damaged[path] = str(error)
+            if first:
+                _log.warning("%s; it is left out", error)
+            return None
+
+    def _keep(self, key: tuple[Any, ...], item: Any, size: int) -> None:
+        with self._lock:
+            if key not in self._items and self._used + size <= self._limit:
+                self._items[key] = item
+                self._used += size
+
+
+class Loader:
+    """Batches of source and target images for training.
+
+    The memory layout of the batches is channels_last, which costs nothing to make and is what the convolutions want.
+    Creating a loader switches off OpenCV's own threads in this process: the loader's threads work on whole batches.
+
+    Args:
+        source: labelled images; its boxes become the targets.
+        target: images without labels, or None to train on the source alone.
+        image_size: (height, width) of the network's canvas.
+        augment: the random views. `style` acts where there is a target.
+        schedule: batch size (over all processes), threads and cache size.
+        seed: of everything random.
+        rank: this process among `world`; it gets a contiguous part of each batch.
+        world: number of processes.
+
+    Raises:
+        AcclimateError: the batch size cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        source: LabelledSet,
+        target: UnlabelledSet | None,
+        image_size: tuple[int, int],
+        augment: AugmentConfig,
+        schedule: ScheduleConfig,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if schedule.batch_size % world:
+            raise AcclimateError(
+                f"batch_size {schedule.batch_size} cannot be shared out evenly over {world} processes; "
+                f"choose a multiple of {world}"
+            )
+        self._source = source
+        self._target = target
+        self._image_size = image_size
+        self._augment = augment
+        self._batch_size = schedule.batch_size
+        self._workers = schedule.workers
+        self._seed = seed
+        share = schedule.batch_size // world
+        self._positions = range(rank * share, (rank + 1) * share)
+        # A little more than the largest scale shows, so that nothing is enlarged that has pixels to give.
+        self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
+        self.cache = ImageCache(schedule.cache_mb)
+        self._order = lru_cache(maxsize=4)(self._permutation)
+        self._styles: dict[int, Statistics] = {}
+        cv2.setNumThreads(0)
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Batch, Batch | None]]:
+        """Endless batches from step `start` on; the target's batch is None where there is no target.
+
+        Closing the iterator (or dropping it) ends its threads.
+
+        Raises:
+            AcclimateError: more than half of a set's images cannot be read.
+        """
+        if self._workers == 0:
+            step = start
+            while True:
+                yield self.batch(step)
+                step += 1
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
+        try:
+            ahead: deque[Future[tuple[Batch, Batch | None]]] = deque()
+            step = start
+            while True:
+                while len(ahead) <= self._workers + 1:
+                    ahead.append(pool.submit(self.batch, step))
+                    step += 1
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def batch(self, step: int) -> tuple[Batch, Batch | None]:
+        """The batch of one step, made in the calling thread."""
+        source = self._load(step, _SOURCE)
+        return source, None if self._target is None else self._load(step, _TARGET)
+
+    def _load(self, step: int, stream: int) -> Batch:
+        count = len(self._positions)
+        weak = np.empty((count, *self._image_size, 3), np.float32)
+        other = np.empty_like(weak)
+        targets: list[Annotations] = []
+        for slot, position in enumerate(self._positions):
+            rng = np.random.default_rng([self._seed, stream, step, position])
+            image, annotations = self._sample(step, position, stream)
+            if stream == _SOURCE and self._target is not None and rng.random() < self._augment.style:
+                image = restyle(image, self._style(int(rng.integers(len(self._target)))), rng)
+            canvas, annotations = geometry(image, annotations, self._image_size, self._augment, rng)
+            weak[slot] = canvas
+            other[slot] = strong(canvas, self._augment, rng)
+            targets.append(annotations)
+        return Batch(_tensor(weak), _tensor(other), targets if stream == _SOURCE else None)
+
+    def _sample(self, step: int, position: int, stream: int) -> tuple[Image, Annotations]:
+        """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
+        epoch, offset = divmod(step * self._batch_size + position, self._length(stream))
+        index = int(self._order(stream, epoch)[offset])
+        index, image = self._readable(index, stream)
+        if stream != _SOURCE:
+            return image, Annotations.empty()
+        item = self._source.images[index]
+        sx, sy = image.shape[1] / item.width, image.shape[0] / item.height
+        if sx == sy == 1.0:
+            return image, item.annotations
+        return image, item.annotations.with_boxes(item.annotations.boxes * np.array([sx, sy, sx, sy], np.float32))
+
+    def _readable(self, index: int, stream: int) -> tuple[int, Image]:
+        """The image at `index`, or the next one in the set that can be read."""
+        count = self._length(stream)
+        for attempt in range(count // 2 + 1):
+            chosen = (index + attempt) % count
+            image = self.cache.get(self._path(chosen, stream), self._longest)
+            if image is not None:
+                return chosen, image
+            self._check(stream)
+        raise AcclimateError(self._mostly_damaged(stream))
+
+    def _check(self, stream: int) -> None:
+        damaged = set(self.cache.damaged)
+        bad = sum(self._path(index, stream) in damaged for index in range(self._length(stream)))
+        if 2 * bad > self._length(stream):
+            raise AcclimateError(self._mostly_damaged(stream))
+
+    def _mostly_damaged(self, stream: int) -> str:
+        kind = "source" if stream == _SOURCE else "target"
+        return (
+            f"{self.cache.damaged[0]}: this and more than half of the {self._length(stream)} {kind} images cannot be "
+            "read; copy the data again"
+        )
+
+    def _style(self, index: int) -> Statistics:
+        found = self._styles.get(index)
+        if found is None:
+            found = self._styles[index] = statistics(self._readable(index, _TARGET)[1])
+        return found
+
+    def _path(self, index: int, stream: int) -> Path:
+        if stream == _SOURCE:
+            return self._source.images[index].path
+        assert self._target is not None
+        return self._target.paths[index]
+
+    def _length(self, stream: int) -> int:
+        if stream == _SOURCE:
+            return len(self._source)
+        assert self._target is not None
+        return len(self._target)
+
+    def _permutation(self, stream: int, epoch: int) -> NDArray[np.int64]:
+        order = _SOURCE_ORDER if stream == _SOURCE else _TARGET_ORDER
+        return np.random.default_rng([self._seed, order, epoch]).permutation(self._length(stream))
+
+
+def _tensor(images: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def plain_images(
+    paths: Sequence[Path], image_size: tuple[int, int], cache: ImageCache | None = None
+) -> Iterator[tuple[Path, Image, Letterbox]]:
+    """Each image as the detector sees it on the device: letterboxed onto (height, width), not augmented.
+
+    A damaged image is logged and left out, so compare by path and not by position.
+
+    Raises:
+        AcclimateError: more than half of the images cannot be read.
+    """
+    cache = cache or ImageCache(0)
+    bad = 0
+    for path in paths:
+        made = cache.canvas(path, image_size)
+        if made is not None:
+            yield path, *made
+            continue
+        bad += 1
+        if 2 * bad > len(paths):
+            raise AcclimateError(
+                f"{path}: this and more than half of {len(paths)} images cannot be read; copy the data again"
+            )
+
+
+def choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
+    """`count` of `paths`, evenly spread over their sorted order from a random start; all of them if there are fewer."""
+    ordered = sorted(paths)
+    if count >= len(ordered):
+        return tuple(ordered)
+    start = np.random.default_rng(seed).random()
+    return tuple(ordered[int((i + start) * len(ordered) / count)] for i in range(count))
