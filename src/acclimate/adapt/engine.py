@@ -1,0 +1,280 @@
+"""THE loop: every training and adaptation runs through `fit`.
+
+One step, in order: terms -> backward -> unscale -> gradient transforms -> clip -> optimiser -> after_step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from acclimate.adapt.objective import GradientTransform, Objective
+from acclimate.config import ScheduleConfig
+from acclimate.errors import AcclimateError
+from acclimate.models.detector import save_weights
+from acclimate.run import Run, write_text, writing
+
+if TYPE_CHECKING:
+    from acclimate.data.dataset import Loader
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """The user or the system asked to stop; the state up to `step` is on disk and the same command goes on."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(f"{run}: interrupted after step {step}; run the same command again to continue from there")
+        self.step = step
+
+
+def accelerator(precision: str) -> Accelerator:
+    """The process's Accelerate object. `auto` is bf16 on a GPU that has it, and fp32 on a CPU, where it gains little."""
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    # One process may run several verbs; Accelerate otherwise refuses a second precision.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
+    )
+
+
+def fit(
+    run: Run,
+    objective: Objective,
+    loader: Loader,
+    schedule: ScheduleConfig,
+    acc: Accelerator,
+    *,
+    transforms: Sequence[GradientTransform] = (),
+    console: Console | None = None,
+    title: str = "training",
+) -> None:
+    """Train until `schedule.steps`, taking up the state in `run` where there is one.
+
+    Writes metrics.jsonl, checkpoints/step_N.safetensors (averaged weights) and state/ into the run folder.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, once the state is saved.
+        AcclimateError: the loss is not finite, or the disk refuses.
+    """
+    objective.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective.average.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(_groups(objective, schedule.weight_decay), lr=schedule.lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(schedule))
+    model, optimizer = acc.prepare(objective, optimizer)
+    acc.register_for_checkpointing(scheduler)
+    start, window = _resume(run, acc)
+    objective.train()
+    rate = _Rate(schedule.batch_size * schedule.accumulate)
+    batches = loader.batches(start * schedule.accumulate)
+    step = start
+    with _stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
+        try:
+            for step in range(start + 1, schedule.steps + 1):
+                losses: dict[str, float] = {}
+                for micro in range(schedule.accumulate):
+                    source, target = next(batches)
+                    source = source.to(acc.device)
+                    target = target.to(acc.device) if target is not None else None
+                    sync = contextlib.nullcontext() if micro == schedule.accumulate - 1 else acc.no_sync(model)
+                    with sync:
+                        with acc.autocast():
+                            parts = model(source, target, (step - 1) / schedule.steps)
+                        acc.backward(sum(parts.values()) / schedule.accumulate)
+                    for name, value in parts.items():
+                        losses[name] = losses.get(name, 0.0) + float(value.detach()) / schedule.accumulate
+                acc.unscale_gradients()
+                for transform in transforms:
+                    transform(objective.detector)
+                norm = nn.utils.clip_grad_norm_(objective.parameters(), schedule.clip or math.inf)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                objective.after_step(step)
+                rate.step()
+
+                losses["loss"] = sum(losses.values())
+                if not math.isfinite(losses["loss"]):
+                    raise AcclimateError(
+                        f"{run.path}: the loss is {losses['loss']} at step {step}; lower the learning rate "
+                        f"(now {schedule.lr:g}) or use precision fp32. The last checkpoint is kept"
+                    )
+                losses["gradient_norm"] = float(norm)
+                for name, value in losses.items():
+                    window[name] = window.get(name, 0.0) + value
+                window["steps"] = window.get("steps", 0.0) + 1
+                if step % schedule.log_every == 0 or step == schedule.steps:
+                    if acc.is_main_process:
+                        means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
+                        lr = scheduler.get_last_lr()[0]
+                        run.log(step=step, lr=lr, images_per_s=round(rate.images_per_s(), 2), **means)
+                    window = {}
+                advance(step, losses["loss"], rate.images_per_s())
+                if step % schedule.checkpoint_every == 0 or step == schedule.steps:
+                    if acc.is_main_process:
+                        save_weights(objective.average, checkpoint(run, step))
+                    _save_state(run, acc, step, window)
+                if stopped.is_set() and step < schedule.steps:
+                    _save_state(run, acc, step, window)
+                    raise Interrupted(run.path, step)
+        finally:
+            batches.close()
+
+
+def checkpoint(run: Run, step: int) -> Path:
+    """Where the averaged weights after `step` are."""
+    return run.path / "checkpoints" / f"step_{step:06d}.safetensors"
+
+
+def checkpoints(run: Run) -> dict[int, Path]:
+    """All checkpoints of a run, by step."""
+    files = sorted((run.path / "checkpoints").glob("step_*.safetensors"))
+    return {int(file.stem.removeprefix("step_")): file for file in files}
+
+
+def discard_state(run: Run) -> None:
+    """Remove what only a resume needs; a finished run has no use for it."""
+    for name in ("state", "state.old", "state.new"):
+        shutil.rmtree(run.path / name, ignore_errors=True)
+
+
+def _groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
+    """Norms and biases (one-dimensional parameters) are not decayed."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _warmup_cosine(schedule: ScheduleConfig) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < schedule.warmup:
+            return (step + 1) / schedule.warmup
+        progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor
+
+
+def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float]) -> None:
+    """Everything an exact resume needs, swapped in whole: a kill leaves the old state or the new one."""
+    new, state, old = (run.path / name for name in ("state.new", "state", "state.old"))
+    acc.wait_for_everyone()
+    with writing(run.path):
+        if acc.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)
+        acc.wait_for_everyone()
+        acc.save_state(str(new), safe_serialization=False)
+        acc.wait_for_everyone()
+        if acc.is_main_process:
+            write_text(new / "step.json", json.dumps({"step": step, "window": window}))
+            shutil.rmtree(old, ignore_errors=True)
+            if state.exists():
+                state.rename(old)
+            new.rename(state)
+            shutil.rmtree(old, ignore_errors=True)
+    acc.wait_for_everyone()
+
+
+def _resume(run: Run, acc: Accelerator) -> tuple[int, dict[str, float]]:
+    for name in ("state", "state.old"):
+        folder = run.path / name
+        if (folder / "step.json").is_file():
+            saved = json.loads((folder / "step.json").read_text())
+            acc.load_state(str(folder))
+            if acc.is_main_process:
+                run.rewind(saved["step"])
+                for step, file in checkpoints(run).items():
+                    if step > saved["step"]:
+                        file.unlink()
+            acc.wait_for_everyone()
+            return int(saved["step"]), dict(saved["window"])
+    if acc.is_main_process:
+        run.rewind(0)
+    return 0, {}
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; a second SIGINT stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(
+    acc: Accelerator, console: Console | None, title: str, steps: int, start: int
+) -> Iterator[Callable[[int, float, float], None]]:
+    """A bar on a terminal; elsewhere a line at every tenth of the way."""
+    if not acc.is_main_process or console is None:
+        yield lambda step, loss, rate: None
+        return
+    if not console.is_terminal:
+        every = max(1, steps // 10)
+
+        def line(step: int, loss: float, rate: float) -> None:
+            if step % every == 0 or step == steps:
+                console.print(f"{title}: step {step}/{steps}, loss {loss:.3f}, {rate:.1f} images/s", highlight=False)
+
+        yield line
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(title, total=steps, completed=start, note="")
+
+        def tick(step: int, loss: float, rate: float) -> None:
+            bar.update(task, completed=step, note=f"loss {loss:.3f}, {rate:.1f} images/s")
+
+        yield tick
+
+
+class _Rate:
+    """Images a second over the last steps, the first one (which warms caches) left out."""
+
+    def __init__(self, batch: int, keep: int = 50) -> None:
+        self.batch = batch
+        self.keep = keep
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        self.times = [*self.times[-self.keep :], time.perf_counter()]
+
+    def images_per_s(self) -> float:
+        if len(self.times) < 2:
+            return 0.0
+        return self.batch * (len(self.times) - 1) / (self.times[-1] - self.times[0])

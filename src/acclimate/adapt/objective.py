@@ -1,0 +1,147 @@
+"""What one training step optimises: terms over shared views, and the average of the weights.
+
+An adaptation method is a list of terms. The module that DistributedDataParallel wraps is their sum.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.models.detector import Detector
+from acclimate.structures import Batch
+
+View = Literal["source_weak", "source_strong", "target_weak", "target_strong"]
+
+GradientTransform = Callable[[nn.Module], None]
+"""Edits the gradients of a module in place, between backward (after unscaling) and the optimiser's step."""
+
+
+class Step:
+    """One training step, shared by all terms. No view is forwarded twice, however many terms ask.
+
+    The views that the terms train on go through the detector as one batch, so that batch statistics see the mixture
+    that the running statistics will describe.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        average: Detector,
+        source: Batch,
+        target: Batch | None,
+        progress: float,
+        views: Sequence[View],
+    ) -> None:
+        self.detector = detector
+        self.average = average
+        self.source = source
+        self.target = target
+        self.progress = progress
+        self._views = tuple(views)
+        self._features: dict[View, list[Tensor]] = {}
+        self._raw: dict[View, tuple[Tensor, ...]] = {}
+        self._average_raw: dict[View, tuple[Tensor, ...]] = {}
+
+    def images(self, view: View) -> Tensor:
+        """(B, 3, H, W) of a view."""
+        domain, _, strength = view.partition("_")
+        batch = self.source if domain == "source" else self.target
+        if batch is None:
+            raise ValueError(f"this step has no target images, so there is no view {view!r}")
+        return batch.weak if strength == "weak" else batch.strong
+
+    def features(self, view: View) -> list[Tensor]:
+        """The detector's pyramid of a view that a term declared in `Term.views`."""
+        self._forward()
+        return self._features[view]
+
+    def raw(self, view: View) -> tuple[Tensor, ...]:
+        """The detector's raw outputs of such a view."""
+        self._forward()
+        return self._raw[view]
+
+    def average_raw(self, view: View) -> tuple[Tensor, ...]:
+        """Raw outputs of the averaged weights (the mean teacher) in eval mode, without gradients; of any view."""
+        if view not in self._average_raw:
+            with torch.no_grad():
+                self._average_raw[view] = self.average(self.images(view))
+        return self._average_raw[view]
+
+    def _forward(self) -> None:
+        if self._features:
+            return
+        images = [self.images(view) for view in self._views]
+        sizes = [len(batch) for batch in images]
+        features = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
+        raw = self.detector.head(features)
+        levels = [level.split(sizes) for level in features]
+        outputs = [output.split(sizes) for output in raw]
+        for i, view in enumerate(self._views):
+            self._features[view] = [level[i] for level in levels]
+            self._raw[view] = tuple(output[i] for output in outputs)
+
+
+class Term(nn.Module):
+    """One part of the objective. A term that needs its own optimiser owns it; its state is part of the checkpoint."""
+
+    views: ClassVar[tuple[View, ...]] = ()
+    """The views that the term takes gradients through."""
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Weighted scalar losses, named "term/loss"; their sum is what is minimised."""
+
+    def after_step(self, detector: Detector) -> None:
+        """Called after the optimiser's step."""
+
+
+class Objective(nn.Module):
+    """The detector, the average of its weights, and the terms.
+
+    The average (Polyak averaging; Tarvainen and Valpola 2017 as a mean teacher) is what checkpoints hold.
+    """
+
+    def __init__(self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool) -> None:
+        """`warm` lets the average follow quickly at first, for weights that start from nothing."""
+        super().__init__()
+        self.detector = detector
+        self.average = copy.deepcopy(detector).requires_grad_(False).eval()
+        self.terms = nn.ModuleList(terms)
+        self.ema = ema
+        self.warm = warm
+        self.views: tuple[View, ...] = tuple(dict.fromkeys(view for term in terms for view in term.views))
+        if not self.views:
+            raise ValueError("an objective needs at least one term that trains on a view")
+
+    def forward(self, source: Batch, target: Batch | None, progress: float) -> dict[str, Tensor]:
+        step = Step(self.detector, self.average, source, target, progress, self.views)
+        losses: dict[str, Tensor] = {}
+        for term in self.terms:
+            losses.update(term(step))
+        return losses
+
+    def train(self, mode: bool = True) -> Objective:
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Move the average towards the weights just reached; then let the terms finish."""
+        decay = min(self.ema, (1 + step) / (10 + step)) if self.warm else self.ema
+        own, average = self.detector.state_dict(), self.average.state_dict()
+        moving = [name for name, value in average.items() if value.is_floating_point()]
+        torch._foreach_lerp_([average[n] for n in moving], [own[n] for n in moving], 1 - decay)
+        for name, value in average.items():
+            if not value.is_floating_point():
+                value.copy_(own[name])
+        for term in self.terms:
+            assert isinstance(term, Term)
+            term.after_step(self.detector)

@@ -1,0 +1,256 @@
+"""The one-stage, anchor-free detector: any timm backbone, a light FPN, a depthwise head.
+
+Lin et al. 2017 (feature pyramid), Tian et al. 2019 (FCOS: one location, four side distances), Feng et al. 2021
+(TOOD: task-aligned assignment), Li et al. 2020 (GFL: quality focal loss), Rezatofighi et al. 2019 (GIoU), Lyu et
+al. 2022 (RTMDet: the head's convolutions are shared by the levels, its normalisation is not).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss, roi_align
+
+from acclimate.edge.artifact import Decode
+from acclimate.models.backbones import Backbone, load_weights
+from acclimate.models.detector import Detector, DetectorSpec
+from acclimate.structures import Annotations
+
+TOP_LOCATIONS = 13
+CLASS_POWER, IOU_POWER = 1.0, 6.0
+BOX_WEIGHT = 2.0
+PRIOR = 0.01
+START_DISTANCE = 2.0
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    """GroupNorm (Wu and He 2018) throughout where it is asked for; else BatchNorm, which folds for the device."""
+    return nn.GroupNorm(math.gcd(8, channels), channels) if kind == "group" else nn.BatchNorm2d(channels)
+
+
+class _Separable(nn.Module):
+    """Depthwise 3x3 and pointwise convolution with one normalisation a level; the convolutions are shared."""
+
+    def __init__(self, channels: int, levels: int, norm: str) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.first = nn.ModuleList(_norm(norm, channels) for _ in range(levels))
+        self.second = nn.ModuleList(_norm(norm, channels) for _ in range(levels))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        x = F.relu(self.first[level](self.depthwise(x)))
+        return F.relu(self.second[level](self.pointwise(x)))
+
+
+class DenseDetector(Detector):
+    """See the module. Raw outputs: logits (B, A, C) and side distances (B, A, 4), as `edge.artifact.Decode` says."""
+
+    mean: Tensor
+    std: Tensor
+    points: Tensor
+    point_strides: Tensor
+
+    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+        """Build from a specification; `weights` starts the backbone.
+
+        Raises:
+            AcclimateError: the backbone is unknown, lacks a level, or the weights do not fit.
+        """
+        super().__init__()
+        self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
+        start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
+        self.backbone.settle()
+        self.spec = spec.model_copy(update={"start": start})
+        for name, values in (("mean", self.backbone.mean), ("std", self.backbone.std)):
+            self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        channels, levels, norm = spec.channels, len(spec.strides), spec.norm
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), _norm(norm, channels)) for c in self.backbone.channels
+        )
+        self.smooth = _Separable(channels, levels, norm)
+        self.class_tower = nn.ModuleList(_Separable(channels, levels, norm) for _ in range(spec.depth))
+        self.box_tower = nn.ModuleList(_Separable(channels, levels, norm) for _ in range(spec.depth))
+        self.classify = nn.Conv2d(channels, len(spec.classes), 1)
+        self.regress = nn.Conv2d(channels, 4, 1)
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.normal_(self.regress.weight, std=0.01)
+        nn.init.constant_(self.classify.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(self.regress.bias, math.log(math.expm1(START_DISTANCE)))
+        points, strides = _locations(spec.image_size, spec.strides)
+        self.register_buffer("points", points, persistent=False)
+        self.register_buffer("point_strides", strides, persistent=False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        levels = self.backbone((images - self.mean) / self.std)
+        merged = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
+        for i in range(len(merged) - 1, 0, -1):
+            factor = self.spec.strides[i] // self.spec.strides[i - 1]
+            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], scale_factor=float(factor), mode="nearest")
+        return [self.smooth(level, i) for i, level in enumerate(merged)]
+
+    def head(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        logits, distances = [], []
+        for i, level in enumerate(features):
+            c = b = level
+            for block in self.class_tower:
+                c = block(c, i)
+            for block in self.box_tower:
+                b = block(b, i)
+            logits.append(self.classify(c).flatten(2))
+            distances.append(self.regress(b).flatten(2))
+        return torch.cat(logits, 2).transpose(1, 2), torch.cat(distances, 2).transpose(1, 2)
+
+    def boxes(self, distances: Tensor) -> Tensor:
+        """Boxes (B, A, 4), xyxy pixels on the canvas, of raw side distances (B, A, 4)."""
+        sides = F.softplus(distances.float()) * self.point_strides[:, None]
+        return torch.cat([self.points - sides[..., :2], self.points + sides[..., 2:]], -1)
+
+    def losses(
+        self, features: Sequence[Tensor], targets: Sequence[Annotations], raw: tuple[Tensor, ...] | None = None
+    ) -> dict[str, Tensor]:
+        logits, distances = self.head(features) if raw is None else raw
+        logits, boxes = logits.float(), self.boxes(distances)
+        truth = [_to_tensors(target, boxes.device) for target in targets]
+        with torch.no_grad():
+            parts = [
+                self._assign(logit.sigmoid(), box, *image) for logit, box, image in zip(logits, boxes, truth, strict=True)
+            ]
+            quality, matched, weight = (torch.stack(part) for part in zip(*parts, strict=True))
+            strength = quality.amax(-1)
+            total = _mean_over_processes(strength.sum()).clamp(min=1.0)
+        positive = strength > 0
+        box_loss = (generalized_box_iou_loss(boxes[positive], matched[positive]) * strength[positive]).sum()
+        return {
+            "class": (quality_focal_loss(logits, quality) * weight[..., None]).sum() / total,
+            "box": BOX_WEIGHT * box_loss / total,
+        }
+
+    def _assign(
+        self, scores: Tensor, boxes: Tensor, truth: Tensor, labels: Tensor, ignore: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Task-aligned assignment of one image (TOOD, section 3.2).
+
+        Args:
+            scores: (A, C) class probabilities.
+            boxes: (A, 4) predicted boxes.
+            truth: (M, 4) labelled boxes, with labels (M,) and ignore (M,).
+
+        Returns:
+            quality (A, C), the soft class target; matched (A, 4), the box each location answers for; weight (A,),
+            0 where an ignored box says nothing about the class.
+        """
+        quality, matched, weight = torch.zeros_like(scores), torch.zeros_like(boxes), scores.new_ones(len(scores))
+        inside = _inside(self.points, truth)
+        if ignore.any():
+            weight = weight.masked_fill(inside[ignore].any(0), 0.0)
+            truth, labels, inside = truth[~ignore], labels[~ignore], inside[~ignore]
+        if not len(truth):
+            return quality, matched, weight
+        # A box smaller than a stride may hold no location: the nearest ones then answer for it.
+        reach = (self.points[None] - (truth[:, None, :2] + truth[:, None, 2:]) / 2).abs().amax(-1)
+        candidate = inside | (reach <= 0.75 * self.point_strides[None])
+        iou = _iou(truth, boxes)
+        metric = scores[:, labels].T.pow(CLASS_POWER) * iou.pow(IOU_POWER)
+        metric = torch.where(candidate, metric + 1e-9, metric.new_zeros(()))
+        count = min(TOP_LOCATIONS, metric.shape[1])
+        chosen = torch.zeros_like(metric).scatter_(1, metric.topk(count, 1).indices, 1.0).bool() & candidate
+        # A location that several boxes claim answers for the one it overlaps most.
+        owner = torch.where(chosen, iou + 1e-9, iou.new_full((), -1.0)).argmax(0)
+        own = torch.zeros_like(chosen).scatter_(0, owner[None], True) & chosen
+        metric = metric * own
+        best = metric.amax(1, keepdim=True).clamp(min=1e-12)
+        target = (metric / best * (iou * own).amax(1, keepdim=True)).amax(0)
+        taken = own.any(0)
+        quality[taken, labels[owner[taken]]] = target[taken].clamp(0, 1)
+        matched[taken] = truth[owner[taken]]
+        weight = torch.where(taken, torch.ones_like(weight), weight)
+        return quality, matched, weight
+
+    def distillation(self, raw: tuple[Tensor, ...], soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
+        """Location by location: quality focal loss towards the teacher's probabilities, GIoU towards its boxes.
+
+        Both views share one geometry, so locations correspond. Class terms use every location (a low teacher score
+        is evidence of background); box terms only those whose teacher score reaches `threshold`, weighted by it.
+        """
+        logits, boxes = raw[0].float(), self.boxes(raw[1])
+        with torch.no_grad():
+            scores, teacher_boxes = soft[0].float().sigmoid(), self.boxes(soft[1])
+            strength = scores.amax(-1)
+            trusted = strength >= threshold
+            total = _mean_over_processes((strength * trusted).sum()).clamp(min=1.0)
+        box = (generalized_box_iou_loss(boxes[trusted], teacher_boxes[trusted]) * strength[trusted]).sum()
+        return {"class": quality_focal_loss(logits, scores).sum() / total, "box": BOX_WEIGHT * box / total}
+
+    def decode_options(self) -> Decode:
+        return Decode(strides=self.spec.strides)
+
+    def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Average-pooled RoIAlign features; the level is the one whose stride is nearest to a quarter of the side."""
+        flat = torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)]).to(features[0])
+        side = ((flat[:, 3] - flat[:, 1]) * (flat[:, 4] - flat[:, 2])).clamp(min=1).sqrt()
+        strides = flat.new_tensor(self.spec.strides)
+        level = (side[:, None] / (4 * strides)).log().abs().argmin(1)
+        out = flat.new_zeros(len(flat), self.spec.channels)
+        for i, stride in enumerate(self.spec.strides):
+            rows = (level == i).nonzero()[:, 0]
+            pooled = roi_align(features[i], flat[rows], 7, 1 / stride, 2, aligned=True).mean((2, 3))
+            out = out.index_copy(0, rows, pooled)
+        return out
+
+
+def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """|y - p|^2 times the cross entropy of p towards the soft target y, element by element (GFL, equation 2)."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (target - logits.sigmoid()).pow(2) * cross_entropy
+
+
+def _locations(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    points, owners = [], []
+    for stride in strides:
+        ys = (torch.arange(size[0] // stride) + 0.5) * stride
+        xs = (torch.arange(size[1] // stride) + 0.5) * stride
+        grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
+        points.append(grid)
+        owners.append(grid.new_full((len(grid),), float(stride)))
+    return torch.cat(points), torch.cat(owners)
+
+
+def _to_tensors(target: Annotations, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.as_tensor(target.boxes, dtype=torch.float32, device=device).reshape(-1, 4),
+        torch.as_tensor(target.labels, dtype=torch.int64, device=device),
+        torch.as_tensor(target.ignore, dtype=torch.bool, device=device),
+    )
+
+
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """(M, A): whether a location lies inside a box."""
+    low = points[None] - boxes[:, None, :2]
+    high = boxes[:, None, 2:] - points[None]
+    return torch.minimum(low, high).amin(-1) > 0
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """(M, N) IoU without the (M, N, 2) temporaries of the general operator: this is a step's largest tensor."""
+    width = torch.minimum(a[:, None, 2], b[None, :, 2]) - torch.maximum(a[:, None, 0], b[None, :, 0])
+    height = torch.minimum(a[:, None, 3], b[None, :, 3]) - torch.maximum(a[:, None, 1], b[None, :, 1])
+    inter = width.clamp(min=0) * height.clamp(min=0)
+    areas = [(x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b)]
+    return inter / (areas[0][:, None] + areas[1][None] - inter).clamp(min=1e-9)
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """So that a loss is normalised by the global batch, whatever the number of processes."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value

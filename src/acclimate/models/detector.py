@@ -1,0 +1,188 @@
+"""What every detector is: the protocol, its specification, saving and loading."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from acclimate.edge.artifact import Decode
+from acclimate.edge.decode import decode
+from acclimate.errors import AcclimateError
+from acclimate.run import read_json, write_bytes, write_text
+from acclimate.structures import Annotations, Detections
+
+if TYPE_CHECKING:
+    from acclimate.config import ModelConfig
+
+KINDS = {"dense": "acclimate.models.dense:DenseDetector"}
+"""The detectors: what `DetectorSpec.kind` may be, and the class it names."""
+
+
+class DetectorSpec(BaseModel):
+    """Everything that determines a detector's graph; saved beside the weights as spec.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str = "dense"
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    """(height, width) of the canvas."""
+    backbone: str
+    strides: tuple[int, ...]
+    channels: int
+    depth: int
+    norm: Literal["batch", "frozen", "group"] = "batch"
+    freeze: int = 0
+    start: str = "random"
+    """Where the backbone's first weights came from."""
+
+
+class Detector(nn.Module, ABC):
+    """A detector whose `forward` is exactly what is exported: tensors in, tensors out, static shapes, no NMS."""
+
+    spec: DetectorSpec
+
+    @abstractmethod
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The pyramid of (B, 3, H, W) images (RGB, 0..255): one (B, C, H_l, W_l) a level, from fine to coarse."""
+
+    @abstractmethod
+    def head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Raw outputs of the pyramid, static shapes."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.head(self.features(images))
+
+    @abstractmethod
+    def losses(
+        self, features: Sequence[Tensor], targets: Sequence[Annotations], raw: tuple[Tensor, ...] | None = None
+    ) -> dict[str, Tensor]:
+        """Named scalar losses against labelled boxes on the canvas.
+
+        `raw` is the head's output where the step has it already, so that it is not computed twice.
+        """
+
+    @abstractmethod
+    def distillation(self, raw: tuple[Tensor, ...], soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
+        """Named scalar losses against another detector's raw outputs on the same geometry (soft targets)."""
+
+    @abstractmethod
+    def decode_options(self) -> Decode:
+        """How `forward`'s outputs become boxes; travels in the artifact."""
+
+    @abstractmethod
+    def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Per-box features: (total boxes, C) for boxes (N_i, 4) on the canvas, one tensor an image."""
+
+    def decode(self, raw: tuple[Tensor, ...]) -> list[Detections]:
+        """Boxes on the canvas, by the same numpy arithmetic that the device runs."""
+        outputs = [output.detach().float().cpu().numpy() for output in raw]
+        return decode(outputs, self.decode_options(), self.spec.image_size)
+
+
+PRESETS = {
+    "nano": ("mobilenetv4_conv_small_050", 48, 1),
+    "tiny": ("mobilenetv4_conv_small", 64, 2),
+    "small": ("mobilenetv4_conv_medium", 96, 3),
+}
+"""Size -> (backbone, pyramid channels, depth of the head)."""
+
+
+def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
+    """The specification that a configuration asks for.
+
+    Raises:
+        AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
+    """
+    backbone, channels, depth = PRESETS[config.size]
+    strides = config.strides or (8, 16, 32)
+    height, width = config.image_size
+    if height % strides[-1] or width % strides[-1]:
+        raise AcclimateError(f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}")
+    if list(strides) != sorted(set(strides)):
+        raise AcclimateError(f"model.strides: {list(strides)} must rise")
+    if not classes:
+        raise AcclimateError("source: the data set names no class, so there is nothing to detect")
+    return DetectorSpec(
+        classes=tuple(classes),
+        image_size=(height, width),
+        backbone=config.backbone or backbone,
+        strides=strides,
+        channels=config.channels or channels,
+        depth=depth if config.depth is None else config.depth,
+        norm=config.norm,
+        freeze=config.freeze,
+    )
+
+
+def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> Detector:
+    """A detector with fresh head weights, and the backbone started from `weights`.
+
+    Raises:
+        AcclimateError: an unknown kind or backbone, or weights that do not fit.
+    """
+    if spec.kind not in KINDS:
+        raise AcclimateError(f"spec: unknown kind of detector {spec.kind!r} (known: {', '.join(KINDS)})")
+    module, name = KINDS[spec.kind].split(":")
+    detector: Detector = getattr(importlib.import_module(module), name)(spec, weights)
+    return detector
+
+
+def save(detector: Detector, folder: Path) -> None:
+    """Write spec.json and model.safetensors into `folder`, atomically."""
+    write_text(folder / "spec.json", detector.spec.model_dump_json(indent=1) + "\n")
+    save_weights(detector, folder / "model.safetensors")
+
+
+def save_weights(detector: Detector, file: Path) -> None:
+    """Write the weights of `detector` alone, atomically."""
+    state = {key: value.detach().contiguous().cpu() for key, value in detector.state_dict().items()}
+    write_bytes(file, safetensors.torch.save(state))
+
+
+def load(folder: Path, weights: Path | None = None) -> Detector:
+    """The detector of a run folder, in eval mode on the CPU; `weights` picks another checkpoint of the run.
+
+    Raises:
+        AcclimateError: a file is missing, damaged, or from another architecture.
+    """
+    spec_file = folder / "spec.json"
+    try:
+        spec = DetectorSpec.model_validate(read_json(spec_file))
+    except ValueError as error:
+        raise AcclimateError(f"{spec_file}: not a detector's specification ({str(error).splitlines()[0]})") from None
+    detector = build(spec)
+    load_weights(detector, weights or folder / "model.safetensors")
+    return detector.eval()
+
+
+def load_weights(detector: Detector, file: Path) -> None:
+    """Load a checkpoint written by `save_weights`.
+
+    Raises:
+        AcclimateError: it is missing, damaged or does not fit.
+    """
+    if not file.is_file():
+        raise AcclimateError(f"{file}: no such weights; has the run finished?")
+    try:
+        detector.load_state_dict(safetensors.torch.load_file(file))
+    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
+        raise AcclimateError(f"{file}: cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
+def parameters(module: nn.Module) -> int:
+    """How many parameters a module has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
