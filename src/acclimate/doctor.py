@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from acclimate import __version__
@@ -66,7 +68,7 @@ FEATURES = {
 """Flags of /proc/cpuinfo that decide how fast a quantised network runs, and their common names."""
 
 INT8_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
-"""Any of these multiplies 8-bit integers in one instruction; without one INT8 gains little over fp32."""
+"""Any of these multiplies and adds 8-bit integers in one instruction."""
 
 
 def diagnose(deep: bool = False, folder: Path | None = None) -> list[Check]:
@@ -75,8 +77,8 @@ def diagnose(deep: bool = False, folder: Path | None = None) -> list[Check]:
     Imports nothing that takes long, unless asked: versions come from the installed packages' metadata.
 
     Args:
-        deep: import torch as well, to see which CUDA devices it can use and whether torchvision loads, and try
-            for two seconds to reach the place that pretrained weights come from.
+        deep: import torch as well, to see which CUDA devices it can use and whether torchvision loads; look for
+            packaged weights, and try for two seconds to reach the place that the others come from.
         folder: where runs would be written; the working directory unless given.
     """
     checks = [*_machine(folder or Path.cwd()), *_device(), *_training(deep), *_weights(deep)]
@@ -89,7 +91,7 @@ def required_missing(checks: Sequence[Check]) -> bool:
 
 
 def show(checks: Sequence[Check], console: Console | None = None) -> None:
-    """Print the diagnosis as a table, what must be done below it."""
+    """Print the diagnosis as a table, and below it what can be done, one line each, to be copied whole."""
     console = console or Console()
     marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "missing": "[red]missing[/]"}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
@@ -97,23 +99,19 @@ def show(checks: Sequence[Check], console: Console | None = None) -> None:
         table.add_column(style=style, overflow="fold")
     area = ""
     for check in checks:
-        # Rich reads [train] as a style; text that is not ours to style is escaped.
-        way_out = check.way_out.replace("[", r"\[")
-        if area and check.area != area:
-            table.add_section()
         table.add_row(
-            check.area if check.area != area else "",
-            check.name,
-            marks[check.state],
-            check.detail.replace("[", r"\["),
+            check.area if check.area != area else "", escape(check.name), marks[check.state], escape(check.detail)
         )
-        if way_out:
-            table.add_row("", "", "", f"-> {way_out}")
         area = check.area
     console.print(table)
+    todo = [check for check in checks if check.way_out]
+    if todo:
+        console.print("\nWhat can be done:")
+    for check in todo:
+        console.print(f"  {escape(check.name)}: {escape(check.way_out)}", soft_wrap=True, highlight=False)
     if required_missing(checks):
         names = ", ".join(check.name for check in checks if check.state == "missing")
-        console.print(f"\n[red]acclimate cannot work here yet[/]: {names}")
+        console.print(f"\n[red]acclimate cannot work here yet[/]: {escape(names)}")
 
 
 def version(package: str) -> str | None:
@@ -178,7 +176,9 @@ def _processor() -> Check:
     features = cpu_features(text)
     detail = f"{name} ({', '.join(features)})" if features else name
     if text and not _flags(text) & INT8_FLAGS:
-        return Check("machine", "processor", "warn", detail, "no INT8 instructions: expect little speed from INT8 here")
+        return Check(
+            "machine", "processor", "warn", detail, "no dot products of INT8 in hardware: INT8 gains less speed here"
+        )
     return Check("machine", "processor", "ok", detail)
 
 
@@ -261,23 +261,35 @@ def _torch() -> Iterator[Check]:
 
 
 def _weights(deep: bool) -> Iterator[Check]:
-    """Where a backbone's pretrained weights would come from."""
+    """Where a backbone's pretrained weights would come from: an installed package, timm's cache, the network."""
     if version("timm") is None:
         return
-    name = "pretrained weights"
-    way_out = "train from scratch (model.weights=none), or name a file (model.weights=PATH)"
     cache = _hub_cache()
-    kept = sorted(path.name.removeprefix("models--timm--") for path in cache.glob("models--timm--*"))
-    detail = f"{len(kept)} kept in {cache}" if kept else f"none kept in {cache}"
+    kept = len(list(cache.glob("models--timm--*")))
+    found = [f"{kept} kept in {cache}"] if kept else []
+    if deep:
+        found += _packaged()
     offline = any(os.environ.get(key, "").upper() in {"1", "ON", "YES", "TRUE"} for key in OFFLINE_KEYS)
     if offline:
-        yield Check("training", name, "ok" if kept else "warn", f"{detail}; downloads are switched off", way_out)
-    elif not deep:
-        yield Check("training", name, "ok", f"{detail}; whether more can be had is not looked at")
-    elif _reachable(HUB):
-        yield Check("training", name, "ok", f"{detail}; {HUB} answers")
+        found.append("downloads are switched off")
+    elif deep:
+        reachable = _reachable(HUB)
+        found.append(f"{HUB} {'answers' if reachable else 'does not answer'}")
+        offline = not reachable
     else:
-        yield Check("training", name, "ok" if kept else "warn", f"{detail}; {HUB} does not answer", way_out)
+        found.append("packages and network not looked at (acclimate doctor --deep)")
+    few = offline and len(found) == 1
+    way_out = "name a file (model.weights=PATH), or train from scratch (model.weights=none)" if few else ""
+    yield Check("training", "pretrained weights", "warn" if few else "ok", "; ".join(found), way_out)
+
+
+def _packaged() -> list[str]:
+    try:
+        backbones = importlib.import_module("acclimate.models.backbones")
+    except (ImportError, OSError, RuntimeError):
+        return []
+    names = [name for name, (package, _) in backbones.PACKAGED.items() if importlib.util.find_spec(package)]
+    return [f"packaged: {', '.join(names)}"] if names else []
 
 
 HUB = "huggingface.co"
@@ -300,7 +312,16 @@ def _reachable(host: str) -> bool:
 
 def _runtimes() -> Iterator[Check]:
     """One line a row of the runtimes' table."""
-    yield from ()
+    from acclimate.runtimes import base
+
+    for name in base.RUNTIMES:
+        load, export = base.why_not(name, "load"), base.why_not(name, "export")
+        if load:
+            yield Check("runtimes", name, "warn", "not installed", load)
+        elif export:
+            yield Check("runtimes", name, "ok", f"loads artifacts; to export, {export}")
+        else:
+            yield Check("runtimes", name, "ok", "loads and exports artifacts")
 
 
 def _chromium() -> Check:
