@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ _SAMPLE_SIDE = 96
 """Statistics are taken from about this many pixels a side; more do not change a mean or a quantile visibly."""
 
 _IDENTITY = np.arange(256, dtype=np.float32)
+_SMOOTH = np.full(9, 1 / 9)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float64)
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
@@ -209,27 +210,30 @@ def _cut_out(image: Image, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
-    """Colours of one image.
+    """Colours of one image in OpenCV's 8-bit Lab.
 
     Attributes:
-        mean: (3,) of OpenCV's 8-bit Lab.
-        deviation: (3,) standard deviations in the same space.
-        quantiles: (3, 256) share of pixels with at most this value, for R, G, B.
+        mean: (3,).
+        deviation: (3,) standard deviations.
+        shares: (3, 256) share of pixels below each value, plus half of those at it.
     """
 
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
-    quantiles: NDArray[np.float32]
+    shares: NDArray[np.float32]
 
 
 def statistics(image: Image) -> Statistics:
     """The colour statistics of an image, from an evenly spaced sample of its pixels."""
     step = max(1, min(image.shape[:2]) // _SAMPLE_SIDE)
-    sample = np.ascontiguousarray(image[::step, ::step])
-    mean, deviation = cv2.meanStdDev(cv2.cvtColor(sample, cv2.COLOR_RGB2LAB))
+    return _lab_statistics(cv2.cvtColor(np.ascontiguousarray(image[::step, ::step]), cv2.COLOR_RGB2LAB))
+
+
+def _lab_statistics(sample: NDArray[Any]) -> Statistics:
+    mean, deviation = cv2.meanStdDev(sample)
     counts = np.stack([np.bincount(sample[..., channel].ravel(), minlength=256) for channel in range(3)])
-    quantiles = (np.cumsum(counts, axis=1) / counts[0].sum()).astype(np.float32)
-    return Statistics(mean.ravel().astype(np.float32), deviation.ravel().astype(np.float32), quantiles)
+    shares = np.asarray((np.cumsum(counts, axis=1) - counts / 2) / counts[0].sum(), np.float32)
+    return Statistics(np.asarray(mean.ravel(), np.float32), np.asarray(deviation.ravel(), np.float32), shares)
 
 
 def restyle(
@@ -238,34 +242,39 @@ def restyle(
     rng: np.random.Generator,
     *,
     strength: float | None = None,
-    method: str | None = None,
+    method: Literal["moments", "histogram"] | None = None,
 ) -> Image:
-    """`image` with the colour statistics of a target image, blended with its own by a random strength in 0.5..1.
+    """`image` with the colours of a target image, blended with its own by a random strength in 0.5..1.
+
+    Both methods work on each channel of Lab, where lightness and colour are about independent; OpenCV's Lab stands in
+    for the paper's l-alpha-beta.
 
     Args:
         image: (H, W, 3) RGB.
         target: of the image whose look is taken on.
         rng: draws what is not given.
         strength: 0 keeps the image, 1 takes on the target's statistics in full.
-        method: "lab" matches mean and standard deviation in Lab (Reinhard et al. 2001, with OpenCV's Lab for l-alpha-
-            beta); "histogram" matches the distribution of each of R, G, B.
+        method: "moments" matches mean and standard deviation (Reinhard et al. 2001, eq. 10-11), "histogram" the whole
+            distribution, by a curve that is smoothed so that it does not band.
     """
     drawn = rng.random(2)
     strength = 0.5 + 0.5 * float(drawn[0]) if strength is None else strength
-    method = ("lab" if drawn[1] < 0.5 else "histogram") if method is None else method
-    own = statistics(image)
-    tables = np.empty((1, 256, 3), np.float32)
+    method = ("moments" if drawn[1] < 0.5 else "histogram") if method is None else method
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    step = max(1, min(image.shape[:2]) // _SAMPLE_SIDE)
+    own = _lab_statistics(np.ascontiguousarray(lab[::step, ::step]))
+    table = np.empty((256, 3), np.float32)
     if method == "histogram":
         for channel in range(3):
-            tables[0, :, channel] = np.interp(own.quantiles[channel], target.quantiles[channel], _IDENTITY)
-        return _look_up(image, tables, strength)
-    gain = target.deviation / np.maximum(own.deviation, 1.0)
-    # A flat image has no contrast to stretch; beyond this the noise is all that would be seen.
-    tables[0] = (_IDENTITY[:, None] - own.mean) * gain.clip(0.0, 4.0) + target.mean
-    lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
-    return np.asarray(cv2.cvtColor(_look_up(lab, tables, strength), cv2.COLOR_LAB2RGB), np.uint8)
-
-
-def _look_up(image: Image, tables: NDArray[Any], strength: float) -> Image:
-    blended = strength * tables + (1.0 - strength) * _IDENTITY[None, :, None]
-    return np.asarray(cv2.LUT(image, np.clip(blended + 0.5, 0, 255).astype(np.uint8)), np.uint8)
+            # Values that the image does not have go where its darkest or brightest pixels go.
+            shares = own.shares[channel].clip(1e-4, 1 - 1e-4)
+            matched = np.interp(shares, target.shares[channel], _IDENTITY)
+            padded = np.pad(matched, len(_SMOOTH) // 2, mode="edge")
+            table[:, channel] = np.convolve(padded, _SMOOTH, mode="valid")
+    else:
+        # A flat image has no contrast to stretch; beyond a few times, its noise is all that would be seen.
+        gain = np.minimum(target.deviation / np.maximum(own.deviation, 1.0), 4.0)
+        table[:] = (_IDENTITY[:, None] - own.mean) * gain + target.mean
+    table = strength * table + (1.0 - strength) * _IDENTITY[:, None]
+    lab = cv2.LUT(lab, np.asarray(np.clip(table + 0.5, 0, 255), np.uint8)[None])
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)
