@@ -1,0 +1,402 @@
+"""What the run folders say, gathered for the page. Reads files alone: no torch, no data set, no runtime.
+
+Any part may be missing; then `Content.missing` says what, and which command makes it. A part that is there but
+damaged is an error.
+AP values are in 0..1 here and become points (0..100) on the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acclimate.config import Budget
+from acclimate.errors import AcclimateError
+from acclimate.report import pictures
+from acclimate.run import ClassAP, Evaluation, Run, Selection, read_json
+
+Kind = Literal["source", "adapted", "artifact", "oracle"]
+_T = TypeVar("_T")
+_GENERIC = {"test", "val", "valid", "validation", "train", "images", "annotations", "labels", "instances", "data"}
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Check(_Lenient):
+    """One limit of the budget and what was measured; `passed` is None where nothing was measured."""
+
+    name: str
+    limit: float | None = None
+    value: float | None = None
+    passed: bool | None = None
+
+
+class Verified(_Lenient):
+    """`verification.json` as far as the report reads it; every part may be missing."""
+
+    passed: bool | None = None
+    checks: list[Check] = Field(default_factory=list)
+    accuracy: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    latency: dict[str, Any] = Field(default_factory=dict)
+    size_mb: float | None = None
+    peak_memory_mb: float | None = None
+    macs_m: float | None = None
+    parity: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def latency_ms(self) -> float | None:
+        value = self.latency.get("median_ms")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def ap50_drop(self) -> float | None:
+        """The largest loss of AP50 against the eager model over the test sets; negative where there is a gain."""
+        drops = [
+            a["eager_ap50"] - a["artifact_ap50"]
+            for a in self.accuracy.values()
+            if isinstance(a.get("eager_ap50"), int | float) and isinstance(a.get("artifact_ap50"), int | float)
+        ]
+        return max(drops, default=None)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A labelled test set: `name` is short and unique on the page."""
+
+    role: str
+    data: str
+    name: str
+    images: int | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """AP of one subject on one domain; what was not measured is None or empty."""
+
+    ap50: float
+    ap: float | None = None
+    ap75: float | None = None
+    images: int | None = None
+    classes: Mapping[str, ClassAP] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported artifact and, where it was verified, what was measured."""
+
+    name: str
+    runtime: str
+    precision: str
+    classes: tuple[str, ...]
+    notes: Mapping[str, Any]
+    verified: Verified | None
+    checks: tuple[Check, ...]
+    passed: bool | None
+    """None where it was not verified, or there is no limit to verify against."""
+
+    @property
+    def title(self) -> str:
+        """What it is called on the page, "INT8 (ONNX Runtime)"."""
+        runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "litert": "LiteRT"}
+        return f"{self.precision.upper()} ({runtime.get(self.runtime, self.runtime or 'runtime not named')})"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing whose accuracy was measured: the eager model of a run, or an artifact."""
+
+    label: str
+    kind: Kind
+    colour: str
+    run: Run
+    model: str
+    scores: Mapping[tuple[str, str], Score]
+    artifact: Artifact | None = None
+
+    def on(self, domain: Domain | None) -> Score | None:
+        return self.scores.get((domain.role, domain.data)) if domain else None
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """One run folder and everything the page shows of it."""
+
+    run: Run
+    label: str
+    kind: Kind
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    selection: Selection | None
+    albums: Mapping[str, pictures.Album]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page, before it becomes prose, tables and plots."""
+
+    parts: Sequence[RunPart]
+    subjects: Sequence[Subject]
+    domains: Sequence[Domain]
+    missing: Sequence[str]
+    budget: Budget | None
+
+    @property
+    def source(self) -> Domain | None:
+        return next((d for d in self.domains if d.role == "source"), None)
+
+    @property
+    def target(self) -> Domain | None:
+        return next((d for d in self.domains if d.role == "target"), None)
+
+    def of(self, kind: Kind) -> list[Subject]:
+        return [s for s in self.subjects if s.kind == kind]
+
+    def eager(self, kind: Kind) -> Subject | None:
+        """The last run of this kind: its eager model."""
+        found = [s for s in self.of(kind) if s.model == "eager"]
+        return found[-1] if found else None
+
+    @property
+    def headline(self) -> Subject | None:
+        """The artifact that the verdict is about: among those that pass the fastest, else the one that fails least.
+
+        Artifacts of the adapted run come before those of the source run.
+        """
+        artifacts = [s for s in self.subjects if s.artifact]
+        adapted = [s for s in artifacts if s.run.manifest.verb == "adapt"]
+        return min(adapted or artifacts, key=_rank, default=None)
+
+
+def _rank(subject: Subject) -> tuple[int, int, float]:
+    artifact = subject.artifact
+    assert artifact is not None
+    verified = artifact.verified
+    latency = verified.latency_ms if verified and verified.latency_ms is not None else math.inf
+    order = {True: 0, False: 1, None: 2 if verified else 3}[artifact.passed]
+    return order, sum(c.passed is not True for c in artifact.checks), latency
+
+
+def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget | None = None) -> Content:
+    """Read the run folders, in the order source, adapted, oracle, whatever order they are given in.
+
+    `budget` takes the place of the budget the artifacts were verified against: its limits are checked against the
+    recorded measurements.
+
+    Raises:
+        AcclimateError: no run is given, a folder is no run, or a file in it is damaged.
+    """
+    folders = list(dict.fromkeys(Path(path) for path in [*runs, *([oracle] if oracle else [])]))
+    if not folders:
+        raise AcclimateError(
+            "report: no run folder given; write for example: acclimate report runs/source runs/adapted"
+        )
+    opened = [Run.open(path) for path in folders]
+    kinds = [_kind(run, forced=oracle is not None and run.path == Path(oracle)) for run in opened]
+    order = sorted(range(len(opened)), key=lambda i: ["source", "adapted", "oracle"].index(kinds[i]))
+    parts = [_part(opened[i], kinds[i], several=kinds.count(kinds[i]) > 1) for i in order]
+    subjects = [subject for part in parts for subject in _subjects(part, budget)]
+    subjects.sort(key=lambda s: s.kind == "oracle")
+    domains = _domains(subjects)
+    return Content(parts, subjects, domains, _missing(parts, subjects, domains), budget)
+
+
+def _kind(run: Run, *, forced: bool) -> Kind:
+    if forced or run.manifest.notes.get("role") == "oracle":
+        return "oracle"
+    return "adapted" if run.manifest.verb == "adapt" else "source"
+
+
+def _checked(file: Path, read: Callable[[], _T]) -> _T:
+    """What `read` returns; a file that is there but does not hold what it should is one clear line."""
+    try:
+        return read()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AcclimateError(f"{file}: damaged ({where}: {first['msg']}); make it again, or delete it") from None
+    except UnicodeDecodeError:
+        raise AcclimateError(f"{file}: damaged (not text); make it again, or delete it") from None
+    except OSError as error:
+        raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    values = _checked(file, lambda: read_json(file))
+    if not isinstance(values, dict):
+        raise AcclimateError(f"{file}: damaged (not a JSON object); make it again, or delete it")
+    return values
+
+
+def _part(run: Run, kind: Kind, *, several: bool) -> RunPart:
+    name = {"source": "Source-only", "adapted": "Adapted", "oracle": "Oracle"}[kind]
+    config = run.path / "config.json"
+    albums = {}
+    for file in sorted((run.path / "pictures").glob("*.json")):
+        album = _checked(file, lambda name=file.stem: pictures.load(run, name))  # type: ignore[misc]
+        if album is not None:
+            albums[album.model] = album
+    return RunPart(
+        run,
+        f"{name} ({run.path.name})" if several else name,
+        kind,
+        _mapping(config) if config.is_file() else {},
+        [line for line in _checked(run.path / "metrics.jsonl", run.metrics) if isinstance(line, dict)],
+        _checked(run.path / "selection.json", run.selection),
+        albums,
+    )
+
+
+def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
+    run = part.run
+    evaluations = _checked(run.path / "evaluations", run.evaluations)
+    artifacts = {folder.name: _artifact(folder, budget) for folder in run.artifacts()}
+    by_name = {artifact.name: artifact for artifact in artifacts.values()}
+    scores: dict[str, dict[tuple[str, str], Score]] = {"eager": {}}
+    for e in evaluations:
+        model = artifacts[e.model].name if e.model in artifacts else e.model
+        scores.setdefault(model, {})[e.role, e.data] = _score(e)
+    for artifact in by_name.values():
+        scores.setdefault(artifact.name, {})
+        for data, values in (artifact.verified.accuracy if artifact.verified else {}).items():
+            role = str(values.get("role", "target"))
+            for model, column in (("eager", "eager_ap50"), (artifact.name, "artifact_ap50")):
+                value = values.get(column)
+                if isinstance(value, int | float):
+                    scores[model].setdefault((role, data), Score(float(value), images=_whole(values.get("images"))))
+    subjects = []
+    shades = iter(("artifact-1", "artifact-2", "artifact-3"))
+    for model, found in scores.items():
+        if model == "eager":
+            subjects.append(Subject(part.label, part.kind, part.kind, run, model, found))
+        elif model in by_name:
+            titles = [artifact.title for artifact in by_name.values()]
+            twin = f" ({model})" if titles.count(by_name[model].title) > 1 else ""
+            label = f"{part.label}, {by_name[model].title}{twin}"
+            subjects.append(Subject(label, "artifact", next(shades, "artifact-3"), run, model, found, by_name[model]))
+        else:
+            subjects.append(Subject(f"{part.label}, {model}", part.kind, part.kind, run, model, found))
+    return subjects
+
+
+def _score(e: Evaluation) -> Score:
+    return Score(e.ap50, e.ap, e.ap75, e.images, e.classes)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _artifact(folder: Path, budget: Budget | None) -> Artifact:
+    manifest = _mapping(folder / "artifact.json")
+    file = folder / "verification.json"
+    verified = _checked(file, lambda: Verified.model_validate(_mapping(file))) if file.is_file() else None
+    checks, passed = _judged(verified, budget)
+    notes = manifest.get("notes")
+    calibration = manifest.get("calibration")
+    facts = dict(notes) if isinstance(notes, dict) else {}
+    if isinstance(calibration, dict):
+        facts["calibration"] = calibration
+    return Artifact(
+        str(manifest.get("name") or folder.name),
+        str(manifest.get("runtime") or ""),
+        str(manifest.get("precision") or folder.name),
+        tuple(str(name) for name in manifest.get("classes") or ()),
+        facts,
+        verified,
+        checks,
+        passed,
+    )
+
+
+def _judged(verified: Verified | None, budget: Budget | None) -> tuple[tuple[Check, ...], bool | None]:
+    if verified is None:
+        return (), None
+    if budget is None:
+        checks = tuple(verified.checks)
+    else:
+        measured = {
+            "latency_ms": verified.latency_ms,
+            "size_mb": verified.size_mb,
+            "memory_mb": verified.peak_memory_mb,
+            "macs_m": verified.macs_m,
+            "max_ap50_drop": verified.ap50_drop,
+        }
+        limits = {name: getattr(budget, name) for name in measured}
+        checks = tuple(
+            Check(name=name, limit=limit, value=measured[name], passed=_within(measured[name], limit))
+            for name, limit in limits.items()
+            if limit is not None
+        )
+    if not checks:
+        return checks, verified.passed
+    if budget is None and verified.passed is not None:
+        return checks, verified.passed
+    return checks, all(check.passed for check in checks)
+
+
+def _within(value: float | None, limit: float) -> bool | None:
+    return None if value is None else value <= limit
+
+
+def _domains(subjects: Sequence[Subject]) -> list[Domain]:
+    images: dict[tuple[str, str], int | None] = {}
+    for subject in subjects:
+        for key, score in subject.scores.items():
+            images[key] = images.get(key) or score.images
+    keys = sorted(images, key=lambda key: (key[0] != "source", key[1]))
+    short = {data: _short(data) for _, data in keys}
+    unique = len(set(short.values())) == len(short)
+    return [Domain(role, data, short[data] if unique else data, images[role, data]) for role, data in keys]
+
+
+def _short(data: str) -> str:
+    """The part of a data set's path that tells it from its neighbours: `scenes/fog/test.json` is fog."""
+    path = PurePosixPath(data.replace("\\", "/"))
+    parts = [part for part in (*path.parts[:-1], path.stem) if part not in {"/", ".", ".."}]
+    while len(parts) > 1 and parts[-1].lower() in _GENERIC:
+        parts.pop()
+    return parts[-1] if parts else data
+
+
+def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:
+    missing = []
+    kinds = {part.kind for part in parts}
+    artifacts = [s.artifact for s in subjects if s.artifact]
+    folder = parts[-1].run.path if "adapted" not in kinds else next(p.run.path for p in parts if p.kind == "adapted")
+    if "source" not in kinds:
+        missing.append("The source-only run was not given, so what adaptation gained cannot be said.")
+    if "adapted" not in kinds:
+        missing.append(
+            f"No adapted run. Make one: acclimate adapt {folder} --target FOLDER_OF_IMAGES --out runs/adapted"
+        )
+    if not artifacts:
+        missing.append(f"No artifact was exported. Make one: acclimate export {folder}")
+    elif not any(artifact.verified for artifact in artifacts):
+        missing.append(
+            "No artifact was verified. Do it: acclimate verify ARTIFACT --data TARGET_TEST --budget latency_ms=10"
+        )
+    elif not any(artifact.checks for artifact in artifacts):
+        missing.append("No budget was given, so there is no limit to pass. Give one: --budget latency_ms=10,size_mb=4")
+    if not any(d.role == "target" for d in domains):
+        missing.append("No accuracy on the target was measured: no labelled target test set was given (target_test).")
+    if not any(d.role == "source" for d in domains):
+        missing.append("No accuracy on the source was measured: no labelled source test set was given (source_test).")
+    if "oracle" not in kinds:
+        missing.append(
+            "No oracle was trained (it needs target labels), so the share of the gap that was closed cannot be said."
+        )
+    if any(p.kind == "adapted" and p.selection is None for p in parts):
+        missing.append("The adapted run holds no label-free scores of its checkpoints (selection.json).")
+    if not any(part.metrics for part in parts):
+        missing.append("No training curve was logged (metrics.jsonl).")
+    if not any(part.albums for part in parts):
+        missing.append("No pictures were stored with the runs.")
+    return missing

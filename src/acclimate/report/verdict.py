@@ -1,0 +1,314 @@
+"""The verdict in words: what a manager reads first. Plain sentences from numbers, good or bad.
+
+AP values come in as 0..1 and are told in points (0..100).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from acclimate.report.content import Check, Content, Score, Subject
+
+Tone = Literal["good", "bad", "neutral"]
+NO_GAP = 0.01
+"""Below one point of AP50 between source-only and oracle there is no gap to speak of, and no fraction of it."""
+NO_CHANGE = 0.005
+"""Half a point of AP50: a smaller change is called none."""
+
+_CHECKS = {
+    "latency_ms": ("Latency, median of one image", "ms"),
+    "size_mb": ("Size of the model file", "MB"),
+    "memory_mb": ("Peak memory", "MB"),
+    "peak_memory_mb": ("Peak memory", "MB"),
+    "macs_m": ("Multiply-adds per image", "million"),
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of the verdict and whether it is good news."""
+
+    text: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One line of the table of checks, as text."""
+
+    title: str
+    value: str
+    limit: str
+    used: float | None
+    """Share of the limit that is used, 1 = all of it; None where that makes no sense."""
+    passed: bool | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What adaptation won: `gain` = adapted - source-only; `size` = oracle - source-only; `closed` = gain / size.
+
+    AP50 in 0..1. `size` is None without an oracle; `closed` is None as well where `size` is below `NO_GAP`.
+    """
+
+    before: float
+    after: float
+    oracle: float | None = None
+
+    @property
+    def gain(self) -> float:
+        return self.after - self.before
+
+    @property
+    def size(self) -> float | None:
+        return None if self.oracle is None else self.oracle - self.before
+
+    @property
+    def closed(self) -> float | None:
+        return None if self.size is None or self.size < NO_GAP else self.gain / self.size
+
+
+def points(value: float | None) -> str:
+    """AP 0..1 as points with one decimal, "51.2"; a dash where there is none."""
+    return "\u2013" if value is None or not math.isfinite(value) else _minus(f"{100 * value + 0.0:.1f}")
+
+
+def signed(value: float | None) -> str:
+    """A difference of AP in points with its sign: "+6.3", "\u22122.1", "0.0"."""
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in {"+0.0", "-0.0"} else _minus(text)
+
+
+def percent(value: float) -> str:
+    """A fraction as whole per cent, "62 %"."""
+    return _minus(f"{100 * value:.0f}\u00a0%").replace("\u22120\u00a0%", "0\u00a0%")
+
+
+def quantity(value: float | None, digits: int = 3) -> str:
+    """A measurement with about `digits` significant digits and no exponent."""
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{min(decimals, 6)}f}"
+    return _minus(text.rstrip("0").rstrip(".") if "." in text else text)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\u2212")
+
+
+def against(value: float, limit: float) -> str:
+    """`value` with digits enough to tell it from `limit`, so that 10.04 of 10 does not read as 10."""
+    for digits in range(3, 8):
+        text = quantity(value, digits)
+        if value == limit or text != quantity(limit, digits):
+            return text
+    return repr(value)
+
+
+def check_row(check: Check) -> CheckRow:
+    """A check as text; accuracy tolerances (names with `ap50` in them) are told in points."""
+    if "ap50" in check.name or "drop" in check.name:
+        value = "not measured" if check.value is None else _drop(check.value, check.limit)
+        limit = "\u2013" if check.limit is None else _count(100 * check.limit, "point")
+        _, found, where = check.name.partition("/")
+        title = "AP50 lost against the model before export" + (f", {where}" if found else "")
+        return CheckRow(title, value, limit, None, check.passed, check.name)
+    title, unit = _CHECKS.get(check.name, (check.name.replace("_", " "), ""))
+    if check.value is None:
+        value = "not measured"
+    else:
+        value = against(check.value, check.limit) if check.limit is not None else quantity(check.value)
+        value = f"{value} {unit}".strip()
+    limit = "\u2013" if check.limit is None else f"{quantity(check.limit, 4)} {unit}".strip()
+    used = check.value / check.limit if check.value is not None and check.limit else None
+    return CheckRow(title, value, limit, used, check.passed, check.name)
+
+
+def _drop(value: float, limit: float | None) -> str:
+    lost = 100 * value
+    if lost <= 0:
+        return f"none ({signed(-value)} points)" if signed(-value) != "0.0" else "none"
+    return f"{against(lost, 100 * limit) if limit else quantity(lost, 2)} points"
+
+
+def _count(value: float, unit: str) -> str:
+    text = quantity(value, 2)
+    return f"{text} {unit}" if text == "1" else f"{text} {unit}s"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What stands at the top of the page."""
+
+    state: Literal["pass", "fail", "open"]
+    badge: str
+    budget: Sentence
+    adaptation: Sentence
+    more: tuple[Sentence, ...]
+    checks: tuple[CheckRow, ...]
+    gap: Gap | None
+
+
+def judge(content: Content) -> Verdict:
+    """The verdict against the budget, and what adaptation won or lost."""
+    headline = content.headline
+    gap = _gap(content)
+    adaptation = _adaptation(content, gap)
+    more = (*_on_device(content, headline), *_source_after(content), *_others(content, headline), *_unfinished(content))
+    artifact = headline.artifact if headline else None
+    rows = tuple(check_row(check) for check in artifact.checks) if artifact else ()
+    if artifact is None:
+        text = "There is no artifact yet, so nothing was checked against a budget."
+        return Verdict("open", "No artifact", Sentence(text, "neutral"), adaptation, more, rows, gap)
+    precision, _, runtime = artifact.title.partition(" ")
+    name = f"The {precision} artifact {runtime}"
+    if artifact.verified is None:
+        text = f"{name} was exported but not verified: whether it meets a budget is not known."
+        return Verdict("open", "Not verified", Sentence(text, "neutral"), adaptation, more, rows, gap)
+    if artifact.passed is None or not rows:
+        text = f"{name} was measured, but no budget was given: there is no limit it could meet or miss."
+        return Verdict("open", "No budget", Sentence(text, "neutral"), adaptation, more, rows, gap)
+    failed = [row for row in rows if row.passed is not True]
+    if artifact.passed:
+        text = f"{name} meets the budget: {_listed([_used(row) for row in rows])}."
+        return Verdict("pass", "Budget met", Sentence(text, "good"), adaptation, more, rows, gap)
+    broken = [row for row in failed if row.passed is False]
+    unknown = [row for row in failed if row.passed is None]
+    told = [_used(row) for row in broken] + [f"{row.title.lower()} was not measured" for row in unknown]
+    text = f"{name} misses the budget: {_listed(told) or 'its verification failed'}."
+    return Verdict("fail", "Budget missed", Sentence(text, "bad"), adaptation, more, rows, gap)
+
+
+def _used(row: CheckRow) -> str:
+    if "ap50" in row.name or "drop" in row.name:
+        lost = "no AP50 lost" if row.value.startswith("none") else f"{row.value} of AP50 lost"
+        return f"{lost} in export ({row.limit} allowed)"
+    words = {"latency_ms": "", "size_mb": " of model", "memory_mb": " of memory", "peak_memory_mb": " of memory"}
+    value, space, unit = row.value.partition(" ")
+    limit = row.limit.removesuffix(f" {unit}") if space else row.limit
+    suffix = words.get(row.name, f" ({row.title.lower()})")
+    return f"{value} of {limit}{space}{unit}{suffix}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1] if items else ""
+
+
+def _ap50(subject: Subject | None, content: Content) -> float | None:
+    score: Score | None = subject.on(content.target) if subject else None
+    return score.ap50 if score else None
+
+
+def _gap(content: Content) -> Gap | None:
+    before, after = _ap50(content.eager("source"), content), _ap50(content.eager("adapted"), content)
+    if before is None or after is None:
+        return None
+    return Gap(before, after, _ap50(content.eager("oracle"), content))
+
+
+def _adaptation(content: Content, gap: Gap | None) -> Sentence:
+    if gap is None:
+        known = _ap50(content.eager("source"), content) or _ap50(content.eager("adapted"), content)
+        if known is None:
+            return Sentence("What adaptation gains cannot be said: no accuracy on the target was measured.", "neutral")
+        return Sentence(
+            f"What adaptation gains cannot be said: only one of the two models was measured on the target "
+            f"(AP50 {points(known)} points).",
+            "neutral",
+        )
+    assert content.target is not None
+    where = content.target.name
+    change = f"AP50 on {where} went from {points(gap.before)} to {points(gap.after)} points ({signed(gap.gain)})"
+    if gap.gain <= -NO_CHANGE:
+        return Sentence(f"Adaptation hurt: {change}. Use the source-only model, or adapt with other settings.", "bad")
+    if gap.size is not None and gap.size < NO_GAP:
+        return Sentence(
+            f"There was no gap to close: even a model trained on {where} with labels reaches "
+            f"{points(gap.oracle)} points. {change}.",
+            "neutral",
+        )
+    if gap.gain < NO_CHANGE:
+        return Sentence(f"Adaptation made no difference worth the name: {change}.", "bad")
+    if gap.closed is None:
+        return Sentence(f"Adaptation helped: {change}.", "good")
+    source = content.source.name if content.source else "source"
+    if gap.closed > 1:
+        return Sentence(
+            f"Adaptation closed the whole gap between {source} and {where} and went past the oracle "
+            f"({percent(gap.closed)}): {change}; the oracle reaches {points(gap.oracle)}.",
+            "good",
+        )
+    tone: Tone = "good" if gap.closed >= 0.25 else "neutral"
+    little = "" if tone == "good" else "only "
+    return Sentence(
+        f"Adaptation closed {little}{percent(gap.closed)} of the gap between {source} and {where}: {change}; "
+        f"the oracle, trained with {where} labels, reaches {points(gap.oracle)}.",
+        tone,
+    )
+
+
+def _on_device(content: Content, headline: Subject | None) -> list[Sentence]:
+    on_device, before = _ap50(headline, content), _ap50(content.eager("source"), content)
+    if headline is None or headline.artifact is None or on_device is None or content.target is None:
+        return []
+    precision = headline.artifact.precision.upper()
+    text = f"On the runtime itself the {precision} artifact reaches {points(on_device)} points on {content.target.name}"
+    if before is None or headline.run.manifest.verb != "adapt":
+        return [Sentence(text + ".", "neutral")]
+    tone: Tone = "bad" if on_device < before - NO_CHANGE else "neutral"
+    return [Sentence(f"{text}, {signed(on_device - before)} against the source-only model before export.", tone)]
+
+
+def _source_after(content: Content) -> list[Sentence]:
+    """What adaptation cost on the source, where it is a point or more."""
+    source, adapted = content.eager("source"), content.eager("adapted")
+    before = source.on(content.source) if source else None
+    after = adapted.on(content.source) if adapted else None
+    if before is None or after is None or content.source is None or before.ap50 - after.ap50 < 0.01:
+        return []
+    name = content.source.name
+    return [
+        Sentence(
+            f"The price: on {name} AP50 fell from {points(before.ap50)} to {points(after.ap50)} points "
+            f"({signed(after.ap50 - before.ap50)}).",
+            "bad",
+        )
+    ]
+
+
+def _others(content: Content, headline: Subject | None) -> list[Sentence]:
+    told = []
+    for subject in content.subjects:
+        artifact = subject.artifact
+        if artifact is None or subject is headline or artifact.verified is None or artifact.passed is None:
+            continue
+        failed = [check_row(c) for c in artifact.checks if c.passed is False]
+        why = f": {_listed([_used(row) for row in failed])}" if failed else ""
+        verb = "also meets the budget" if artifact.passed else f"misses it{why}"
+        if (
+            not artifact.passed
+            and content.headline
+            and content.headline.artifact
+            and not content.headline.artifact.passed
+        ):
+            verb = f"misses it too{why}"
+        told.append(Sentence(f"{subject.label} {verb}.", "neutral"))
+    return told
+
+
+def _unfinished(content: Content) -> list[Sentence]:
+    words = {"running": "has not finished", "interrupted": "was interrupted", "failed": "failed"}
+    return [
+        Sentence(f"The run {part.run.path} {words[part.run.manifest.status]}: its numbers are not final.", "bad")
+        for part in content.parts
+        if part.run.manifest.status in words
+    ]

@@ -1,0 +1,225 @@
+"""Run folders as the verbs leave them, made through the Run API with invented but plausible numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from acclimate.edge.artifact import ArtifactManifest, Decode
+from acclimate.report import pictures
+from acclimate.run import Candidate, ClassAP, Evaluation, Manifest, Run, Selection
+from acclimate.structures import Detections
+
+CLASSES = ("car", "person", "bicycle", "sign")
+
+
+def evaluation(role: str, ap50: float, model: str = "eager", classes: Sequence[str] = CLASSES) -> Evaluation:
+    data = {"source": "scenes/clear/test.json", "target": "scenes/fog/test.json"}[role]
+    spread = np.linspace(0.12, -0.12, len(classes))
+    return Evaluation(
+        data=data,
+        role=role,  # type: ignore[arg-type]
+        model=model,
+        images=100,
+        ap=ap50 * 0.55,
+        ap50=ap50,
+        ap75=ap50 * 0.5,
+        classes={
+            name: ClassAP(ap=(ap50 + d) * 0.55, ap50=ap50 + d, boxes=int(400 * (1 + d)))
+            for name, d in zip(classes, spread, strict=True)
+        },
+    )
+
+
+def verification(
+    name: str, *, latency_ms: float, size_mb: float, eager: float, ap50: float, limit_ms: float = 10.0
+) -> dict[str, Any]:
+    checks = [
+        {"name": "latency_ms", "limit": limit_ms, "value": latency_ms, "passed": latency_ms <= limit_ms},
+        {"name": "size_mb", "limit": 4.0, "value": size_mb, "passed": size_mb <= 4.0},
+        {"name": "max_ap50_drop", "limit": 0.01, "value": eager - ap50, "passed": eager - ap50 <= 0.01},
+    ]
+    return {
+        "artifact": name,
+        "runtime": "onnx",
+        "precision": name.rpartition("-")[2],
+        "passed": all(check["passed"] for check in checks),
+        "checks": checks,
+        "accuracy": {
+            "scenes/fog/test.json": {
+                "role": "target",
+                "images": 100,
+                "eager_ap50": eager,
+                "artifact_ap50": ap50,
+                "difference": ap50 - eager,
+            }
+        },
+        "latency": {
+            "median_ms": latency_ms,
+            "p95_ms": latency_ms * 1.13,
+            "parts": {"read": 1.1, "network": latency_ms - 1.9, "decode": 0.8},
+            "threads": 1,
+        },
+        "size_mb": size_mb,
+        "peak_memory_mb": 118.0,
+        "macs_m": 412.0,
+        "parity": {"images": 32, "box_px_p99": 0.31, "score_p99": 0.012},
+        "machine": {"processor": "Example CPU at 3.0 GHz", "cores": "2", "runtime": "onnxruntime 1.32.0"},
+    }
+
+
+def train_log(run: Run, steps: int, *, start: float = 2.4, terms: Sequence[str] = ("supervised",)) -> None:
+    random = np.random.default_rng(1)
+    for step in range(10, steps + 1, 10):
+        lr = 1e-3 * min(1, step / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        fall = start * math.exp(-2.2 * step / steps)
+        parts = {
+            f"{term}/{loss}": share * fall / len(terms) * float(1 + 0.1 * random.standard_normal())
+            for term in terms
+            for loss, share in (("class", 0.6), ("box", 0.4))
+        }
+        run.log(
+            step=step,
+            loss=sum(parts.values()),
+            **parts,
+            lr=lr,
+            images_per_s=float(50 + 2 * random.standard_normal()),
+        )
+
+
+def street(seed: int) -> tuple[np.ndarray[Any, Any], Detections]:
+    """A grey street with a few coloured blocks, and their boxes."""
+    random = np.random.default_rng(seed)
+    image = np.full((240, 320, 3), (150, 155, 160), np.uint8)
+    image[140:] = (105, 105, 108)
+    boxes = []
+    for _ in range(5):
+        x, y = random.integers(10, 250), random.integers(90, 170)
+        w, h = random.integers(20, 60), random.integers(20, 60)
+        cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h)), random.integers(60, 200, 3).tolist(), -1)
+        boxes.append((x, y, x + w, y + h))
+    scores = np.sort(random.uniform(0.3, 0.95, len(boxes)))[::-1]
+    labels = random.integers(0, len(CLASSES), len(boxes))
+    return image, Detections(np.array(boxes, np.float32), labels.astype(np.int64), scores.astype(np.float32))
+
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """`make_run(name, verb, source_ap50=..., target_ap50=..., ...)` writes one finished run folder below tmp_path."""
+
+    def make(
+        name: str,
+        verb: str = "train",
+        *,
+        source_ap50: float | None = None,
+        target_ap50: float | None = None,
+        notes: dict[str, Any] | None = None,
+        parents: tuple[str, ...] = (),
+        classes: Sequence[str] = CLASSES,
+        artifacts: Sequence[dict[str, Any]] = (),
+        log: bool = True,
+        chosen: bool = False,
+        seen: float | None = None,
+    ) -> Path:
+        command = f"acclimate {verb} example.toml --out runs/{name}"
+        run = Run.create(
+            tmp_path / "runs" / name,
+            Manifest(verb=verb, digest=name, command=command, parents=parents, notes=notes or {}, seed=3),
+        )
+        run.write("config.json", {"seed": 3, "train": {"steps": 600, "lr": 0.001}, "model": {"size": "nano"}})
+        if log:
+            train_log(run, 600, terms=("supervised", "teacher") if verb == "adapt" else ("supervised",))
+        for role, ap50 in (("source", source_ap50), ("target", target_ap50)):
+            if ap50 is not None:
+                run.write(f"evaluations/{role}.json", evaluation(role, ap50, classes=classes))
+        if chosen:
+            candidates = []
+            for i, step in enumerate(range(100, 700, 100)):
+                stability, agreement = 0.5 + 0.06 * i - 0.008 * i * i, 0.61 + 0.02 * (-1) ** i
+                ap50 = (target_ap50 or 0.4) - 0.004 * (i - 4) ** 2
+                candidates.append(
+                    Candidate(step=step, scores={"stability": stability, "agreement": agreement}, hindsight_ap50=ap50)
+                )
+            run.write(
+                "selection.json",
+                Selection(
+                    rule="stability",
+                    chosen_step=500,
+                    candidates=tuple(candidates),
+                    rank_correlation={"stability": 0.73, "agreement": -0.07},
+                ),
+            )
+        for verified in artifacts:
+            folder = f"artifacts/{verified['artifact']}"
+            run.write(
+                f"{folder}/artifact.json",
+                ArtifactManifest(
+                    name=verified["artifact"],
+                    runtime="onnx",
+                    precision=verified["precision"],
+                    classes=tuple(classes),
+                    image_size=(240, 320),
+                    decode=Decode(strides=(8, 16, 32)),
+                ),
+            )
+            if "checks" in verified:
+                run.write(f"{folder}/verification.json", verified)
+        if seen is not None:
+            images, found = [], []
+            for i in range(4):
+                image, detections = street(i)
+                path = tmp_path / "target" / f"{i:03d}.png"
+                path.parent.mkdir(exist_ok=True)
+                cv2.imwrite(str(path), image[:, :, ::-1])
+                images.append(path)
+                found.append(detections[: max(1, round(seen * len(detections)))])
+            pictures.save(run, images, found, classes)
+        run.finish("done", 184.0)
+        return run.path
+
+    return make
+
+
+@pytest.fixture
+def job(make_run: MakeRun) -> Callable[..., tuple[list[Path], Path]]:
+    """A whole job: ([source, adapted], oracle). The numbers of the adapted run and the latency can be set."""
+
+    def make(
+        adapted_ap50: float = 0.52, *, latency_ms: float = 7.2, int8_ap50: float | None = None
+    ) -> tuple[list[Path], Path]:
+        int8_ap50 = adapted_ap50 - 0.004 if int8_ap50 is None else int8_ap50
+        warnings = ["2 of 300 target images could not be read and were left out: 017.jpg, 203.jpg"]
+        source = make_run(
+            "source",
+            source_ap50=0.662,
+            target_ap50=0.403,
+            seen=0.4,
+            notes={"source": {"images": 300, "boxes": 2211}, "start": "timm weights", "warnings": warnings},
+        )
+        adapted = make_run(
+            "adapted",
+            "adapt",
+            source_ap50=0.655,
+            target_ap50=adapted_ap50,
+            parents=("runs/source",),
+            chosen=True,
+            seen=1.0,
+            notes={"target": {"images": 298}},
+            artifacts=[
+                verification("onnx-fp32", latency_ms=12.4, size_mb=6.8, eager=adapted_ap50, ap50=adapted_ap50),
+                verification("onnx-int8", latency_ms=latency_ms, size_mb=1.9, eager=adapted_ap50, ap50=int8_ap50),
+            ],
+        )
+        oracle = make_run("oracle", target_ap50=0.592, source_ap50=0.51, notes={"role": "oracle"})
+        return [source, adapted], oracle
+
+    return make
