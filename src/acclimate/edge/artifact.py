@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acclimate.errors import AcclimateError
+from acclimate.run import digest, file_digest, read_json
+
+FORMAT = 1
+"""The manifest format that this version writes, and the newest it reads."""
 
 
 class Decode(BaseModel):
@@ -44,7 +52,7 @@ class ArtifactManifest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format: int = 1
+    format: int = FORMAT
     name: str
     runtime: str
     precision: Literal["fp32", "fp16", "int8"]
@@ -63,3 +71,71 @@ class ArtifactManifest(BaseModel):
     source_run: str = ""
     version: str = ""
     notes: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact on disk. `Artifact.open` checks it; whoever wrote it may construct it directly."""
+
+    folder: Path
+    manifest: ArtifactManifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Artifact:
+        """Read the manifest in `folder` and check every file against it.
+
+        Raises:
+            AcclimateError: it is no artifact, its manifest is damaged or from a newer version, or a file is missing
+                or is not the one that was exported.
+        """
+        folder = Path(folder)
+        file = folder / "artifact.json"
+        if not file.is_file():
+            raise AcclimateError(f"{folder}: not an artifact (it has no artifact.json); `acclimate export` makes one")
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise AcclimateError(f"{file}: not an artifact's manifest; export the artifact again")
+        version = values.get("format", FORMAT)
+        if isinstance(version, int) and version > FORMAT:
+            raise AcclimateError(
+                f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
+                f"this one reads up to format {FORMAT}: update acclimate on this machine"
+            )
+        try:
+            manifest = ArtifactManifest.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise AcclimateError(f"{file}: {problems}; export the artifact again") from None
+        if not manifest.files:
+            raise AcclimateError(f"{file}: names no model file; export the artifact again")
+        for name, expected in manifest.files.items():
+            if Path(name).name != name:
+                raise AcclimateError(f"{file}: {name!r} is not a plain file name; export the artifact again")
+            if not (folder / name).is_file():
+                raise AcclimateError(f"{folder / name}: is missing; copy the whole artifact folder again")
+            if file_digest(folder / name) != expected:
+                raise AcclimateError(
+                    f"{folder / name}: is not the file that was exported (its SHA-256 differs); copy the artifact again"
+                )
+        return cls(folder, manifest)
+
+    @property
+    def size_mb(self) -> float:
+        """The artifact's model files, in 10^6 bytes."""
+        return sum((self.folder / name).stat().st_size for name in self.manifest.files) / 1e6
+
+    @property
+    def digest(self) -> str:
+        """Short, and the same for two artifacts that give the same detections."""
+        return digest(self.manifest.model_dump(mode="json", exclude={"name", "source_run", "notes"}))
+
+    def file(self, suffix: str) -> Path:
+        """The one model file whose name ends in `suffix`.
+
+        Raises:
+            AcclimateError: there is none.
+        """
+        name = next((name for name in self.manifest.files if name.endswith(suffix)), None)
+        if name is None:
+            raise AcclimateError(f"{self.folder}: has no *{suffix} file; export the artifact again")
+        return self.folder / name

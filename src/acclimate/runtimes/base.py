@@ -1,0 +1,208 @@
+"""What a runtime is, the table of runtimes, and how an artifact is written whatever the runtime.
+
+Importing this module, or a runtime's own, needs the base package alone: a device loads artifacts through it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acclimate import __version__
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration
+from acclimate.errors import AcclimateError
+from acclimate.run import digest, file_digest, write_text, writing
+
+if TYPE_CHECKING:
+    from acclimate.models.detector import Detector
+
+Precision = Literal["fp32", "fp16", "int8"]
+Network = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
+"""The loaded graph: images (1, 3, H, W) float32 RGB 0..255 -> the outputs in the order of the manifest's names."""
+
+
+class Runtime(Protocol):
+    """Exports a detector for one inference engine, and loads what it exported."""
+
+    def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
+        """Write `detector` to `folder` as an artifact; an artifact that is there is replaced.
+
+        Args:
+            detector: any device, any mode; left as it was.
+            folder: the artifact's folder, whose name becomes the artifact's.
+            precision: of weights and activations.
+            calibration: unlabelled target images; read for "int8" alone.
+
+        Raises:
+            AcclimateError: the runtime cannot carry this precision or detector, no usable calibration image, or
+                the folder cannot be written.
+        """
+
+    def load(self, artifact: Artifact, threads: int) -> Network:
+        """The graph, ready to run on `threads` threads.
+
+        Raises:
+            AcclimateError: the runtime is not installed, or does not accept the model file.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the table: where the runtime is, what it needs to load and to export, which extra installs it."""
+
+    target: str
+    load: tuple[str, ...]
+    export: tuple[str, ...]
+    extra: str
+
+
+RUNTIMES = {
+    "eager": Entry("acclimate.runtimes.eager:Eager", ("torch",), ("torch", "timm"), "train"),
+    "onnx": Entry("acclimate.runtimes.onnx:Onnx", ("onnxruntime",), ("torch", "onnx", "onnxscript"), "train"),
+}
+"""Every runtime, by the name that `--runtime` and the manifest use."""
+
+
+def find(name: str) -> Runtime:
+    """The runtime called `name`.
+
+    Raises:
+        AcclimateError: there is none of that name.
+    """
+    entry = RUNTIMES.get(name)
+    if entry is None:
+        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(RUNTIMES)})")
+    module, attribute = entry.target.split(":")
+    return cast(Runtime, getattr(importlib.import_module(module), attribute)())
+
+
+def why_not(name: str, purpose: Literal["load", "export"] = "load") -> str:
+    """What is missing for a runtime of the table, in one line; empty where nothing is."""
+    entry = RUNTIMES[name]
+    missing = [module for module in getattr(entry, purpose) if importlib.util.find_spec(module) is None]
+    if not missing:
+        return ""
+    return f"{name} needs {', '.join(missing)}: pip install 'acclimate[{entry.extra}]'"
+
+
+def available(purpose: Literal["load", "export"] = "load") -> list[str]:
+    """The runtimes whose packages are installed here."""
+    return [name for name in RUNTIMES if not why_not(name, purpose)]
+
+
+def write_artifact(
+    runtime: str,
+    detector: Detector,
+    folder: Path,
+    precision: Precision,
+    build: Callable[[Path], None],
+    calibration: Calibration | None = None,
+    notes: dict[str, Any] | None = None,
+) -> Artifact:
+    """Let `build` write the model files into an empty folder, then put them in place with their manifest.
+
+    Nothing is seen at `folder` until the artifact is whole; one that is already there stays until then.
+
+    Raises:
+        AcclimateError: `folder` holds something that is no artifact, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "artifact.json").exists())):
+        raise AcclimateError(f"{folder}: exists and is not an artifact; choose another folder")
+    run = folder.parent.parent
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with writing(folder):
+            build(temporary)
+            manifest = ArtifactManifest(
+                name=folder.name,
+                runtime=runtime,
+                precision=precision,
+                classes=detector.spec.classes,
+                image_size=detector.spec.image_size,
+                decode=detector.decode_options(),
+                files={file.name: file_digest(file) for file in sorted(temporary.iterdir())},
+                calibration=calibration,
+                source_run=str(run) if (run / "run.json").is_file() else "",
+                version=__version__,
+                notes=notes or {},
+            )
+            write_text(temporary / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
+            temporary.chmod(0o755)
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+                folder.replace(old)
+                temporary.replace(folder)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Artifact(folder, manifest)
+
+
+def check_precision(precision: str, supported: Sequence[str], runtime: str, why: str) -> None:
+    """Refuse a precision that a runtime does not carry.
+
+    Raises:
+        AcclimateError: with `why`.
+    """
+    if precision not in supported:
+        raise AcclimateError(f"{runtime} does not export {precision}: {why}; use {' or '.join(supported)}")
+
+
+def describe_calibration(paths: Sequence[Path]) -> Calibration:
+    """Which images an artifact was calibrated on: how many, from where, and a digest of their names and sizes."""
+    folders = sorted({path.parent.name for path in paths})
+    return Calibration(
+        images=len(paths),
+        digest=digest([(path.name, path.stat().st_size) for path in paths]),
+        source=", ".join(folders[:3]) + (" ..." if len(folders) > 3 else ""),
+    )
+
+
+def frozen_copy(detector: Detector) -> Detector:
+    """A copy to export from: on the CPU, fp32, evaluation mode, without gradients; the original stays as it is.
+
+    Raises:
+        AcclimateError: a weight is not finite.
+    """
+    import torch
+
+    copied = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
+    broken = [name for name, value in copied.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise AcclimateError(
+            f"the detector's weights are not finite ({len(broken)} tensors, first {broken[0]}): its training diverged; "
+            "train again with a smaller learning rate"
+        )
+    return copied
+
+
+def complexity(frozen: Detector) -> dict[str, float]:
+    """Multiply-accumulates of one image (millions, convolutions and matrix products) and the parameters.
+
+    Args:
+        frozen: what `frozen_copy` returns.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        frozen(torch.zeros(1, 3, *frozen.spec.image_size))
+    return {
+        "macs_m": round(counter.get_total_flops() / 2e6, 3),
+        "parameters": sum(parameter.numel() for parameter in frozen.parameters()),
+    }

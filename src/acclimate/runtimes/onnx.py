@@ -1,0 +1,236 @@
+"""ONNX through `torch.export`, run by ONNX Runtime: fp32, and static INT8 in the QDQ format.
+
+Loading imports onnxruntime alone; torch and onnx are imported by `export`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.errors import AcclimateError
+from acclimate.runtimes.base import (
+    Network,
+    Precision,
+    check_precision,
+    complexity,
+    describe_calibration,
+    frozen_copy,
+    why_not,
+    write_artifact,
+)
+from acclimate.structures import Image
+
+if TYPE_CHECKING:
+    from acclimate.models.detector import Detector
+
+OPSET = 18
+INPUT, OUTPUTS = "images", ("logits", "distances")
+
+
+class Onnx:
+    """ONNX Runtime on the CPU. The artifact is one `model.onnx`, batch 1, static shapes."""
+
+    def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
+        """See `Runtime.export`. INT8 keeps the first and the last convolutions in fp32."""
+        check_precision(
+            precision, ("fp32", "int8"), "onnx", "ONNX Runtime's CPU kernels would convert it to fp32 and back"
+        )
+        if missing := why_not("onnx", "export"):
+            raise AcclimateError(missing)
+        frozen = frozen_copy(detector)
+        if precision == "fp32":
+            return write_artifact(
+                "onnx",
+                frozen,
+                folder,
+                precision,
+                lambda temporary: _write_graph(frozen, temporary / "model.onnx"),
+                notes=complexity(frozen),
+            )
+        canvases, used = _calibration_canvases(calibration, frozen.spec.image_size)
+
+        def build(temporary: Path) -> None:
+            single = temporary / "fp32.onnx"
+            _write_graph(frozen, single)
+            quantize(single, temporary / "model.onnx", canvases)
+            single.unlink()
+            _check_finite(temporary / "model.onnx", canvases[:4])
+
+        return write_artifact(
+            "onnx", frozen, folder, precision, build, describe_calibration(used), notes=complexity(frozen)
+        )
+
+    def load(self, artifact: Artifact, threads: int) -> Network:
+        """See `Runtime.load`."""
+        return _session(artifact.file(".onnx"), threads, artifact.manifest.input_name, artifact.manifest.output_names)
+
+
+def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Sequence[str] = OUTPUTS) -> Network:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise AcclimateError("onnxruntime is not installed: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Without VNNI, sums of U8 x S8 products saturate in 16 bits; this makes ONNX Runtime use U8 weights there.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # A thread that spins between images takes the core from pre- and post-processing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        names = {output.name for output in session.get_outputs()}
+    except Exception as error:  # onnxruntime raises many unrelated types here, all about this file
+        raise AcclimateError(f"{file}: ONNX Runtime does not accept it ({str(error).splitlines()[0]})") from None
+    absent = [name for name in output_names if name not in names]
+    if absent:
+        raise AcclimateError(f"{file}: has no output {', '.join(absent)}; export the artifact again")
+    wanted = list(output_names)
+
+    def run(images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = session.run(wanted, {input_name: images})
+        return outputs
+
+    return run
+
+
+def _write_graph(frozen: Detector, file: Path) -> None:
+    """The detector's forward as an ONNX file."""
+    import torch
+
+    image = torch.zeros(1, 3, *frozen.spec.image_size)
+    with _quiet():
+        torch.onnx.export(
+            frozen,
+            (image,),
+            str(file),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def quantize(single: Path, file: Path, canvases: Sequence[Image]) -> None:
+    """Write the INT8 version of an fp32 ONNX file, with activation ranges from `canvases`.
+
+    Asymmetric unsigned activations and symmetric signed weights with one scale a channel. In fp32 stay the last
+    convolutions and what follows, as box sides and low scores need more than 256 levels, and the normalisation and
+    the first convolution, whose three input channels fill too little of an INT8 dot product to gain anything.
+
+    Args:
+        single: the fp32 file.
+        file: where the result goes; a temporary file is written beside it.
+        canvases: calibration images, (H, W, 3) uint8, RGB.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = file.with_name("prepared.onnx")
+    with _quiet():
+        quant_pre_process(single, prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared).graph
+        quantize_static(
+            prepared,
+            file,
+            _Reader(canvases),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_kept_in_float(graph),
+        )
+    prepared.unlink()
+
+
+class _Reader:
+    """Calibration images for ONNX Runtime's calibrator, which asks for one at a time."""
+
+    def __init__(self, canvases: Sequence[Image]) -> None:
+        self._rest = iter(canvases)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        canvas = next(self._rest, None)
+        return None if canvas is None else {INPUT: to_input(canvas)}
+
+
+def _kept_in_float(graph: Any) -> list[str]:
+    """Names of the nodes from the input to the first convolution, and from the last convolutions to the outputs."""
+    maker = {output: node for node in graph.node for output in node.output}
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    kept: dict[str, None] = {}
+    waiting = [maker[output.name] for output in graph.output]
+    while waiting:
+        node = waiting.pop()
+        kept[node.name] = None
+        if node.op_type not in {"Conv", "MatMul", "Gemm"}:
+            waiting += [maker[name] for name in node.input if name in maker]
+    waiting = list(users.get(INPUT, ()))
+    while waiting:
+        node = waiting.pop()
+        kept[node.name] = None
+        if node.op_type not in {"Conv", "MatMul", "Gemm"}:
+            waiting += [user for name in node.output for user in users.get(name, ())]
+    return list(kept)
+
+
+def _calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
+    canvases, used, problems = [], [], []
+    for path in paths:
+        try:
+            canvases.append(letterbox(read_image(path), size)[0])
+        except AcclimateError as error:
+            problems.append(str(error))
+        else:
+            used.append(path)
+    if not canvases:
+        first = f" (first: {problems[0]})" if problems else ""
+        raise AcclimateError(
+            f"int8 needs calibration images from the target, and none of {len(paths)} could be read{first}; "
+            "give a folder of unlabelled target images with --calibration"
+        )
+    for problem in problems:
+        warnings.warn(f"left out of the calibration: {problem}", stacklevel=2)
+    return canvases, used
+
+
+def _check_finite(file: Path, canvases: Sequence[Image]) -> None:
+    run = _session(file, 1)
+    if not all(np.isfinite(output).all() for canvas in canvases for output in run(to_input(canvas))):
+        raise AcclimateError("int8: the quantised network's output is not finite; export fp32 instead")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print progress and warn about their own deprecations; none of it is for the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
