@@ -1,0 +1,250 @@
+"""What is in a data set: format, classes, sizes, problems, and a contact sheet to look at. Needs no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import simplejpeg
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from acclimate.config import DataConfig
+from acclimate.data.formats import (
+    LabelledImage,
+    LabelledSet,
+    Problem,
+    UnlabelledSet,
+    detect,
+    image_size,
+    read,
+    unlabelled,
+)
+from acclimate.edge.images import letterbox, read_image
+from acclimate.errors import AcclimateError
+from acclimate.run import write_bytes
+from acclimate.structures import Annotations, Image
+
+SMALL_AREA_PX, LARGE_AREA_PX = 32**2, 96**2
+"""COCO's bounds between small, medium and large boxes, in pixels of the stored image."""
+
+_PROBLEMS_SHOWN = 10
+_TILE = (240, 320)
+_CAPTION = 20
+_PALETTE = (
+    (230, 57, 70), (42, 157, 143), (69, 123, 230), (244, 162, 40), (155, 93, 229), (0, 187, 249),
+    (241, 91, 181), (120, 180, 40), (200, 120, 70), (70, 70, 90),
+)  # fmt: skip
+_GREY = (150, 150, 150)
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """Counts over a data set.
+
+    Attributes:
+        path: what was inspected.
+        format: of the labels, or "folder" for images without any.
+        images: readable ones.
+        empty: images without a box; None where there are no labels.
+        classes: boxes of each class, without ignored ones, in the set's order.
+        ignored: boxes that count neither for nor against.
+        box_sizes: boxes by COCO's areas: small, medium, large.
+        image_sizes: (width, height) -> images, the most frequent first.
+        problems: what was left out, or read other than it is written.
+    """
+
+    path: str
+    format: str
+    images: int
+    empty: int | None
+    classes: Mapping[str, int]
+    ignored: int
+    box_sizes: Mapping[str, int]
+    image_sizes: Mapping[tuple[int, int], int]
+    problems: tuple[Problem, ...]
+
+    @property
+    def boxes(self) -> int:
+        return sum(self.classes.values())
+
+
+def load(data: Path | DataConfig) -> LabelledSet | UnlabelledSet:
+    """The labelled set at a path or of a configuration; a path without labels that we know gives its images.
+
+    Raises:
+        AcclimateError: as `formats.read` and `formats.unlabelled` do.
+    """
+    if isinstance(data, DataConfig):
+        return read(data)
+    if not data.exists() or detect(data) is None:
+        return unlabelled(data)
+    return read(DataConfig(path=data))
+
+
+def summary(data: Path | DataConfig | LabelledSet | UnlabelledSet) -> DataSummary:
+    """Count what is in a data set; images are not decoded.
+
+    Raises:
+        AcclimateError: it cannot be read, or nothing in it is usable.
+    """
+    path = str(data.path if isinstance(data, DataConfig) else data if isinstance(data, Path) else "")
+    found = load(data) if isinstance(data, Path | DataConfig) else data
+    if isinstance(found, UnlabelledSet):
+        return _folder_summary(path or str(found.paths[0].parent), found)
+    sizes = Counter((image.width, image.height) for image in found.images)
+    counts = dict.fromkeys(found.classes, 0)
+    areas = dict.fromkeys(("small", "medium", "large"), 0)
+    ignored = 0
+    for image in found.images:
+        kept = image.annotations[~image.annotations.ignore]
+        ignored += len(image.annotations) - len(kept)
+        for label in kept.labels:
+            counts[found.classes[label]] += 1
+        for area in (kept.boxes[:, 2:] - kept.boxes[:, :2]).prod(axis=1):
+            areas["small" if area < SMALL_AREA_PX else "medium" if area < LARGE_AREA_PX else "large"] += 1
+    return DataSummary(
+        path=path or found.name,
+        format=found.format,
+        images=len(found),
+        empty=sum(not len(image.annotations) for image in found.images),
+        classes=counts,
+        ignored=ignored,
+        box_sizes=areas,
+        image_sizes=dict(sizes.most_common()),
+        problems=found.problems,
+    )
+
+
+def _folder_summary(path: str, found: UnlabelledSet) -> DataSummary:
+    sizes: Counter[tuple[int, int]] = Counter()
+    problems = list(found.problems)
+    for image in found.paths:
+        try:
+            height, width = image_size(image)
+            sizes[width, height] += 1
+        except AcclimateError as error:
+            problems.append(Problem(str(image), str(error).removeprefix(f"{image}: ")))
+    if not sizes:
+        raise AcclimateError(f"{path}: none of its {len(found)} images can be read (the first: {problems[0]})")
+    return DataSummary(path, "folder", sizes.total(), None, {}, 0, {}, dict(sizes.most_common()), tuple(problems))
+
+
+def print_summary(summary: DataSummary, console: Console) -> None:
+    """Show a summary as a short text and a table of classes."""
+    kind = "images without labels" if summary.empty is None else f"{summary.format} labels"
+    console.print(f"[bold]{escape(summary.path)}[/bold]: {kind}, {_count(summary.images, 'image')}", soft_wrap=True)
+    sizes = list(summary.image_sizes.items())
+    shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:3])
+    rest = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
+    console.print(f"image sizes (width x height): {shown}{rest}", soft_wrap=True)
+    if summary.empty is not None:
+        table = Table("class", "boxes", "share", box=None, pad_edge=False)
+        table.columns[1].justify = table.columns[2].justify = "right"
+        for name, count in summary.classes.items():
+            table.add_row(escape(name), f"{count:,}", f"{count / max(1, summary.boxes):.1%}")
+        console.print(table)
+        areas = ", ".join(f"{count:,} {name}" for name, count in summary.box_sizes.items())
+        console.print(
+            f"{_count(summary.boxes, 'box', 'boxes')}: {areas} (below 32x32 px, up to 96x96 px, above); "
+            f"{summary.ignored:,} more ignored; {_count(summary.empty, 'image')} without a box",
+            soft_wrap=True,
+        )
+    if not summary.problems:
+        console.print("no problems found")
+        return
+    console.print(f"[yellow]{_count(len(summary.problems), 'problem')}[/yellow]")
+    for problem in summary.problems[:_PROBLEMS_SHOWN]:
+        console.print(f"  {escape(str(problem))}", soft_wrap=True, highlight=False)
+    if len(summary.problems) > _PROBLEMS_SHOWN:
+        console.print(f"  and {len(summary.problems) - _PROBLEMS_SHOWN} more")
+
+
+def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16) -> Path:
+    """Write a JPEG of `count` images in a grid, evenly spread over the set, with boxes, class names and a legend.
+
+    Ignored boxes are grey. Of a labelled set, images that have boxes come first. Damaged images are skipped.
+
+    Raises:
+        AcclimateError: no image can be read, or `out` cannot be written.
+    """
+    tiles = []
+    classes: tuple[str, ...] = ()
+    if isinstance(found, LabelledSet):
+        classes = found.classes
+        items: Sequence[LabelledImage] = [i for i in found.images if len(i.annotations)]
+        items = items if len(items) >= count else found.images
+        chosen = [(item.path, item.annotations) for item in _spread(items, count)]
+    else:
+        chosen = [(path, Annotations.empty()) for path in _spread(found.paths, count)]
+    for path, boxes in chosen:
+        try:
+            tiles.append(_tile(path, boxes, classes))
+        except AcclimateError as error:
+            problem = error
+    if not tiles:
+        raise problem
+    columns = min(len(tiles), max(1, round(len(tiles) ** 0.5)))
+    blank = np.full_like(tiles[0], 255)
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    rows[-1] = [*rows[-1], *[blank] * (columns - len(rows[-1]))]
+    grid = np.vstack([np.hstack(row) for row in rows])
+    sheet = np.vstack([grid, *_legend(classes, grid.shape[1])])
+    return write_bytes(out, simplejpeg.encode_jpeg(np.ascontiguousarray(sheet), quality=88, colorspace="RGB"))
+
+
+def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
+
+
+def _tile(path: Path, annotations: Annotations, classes: Sequence[str]) -> Image:
+    """The image letterboxed on white with its boxes, above its file name."""
+    canvas, placed = letterbox(read_image(path), _TILE, fill=255)
+    canvas = canvas.copy()
+    boxes = (annotations.boxes * placed.scale).round().astype(int)
+    # Names of a crowd of small boxes would hide them; the legend tells the classes by colour.
+    named = len(boxes) <= 8
+    for (left, top, right, bottom), label, ignore in zip(boxes, annotations.labels, annotations.ignore, strict=True):
+        colour = _GREY if ignore or label < 0 else _PALETTE[label % len(_PALETTE)]
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, 1)
+        if named and label >= 0:
+            name = f"{classes[label]} (ignored)" if ignore else classes[label]
+            width = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0] + 4
+            x, y = max(0, min(left, _TILE[1] - width)), max(12, top)
+            cv2.rectangle(canvas, (x, y - 12), (x + width, y), colour, -1)
+            _write(canvas, name, (x + 2, y - 3), (255, 255, 255))
+    caption = np.full((_CAPTION, _TILE[1], 3), 255, np.uint8)
+    text = path.name if len(path.name) <= 48 else f"...{path.name[-45:]}"
+    _write(caption, text, (2, 13), (60, 60, 60))
+    return np.pad(np.vstack([canvas, caption]), ((4, 4), (4, 4), (0, 0)), constant_values=255)
+
+
+def _legend(classes: Sequence[str], width: int) -> list[Image]:
+    """Lines with a coloured square and a name for each class; none without classes."""
+    lines: list[Image] = []
+    x = width
+    for label, name in enumerate(classes):
+        needed = 24 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0]
+        if x + needed > width:
+            lines.append(np.full((20, width, 3), 255, np.uint8))
+            x = 6
+        cv2.rectangle(lines[-1], (x, 4), (x + 11, 15), _PALETTE[label % len(_PALETTE)], -1)
+        _write(lines[-1], name, (x + 15, 14), (60, 60, 60))
+        x += needed
+    return lines
+
+
+def _write(image: Image, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
