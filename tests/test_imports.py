@@ -6,9 +6,13 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "acclimate"
 ARCHITECTURE = SOURCE.parents[1] / "docs" / "architecture.md"
@@ -141,3 +145,41 @@ def test_light_modules_load_without_torch() -> None:
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [name for name in modules() if name.split(".")[-1] in VAGUE] == []
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {extra: wanted for extra, wanted in project["optional-dependencies"].items() if extra != "dev"}
+    declared = {
+        canonicalize_name(Requirement(text).name)
+        for texts in (project["dependencies"], *extras.values())
+        for text in texts
+    }
+    distributions = metadata.packages_distributions()
+    wrong = []
+    for module, targets in edges().items():
+        for target, line in sorted(targets):
+            package = target.split(".")[0]
+            if package in sys.stdlib_module_names or package == "acclimate":
+                continue
+            brought = {canonicalize_name(name) for name in distributions.get(package, [package])}
+            if not brought & declared:
+                wrong.append(f"{module}:{line} imports {target}")
+    assert wrong == []
+
+
+def test_every_declared_dependency_is_pinned() -> None:
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    lines = (SOURCE.parents[1] / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(line.split("==")[0]): Requirement(line) for line in lines if line and line[0] != "#"}
+    for text in (
+        *project["dependencies"],
+        *project["optional-dependencies"]["train"],
+        *project["optional-dependencies"]["dev"],
+    ):
+        wanted = Requirement(text)
+        name = canonicalize_name(wanted.name)
+        assert name in pins, f"{name}: pin it in constraints.txt"
+        (pin,) = pins[name].specifier
+        assert pin.operator == "=="
+        assert wanted.specifier.contains(pin.version), f"{name}: {pin.version} is not {wanted.specifier}"
