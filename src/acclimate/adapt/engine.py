@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """The user or the system asked to stop; the state up to `step` is on disk and the same command goes on."""
 
     def __init__(self, run: Path, step: int) -> None:
@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 
 def accelerator(precision: str) -> Accelerator:
-    """The process's Accelerate object. `auto` is bf16 on a GPU that has it, and fp32 on a CPU, where it gains little."""
+    """The process's Accelerate object; `auto` is bf16 on a GPU that has it, and fp32 on a CPU, where it gains little."""
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     # One process may run several verbs; Accelerate otherwise refuses a second precision.
@@ -77,8 +77,8 @@ def fit(
         Interrupted: on SIGINT or SIGTERM, once the state is saved.
         AcclimateError: the loss is not finite, or the disk refuses.
     """
-    objective.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective.average.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective.detector.to(memory_format=torch.channels_last)
+    objective.average.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(_groups(objective, schedule.weight_decay), lr=schedule.lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(schedule))
     model, optimizer = acc.prepare(objective, optimizer)

@@ -80,8 +80,8 @@ class Step:
         sizes = [len(batch) for batch in images]
         features = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
         raw = self.detector.head(features)
-        levels = [level.split(sizes) for level in features]
-        outputs = [output.split(sizes) for output in raw]
+        levels = [torch.split(level, sizes) for level in features]
+        outputs = [torch.split(output, sizes) for output in raw]
         for i, view in enumerate(self._views):
             self._features[view] = [level[i] for level in levels]
             self._raw[view] = tuple(output[i] for output in outputs)

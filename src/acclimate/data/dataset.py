@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -161,7 +161,7 @@ class Loader:
         self._styles: dict[int, Statistics] = {}
         cv2.setNumThreads(0)
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Batch, Batch | None]]:
+    def batches(self, start: int = 0) -> Generator[tuple[Batch, Batch | None], None, None]:
         """Endless batches from step `start` on; the target's batch is None where there is no target.
 
         Closing the iterator (or dropping it) ends its threads.

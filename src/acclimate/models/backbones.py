@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import timm
@@ -47,22 +47,23 @@ class Backbone(nn.Module):
             close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
             raise AcclimateError(f"model.backbone: timm has no model {name!r}" + (f"; near: {close}" if close else ""))
         try:
-            reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+            probe: Any = timm.create_model(name, features_only=True)
+            reductions = list(probe.feature_info.reduction())
         except (RuntimeError, AttributeError, TypeError):
             raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
             raise AcclimateError(f"model.strides: {name!r} has levels of stride {reductions}, not {missing}")
         indices = tuple(reductions.index(stride) for stride in strides)
-        body = timm.create_model(name, features_only=True, out_indices=indices)
+        body: Any = timm.create_model(name, features_only=True, out_indices=indices)
         self.strides = tuple(strides)
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
         config = getattr(timm.create_model(name), "pretrained_cfg", {})
         self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
-        info = body.feature_info.info if hasattr(body.feature_info, "info") else []
+        info = getattr(body.feature_info, "info", [])
         self._frozen = _first_stages(body, [(entry["reduction"], entry["module"]) for entry in info], freeze)
-        self.body = body
+        self.body: nn.Module = body
         self.norm = norm
         if norm == "group":
             _batch_to_group(self.body)
@@ -146,7 +147,9 @@ def _batch_to_group(module: nn.Module) -> None:
         if not isinstance(child, nn.BatchNorm2d):
             _batch_to_group(child)
             continue
-        norm: nn.Module = nn.GroupNorm(math.gcd(child.num_features, max(1, child.num_features // 8)), child.num_features)
+        norm: nn.Module = nn.GroupNorm(
+            math.gcd(child.num_features, max(1, child.num_features // 8)), child.num_features
+        )
         norm.load_state_dict({"weight": child.weight.data, "bias": child.bias.data})
         after = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
         setattr(module, name, nn.Sequential(norm, *after) if after else norm)
@@ -170,7 +173,7 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
         raise AcclimateError(f"model.weights: {path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
+            state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

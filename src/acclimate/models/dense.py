@@ -28,6 +28,7 @@ CLASS_POWER, IOU_POWER = 1.0, 6.0
 BOX_WEIGHT = 2.0
 PRIOR = 0.01
 START_DISTANCE = 2.0
+_START = math.log(math.expm1(START_DISTANCE))
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -66,9 +67,9 @@ class DenseDetector(Detector):
         """
         super().__init__()
         self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
-        start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
+        from_where = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
         self.backbone.settle()
-        self.spec = spec.model_copy(update={"start": start})
+        self.spec = spec.model_copy(update={"start": from_where})
         for name, values in (("mean", self.backbone.mean), ("std", self.backbone.std)):
             self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         channels, levels, norm = spec.channels, len(spec.strides), spec.norm
@@ -82,8 +83,10 @@ class DenseDetector(Detector):
         self.regress = nn.Conv2d(channels, 4, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.normal_(self.regress.weight, std=0.01)
-        nn.init.constant_(self.classify.bias, -math.log((1 - PRIOR) / PRIOR))
-        nn.init.constant_(self.regress.bias, math.log(math.expm1(START_DISTANCE)))
+        with torch.no_grad():
+            for layer, start in ((self.classify, -math.log((1 - PRIOR) / PRIOR)), (self.regress, _START)):
+                assert layer.bias is not None
+                layer.bias.fill_(start)
         points, strides = _locations(spec.image_size, spec.strides)
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("point_strides", strides, persistent=False)
@@ -121,7 +124,8 @@ class DenseDetector(Detector):
         truth = [_to_tensors(target, boxes.device) for target in targets]
         with torch.no_grad():
             parts = [
-                self._assign(logit.sigmoid(), box, *image) for logit, box, image in zip(logits, boxes, truth, strict=True)
+                self._assign(logit.sigmoid(), box, *image)
+                for logit, box, image in zip(logits, boxes, truth, strict=True)
             ]
             quality, matched, weight = (torch.stack(part) for part in zip(*parts, strict=True))
             strength = quality.amax(-1)
