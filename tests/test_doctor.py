@@ -109,7 +109,9 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Pat
 
 
 def test_a_device_without_the_training_extra_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, **dict.fromkeys(doctor.TRAIN))
+    names = [requirement.name for requirement in doctor.wanted("train")]
+    assert "torch" in names
+    pretend(monkeypatch, **dict.fromkeys(names))
     checks = doctor.diagnose()
     assert not doctor.required_missing(checks)
     training = [check for check in checks if check.area == "training"]
@@ -123,6 +125,14 @@ def test_a_required_package_that_is_absent_is_missing(monkeypatch: pytest.Monkey
     assert doctor.required_missing(checks)
     assert by_name(checks)["simplejpeg"].way_out
     assert "acclimate cannot work here yet: simplejpeg" in printed(checks)
+
+
+def test_a_release_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, numpy="1.20.0", timm="0.4.12")
+    found = by_name(doctor.diagnose())
+    for name, release in (("numpy", "1.20.0"), ("timm", "0.4.12")):
+        assert found[name].state == "warn"
+        assert f"{release}, but {name}>=" in found[name].detail
 
 
 def test_another_build_of_opencv_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +161,9 @@ def test_onnxruntime_that_does_not_load_is_missing(monkeypatch: pytest.MonkeyPat
 def test_torchvision_that_wants_another_torch_is_told(
     monkeypatch: pytest.MonkeyPatch, torch: str, stated: list[str] | None, fits: bool
 ) -> None:
-    pretend(monkeypatch, torch=torch, torchvision="0.0.0")
-    monkeypatch.setattr(metadata, "requires", lambda package: stated if package == "torchvision" else [])
+    pretend(monkeypatch, torch=torch, torchvision="0.99.0")
+    real = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda package: stated if package == "torchvision" else real(package))
     check = by_name(doctor.diagnose())["torchvision"]
     assert check.state == ("ok" if fits else "warn")
     assert fits or (torch in check.detail and "constraints.txt" in check.way_out)

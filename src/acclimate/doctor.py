@@ -24,6 +24,7 @@ from rich.table import Table
 from acclimate import __version__
 
 State = Literal["ok", "warn", "missing"]
+Area = Literal["machine", "device", "training", "runtimes", "extras"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Check:
         way_out: what to do about it; empty where nothing need be done.
     """
 
-    area: Literal["machine", "device", "training", "runtimes", "extras"]
+    area: Area
     name: str
     state: State
     detail: str
@@ -47,8 +48,6 @@ class Check:
 
 TRAIN_EXTRA = "pip install 'acclimate[train]'"
 REINSTALL = "pip install --force-reinstall acclimate"
-BASE = ("numpy", "opencv-python-headless", "simplejpeg", "pydantic", "typer", "rich")
-TRAIN = ("accelerate", "hotcoco", "jinja2", "onnx", "onnxscript", "safetensors", "timm", "torch", "torchvision")
 
 FEATURES = {
     "avx2": "AVX2",
@@ -126,6 +125,16 @@ def cpu_features(cpuinfo: str) -> list[str]:
     """The names in `FEATURES` of the flags that the text of /proc/cpuinfo lists, without repetition."""
     flags = _flags(cpuinfo)
     return list(dict.fromkeys(name for flag, name in FEATURES.items() if flag in flags))
+
+
+def wanted(extra: str = "") -> list[Requirement]:
+    """What the installed acclimate states that it needs: its base, or what one of its extras adds to it."""
+    try:
+        stated = [Requirement(text) for text in metadata.requires("acclimate") or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    base = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return [r for r in stated if r not in base and r.marker and r.marker.evaluate({"extra": extra})] if extra else base
 
 
 def requirement_unmet(package: str, needs: str) -> str | None:
@@ -207,14 +216,23 @@ def _disk(folder: Path) -> Check:
 
 
 def _device() -> Iterator[Check]:
-    for package in BASE:
-        found = version(package)
-        if package == "opencv-python-headless" and found is None:
+    for requirement in wanted():
+        if requirement.name == "onnxruntime":
+            yield _onnxruntime()
+            continue
+        found = version(requirement.name)
+        if requirement.name == "opencv-python-headless" and found is None:
             # Any of OpenCV's builds brings the same cv2.
             found = version("opencv-python") or version("opencv-contrib-python-headless")
-        state: State = "ok" if found else "missing"
-        yield Check("device", package, state, found or "not installed", "" if found else REINSTALL)
-    yield _onnxruntime()
+        yield _package("device", requirement, found, "missing", REINSTALL)
+
+
+def _package(area: Area, requirement: Requirement, found: str | None, absent: State, way_out: str) -> Check:
+    if found is None:
+        return Check(area, requirement.name, absent, "not installed", way_out)
+    if not requirement.specifier.contains(found, True):
+        return Check(area, requirement.name, "warn", f"{found}, but {requirement} is wanted", way_out)
+    return Check(area, requirement.name, "ok", found)
 
 
 def _onnxruntime() -> Check:
@@ -227,20 +245,19 @@ def _onnxruntime() -> Check:
 
 
 def _training(deep: bool) -> Iterator[Check]:
-    found = {package: version(package) for package in TRAIN}
-    absent = [package for package, release in found.items() if release is None]
-    if len(absent) == len(TRAIN):
+    needed = wanted("train")
+    found = {requirement.name: version(requirement.name) for requirement in needed}
+    if not found.get("torch") and not found.get("timm"):
         detail = "not installed: this machine can predict and monitor, not train, adapt, export or verify"
         yield Check("training", "extra train", "warn", detail, TRAIN_EXTRA)
         return
-    for package, release in found.items():
-        if release is None:
-            yield Check("training", package, "warn", "not installed", TRAIN_EXTRA)
-        elif unmet := requirement_unmet(package, "torch"):
-            detail = f"{release} wants {unmet}, here is torch {found['torch']}"
-            yield Check("training", package, "warn", detail, "install the pair that constraints.txt names")
-        else:
-            yield Check("training", package, "ok", release)
+    for requirement in needed:
+        check = _package("training", requirement, found[requirement.name], "warn", TRAIN_EXTRA)
+        unmet = requirement_unmet(requirement.name, "torch") if check.state == "ok" else None
+        if unmet:
+            detail = f"{check.detail} wants {unmet}, here is torch {found['torch']}"
+            check = Check("training", requirement.name, "warn", detail, "install the pair that constraints.txt names")
+        yield check
     if deep and found["torch"] and found["torchvision"]:
         yield from _torch()
     elif found["torch"]:
