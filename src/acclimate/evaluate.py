@@ -6,7 +6,7 @@ hotcoco computes it; the tests hold it against pycocotools.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
+
+log = logging.getLogger(__name__)
 
 
 def average_precision(
@@ -98,7 +100,7 @@ def evaluate_detector(
     *,
     batch_size: int = 16,
     device: torch.device | str | None = None,
-    report: Callable[[str], None] = warnings.warn,
+    report: Callable[[str], None] = log.warning,
 ) -> Evaluation:
     """COCO AP of an eager detector; see `predict_eager` and `average_precision`.
 
@@ -142,7 +144,7 @@ def predict_eager(
     batch_size: int = 16,
     device: torch.device | str | None = None,
     *,
-    report: Callable[[str], None] = warnings.warn,
+    report: Callable[[str], None] = log.warning,
 ) -> list[Detections]:
     """What an eager detector finds, in the order of `paths` and the pixels of the original images.
 

@@ -73,7 +73,7 @@ RUNTIMES = {
 """Every runtime, by the name that `--runtime` and the manifest use."""
 
 
-def find(name: str) -> Runtime:
+def runtime(name: str) -> Runtime:
     """The runtime called `name`.
 
     Raises:
@@ -101,7 +101,7 @@ def available(purpose: Literal["load", "export"] = "load") -> list[str]:
 
 
 def write_artifact(
-    runtime: str,
+    name: str,
     detector: Detector,
     folder: Path,
     precision: Precision,
@@ -128,7 +128,7 @@ def write_artifact(
             build(temporary)
             manifest = ArtifactManifest(
                 name=folder.name,
-                runtime=runtime,
+                runtime=name,
                 precision=precision,
                 classes=detector.spec.classes,
                 image_size=detector.spec.image_size,
@@ -153,14 +153,26 @@ def write_artifact(
     return Artifact(folder, manifest)
 
 
-def check_precision(precision: str, supported: Sequence[str], runtime: str, why: str) -> None:
+def annotate(artifact: Artifact, *, source_run: str | None = None, **notes: Any) -> Artifact:
+    """`artifact` with its manifest's `source_run` and notes completed, on disk too."""
+    manifest = artifact.manifest.model_copy(
+        update={
+            "source_run": artifact.manifest.source_run if source_run is None else source_run,
+            "notes": {**artifact.manifest.notes, **notes},
+        }
+    )
+    write_text(artifact.folder / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
+    return Artifact(artifact.folder, manifest)
+
+
+def check_precision(precision: str, supported: Sequence[str], name: str, why: str) -> None:
     """Refuse a precision that a runtime does not carry.
 
     Raises:
         AcclimateError: with `why`.
     """
     if precision not in supported:
-        raise AcclimateError(f"{runtime} does not export {precision}: {why}; use {' or '.join(supported)}")
+        raise AcclimateError(f"{name} does not export {precision}: {why}; use {' or '.join(supported)}")
 
 
 def describe_calibration(paths: Sequence[Path]) -> Calibration:

@@ -34,6 +34,8 @@ from acclimate.structures import Image
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
 
+log = logging.getLogger(__name__)
+
 OPSET = 18
 INPUT, OUTPUTS = "images", ("logits", "distances")
 
@@ -209,7 +211,7 @@ def _calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple
             "give a folder of unlabelled target images with --calibration"
         )
     for problem in problems:
-        warnings.warn(f"left out of the calibration: {problem}", stacklevel=2)
+        log.warning("left out of the calibration: %s", problem)
     return canvases, used
 
 

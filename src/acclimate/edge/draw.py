@@ -1,0 +1,53 @@
+"""Detections drawn on the image they were found in."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from acclimate.structures import Detections, Image
+
+_GOLDEN = 0.618033988749895
+"""Hues that advance by it stay far apart however many classes there are."""
+
+
+def colour(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a class, the same in every picture."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + label * _GOLDEN) % 1.0, 0.85, 0.95 if label % 2 == 0 else 0.75)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw(image: Image, detections: Detections, classes: Sequence[str]) -> Image:
+    """A copy of `image` with boxes, class names and scores; better detections lie on top.
+
+    Args:
+        image: (H, W, 3) RGB.
+        detections: boxes in its pixels.
+        classes: names that the labels index.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    height, width = canvas.shape[:2]
+    thickness = max(1, round(min(height, width) / 240))
+    size = max(0.36, min(height, width) / 900)
+    for index in reversed(range(len(detections))):
+        x1, y1, x2, y2 = (round(float(value)) for value in detections.boxes[index])
+        label = int(detections.labels[index])
+        paint = colour(label)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), paint, thickness, cv2.LINE_AA)
+        text = f"{classes[label]} {detections.scores[index]:.2f}"
+        (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+        left = min(max(0, x1), max(0, width - text_width - 2))
+        top = y1 - text_height - below - 2
+        if top < 0:
+            top = min(max(0, y1), max(0, height - text_height - below - 2))
+        bottom = top + text_height + below + 2
+        cv2.rectangle(canvas, (left, top), (left + text_width + 2, bottom), paint, cv2.FILLED)
+        # Rec. 601 luma: black or white, whichever reads better on the class's colour.
+        dark = 0.299 * paint[0] + 0.587 * paint[1] + 0.114 * paint[2] > 140
+        ink = (0, 0, 0) if dark else (255, 255, 255)
+        origin = (left + 1, bottom - below)
+        cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, ink, 1, cv2.LINE_AA)
+    return canvas

@@ -1,0 +1,323 @@
+"""Detect with an artifact: one image at a time from Python, or whole folders and videos into JSON and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from acclimate.edge import video
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.decode import decode
+from acclimate.edge.draw import draw
+from acclimate.edge.images import SUFFIXES, Letterbox, letterbox, read_image, to_input
+from acclimate.errors import AcclimateError
+from acclimate.run import write_text, writing
+from acclimate.structures import Detections, Image
+
+RESULTS = "detections.json"
+PROGRESS = "detections.jsonl"
+
+
+class Predictor:
+    """An artifact ready to run: image in, detections out."""
+
+    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+        """Load `artifact` on `threads` threads.
+
+        Raises:
+            AcclimateError: its runtime is not installed, or does not accept the model file.
+        """
+        self.artifact = artifact
+        self.manifest = artifact.manifest
+        # The runtimes build on this package, so it knows them by the name in the artifact alone.
+        runtimes = importlib.import_module("acclimate.runtimes.base")
+        self._network = runtimes.runtime(self.manifest.runtime).load(artifact, threads)
+
+    @classmethod
+    def load(cls, folder: Path, threads: int = 1) -> Predictor:
+        """Check the artifact in `folder` and load it.
+
+        Raises:
+            AcclimateError: see `Artifact.open` and the class.
+        """
+        return cls(Artifact.open(Path(folder)), threads)
+
+    def __call__(self, image: Image) -> Detections:
+        """What is in `image` ((H, W, 3) RGB uint8): boxes in its pixels, best first, down to the decoding threshold."""
+        canvas, placed = self.prepare(image)
+        return self.finish(self.run(canvas), placed)
+
+    def prepare(self, image: Image) -> tuple[NDArray[np.float32], Letterbox]:
+        """The network's input (1, 3, H, W) for an image, and how to go back."""
+        canvas, placed = letterbox(image, self.manifest.image_size, self.manifest.fill)
+        return to_input(canvas), placed
+
+    def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """The network's raw outputs."""
+        return list(self._network(images))
+
+    def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
+        """Detections in the image's pixels, from raw outputs."""
+        return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
+
+
+def predict_folder(
+    artifact: Path,
+    source: Path,
+    out: Path,
+    *,
+    threshold: float | None = None,
+    threads: int = 1,
+    console: Console | None = None,
+) -> Path:
+    """Detect in images or a video; write `out/detections.json` and annotated pictures (or an annotated video).
+
+    detections.json holds `format` (1), `artifact` (name, runtime, precision, digest), `classes`, `threshold`,
+    `source`, `complete` (false after an interruption), `problems` (a list of `file` and `problem`), and
+
+    - for images `images`: a list of `file`, `width`, `height`, `picture` (relative to `out`), `detections`;
+    - for a video `video` (`file`, `width`, `height`, `fps`, `picture`) and `frames`: a list of `frame`, `time_s`,
+      `detections`.
+
+    A detection is `box` (xyxy pixels of the original image), `label`, `name` and `score`. An image that cannot be read
+    becomes a problem and the rest goes on. Interrupted, it keeps what is done (`detections.jsonl`, a line an image);
+    called again with the same artifact and threshold it goes on there. A video starts anew.
+
+    Args:
+        artifact: an artifact's folder.
+        source: an image, a folder (with its subfolders), a .txt list (a path a line, relative to the list), a video.
+        out: the folder to write.
+        threshold: lowest score that is reported; None means the artifact's own.
+        threads: of the network.
+        console: where progress and the summary go.
+
+    Returns:
+        The path of detections.json.
+
+    Raises:
+        AcclimateError: the artifact cannot be used, `source` has no image, or `out` cannot be written.
+    """
+    predictor = Predictor.load(artifact, threads)
+    source, out = Path(source), Path(out)
+    lowest = predictor.manifest.show_threshold if threshold is None else threshold
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if source.suffix.lower() in video.SUFFIXES and not source.is_dir():
+        return _predict_video(predictor, source, out, lowest, console)
+    return _predict_images(predictor, source, out, lowest, console)
+
+
+def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
+    paths = _images(source, out)
+    header = _header(predictor, source, lowest)
+    pictures = _picture_names(paths, source)
+    done = _resume(out / PROGRESS, header)
+    kept = {
+        key: entry
+        for key, entry in done.items()
+        if "problem" not in entry and (out / entry["picture"]).is_file() and entry["stamp"] == _stamp(Path(key))
+    }
+    lines = [json.dumps(header), *(json.dumps(entry) for entry in kept.values())]
+    write_text(out / PROGRESS, "".join(line + "\n" for line in lines))
+    if kept and console is not None:
+        console.print(f"{len(kept)} of {len(paths)} images are done already")
+    complete = False
+    try:
+        with writing(out), open(out / PROGRESS, "a") as progress:
+            for path in _shown(paths, console):
+                if str(path) in kept:
+                    continue
+                entry = _predict_image(predictor, path, out, pictures[path], lowest)
+                kept[str(path)] = entry
+                progress.write(json.dumps(entry) + "\n")
+                progress.flush()
+        complete = True
+    finally:
+        entries = [kept[str(path)] for path in paths if str(path) in kept]
+        good = [{k: v for k, v in entry.items() if k != "stamp"} for entry in entries if "problem" not in entry]
+        problems = [entry for entry in entries if "problem" in entry]
+        results = {**header, "complete": complete, "images": good, "problems": problems}
+        file = write_text(out / RESULTS, json.dumps(results, indent=1) + "\n")
+        _summarise(console, file, good, "images", problems, complete, len(paths))
+    return file
+
+
+def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lowest: float) -> dict[str, Any]:
+    try:
+        image = read_image(path)
+    except AcclimateError as error:
+        return {"file": str(path), "problem": str(error)}
+    detections = predictor(image).above(lowest)
+    drawn = draw(image, detections, predictor.manifest.classes)
+    target = out / picture
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(simplejpeg.encode_jpeg(drawn, quality=90, colorspace="RGB"))
+    return {
+        "file": str(path),
+        "stamp": _stamp(path),
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "picture": picture,
+        "detections": _as_json(detections, predictor.manifest.classes),
+    }
+
+
+def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
+    frames: list[dict[str, Any]] = []
+    problems: list[dict[str, str]] = []
+    complete = False
+    name = f"{source.stem}.mp4"
+    if (out / name).exists() and (out / name).samefile(source):
+        raise AcclimateError(f"{out / name}: is the source itself; choose another --out")
+    with video.Video(source) as reader:
+        header = _header(predictor, source, lowest)
+        facts = {"width": reader.width, "height": reader.height, "fps": reader.fps, "picture": name}
+        header["video"] = {"file": str(source), **facts}
+        try:
+            with video.Writer(out / name, reader.fps, (reader.height, reader.width)) as writer:
+                for time_s, frame in _shown(reader, console, reader.frames):
+                    detections = predictor(frame).above(lowest)
+                    writer.write(draw(frame, detections, predictor.manifest.classes))
+                    found = _as_json(detections, predictor.manifest.classes)
+                    frames.append({"frame": len(frames), "time_s": round(time_s, 4), "detections": found})
+            if len(frames) < reader.frames - 1 or not frames:
+                problems.append(
+                    {"file": str(source), "problem": f"ends after {len(frames)} of {reader.frames} frames; is it cut?"}
+                )
+            complete = True
+        finally:
+            results = {**header, "complete": complete, "frames": frames, "problems": problems}
+            file = write_text(out / RESULTS, json.dumps(results) + "\n")
+            _summarise(console, file, frames, "frames", problems, complete, reader.frames)
+    return file
+
+
+def _header(predictor: Predictor, source: Path, lowest: float) -> dict[str, Any]:
+    manifest = predictor.manifest
+    return {
+        "format": 1,
+        "artifact": {
+            "name": manifest.name,
+            "runtime": manifest.runtime,
+            "precision": manifest.precision,
+            "digest": predictor.artifact.digest,
+        },
+        "classes": list(manifest.classes),
+        "threshold": lowest,
+        "source": str(source),
+    }
+
+
+def _as_json(detections: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "box": [round(float(value), 2) for value in box],
+            "label": int(label),
+            "name": classes[int(label)],
+            "score": round(float(score), 4),
+        }
+        for box, label, score in zip(detections.boxes, detections.labels, detections.scores, strict=True)
+    ]
+
+
+def _images(source: Path, out: Path) -> list[Path]:
+    """The image files that `source` means, in order, without the pictures of an earlier call."""
+    if source.is_dir():
+        written = (out / "images").resolve()
+        paths = [
+            path
+            for path in sorted(source.rglob("*"))
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.resolve().is_relative_to(written)
+        ]
+    elif source.suffix.lower() == ".txt" and source.is_file():
+        try:
+            lines = [line.strip() for line in source.read_text().splitlines()]
+        except UnicodeDecodeError:
+            raise AcclimateError(f"{source}: not a text file; a list holds one image path a line") from None
+        paths = list(dict.fromkeys(source.parent / line for line in lines if line and not line.startswith("#")))
+    elif source.exists():
+        paths = [source]
+    else:
+        raise AcclimateError(f"{source}: no such image, folder, list or video")
+    if not paths:
+        raise AcclimateError(f"{source}: no image found (looked for {', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
+def _picture_names(paths: Sequence[Path], source: Path) -> dict[Path, str]:
+    """images/NAME.jpg for each path, with the folders below `source`; a name taken twice gets a number."""
+    base = source if source.is_dir() else source.parent
+    taken: set[str] = set()
+    names = {}
+    for path in paths:
+        inside = path.is_relative_to(base) and ".." not in path.relative_to(base).parts
+        stem = (path.relative_to(base) if inside else Path(path.name)).with_suffix("").as_posix()
+        name, number = f"images/{stem}.jpg", 1
+        while name in taken:
+            number += 1
+            name = f"images/{stem}_{number}.jpg"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def _resume(file: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries that an earlier call with the same header left, by file; a line cut short is left out."""
+    entries: dict[str, dict[str, Any]] = {}
+    if not file.is_file():
+        return entries
+    first, *rest = file.read_text(errors="replace").splitlines() or [""]
+    with contextlib.suppress(json.JSONDecodeError):
+        if json.loads(first) != header:
+            return entries
+        for line in rest:
+            entry = json.loads(line)
+            entries[entry["file"]] = entry
+    return entries
+
+
+def _stamp(path: Path) -> list[int]:
+    """Changes when the file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _shown(items: Iterable[Any], console: Console | None, total: int | None = None) -> Iterator[Any]:
+    if console is None:
+        yield from items
+    else:
+        yield from track(items, description="detecting", total=total or None, console=console, transient=True)
+
+
+def _summarise(
+    console: Console | None,
+    file: Path,
+    done: Sequence[dict[str, Any]],
+    unit: str,
+    problems: Sequence[dict[str, str]],
+    complete: bool,
+    total: int,
+) -> None:
+    if console is None:
+        return
+    found = sum(len(entry["detections"]) for entry in done)
+    console.print(f"{len(done)} {unit}, {found} detections: {file}", highlight=False)
+    for problem in problems[:10]:
+        console.print(f"problem: {problem['problem']}", markup=False, highlight=False)
+    if len(problems) > 10:
+        console.print(f"... and {len(problems) - 10} more problems, all in {file.name}")
+    if not complete:
+        console.print(f"interrupted after {len(done)} of {total} {unit}; what is done is kept", highlight=False)
