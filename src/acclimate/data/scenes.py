@@ -1028,6 +1028,8 @@ class _World:
         counts = [
             int(np.count_nonzero(samples[w[1] : w[3], w[0] : w[2], 1] == n + 1)) for n, (_, _, _, w) in enumerate(drawn)
         ]
+        # A part has one depth; where it reaches lower in the picture than that, the ground in front of it is the limit.
+        np.minimum(samples[:, :, 0], depth_rows[:, None], out=samples[:, :, 0])
         if self.camera.distortion:
             image, samples = self._distort(image, samples)
         annotations, instances, heights, visible = self._annotate(drawn, counts, samples)

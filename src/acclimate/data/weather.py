@@ -125,15 +125,15 @@ def rain(image: Image, depth: Floats, strength: float, rng: np.random.Generator)
     linear = to_linear(image)
     light = estimate_air_light(linear, depth) * np.float32(0.62)
     grey = (linear @ _LUMA)[:, :, None]
-    linear = (grey + (linear - grey) * np.float32(1 - 0.3 * min(strength, 1.5))) * np.float32(
-        1 - 0.35 * min(strength, 1.5)
-    )
+    amount = np.float32(min(strength, 1.5))
+    dull = grey + (linear - grey) * (1 - np.float32(0.3) * amount)
+    linear = np.asarray(dull * (1 - np.float32(0.35) * amount), np.float32)
     sky = (np.minimum(depth, 1e6) > 300)[:, :, None]
     linear = np.where(sky, light + (linear - light) * np.float32(0.35), linear)
     below = np.clip((np.arange(height, dtype=np.float32) / height - 0.5) * 2, 0, 1)[:, None, None]
     gloss = cv2.GaussianBlur(linear[::-1], (0, 0), 2.5, sigmaY=height / 18)
-    shine = np.float32(0.22 * min(strength, 1.5)) * below * np.clip(1.3 - depth / 60, 0, 1)[:, :, None]
-    linear = linear * (1 - np.float32(0.25 * min(strength, 1.5)) * below) + gloss * shine
+    shine = np.float32(0.22) * amount * below * np.clip(1.3 - depth / 60, 0, 1)[:, :, None]
+    linear = linear * (1 - np.float32(0.25) * amount * below) + gloss * shine
     thickness = np.minimum(depth, np.float32(1e6)) * np.float32(strength * extinction(260.0))
     linear = light + (linear - light) * np.exp(-thickness)[:, :, None]
     slant = rng.normal(0, 0.12)
