@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from acclimate import report
 from acclimate.edge.artifact import ArtifactManifest, Decode
 from acclimate.report import pictures
 from acclimate.run import Candidate, ClassAP, Evaluation, Manifest, Run, Selection
@@ -20,10 +22,9 @@ CLASSES = ("car", "person", "bicycle", "sign")
 
 
 def evaluation(role: str, ap50: float, model: str = "eager", classes: Sequence[str] = CLASSES) -> Evaluation:
-    data = {"source": "scenes/clear/test.json", "target": "scenes/fog/test.json"}[role]
     spread = np.linspace(0.12, -0.12, len(classes))
     return Evaluation(
-        data=data,
+        data=f"{role}_test",
         role=role,  # type: ignore[arg-type]
         model=model,
         images=100,
@@ -52,7 +53,7 @@ def verification(
         "passed": all(check["passed"] for check in checks),
         "checks": checks,
         "accuracy": {
-            "scenes/fog/test.json": {
+            "target_test": {
                 "role": "target",
                 "images": 100,
                 "eager_ap50": eager,
@@ -109,117 +110,135 @@ def street(seed: int) -> tuple[np.ndarray[Any, Any], Detections]:
     return image, Detections(np.array(boxes, np.float32), labels.astype(np.int64), scores.astype(np.float32))
 
 
-MakeRun = Callable[..., Path]
+def write_run(
+    root: Path,
+    name: str,
+    verb: str = "train",
+    *,
+    source_ap50: float | None = None,
+    target_ap50: float | None = None,
+    notes: dict[str, Any] | None = None,
+    parents: tuple[str, ...] = (),
+    classes: Sequence[str] = CLASSES,
+    artifacts: Sequence[dict[str, Any]] = (),
+    log: bool = True,
+    chosen: bool = False,
+    seen: float | None = None,
+) -> Path:
+    """One finished run folder below `root`; `seen` is the share of the objects that its pictures show as found."""
+    command = f"acclimate {verb} example.toml --out runs/{name}"
+    run = Run.create(
+        root / "runs" / name,
+        Manifest(verb=verb, digest=name, command=command, parents=parents, notes=notes or {}, seed=3),
+    )
+    run.write(
+        "config.json",
+        {
+            "seed": 3,
+            "train": {"steps": 600, "lr": 0.001},
+            "model": {"size": "nano"},
+            "source_test": {"path": "scenes/clear-test/annotations.json"},
+            "target_test": {"path": "scenes/fog-test/annotations.json"},
+        },
+    )
+    if log:
+        train_log(run, 600, terms=("supervised", "teacher") if verb == "adapt" else ("supervised",))
+    for role, ap50 in (("source", source_ap50), ("target", target_ap50)):
+        if ap50 is not None:
+            run.write(f"evaluations/{role}_test.json", evaluation(role, ap50, classes=classes))
+    if chosen:
+        candidates = []
+        for i, step in enumerate(range(100, 700, 100)):
+            scores = {"stability": 0.5 + 0.06 * i - 0.008 * i * i, "agreement": 0.61 + 0.02 * (-1) ** i}
+            hindsight = (target_ap50 or 0.4) - 0.004 * (i - 4) ** 2
+            candidates.append(Candidate(step=step, scores=scores, hindsight_ap50=hindsight))
+        run.write(
+            "selection.json",
+            Selection(
+                rule="stability",
+                chosen_step=500,
+                candidates=tuple(candidates),
+                rank_correlation={"stability": 0.73, "agreement": -0.07},
+            ),
+        )
+    for verified in artifacts:
+        folder = f"artifacts/{verified['artifact']}"
+        run.write(
+            f"{folder}/artifact.json",
+            ArtifactManifest(
+                name=verified["artifact"],
+                runtime="onnx",
+                precision=verified["precision"],
+                classes=tuple(classes),
+                image_size=(240, 320),
+                decode=Decode(strides=(8, 16, 32)),
+            ),
+        )
+        if "checks" in verified:
+            run.write(f"{folder}/verification.json", verified)
+    if seen is not None:
+        images, found = [], []
+        for i in range(6):
+            image, detections = street(i)
+            path = root / "target" / f"{i:03d}.png"
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), image[:, :, ::-1])
+            images.append(path)
+            found.append(detections[: max(1, round(seen * len(detections)))])
+        pictures.save(run, images, found, classes)
+    run.finish("done", 184.0)
+    return run.path
+
+
+def write_job(
+    root: Path, adapted_ap50: float = 0.52, *, latency_ms: float = 7.2, int8_ap50: float | None = None
+) -> tuple[list[Path], Path]:
+    """A whole job: ([source, adapted], oracle)."""
+    int8_ap50 = adapted_ap50 - 0.004 if int8_ap50 is None else int8_ap50
+    problem = "target/017.jpg: truncated; left out"
+    learned = {"name": "clear-train", "format": "coco", "images": 300, "boxes": 2211, "classes": list(CLASSES)}
+    source = write_run(
+        root,
+        "source",
+        source_ap50=0.662,
+        target_ap50=0.403,
+        seen=0.4,
+        notes={"role": "source", "source": {**learned, "problems": []}, "start": "timm weights"},
+    )
+    adapted = write_run(
+        root,
+        "adapted",
+        "adapt",
+        source_ap50=0.655,
+        target_ap50=adapted_ap50,
+        parents=("runs/source",),
+        chosen=True,
+        seen=1.0,
+        notes={"source": {**learned, "problems": []}, "target": {"images": 298, "problems": [problem]}},
+        artifacts=[
+            verification("onnx-fp32", latency_ms=12.4, size_mb=6.8, eager=adapted_ap50, ap50=adapted_ap50),
+            verification("onnx-int8", latency_ms=latency_ms, size_mb=1.9, eager=adapted_ap50, ap50=int8_ap50),
+        ],
+    )
+    oracle = write_run(root, "oracle", target_ap50=0.592, source_ap50=0.51, notes={"role": "oracle"})
+    return [source, adapted], oracle
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run(name, verb, source_ap50=..., target_ap50=..., ...)` writes one finished run folder below tmp_path."""
-
-    def make(
-        name: str,
-        verb: str = "train",
-        *,
-        source_ap50: float | None = None,
-        target_ap50: float | None = None,
-        notes: dict[str, Any] | None = None,
-        parents: tuple[str, ...] = (),
-        classes: Sequence[str] = CLASSES,
-        artifacts: Sequence[dict[str, Any]] = (),
-        log: bool = True,
-        chosen: bool = False,
-        seen: float | None = None,
-    ) -> Path:
-        command = f"acclimate {verb} example.toml --out runs/{name}"
-        run = Run.create(
-            tmp_path / "runs" / name,
-            Manifest(verb=verb, digest=name, command=command, parents=parents, notes=notes or {}, seed=3),
-        )
-        run.write("config.json", {"seed": 3, "train": {"steps": 600, "lr": 0.001}, "model": {"size": "nano"}})
-        if log:
-            train_log(run, 600, terms=("supervised", "teacher") if verb == "adapt" else ("supervised",))
-        for role, ap50 in (("source", source_ap50), ("target", target_ap50)):
-            if ap50 is not None:
-                run.write(f"evaluations/{role}.json", evaluation(role, ap50, classes=classes))
-        if chosen:
-            candidates = []
-            for i, step in enumerate(range(100, 700, 100)):
-                stability, agreement = 0.5 + 0.06 * i - 0.008 * i * i, 0.61 + 0.02 * (-1) ** i
-                ap50 = (target_ap50 or 0.4) - 0.004 * (i - 4) ** 2
-                candidates.append(
-                    Candidate(step=step, scores={"stability": stability, "agreement": agreement}, hindsight_ap50=ap50)
-                )
-            run.write(
-                "selection.json",
-                Selection(
-                    rule="stability",
-                    chosen_step=500,
-                    candidates=tuple(candidates),
-                    rank_correlation={"stability": 0.73, "agreement": -0.07},
-                ),
-            )
-        for verified in artifacts:
-            folder = f"artifacts/{verified['artifact']}"
-            run.write(
-                f"{folder}/artifact.json",
-                ArtifactManifest(
-                    name=verified["artifact"],
-                    runtime="onnx",
-                    precision=verified["precision"],
-                    classes=tuple(classes),
-                    image_size=(240, 320),
-                    decode=Decode(strides=(8, 16, 32)),
-                ),
-            )
-            if "checks" in verified:
-                run.write(f"{folder}/verification.json", verified)
-        if seen is not None:
-            images, found = [], []
-            for i in range(4):
-                image, detections = street(i)
-                path = tmp_path / "target" / f"{i:03d}.png"
-                path.parent.mkdir(exist_ok=True)
-                cv2.imwrite(str(path), image[:, :, ::-1])
-                images.append(path)
-                found.append(detections[: max(1, round(seen * len(detections)))])
-            pictures.save(run, images, found, classes)
-        run.finish("done", 184.0)
-        return run.path
-
-    return make
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`write_run` below this test's own folder."""
+    return functools.partial(write_run, tmp_path)
 
 
 @pytest.fixture
-def job(make_run: MakeRun) -> Callable[..., tuple[list[Path], Path]]:
-    """A whole job: ([source, adapted], oracle). The numbers of the adapted run and the latency can be set."""
+def job(tmp_path: Path) -> Callable[..., tuple[list[Path], Path]]:
+    """`write_job` below this test's own folder."""
+    return functools.partial(write_job, tmp_path)
 
-    def make(
-        adapted_ap50: float = 0.52, *, latency_ms: float = 7.2, int8_ap50: float | None = None
-    ) -> tuple[list[Path], Path]:
-        int8_ap50 = adapted_ap50 - 0.004 if int8_ap50 is None else int8_ap50
-        warnings = ["2 of 300 target images could not be read and were left out: 017.jpg, 203.jpg"]
-        source = make_run(
-            "source",
-            source_ap50=0.662,
-            target_ap50=0.403,
-            seen=0.4,
-            notes={"source": {"images": 300, "boxes": 2211}, "start": "timm weights", "warnings": warnings},
-        )
-        adapted = make_run(
-            "adapted",
-            "adapt",
-            source_ap50=0.655,
-            target_ap50=adapted_ap50,
-            parents=("runs/source",),
-            chosen=True,
-            seen=1.0,
-            notes={"target": {"images": 298}},
-            artifacts=[
-                verification("onnx-fp32", latency_ms=12.4, size_mb=6.8, eager=adapted_ap50, ap50=adapted_ap50),
-                verification("onnx-int8", latency_ms=latency_ms, size_mb=1.9, eager=adapted_ap50, ap50=int8_ap50),
-            ],
-        )
-        oracle = make_run("oracle", target_ap50=0.592, source_ap50=0.51, notes={"role": "oracle"})
-        return [source, adapted], oracle
 
-    return make
+@pytest.fixture(scope="session")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a whole job whose budget is met."""
+    root = tmp_path_factory.mktemp("report")
+    runs, oracle = write_job(root)
+    return report.write(runs, root / "report.html", oracle=oracle)

@@ -1,9 +1,232 @@
+"""The page as text: what it says, what it escapes, and what it does without missing or damaged parts."""
+
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
 from acclimate import report
+from acclimate.config import Budget
+from acclimate.errors import AcclimateError
+from acclimate.run import Manifest, Run
+
+Job = Callable[..., tuple[list[Path], Path]]
+MakeRun = Callable[..., Path]
+VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
-def test_smoke(job, tmp_path):
-    runs, oracle = job()
-    out = report.write(runs, tmp_path / "report.html", oracle=oracle)
-    print(out, out.stat().st_size)
+class Outline(HTMLParser):
+    """Elements with their attributes, the visible text, and whether every tag is closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> without a start"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "title"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def told(file: Path) -> str:
+    return Outline(file.read_text()).text
+
+
+def test_it_is_well_formed_and_holds_everything_itself(page_file: Path) -> None:
+    page = page_file.read_text()
+    outline = Outline(page)
+    assert outline.open == []
+    assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in outline.elements}
+    for _, attributes in outline.elements:
+        for name in ("src", "href", "data", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert "url(" not in page
+    assert "@import" not in page
+    assert page_file.stat().st_size < 4_000_000
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_verdict_comes_first_and_says_what_was_measured(page_file: Path) -> None:
+    text = told(page_file)
+    assert text.index("Budget met") < text.index("Accuracy")
+    assert "7.2 of 10 ms, 1.9 of 4 MB of model and 0.4 points of AP50 lost in export (1 point allowed)" in text
+    assert "closed 62 % of the gap between clear and fog" in text.replace("\u00a0", " ")
+    assert "reaches 66.2 points on clear and 40.3 on fog (\u221225.9)" in text
+    assert "FP32 (ONNX Runtime) misses it: 12.4 of 10 ms and 6.8 of 4 MB of model" in text
+
+
+def test_it_says_how_the_checkpoint_was_chosen_and_that_hindsight_is_hindsight(page_file: Path) -> None:
+    text = told(page_file)
+    assert "the checkpoint of step 500 was chosen without labels" in text
+    assert "Best in hindsight" in text
+    assert "which decided) ranked the checkpoints well (Kendall\u2019s \u03c4 0.73)" in text
+    assert "agreement was no better than chance" in text
+
+
+def test_it_tells_how_to_repeat_it_and_which_problems_were_found(page_file: Path) -> None:
+    text = told(page_file)
+    assert "acclimate adapt example.toml --out runs/adapted" in text
+    assert "target/017.jpg: truncated; left out" in text
+
+
+def test_adaptation_that_hurt_and_a_missed_budget_are_said_plainly(job: Job, tmp_path: Path) -> None:
+    runs, oracle = job(adapted_ap50=0.38, latency_ms=10.04)
+    text = told(report.write(runs, tmp_path / "report.html", oracle=oracle)).replace("\u00a0", " ")
+    assert "Budget missed" in text
+    assert "misses the budget: 10.04 of 10 ms." in text
+    assert "Adaptation hurt: AP50 on fog went from 40.3 to 38.0 points (\u22122.3)" in text
+    assert "\u221212 %" in text
+
+
+def test_a_given_budget_takes_the_place_of_the_verified_one(job: Job, tmp_path: Path) -> None:
+    runs, _ = job(latency_ms=7.2)
+    text = told(report.write(runs, tmp_path / "a.html", budget=Budget(latency_ms=5)))
+    assert "misses the budget: 7.2 of 5 ms." in text
+    text = told(report.write(runs, tmp_path / "b.html", budget=Budget(latency_ms=20, size_mb=10)))
+    assert "also meets the budget" in text
+
+
+def test_the_order_of_the_runs_does_not_matter(job: Job, tmp_path: Path) -> None:
+    (source, adapted), oracle = job()
+    first = told(report.write([source, adapted, oracle], tmp_path / "a.html"))
+    second = told(report.write([oracle, adapted, source], tmp_path / "b.html"))
+    assert re.sub(r"\d+:\d+ UTC", "", first) == re.sub(r"\d+:\d+ UTC", "", second)
+
+
+def test_a_source_run_alone_makes_a_report_that_says_what_is_missing(make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run("source", source_ap50=0.66, target_ap50=0.4)
+    text = told(report.write([source], tmp_path))
+    assert (tmp_path / "report.html").is_file()
+    assert "No adapted run" in text
+    assert "acclimate adapt" in text
+    assert "There is no artifact yet" in text
+
+
+def test_an_empty_run_and_an_unverified_artifact_make_a_report(make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run("source", log=False)
+    artifact = {"artifact": "onnx-int8", "precision": "int8"}
+    adapted = make_run("adapted", "adapt", log=False, artifacts=[artifact])
+    text = told(report.write([source, adapted], tmp_path / "report.html"))
+    assert "Not verified" in text
+    assert "no accuracy on the target was measured" in text
+    assert "No training curve was logged" in text
+
+
+def test_a_verification_with_parts_missing_makes_a_report(make_run: MakeRun, tmp_path: Path) -> None:
+    bare = {"artifact": "a", "precision": "int8", "checks": [{"name": "latency_ms", "limit": 10}]}
+    empty = {"artifact": "b", "precision": "fp32", "checks": []}
+    adapted = make_run("adapted", "adapt", artifacts=[bare, empty])
+    text = told(report.write([adapted], tmp_path / "report.html"))
+    assert "latency, median of one image was not measured" in text
+
+
+def test_an_unfinished_run_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("source", source_ap50=0.5)
+    Run.open(path).finish("interrupted")
+    assert "was interrupted: its numbers are not final" in told(report.write([path], tmp_path / "report.html"))
+
+
+def test_nan_losses_do_not_stop_the_report(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("source", log=False)
+    run = Run.open(path)
+    for step in (1, 2):
+        run.log(step=step, loss=float("nan"), lr=0.0)
+    assert "loss, total" in told(report.write([path], tmp_path / "report.html"))
+
+
+def test_everything_is_escaped(make_run: MakeRun, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    quoted = '"><img src=x onerror=alert(1)>'
+    path = make_run(
+        "source",
+        source_ap50=0.5,
+        target_ap50=0.4,
+        classes=(evil, quoted, "car", "a'b"),
+        notes={evil: quoted, "problems": [evil]},
+        seen=1.0,
+        chosen=True,
+    )
+    run = Run.open(path)
+    run.log(step=700, **{evil: 1.0, quoted: 2.0})
+    run.write("config.json", {evil: quoted})
+    run.manifest = run.manifest.model_copy(update={"command": evil, "machine": {evil: quoted}})
+    run.save()
+    page = report.write([path], tmp_path / "report.html", title=evil).read_text()
+    tags = {tag for tag, _ in Outline(page).elements}
+    assert "script" not in tags
+    assert "img" not in tags
+    assert evil in Outline(page).text
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("run.json", "{"),
+        ("selection.json", "[]"),
+        ("selection.json", '{"rule": 3}'),
+        ("evaluations/target_test.json", '{"data": "x"}'),
+        ("evaluations/target_test.json", "\x00"),
+        ("config.json", "[1]"),
+        ("pictures/eager.json", '{"model": "eager"}'),
+        ("artifacts/onnx-int8/verification.json", '{"checks": 3}'),
+        ("artifacts/onnx-int8/verification.json", "nonsense"),
+        ("artifacts/onnx-int8/artifact.json", "[]"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(job: Job, tmp_path: Path, file: str, text: str) -> None:
+    (_, adapted), _ = job()
+    (adapted / file).write_text(text)
+    out = tmp_path / "report.html"
+    with pytest.raises(AcclimateError, match=re.escape(Path(file).name)) as caught:
+        report.write([adapted], out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_bad_arguments_are_one_line(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(AcclimateError, match="no run folder given"):
+        report.write([], tmp_path / "report.html")
+    with pytest.raises(AcclimateError, match="not a run folder"):
+        report.write([tmp_path / "nowhere"], tmp_path / "report.html")
+    path = make_run("source")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AcclimateError, match="cannot be written"):
+        report.write([path], tmp_path / "file" / "report.html")
+
+
+def test_several_adapted_runs_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run("source", target_ap50=0.4)
+    runs = [make_run(f"seed{i}", "adapt", target_ap50=0.4 + i / 100) for i in (1, 2)]
+    text = told(report.write([source, *runs], tmp_path / "report.html"))
+    assert "Adapted (seed1)" in text
+    assert "Adapted (seed2)" in text
+
+
+def test_a_manifest_without_facts_makes_a_report(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", Manifest(verb="train", notes={"source": "text", "problems": "one"}))
+    text = told(report.write([tmp_path / "run"], tmp_path / "report.html"))
+    assert "has not finished" in text

@@ -204,7 +204,7 @@ def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget |
     parts = [_part(opened[i], kinds[i], several=kinds.count(kinds[i]) > 1) for i in order]
     subjects = [subject for part in parts for subject in _subjects(part, budget)]
     subjects.sort(key=lambda s: s.kind == "oracle")
-    domains = _domains(subjects)
+    domains = _domains(subjects, parts)
     return Content(parts, subjects, domains, _missing(parts, subjects, domains), budget)
 
 
@@ -346,24 +346,36 @@ def _within(value: float | None, limit: float) -> bool | None:
     return None if value is None else value <= limit
 
 
-def _domains(subjects: Sequence[Subject]) -> list[Domain]:
+def _domains(subjects: Sequence[Subject], parts: Sequence[RunPart]) -> list[Domain]:
     images: dict[tuple[str, str], int | None] = {}
     for subject in subjects:
         for key, score in subject.scores.items():
             images[key] = images.get(key) or score.images
     keys = sorted(images, key=lambda key: (key[0] != "source", key[1]))
-    short = {data: _short(data) for _, data in keys}
+    short = {data: _short(_path(data, parts)) for _, data in keys}
     unique = len(set(short.values())) == len(short)
     return [Domain(role, data, short[data] if unique else data, images[role, data]) for role, data in keys]
 
 
+def _path(data: str, parts: Sequence[RunPart]) -> str:
+    """The path behind a name such as target_test, where a run's configuration knows it; else the name itself."""
+    for part in parts:
+        section = part.config.get(data)
+        if isinstance(section, dict) and isinstance(section.get("path"), str):
+            return str(section["path"])
+    return data
+
+
 def _short(data: str) -> str:
-    """The part of a data set's path that tells it from its neighbours: `scenes/fog/test.json` is fog."""
+    """What tells a data set's path from its neighbours: `scenes/fog/test.json` and `fog-test/data.yaml` are fog."""
     path = PurePosixPath(data.replace("\\", "/"))
     parts = [part for part in (*path.parts[:-1], path.stem) if part not in {"/", ".", ".."}]
     while len(parts) > 1 and parts[-1].lower() in _GENERIC:
         parts.pop()
-    return parts[-1] if parts else data
+    if not parts:
+        return data
+    stem, _, last = parts[-1].replace("_", "-").rpartition("-")
+    return parts[-1][: len(stem)] if stem and last.lower() in _GENERIC else parts[-1]
 
 
 def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:

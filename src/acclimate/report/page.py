@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ PICTURES = 12
 PICTURE_BYTES = 2_500_000
 """At most so many bytes of pictures are embedded."""
 _PROBLEM_KEYS = {"problems", "warnings", "problem", "warning"}
+_LEFT_OUT = _PROBLEM_KEYS | {"evaluated", "repeat"}
 
 
 def write(
@@ -93,7 +95,8 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "problems": list(
             dict.fromkeys((part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes))
         ),
-        "facts": {part.label: list(_flat(part.run.manifest.notes, skip=_PROBLEM_KEYS)) for part in content.parts},
+        "data_sets": [row for part in content.parts for row in _data_sets(part)],
+        "facts": {part.label: list(_flat(part.run.manifest.notes, skip=_LEFT_OUT)) for part in content.parts},
         "configs": {part.label: list(_flat(part.config)) for part in content.parts},
         "commands": _commands(content),
         "machines": _machines(content),
@@ -294,13 +297,16 @@ def _speed(content: Content) -> dict[str, Any] | None:
 
     domain = content.target or content.source
     marks = []
+    named = [(s.run.path, s.artifact.precision) for s in content.subjects if s.artifact]
+    several = len(set(named)) < len(named)
     for s in content.subjects:
         score = s.on(domain)
         latency = s.artifact.verified.latency_ms if s.artifact and s.artifact.verified else None
         if s.artifact and score and latency is not None:
             state = {True: "meets the budget", False: "misses the budget", None: "no budget"}[s.artifact.passed]
             detail = f"{s.label}: {verdict.quantity(latency)} ms, AP50 {verdict.points(score.ap50)} points, {state}"
-            marks.append(plot.Mark(s.artifact.title, latency, 100 * score.ap50, s.colour, detail))
+            name = s.artifact.title if several else s.artifact.precision.upper()
+            marks.append(plot.Mark(name, latency, 100 * score.ap50, s.colour, detail))
     if not marks or domain is None:
         return None
     headline = content.headline
@@ -404,6 +410,25 @@ def _view(label: str, picture: pictures.Picture, album: pictures.Album, classes:
     return {"label": label, "boxes": boxes[::-1], "size": size, "told": told or "nothing found"}
 
 
+def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
+    """The data sets that a run learned from, as its manifest notes them."""
+    for role in ("source", "target"):
+        facts = part.run.manifest.notes.get(role)
+        if not isinstance(facts, Mapping):
+            continue
+        images, boxes, found = facts.get("images"), facts.get("boxes"), facts.get("problems")
+        labelled = boxes is not None
+        yield {
+            "run": part.label,
+            "role": "target, with labels" if part.kind == "oracle" else role if labelled else f"{role}, without labels",
+            "name": _fact(facts.get("name", "\u2013")),
+            "images": _fact(images) if images is not None else "\u2013",
+            "boxes": _fact(boxes) if labelled else "\u2013",
+            "classes": _fact(facts.get("classes", "\u2013")),
+            "problems": str(facts.get("problem_count", len(found) if isinstance(found, list) else 0)),
+        }
+
+
 def _problems(notes: Any) -> Iterator[str]:
     """Every text under a key called problems or warnings, however deep."""
     if isinstance(notes, Mapping):
@@ -414,6 +439,9 @@ def _problems(notes: Any) -> Iterator[str]:
                         yield _problem(item)
             else:
                 yield from _problems(value)
+        listed, count = notes.get("problems"), notes.get("problem_count")
+        if isinstance(listed, list) and isinstance(count, int) and count > len(listed):
+            yield f"{count - len(listed)} more problems in this data set (acclimate data lists them all)"
 
 
 def _problem(item: Any) -> str:
@@ -448,13 +476,12 @@ def _fact(value: Any) -> str:
 
 def _commands(content: Content) -> list[tuple[str, str]]:
     """What was run, in order, as far as the manifests say."""
-    commands = [(part.label, part.run.manifest.command) for part in content.parts]
-    seen: list[tuple[str, str]] = []
-    for label, command in commands:
-        if command and command not in (c for _, c in seen):
-            seen.append((label, command))
-    paths = " ".join(str(part.run.path) for part in content.parts)
-    return [*seen, ("This report", f"acclimate report {paths}")]
+    labels: dict[str, list[str]] = {}
+    for part in content.parts:
+        if part.run.manifest.command:
+            labels.setdefault(part.run.manifest.command, []).append(part.label)
+    commands = [(", ".join(names), command) for command, names in labels.items()]
+    return [*commands, ("This report", shlex.join(["acclimate", "report", *(str(p.run.path) for p in content.parts)]))]
 
 
 def _machines(content: Content) -> list[tuple[str, Mapping[str, Any]]]:

@@ -7,7 +7,6 @@ Colours are CSS classes `s-NAME` of the page's palette; all text is escaped.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,7 +75,7 @@ def axis(values: Sequence[float], *, zero: bool = False, count: int = 4) -> Axis
         low, high = (low, high + pad) if zero else (low - pad, high + pad)
     step = _round_step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+    ticks = tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
     return Axis(ticks[0], ticks[-1], ticks)
 
 
@@ -212,10 +211,11 @@ def scatter(
             Markup('<rect class="over" x="{:.2f}%" y="0" width="{:.2f}%" height="100%"/>').format(at, 100 - at)
         )
         parts.append(_vertical(at, limit_text, "limit", y=-7))
-    rows = _spread([height * (1 - y_axis.at(y) / 100) for y in ys], height)
+    xs = [x_axis.at(m.x) for m in marks] + [0.0] * len(levels)
+    rows = _spread([(x, height * (1 - y_axis.at(y) / 100)) for x, y in zip(xs, ys, strict=True)], height)
     for m, text_y in zip(marks, rows, strict=False):
         x = x_axis.at(m.x)
-        right = x > 50
+        right = x > 70
         parts.append(
             Markup(
                 '<g><title>{}</title><circle class="mark s-{}" cx="{:.2f}%" cy="{:.2f}%" r="6"/>'
@@ -242,17 +242,22 @@ def scatter(
     return _frame(parts, height, label, "scatter")
 
 
-def _spread(rows: Sequence[float], height: float, apart: float = 17.0) -> list[float]:
-    """`rows` moved as little as a pass down and a pass up need for labels not to touch."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i])
-    placed = list(rows)
-    for previous, i in itertools.pairwise(order):
-        placed[i] = max(placed[i], placed[previous] + apart)
-    if order and placed[order[-1]] > height - 4:
-        placed[order[-1]] = height - 4
-        for i, following in zip(order[-2::-1], order[:0:-1], strict=False):
-            placed[i] = min(placed[i], placed[following] - apart)
-    return placed
+def _spread(places: Sequence[tuple[float, float]], height: float, apart: float = 17.0) -> list[float]:
+    """Rows in pixels for labels at `places` (x in per cent, row in pixels), such that near ones do not touch.
+
+    From the top down, a label that is less than `apart` from one already placed within a third of the width goes
+    below it, or where the plot ends above it.
+    """
+    placed: dict[int, float] = {}
+    for i in sorted(range(len(places)), key=lambda i: places[i][1]):
+        x, row = places[i]
+        near = sorted(placed[j] for j in placed if abs(places[j][0] - x) < 34)
+        wanted = row
+        for other in near:
+            if abs(other - wanted) < apart:
+                wanted = other + apart
+        placed[i] = wanted if wanted <= height or not near else min(row, near[0] - apart)
+    return [placed[i] for i in range(len(places))]
 
 
 def _horizontal_grid(y_axis: Axis) -> Markup:

@@ -86,7 +86,9 @@ def signed(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction as whole per cent, "62 %"."""
+    """A fraction as whole per cent, "62 %"; just beside 100 % with digits enough to tell the side."""
+    if value != 1 and round(100 * value) == 100:
+        return f"{against(100 * value, 100.0)}\u00a0%"
     return _minus(f"{100 * value:.0f}\u00a0%").replace("\u22120\u00a0%", "0\u00a0%")
 
 
@@ -163,7 +165,13 @@ def judge(content: Content) -> Verdict:
     headline = content.headline
     gap = _gap(content)
     adaptation = _adaptation(content, gap)
-    more = (*_on_device(content, headline), *_source_after(content), *_others(content, headline), *_unfinished(content))
+    more = (
+        *_drop_between(content),
+        *_on_device(content, headline),
+        *_source_after(content),
+        *_others(content, headline),
+        *_unfinished(content),
+    )
     artifact = headline.artifact if headline else None
     rows = tuple(check_row(check) for check in artifact.checks) if artifact else ()
     if artifact is None:
@@ -254,6 +262,22 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
         f"the oracle, trained with {where} labels, reaches {points(gap.oracle)}.",
         tone,
     )
+
+
+def _drop_between(content: Content) -> list[Sentence]:
+    """What the change of domain costs the detector that nobody adapted."""
+    subject = content.eager("source")
+    on_source = subject.on(content.source) if subject else None
+    on_target = subject.on(content.target) if subject else None
+    if on_source is None or on_target is None or content.source is None or content.target is None:
+        return []
+    return [
+        Sentence(
+            f"Without adaptation the detector reaches {points(on_source.ap50)} points on {content.source.name} and "
+            f"{points(on_target.ap50)} on {content.target.name} ({signed(on_target.ap50 - on_source.ap50)}).",
+            "neutral",
+        )
+    ]
 
 
 def _on_device(content: Content, headline: Subject | None) -> list[Sentence]:
