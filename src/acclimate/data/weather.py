@@ -289,18 +289,25 @@ def recapture(
     return sensor(np.asarray(moved, np.uint8), strength, rng), result
 
 
-def plausible_depth(image: Image, horizon: float = 0.45, camera_height_m: float = 1.5, fov_deg: float = 60.0) -> Floats:
+def plausible_depth(
+    image: Image,
+    horizon: float = 0.45,
+    camera_height_m: float = 1.5,
+    half_width_m: float = 9.0,
+    fov_deg: float = 60.0,
+) -> Floats:
     """A depth that an outdoor photo could have: a prior, not an estimate.
 
-    Below the horizon the ground plane's depth, h f / (y - horizon); above it the depth of the far end of the
-    ground, or inf where the pixel looks like sky (bright, smooth, joined to the top edge). The prior's inverse is
-    smoothed along the image's structure with a guided filter (He et al., TPAMI 2013), so that distances change at
-    edges of the image rather than along its rows.
+    A corridor: the ground plane's depth h f / (y - horizon), between two upright walls at `half_width_m` to the
+    left and right, W f / |x - centre|, and an end at 60 m; inf where the pixel looks like sky (bright, smooth,
+    joined to the top edge). The prior's inverse is smoothed along the image's structure with a guided filter (He
+    et al., TPAMI 2013), so that distances change at edges of the image rather than along its rows.
 
     Args:
         image: (H, W, 3) uint8.
         horizon: as a fraction of the image's height from the top.
         camera_height_m: above the ground.
+        half_width_m: of the corridor.
         fov_deg: horizontal field of view.
 
     Returns:
@@ -308,11 +315,12 @@ def plausible_depth(image: Image, horizon: float = 0.45, camera_height_m: float 
     """
     height, width = image.shape[:2]
     focal = width / 2 / math.tan(math.radians(fov_deg) / 2)
-    below = np.arange(height, dtype=np.float32) + 0.5 - horizon * height
-    closeness = np.maximum(below, 0) / np.float32(camera_height_m * focal)
-    prior = np.maximum(closeness, 1 / 120.0)[:, None] * np.ones((1, width), np.float32)
+    down = (np.arange(height, dtype=np.float32) + 0.5 - np.float32(horizon * height))[:, None]
+    aside = np.abs(np.arange(width, dtype=np.float32) + 0.5 - np.float32(width / 2))[None]
+    ground = down / np.float32(camera_height_m * focal)
+    prior = np.maximum(np.maximum(ground, aside / np.float32(half_width_m * focal)), np.float32(1 / 60))
     grey = np.asarray(image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255, np.float32)
-    smooth = _guided(grey, prior.astype(np.float32), max(2, height // 16), 2e-3)
+    smooth = _guided(grey, np.asarray(prior, np.float32), max(2, height // 16), 2e-3)
     depth = 1 / np.clip(smooth, 1 / 200.0, 1.0)
     depth[_sky(image, grey, horizon)] = np.inf
     return np.asarray(depth, np.float32)
@@ -322,7 +330,7 @@ def _sky(image: Image, grey: Floats, horizon: float) -> NDArray[np.bool_]:
     height, width = grey.shape
     gradient = cv2.blur(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), (5, 5))
     bluish = image[:, :, 2].astype(np.float32) >= image[:, :, 0].astype(np.float32) - 12
-    candidate = (grey > max(0.45, float(np.quantile(grey, 0.4)))) & (gradient < 0.06) & bluish
+    candidate = (grey > max(0.35, float(np.quantile(grey, 0.3)))) & (gradient < 0.025) & bluish
     candidate[int(height * min(horizon + 0.1, 1.0)) :] = False
     count, regions = cv2.connectedComponents(candidate.astype(np.uint8))
     top = np.unique(regions[: max(1, height // 50)])
