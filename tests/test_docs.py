@@ -19,6 +19,7 @@ Words after the language say more:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -193,11 +194,23 @@ def smaller(values: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
+JOB: dict[str, Any] = {
+    "out": "runs",
+    "source": {"path": "scenes/clear-train"},
+    "target": "scenes/fog-train/images",
+    "source_test": {"path": "scenes/clear-test"},
+    "target_test": {"path": "scenes/fog-test"},
+}
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project that the pages are read in; each page gets a copy.
+    """The project that the pages are read in; each page gets a copy. It holds
 
-    It holds the examples, their configurations made smaller.
+    - scenes/{clear,fog}-{train,test}: small data sets, in COCO's format.
+    - job.toml: a small job on them.
+    - runs/source and runs/adapted, with the artifact runs/adapted/artifacts/onnx-int8: what the job's verbs left.
+    - examples/: those of the repository, their configurations made smaller.
     """
     folder = tmp_path_factory.mktemp("prepared")
     for file in sorted((REPOSITORY / "examples").glob("*")):
@@ -207,7 +220,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             copy.write_text(tomli_w.dumps(smaller(tomllib.loads(file.read_text()))))
         elif file.is_file():
             shutil.copy(file, copy)
+    (folder / "job.toml").write_text(tomli_w.dumps(smaller(JOB)))
+    with contextlib.chdir(folder):
+        _do_the_job()
     return folder
+
+
+def _do_the_job() -> None:
+    from acclimate import workflow
+    from acclimate.data import scenes
+
+    small = SMALL["scenes"]
+    parts = [(None, "train"), (None, "test"), ("fog", "train"), ("fog", "test")]
+    for seed, (condition, split) in enumerate(parts):
+        count = small["images" if split == "train" else "test_images"]
+        out = Path("scenes", f"{condition or 'clear'}-{split}")
+        scenes.generate(out, count, tuple(small["size"]), seed, condition)
+    source = workflow.train(config.load(Path("job.toml")), Path("runs/source"))
+    adapted = workflow.adapt(source.path, Path(JOB["target"]), Path("runs/adapted"))
+    workflow.export(adapted.path, images=SMALL["export"]["calibration_images"])
 
 
 @pytest.fixture
