@@ -1,0 +1,313 @@
+"""What a step holds depends on the seed and the step alone: not on start, threads, cache or processes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from acclimate.config import AugmentConfig, DataConfig, ScheduleConfig
+from acclimate.data.dataset import ImageCache, Loader, choose, plain_images
+from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet, read, unlabelled
+from acclimate.edge.images import letterbox, read_image
+from acclimate.errors import AcclimateError
+from acclimate.structures import Annotations, Batch
+
+SIZE = (64, 96)
+PLAIN = AugmentConfig(flip=0, scale=(1, 1), translate=0, colour=0, grey=0, blur=0, noise=0, tone=0, cutout=0, style=0)
+
+
+def picture(path: Path, value: int, size: tuple[int, int] = (80, 100)) -> Path:
+    """A JPEG whose mean grey tells which one it is, with some texture."""
+    texture = np.random.default_rng(value).integers(-4, 5, (*size, 3))
+    assert cv2.imwrite(str(path), np.clip(value + texture, 0, 255).astype(np.uint8))
+    return path
+
+
+def labelled(folder: Path, count: int) -> LabelledSet:
+    folder.mkdir(exist_ok=True)
+    images = []
+    for i in range(count):
+        path = picture(folder / f"s{i:02d}.jpg", 20 + 8 * i)
+        boxes = np.array([[10, 10, 40 + i, 50], [50, 20, 90, 70]], np.float32)
+        images.append(LabelledImage(path, 80, 100, Annotations(boxes, np.array([0, 1]), np.array([False, i == 1]))))
+    return LabelledSet("set", "coco", ("a", "b"), tuple(images))
+
+
+def bare(folder: Path, count: int) -> UnlabelledSet:
+    folder.mkdir(exist_ok=True)
+    return UnlabelledSet(tuple(picture(folder / f"t{i:02d}.jpg", 15 + 10 * i, (70, 60)) for i in range(count)))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> LabelledSet:
+    return labelled(tmp_path_factory.mktemp("data") / "source", 10)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> UnlabelledSet:
+    return bare(tmp_path_factory.mktemp("data") / "target", 7)
+
+
+def schedule(**values: int) -> ScheduleConfig:
+    return ScheduleConfig.model_validate({"batch_size": 4, "workers": 0, **values})
+
+
+def make(
+    source: LabelledSet, target: UnlabelledSet | None, augment: AugmentConfig | None = None, **values: int
+) -> Loader:
+    rank, world, seed = (values.pop(key, default) for key, default in (("rank", 0), ("world", 1), ("seed", 0)))
+    return Loader(source, target, SIZE, augment or AugmentConfig(invert=0.3), schedule(**values), seed, rank, world)
+
+
+def same(first: Batch | None, second: Batch | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    if not (torch.equal(first.weak, second.weak) and torch.equal(first.strong, second.strong)):
+        return False
+    if first.targets is None or second.targets is None:
+        return first.targets is second.targets
+    return all(
+        np.array_equal(a.boxes, b.boxes) and np.array_equal(a.labels, b.labels) and np.array_equal(a.ignore, b.ignore)
+        for a, b in zip(first.targets, second.targets, strict=True)
+    )
+
+
+def take(loader: Loader, count: int, start: int = 0) -> list[tuple[Batch, Batch | None]]:
+    return list(itertools.islice(loader.batches(start), count))
+
+
+def test_batches_are_what_the_detector_expects(source: LabelledSet, target: UnlabelledSet) -> None:
+    first, second = take(make(source, target), 1)[0]
+    assert second is not None
+    for batch in (first, second):
+        for view in (batch.weak, batch.strong):
+            assert view.shape == (4, 3, *SIZE)
+            assert view.dtype == torch.float32
+            assert view.is_contiguous(memory_format=torch.channels_last)
+            assert 0 <= float(view.min()) < float(view.max()) <= 255
+    assert second.targets is None
+    assert first.targets is not None
+    for item in first.targets:
+        assert item.boxes.dtype == np.float32
+        assert (item.boxes >= 0).all()
+        assert (item.boxes <= [SIZE[1], SIZE[0]] * 2).all()
+    alone = take(make(source, None), 1)[0]
+    assert alone[1] is None
+
+
+def test_plain_batches_are_letterboxed_files_in_epochs(source: LabelledSet) -> None:
+    loader = make(source, None, PLAIN)
+    means: list[float] = []
+    for batch, _ in take(loader, 5):
+        assert batch.targets is not None
+        torch.testing.assert_close(batch.weak, batch.strong)
+        for image, item in zip(batch.weak, batch.targets, strict=True):
+            means.append(float(image[:, :60, :76].mean()))
+            index = round((means[-1] - 20) / 8)
+            canvas, placed = letterbox(read_image(source.images[index].path), SIZE)
+            # The warp blends the last column with the fill, where the letterbox does not.
+            difference = np.abs(image.permute(1, 2, 0).numpy() - canvas)
+            assert difference.max() < 16
+            assert difference[:63, :79].max() <= 4
+            expected = source.images[index].annotations
+            np.testing.assert_allclose(item.boxes, expected.boxes * placed.scale, rtol=1e-5)
+            np.testing.assert_array_equal(item.ignore, expected.ignore)
+    order = [round((mean - 20) / 8) for mean in means]
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
+
+
+def test_resume_gives_what_an_uninterrupted_run_gives(source: LabelledSet, target: UnlabelledSet) -> None:
+    whole = take(make(source, target), 8)
+    resumed = take(make(source, target), 3, start=5)
+    for expected, got in zip(whole[5:], resumed, strict=True):
+        assert same(expected[0], got[0])
+        assert same(expected[1], got[1])
+    assert not same(whole[0][0], whole[5][0])
+    assert not same(whole[0][0], take(make(source, target, seed=1), 1)[0][0])
+
+
+def test_threads_and_cache_change_nothing(source: LabelledSet, target: UnlabelledSet) -> None:
+    expected = take(make(source, target), 6)
+    for values in ({"workers": 3}, {"cache_mb": 0}, {"workers": 2, "cache_mb": 1}):
+        for one, other in zip(expected, take(make(source, target, **values), 6), strict=True):
+            assert same(one[0], other[0])
+            assert same(one[1], other[1])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_out_one_batch(source: LabelledSet, target: UnlabelledSet, world: int) -> None:
+    whole = take(make(source, target), 3)
+    parts = [take(make(source, target, rank=rank, world=world), 3) for rank in range(world)]
+    for step, (first, second) in enumerate(whole):
+        assert second is not None
+        shares = [parts[rank][step] for rank in range(world)]
+        together = Batch(
+            torch.cat([s.weak for s, _ in shares]),
+            torch.cat([s.strong for s, _ in shares]),
+            [item for s, _ in shares for item in s.targets or ()],
+        )
+        assert same(first, together)
+        assert torch.equal(second.weak, torch.cat([t.weak for _, t in shares if t is not None]))
+        assert torch.equal(second.strong, torch.cat([t.strong for _, t in shares if t is not None]))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_an_error(source: LabelledSet) -> None:
+    with pytest.raises(AcclimateError, match="batch_size 4 cannot be shared out evenly over 3 processes"):
+        make(source, None, world=3)
+
+
+def test_a_batch_larger_than_the_set(tmp_path: Path) -> None:
+    batch, _ = take(make(labelled(tmp_path, 3), None, PLAIN, batch_size=8), 1)[0]
+    counts = np.bincount([round((float(image[:, :60, :76].mean()) - 20) / 8) for image in batch.weak])
+    assert sorted(counts) == [2, 3, 3]
+
+
+def test_style_needs_a_target_and_touches_the_source_alone(source: LabelledSet, target: UnlabelledSet) -> None:
+    styled = PLAIN.model_copy(update={"style": 1.0})
+    plain, _ = take(make(source, None, PLAIN), 1)[0]
+    without, _ = take(make(source, None, styled), 1)[0]
+    assert same(plain, without)
+    first, second = take(make(source, target, styled), 1)[0]
+    _, plain_target = take(make(source, target, PLAIN), 1)[0]
+    assert same(second, plain_target)
+    assert not torch.equal(first.weak, plain.weak)
+    torch.testing.assert_close(first.weak, first.strong)
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+def test_closing_ends_the_threads(source: LabelledSet, target: UnlabelledSet) -> None:
+    batches = make(source, target, workers=2).batches()
+    next(batches)
+    assert threads() > 0
+    batches.close()  # type: ignore[attr-defined]
+    assert threads() == 0
+    other = make(source, target, workers=2).batches()
+    next(other)
+    del other
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_told_once_and_replaced(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, target = labelled(tmp_path / "s", 6), bare(tmp_path / "t", 5)
+    whole = source.images[2].path.read_bytes()
+    source.images[2].path.write_bytes(whole[: len(whole) // 2])
+    target.paths[1].write_bytes(b"no image")
+    with caplog.at_level(logging.WARNING):
+        loader = make(source, target, workers=workers)
+        got = take(loader, 6)
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(Path(line.split(":")[0]).name for line in told) == ["s02.jpg", "t01.jpg"]
+    assert set(loader.cache.damaged) == {source.images[2].path, target.paths[1]}
+    again = take(make(source, target), 6)
+    assert all(same(a[0], b[0]) and same(a[1], b[1]) for a, b in zip(got, again, strict=True))
+    plain = [batch for batch, _ in take(make(source, None, PLAIN), 3)]
+    order = [round((float(image[:, :60, :76].mean()) - 20) / 8) for batch in plain for image in batch.weak]
+    assert sorted(order) == [0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mostly_damaged_sets_are_an_error(tmp_path: Path, workers: int) -> None:
+    source = labelled(tmp_path, 6)
+    for image in source.images[:4]:
+        image.path.write_bytes(b"")
+    with pytest.raises(AcclimateError, match=r"more than half of the 6 source images cannot be read"):
+        take(make(source, None, workers=workers), 6)
+    assert threads() == 0
+
+
+def test_cache_keeps_what_fits_and_shrinks(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"{i}.jpg", 40 * i, (100, 200)) for i in range(4)]
+    cache = ImageCache(limit_mb=0.13)
+    for path in paths * 2:
+        image = cache.get(path)
+        assert image is not None
+        np.testing.assert_array_equal(image, read_image(path))
+    assert cache.used_mb == pytest.approx(0.12)
+    assert cache.get(paths[0]) is cache.get(paths[0])
+    assert cache.get(paths[3]) is not cache.get(paths[3])
+    small = cache.get(paths[1], longest=50)
+    assert small is not None
+    assert small.shape == (25, 50, 3)
+    np.testing.assert_array_equal(small, cv2.resize(read_image(paths[1]), (50, 25), interpolation=cv2.INTER_AREA))
+    assert cache.get(tmp_path / "none.jpg") is None
+    assert cache.damaged == (tmp_path / "none.jpg",)
+
+
+def test_large_images_are_shrunk_and_their_boxes_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    image = np.zeros((700, 1100, 3), np.uint8)
+    image[200:400, 300:800] = 255
+    cv2.imwrite(str(path), image)
+    box = Annotations(np.array([[300, 200, 800, 400]], np.float32), np.array([0]), np.array([False]))
+    found = LabelledSet("x", "coco", ("a",), (LabelledImage(path, 700, 1100, box),))
+    loader = make(
+        found, None, AugmentConfig(flip=0.5, colour=0, grey=0, blur=0, noise=0, tone=0, cutout=0), batch_size=8
+    )
+    batch, _ = loader.batch(0)
+    assert loader.cache.used_mb < 0.1
+    assert batch.targets is not None
+    for view, item in zip(batch.weak.numpy(), batch.targets, strict=True):
+        rows, columns = np.nonzero(view[0] > 150)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(item.boxes[0], seen, atol=1.5)
+
+
+def test_plain_images_are_letterboxed_and_skip_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [picture(tmp_path / f"{i}.jpg", 40 * i, (90, 120)) for i in range(5)]
+    paths[2].write_bytes(b"broken")
+    cache = ImageCache(limit_mb=10)
+    for _ in range(2):
+        got = list(plain_images(paths, SIZE, cache))
+        assert [path for path, *_ in got] == [paths[i] for i in (0, 1, 3, 4)]
+        for path, canvas, placed in got:
+            expected, letter = letterbox(read_image(path), SIZE)
+            np.testing.assert_array_equal(canvas, expected)
+            assert placed == letter
+    assert sum("2.jpg" in record.getMessage() for record in caplog.records) == 1
+    for path in paths[:3]:
+        path.write_bytes(b"broken")
+    with pytest.raises(AcclimateError, match="more than half of 5 images"):
+        list(plain_images(paths, SIZE))
+
+
+def test_choose_spreads_evenly_and_repeats() -> None:
+    paths = [Path(f"{i:03d}.jpg") for i in range(100)]
+    chosen = choose(paths[::-1], 10, seed=3)
+    numbers = [int(path.stem) for path in chosen]
+    assert set(np.diff(numbers)) == {10}
+    assert chosen == choose(paths, 10, seed=3)
+    assert len({choose(paths, 10, seed) for seed in range(20)}) > 3
+    assert choose(paths[:4], 10, 0) == tuple(paths[:4])
+    uneven = [int(path.stem) for path in choose(paths, 7, seed=1)]
+    assert len(set(uneven)) == 7
+    assert set(np.diff(uneven)) <= {14, 15}
+    assert choose(paths, 0, 0) == ()
+
+
+@pytest.mark.data
+def test_real_pair(shared_data: Path) -> None:
+    source = read(DataConfig(path=shared_data / "thermal-uav" / "day", split="test"))
+    target = unlabelled(shared_data / "thermal-uav" / "night" / "JPEGImages")
+    loader = Loader(source, target, (192, 256), AugmentConfig(), ScheduleConfig(batch_size=8, workers=1), seed=0)
+    batches = loader.batches()
+    for _ in range(3):
+        first, second = next(batches)
+        assert second is not None
+        assert first.weak.shape == second.weak.shape == (8, 3, 192, 256)
+        assert torch.isfinite(first.strong).all()
+    batches.close()  # type: ignore[attr-defined]
+    assert not loader.cache.damaged
