@@ -32,11 +32,14 @@ def draw(image: Image, detections: Detections, classes: Sequence[str]) -> Image:
     height, width = canvas.shape[:2]
     thickness = max(1, round(min(height, width) / 240))
     size = max(0.36, min(height, width) / 900)
+    # Names after all boxes, so that no line crosses a name.
     for index in reversed(range(len(detections))):
         x1, y1, x2, y2 = (round(float(value)) for value in detections.boxes[index])
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(int(detections.labels[index])), thickness, cv2.LINE_AA)
+    for index in reversed(range(len(detections))):
+        x1, y1 = (round(float(value)) for value in detections.boxes[index, :2])
         label = int(detections.labels[index])
         paint = colour(label)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), paint, thickness, cv2.LINE_AA)
         text = f"{classes[label]} {detections.scores[index]:.2f}"
         (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
         left = min(max(0, x1), max(0, width - text_width - 2))

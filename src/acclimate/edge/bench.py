@@ -1,0 +1,149 @@
+"""Latency and memory of an artifact in a process of its own: `python -m acclimate.edge.bench ARTIFACT < paths.txt`.
+
+Image paths come on standard input, one a line; the result goes to standard output as JSON (`Bench`). Nothing but what
+the device needs is loaded, so the peak memory is the device's too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pydantic import BaseModel
+
+from acclimate.edge.images import read_image
+from acclimate.edge.predict import Predictor
+from acclimate.errors import AcclimateError
+from acclimate.structures import Image
+
+
+class Bench(BaseModel):
+    """What one process measured. Times are of one image in memory: decoding a file is not part of them."""
+
+    threads: int
+    images: int
+    """Different images used; 0 means generated noise, for want of images."""
+    runs: int
+    median_ms: float
+    p95_ms: float
+    iqr_ms: float
+    """Distance between the quartiles."""
+    cpu_ms: float
+    """Processor time an image, mean over the runs and sum over the threads; far below the median on a busy machine."""
+    parts: dict[str, float]
+    """Medians in ms: `prepare` (letterbox, layout), `network`, `finish` (decoding, NMS)."""
+    load_ms: float
+    """From the start of loading to the first detections."""
+    peak_memory_mb: float
+    """Largest resident memory of the process, in 10^6 bytes, with the interpreter and all libraries."""
+    idle_memory_mb: float
+    """The same before the artifact was loaded."""
+
+
+def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: int) -> Bench:
+    """Measure the artifact in `folder` on images, one after the other, over and over.
+
+    Raises:
+        AcclimateError: the artifact cannot be loaded.
+    """
+    cv2.setNumThreads(threads)
+    idle = _peak_mb()
+    images = _endless(paths)
+    count, first = next(images)
+    start = time.perf_counter()
+    predictor = Predictor.load(folder, threads)
+    predictor(first)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    used: set[int] = set()
+    times = np.zeros((runs, 3))
+    cpu = 0.0
+    for index in range(-warmup, runs):
+        count, image = next(images)
+        cpu_before = time.process_time()
+        begin = time.perf_counter()
+        canvas, placed = predictor.prepare(image)
+        prepared = time.perf_counter()
+        outputs = predictor.run(canvas)
+        computed = time.perf_counter()
+        predictor.finish(outputs, placed)
+        end = time.perf_counter()
+        if index >= 0:
+            times[index] = prepared - begin, computed - prepared, end - computed
+            used.add(count)
+            cpu += time.process_time() - cpu_before
+    times *= 1e3
+    total = times.sum(axis=1)
+    lower, median, upper, high = (float(value) for value in np.percentile(total, [25, 50, 75, 95]))
+    return Bench(
+        threads=threads,
+        images=len(used - {-1}),
+        runs=runs,
+        median_ms=median,
+        p95_ms=high,
+        iqr_ms=upper - lower,
+        cpu_ms=1e3 * cpu / runs,
+        parts=dict(zip(("prepare", "network", "finish"), np.median(times, axis=0).tolist(), strict=True)),
+        load_ms=load_ms,
+        peak_memory_mb=_peak_mb(),
+        idle_memory_mb=idle,
+    )
+
+
+def _endless(paths: Sequence[Path]) -> Iterator[tuple[int, Image]]:
+    """The readable images over and over, each with its number; noise with number -1 where there is none."""
+    readable = []
+    for number, path in enumerate(paths):
+        try:
+            image = read_image(path)
+        except AcclimateError:
+            continue
+        readable.append((number, path))
+        yield number, image
+    if not readable:
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        yield from itertools.repeat((-1, noise))
+    for number, path in itertools.cycle(readable):
+        yield number, read_image(path)
+
+
+def _peak_mb() -> float:
+    # Linux hands ru_maxrss down to the programs that a process starts; VmHWM is of this program alone.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def main() -> None:
+    """The command line; a problem is one line on standard error and exit status 2."""
+    parser = argparse.ArgumentParser(description="Latency and memory of an artifact; image paths on standard input.")
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=20)
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-options.threads :])
+    paths = [Path(line) for line in sys.stdin.read().splitlines() if line]
+    try:
+        result = bench(options.artifact, paths, options.threads, options.runs, options.warmup)
+    except AcclimateError as error:
+        sys.exit(f"error: {error}")
+    print(result.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

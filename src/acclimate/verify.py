@@ -1,0 +1,470 @@
+"""Is the artifact as good as the detector it came from, and does it fit the budget? Measured on its own runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from rich.console import Console
+from rich.table import Table
+
+from acclimate import __version__
+from acclimate.config import Budget
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.bench import Bench
+from acclimate.edge.decode import decode
+from acclimate.edge.images import read_image
+from acclimate.edge.predict import Predictor
+from acclimate.errors import AcclimateError
+from acclimate.run import Run, machine, write_text
+from acclimate.structures import Detections
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
+
+log = logging.getLogger(__name__)
+
+Role = Literal["source", "target"]
+PARITY_IMAGES = 32
+PARITY_SCORE = 0.3
+PARITY_IOU = 0.5
+BUSY = 0.8
+"""Below this share of processor time in the latency, something else was running."""
+
+
+class Check(BaseModel):
+    """One limit and what was measured; `value` and `passed` are None where it could not be measured."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool | None
+
+
+class Accuracy(BaseModel):
+    """AP on one labelled set, 0..1; the eager model's is None where it was not to be had."""
+
+    role: Role
+    images: int
+    artifact_ap: float
+    artifact_ap50: float
+    eager_ap: float | None = None
+    eager_ap50: float | None = None
+    difference_ap: float | None = None
+    difference_ap50: float | None = None
+    """Artifact minus eager."""
+
+
+class Pair(BaseModel):
+    """The same object as the eager model and the artifact see it; None where one does not see it."""
+
+    image: str
+    name: str
+    eager_score: float | None
+    artifact_score: float | None
+    iou: float | None
+    box_px: float | None
+    """Largest difference of a side's position, in pixels of the image."""
+
+
+class Parity(BaseModel):
+    """Artifact against eager model on real images, detection by detection, above a score of `score`.
+
+    A detection's partner is of the same class with an IoU above 0.5, whatever its score.
+    """
+
+    images: int
+    score: float = PARITY_SCORE
+    matched: int
+    unmatched: int
+    score_max: float | None = None
+    score_p99: float | None = None
+    score_mean: float | None = None
+    iou_min: float | None = None
+    iou_mean: float | None = None
+    box_px_max: float | None = None
+    box_px_p99: float | None = None
+    box_px_mean: float | None = None
+    raw_max: dict[str, float] = Field(default_factory=dict)
+    """Largest absolute difference of each raw output, over all locations."""
+    worst: tuple[Pair, ...] = ()
+    """The largest differences, unmatched detections first."""
+
+
+class Verification(BaseModel):
+    """Written as `verification.json` into the artifact's folder."""
+
+    artifact: str
+    runtime: str
+    precision: str
+    digest: str
+    passed: bool
+    """Every limit that was asked for holds, and so does the accuracy tolerance where it could be measured."""
+    checks: tuple[Check, ...]
+    budget: Budget
+    accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    parity: Parity | None = None
+    latency: Bench
+    size_mb: float
+    peak_memory_mb: float
+    macs_m: float | None = None
+    machine: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+    version: str = __version__
+
+
+def verify(
+    artifact: Path,
+    sets: Sequence[tuple[LabelledSet, str, Role]],
+    budget: Budget | None = None,
+    *,
+    images: Sequence[Path] = (),
+    run: Run | None = None,
+    runs: int = 200,
+    console: Console | None = None,
+) -> Verification:
+    """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
+
+    Saves `verification.json` in the artifact's folder and, where it belongs to a run, one evaluation a set
+    there. Without labelled sets, parity and latency are measured on `images`; without the run that the artifact
+    came from, nothing is compared with the eager model.
+
+    Args:
+        artifact: its folder.
+        sets: labelled test sets, each with a name and its domain.
+        budget: the limits; None means the accuracy tolerance alone.
+        images: image files for parity and latency where `sets` is empty.
+        run: the run it came from; None means the one it lies in or names.
+        runs: timed images.
+        console: where progress goes.
+
+    Raises:
+        AcclimateError: the artifact is damaged, or a set has a class that it does not know.
+    """
+    predictor = Predictor.load(Path(artifact), threads=(budget or Budget()).threads)
+    loaded, manifest = predictor.artifact, predictor.manifest
+    budget = budget or Budget()
+    notes: list[str] = []
+    run = run or _source_run(loaded)
+    detector = _eager(run, loaded, notes)
+    paths = [path for truth, _, role in sorted(sets, key=lambda one: one[2] != "target") for path in truth.paths]
+    paths = paths or list(images)
+
+    accuracy = {}
+    for truth, name, role in sets:
+        _say(console, f"verifying {manifest.name} on {name}: {len(truth.images)} images")
+        accuracy[name] = _accuracy(predictor, detector, truth, name, role, run, notes)
+    parity = None
+    if detector is not None and paths:
+        _say(console, f"verifying {manifest.name}: parity with the eager model, latency")
+        parity = _parity(predictor, detector, paths[:PARITY_IMAGES])
+    if not paths:
+        notes.append("no images were given: latency was measured on noise, and there is no parity")
+    latency = _bench(loaded.folder, paths[:PARITY_IMAGES], budget.threads, runs)
+
+    if latency.threads == 1 and latency.cpu_ms < BUSY * latency.median_ms:
+        notes.append(
+            f"the machine was busy: an image took {latency.median_ms:.1f} ms, of which {latency.cpu_ms:.1f} ms on the "
+            "processor; measure the latency again when nothing else runs"
+        )
+    macs = manifest.notes.get("macs_m")
+    verification = Verification(
+        artifact=manifest.name,
+        runtime=manifest.runtime,
+        precision=manifest.precision,
+        digest=loaded.digest,
+        passed=False,
+        checks=(),
+        budget=budget,
+        accuracy=accuracy,
+        parity=parity,
+        latency=latency,
+        size_mb=loaded.size_mb,
+        peak_memory_mb=latency.peak_memory_mb,
+        macs_m=float(macs) if isinstance(macs, int | float) else None,
+        machine={**machine(), **_engine(manifest.runtime)},
+        notes=tuple(notes),
+    )
+    checks = tuple(_checks(verification))
+    verification = verification.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
+    write_text(loaded.folder / "verification.json", verification.model_dump_json(indent=1) + "\n")
+    return verification
+
+
+def print_verification(verification: Verification, console: Console) -> None:
+    """The verdict first, then each limit, then what was measured."""
+    v = verification
+    verdict = "[bold green]PASSED[/]" if v.passed else "[bold red]FAILED[/]"
+    if not v.checks:
+        verdict = "[bold]MEASURED[/] (no limit to check)"
+    console.print(f"{verdict}  {v.artifact} ({v.runtime}, {v.precision})", highlight=False)
+    table = Table("limit", "allowed", "measured", "", box=None)
+    for check in v.checks:
+        value = "not measured" if check.value is None else f"{check.value:.4g}"
+        table.add_row(check.name, f"{check.limit:.4g}", value, "ok" if check.passed else "[red]broken[/]")
+    if v.checks:
+        console.print(table)
+    if v.accuracy:
+        table = Table("set", "images", "AP50", "eager", "difference", "AP", "eager", box=None)
+        for name, a in v.accuracy.items():
+            table.add_row(
+                name,
+                str(a.images),
+                f"{a.artifact_ap50:.3f}",
+                "-" if a.eager_ap50 is None else f"{a.eager_ap50:.3f}",
+                "-" if a.difference_ap50 is None else f"{a.difference_ap50:+.4f}",
+                f"{a.artifact_ap:.3f}",
+                "-" if a.eager_ap is None else f"{a.eager_ap:.3f}",
+            )
+        console.print(table)
+    b = v.latency
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in b.parts.items())
+    threads = f"{b.threads} thread" + "s" * (b.threads > 1)
+    lines = [
+        f"latency {b.median_ms:.2f} ms median, {b.p95_ms:.2f} p95, {b.iqr_ms:.2f} between quartiles",
+        f"  {threads}; {parts}",
+        f"size {v.size_mb:.2f} MB, peak memory {v.peak_memory_mb:.0f} MB"
+        + (f", {v.macs_m:.0f} M multiply-accumulates" if v.macs_m is not None else ""),
+    ]
+    if v.parity is not None:
+        lines += _parity_lines(v.parity)
+    lines += [f"note: {note}" for note in v.notes]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _parity_lines(parity: Parity) -> Iterator[str]:
+    p = parity
+    yield f"parity on {p.images} images: {p.matched} detections matched, {p.unmatched} without a partner" + (
+        ""
+        if p.score_max is None
+        else f"; score differs by {p.score_mean:.2g} (mean), {p.score_max:.2g} (max), box by {p.box_px_mean:.2g} and "
+        f"{p.box_px_max:.2g} px, IoU {p.iou_mean:.4f} (mean), {p.iou_min:.4f} (min)"
+    )
+    for pair in p.worst:
+        if pair.eager_score is None or pair.artifact_score is None:
+            who = "artifact" if pair.eager_score is None else "eager model"
+            score = pair.artifact_score if pair.eager_score is None else pair.eager_score
+            yield f"  {Path(pair.image).name}: {pair.name} {score:.2f} seen by the {who} alone"
+        elif abs(pair.eager_score - pair.artifact_score) > 0.05 or (pair.iou or 0) < 0.9:
+            yield (
+                f"  {Path(pair.image).name}: {pair.name} {pair.eager_score:.2f} -> {pair.artifact_score:.2f}, "
+                f"IoU {pair.iou:.2f}"
+            )
+
+
+def _source_run(artifact: Artifact) -> Run | None:
+    """The run that the artifact's folder lies in, or else the one that its manifest names."""
+    named = artifact.manifest.source_run
+    for folder in [artifact.folder.resolve().parent.parent, *([Path(named)] if named else [])]:
+        if (folder / "run.json").is_file():
+            return Run.open(folder)
+    return None
+
+
+def _eager(run: Run | None, artifact: Artifact, notes: list[str]) -> Detector | None:
+    if run is None:
+        notes.append("the run that this artifact came from is not here: nothing was compared with the eager model")
+        return None
+    try:
+        from acclimate.models import detector as detectors
+    except ModuleNotFoundError as error:
+        notes.append(f"{error.name} is not installed: nothing was compared with the eager model")
+        return None
+    detector = detectors.load(run.path)
+    if (detector.spec.classes, detector.spec.image_size) != (artifact.manifest.classes, artifact.manifest.image_size):
+        raise AcclimateError(
+            f"{artifact.folder}: does not come from {run.path} (other classes or canvas); export it from that run again"
+        )
+    return detector
+
+
+def _accuracy(
+    predictor: Predictor,
+    detector: Detector | None,
+    truth: LabelledSet,
+    name: str,
+    role: Role,
+    run: Run | None,
+    notes: list[str],
+) -> Accuracy:
+    from acclimate.evaluate import average_precision, evaluate_detector, relabel
+
+    model = predictor.manifest.name
+    found = []
+    for path in truth.paths:
+        try:
+            found.append(predictor(read_image(path)))
+        except AcclimateError as error:
+            notes.append(f"{error} (counted as an image without detections)")
+            found.append(Detections.empty())
+    renamed = relabel(found, predictor.manifest.classes, truth.classes, name)
+    ours = average_precision(renamed, truth, data=name, role=role, model=model)
+    if run is not None:
+        run.write(f"evaluations/{name}.{model}.json", ours)
+    accuracy = Accuracy(role=role, images=ours.images, artifact_ap=ours.ap, artifact_ap50=ours.ap50)
+    if detector is None:
+        return accuracy
+    eager = evaluate_detector(detector, truth, name, role, report=log.debug)
+    return accuracy.model_copy(
+        update={
+            "eager_ap": eager.ap,
+            "eager_ap50": eager.ap50,
+            "difference_ap": ours.ap - eager.ap,
+            "difference_ap50": ours.ap50 - eager.ap50,
+        }
+    )
+
+
+def _parity(predictor: Predictor, detector: Detector, paths: Sequence[Path]) -> Parity:
+    from acclimate.runtimes.eager import network
+
+    reference = network(detector.eval())
+    manifest = predictor.manifest
+    pairs: list[Pair] = []
+    raw = dict.fromkeys(manifest.output_names, 0.0)
+    images = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except AcclimateError:
+            continue
+        images += 1
+        canvas, placed = predictor.prepare(image)
+        theirs, ours = reference(canvas), predictor.run(canvas)
+        for name, a, b in zip(manifest.output_names, theirs, ours, strict=True):
+            raw[name] = max(raw[name], float(np.abs(a - b).max()))
+        eager = placed.to_image(decode(theirs, detector.decode_options(), manifest.image_size)[0])
+        pairs += _pairs(eager, predictor.finish(ours, placed), str(path), manifest.classes)
+    both = [pair for pair in pairs if pair.eager_score is not None and pair.artifact_score is not None]
+    alone = [pair for pair in pairs if pair.eager_score is None or pair.artifact_score is None]
+    scores = np.array([abs((pair.eager_score or 0) - (pair.artifact_score or 0)) for pair in both])
+    ious, pixels = (np.array([getattr(pair, key) for pair in both]) for key in ("iou", "box_px"))
+    worst = sorted(alone, key=lambda pair: -max(pair.eager_score or 0, pair.artifact_score or 0))
+    worst += [both[index] for index in np.argsort(-scores)]
+    parity = Parity(images=images, matched=len(both), unmatched=len(alone), raw_max=raw, worst=tuple(worst[:5]))
+    if not both:
+        return parity
+    return parity.model_copy(
+        update={
+            "score_max": float(scores.max()),
+            "score_p99": float(np.percentile(scores, 99)),
+            "score_mean": float(scores.mean()),
+            "iou_min": float(ious.min()),
+            "iou_mean": float(ious.mean()),
+            "box_px_max": float(pixels.max()),
+            "box_px_p99": float(np.percentile(pixels, 99)),
+            "box_px_mean": float(pixels.mean()),
+        }
+    )
+
+
+def _pairs(eager: Detections, artifact: Detections, image: str, classes: Sequence[str]) -> Iterator[Pair]:
+    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object."""
+    overlap = _iou(eager.boxes, artifact.boxes)
+    overlap = np.where(eager.labels[:, None] == artifact.labels[None], overlap, 0)
+    partner = np.full(len(eager), -1)
+    for row in range(len(eager)):
+        free = np.where(np.isin(np.arange(len(artifact)), partner), 0, overlap[row])
+        if len(free) and free.max() > PARITY_IOU:
+            partner[row] = int(free.argmax())
+    for row, column in enumerate(partner):
+        score = float(eager.scores[row])
+        if column < 0:
+            if score >= PARITY_SCORE:
+                yield Pair(
+                    image=image,
+                    name=classes[int(eager.labels[row])],
+                    eager_score=score,
+                    artifact_score=None,
+                    iou=None,
+                    box_px=None,
+                )
+        elif max(score, float(artifact.scores[column])) >= PARITY_SCORE:
+            yield Pair(
+                image=image,
+                name=classes[int(eager.labels[row])],
+                eager_score=score,
+                artifact_score=float(artifact.scores[column]),
+                iou=float(overlap[row, column]),
+                box_px=float(np.abs(eager.boxes[row] - artifact.boxes[column]).max()),
+            )
+    for column in sorted(set(range(len(artifact))) - set(partner.tolist())):
+        if artifact.scores[column] >= PARITY_SCORE:
+            yield Pair(
+                image=image,
+                name=classes[int(artifact.labels[column])],
+                eager_score=None,
+                artifact_score=float(artifact.scores[column]),
+                iou=None,
+                box_px=None,
+            )
+
+
+def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, M) from boxes (N, 4) and (M, 4)."""
+    first, second = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+    inter = sides.clip(min=0).prod(-1)
+    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
+    overlap: NDArray[np.float64] = inter / np.maximum(areas - inter, 1e-9)
+    return overlap
+
+
+def _bench(folder: Path, paths: Sequence[Path], threads: int, runs: int) -> Bench:
+    """Run `acclimate.edge.bench` in a process of its own."""
+    command = [sys.executable, "-m", "acclimate.edge.bench", str(folder), "--threads", str(threads)]
+    done = subprocess.run(
+        [*command, "--runs", str(runs)],
+        input="\n".join(str(path.absolute()) for path in paths),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise AcclimateError(f"{folder}: the latency process failed: {last}")
+    return Bench.model_validate_json(done.stdout)
+
+
+def _checks(v: Verification) -> Iterator[Check]:
+    measured = {
+        "latency_ms": v.latency.median_ms,
+        "size_mb": v.size_mb,
+        "memory_mb": v.peak_memory_mb,
+        "macs_m": v.macs_m,
+    }
+    for name, value in measured.items():
+        limit = getattr(v.budget, name)
+        if limit is not None:
+            yield Check(name=name, limit=limit, value=value, passed=None if value is None else value <= limit)
+    drops = [-a.difference_ap50 for a in v.accuracy.values() if a.difference_ap50 is not None]
+    if drops:
+        limit = v.budget.max_ap50_drop
+        yield Check(name="max_ap50_drop", limit=limit, value=max(drops), passed=max(drops) <= limit)
+
+
+def _engine(runtime: str) -> dict[str, Any]:
+    """The version of the package that ran the artifact."""
+    package = {"onnx": "onnxruntime", "eager": "torch"}.get(runtime, runtime)
+    try:
+        return {"runtime": f"{package} {metadata.version(package)}"}
+    except metadata.PackageNotFoundError:
+        return {"runtime": package}
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False)
