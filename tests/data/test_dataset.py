@@ -117,7 +117,8 @@ def test_plain_batches_are_letterboxed_files_in_epochs(source: LabelledSet) -> N
             assert difference.max() < 16
             assert difference[:63, :79].max() <= 4
             expected = source.images[index].annotations
-            np.testing.assert_allclose(item.boxes, expected.boxes * placed.scale, rtol=1e-5)
+            # The cached image has whole pixels, 96x77 for 100x80; boxes and pixels are stretched alike.
+            np.testing.assert_allclose(item.boxes, expected.boxes * placed.scale, atol=0.25)
             np.testing.assert_array_equal(item.ignore, expected.ignore)
     order = [round((mean - 20) / 8) for mean in means]
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
