@@ -58,8 +58,8 @@ def data(
     """
     from acclimate.data import inspect
 
-    summary, images = inspect.look(_data(path, overrides))
-    inspect.print_summary(summary, _out)
+    images = inspect.load(_data(path, overrides) if overrides else path)
+    inspect.print_summary(inspect.summary(images), _out)
     where = sheet or Path(f"{path.resolve().name}-sheet.jpg")
     inspect.contact_sheet(images, where)
     _out.print(f"contact sheet: {where}")

@@ -76,6 +76,7 @@ def train(
     facts = {
         "start": detector.spec.start,
         "source": _describe(images),
+        "class_boxes": _class_boxes(images),
         "parameters": models.parameters(detector),
         "repeat": _repeat(),
     }
@@ -99,7 +100,8 @@ def adapt(
 
     The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
     the adaptation's. The
-    checkpoint is chosen by a label-free score on target images (`select.score`). No label of the target is read: the
+    checkpoint is chosen by a label-free score on target images (`select.score`); a method that uses no target image
+    (the fair source-only baseline: further source training of the same length) keeps its last one. No label of the target is read: the
     target is an `UnlabelledSet`, which has none.
 
     Raises:
@@ -140,16 +142,18 @@ def adapt(
     if run.done:
         return run
     torch.manual_seed(config.seed)
-    objective = Objective(detector, terms(config), config.schedule.ema, warm=False)
+    method = terms(config)
+    objective = Objective(detector, method, config.schedule.ema, warm=False)
+    uses_target = config.augment.style > 0 or any(view.startswith("target") for view in objective.views)
     loader = Loader(
-        images, unlabelled, detector.spec.image_size, config.augment, config.schedule, config.seed,
+        images, unlabelled if uses_target else None, detector.spec.image_size, config.augment, config.schedule, config.seed,
         acc.process_index, acc.num_processes,
     )  # fmt: skip
     facts = {
         "start": f"the source run {source}",
         "source": _describe(images),
         "target": {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]},
-        "method": [term.name for term in terms(config)],
+        "method": [term.name for term in method],
         "parameters": models.parameters(detector),
         "repeat": _repeat(),
     }
@@ -157,10 +161,11 @@ def adapt(
         _fit(run, objective, loader, config.schedule, acc, console, title="adapt")
         if acc.is_main_process:
             kept = objective.average
-            if console is not None:
-                console.print("choosing the checkpoint without labels", style="dim")
-            selection = choose_checkpoint(kept, checkpoints(run), unlabelled.paths, config.augment, config.seed)
-            run.write("selection.json", selection)
+            if uses_target:
+                if console is not None:
+                    console.print("choosing the checkpoint without labels", style="dim")
+                selection = choose_checkpoint(kept, checkpoints(run), unlabelled.paths, config.augment, config.seed)
+                run.write("selection.json", selection)
             models.save(kept, run.path)
     return run
 
@@ -237,8 +242,8 @@ def export(
     """
     from acclimate.data import formats
     from acclimate.data.dataset import choose
-    from acclimate.models import detector as models
     from acclimate.edge.artifact import Artifact
+    from acclimate.models import detector as models
     from acclimate.runtimes.base import find
 
     run = _finished(path)
@@ -572,6 +577,14 @@ def _describe(images: LabelledSet) -> dict[str, Any]:
         "problems": [str(problem) for problem in images.problems][:20],
         "problem_count": len(images.problems),
     }
+
+
+def _class_boxes(images: LabelledSet) -> dict[str, int]:
+    counts = dict.fromkeys(images.classes, 0)
+    for image in images.images:
+        for label in image.annotations.labels[~image.annotations.ignore]:
+            counts[images.classes[int(label)]] += 1
+    return counts
 
 
 def _repeat() -> str:
