@@ -66,7 +66,7 @@ browser: ## headless Chromium for the report's tests, where it can be had (root 
 	fi
 
 test: $(READY) browser lint ## everything that must hold: lint, types, all tests
-	OMP_NUM_THREADS=1 $(PYTEST) -m '' -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(PYTEST) -m '' -n $(WORKERS) --dist loadfile
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check $(MODULES)

@@ -1,0 +1,112 @@
+"""The base package alone, in an empty environment: what a device gets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.install, pytest.mark.slow]
+
+TRAINING = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "safetensors", "hotcoco", "scipy"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """The bin folder of an empty environment with `pip install .` in it, from a copy of what is packaged."""
+    beside = Path(sys.executable).parent / "uv"
+    uv = str(beside) if beside.is_file() else shutil.which("uv")
+    if uv is None:
+        pytest.skip("no uv here to make an environment with (make environment)")
+    folder = tmp_path_factory.mktemp("device")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+        shutil.copy(repository / name, folder)
+    shutil.copytree(repository / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, "env"], cwd=folder, check=True)
+    python = folder / "env" / "bin" / "python"
+    pins = ["--constraints", "constraints.txt", "--build-constraints", "constraints.txt"]
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *pins, "."], cwd=folder, check=True)
+    return python.parent
+
+
+def acclimate(base: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(base / "acclimate"), *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_base_package_brings_no_training_library(base: Path) -> None:
+    program = "from importlib import metadata; print(*(d.name.lower() for d in metadata.distributions()))"
+    done = subprocess.run([str(base / "python"), "-c", program], capture_output=True, text=True, check=True)
+    installed = set(done.stdout.split())
+    assert "acclimate" in installed
+    assert installed & TRAINING == set()
+    assert not [name for name in installed if name.startswith("nvidia")]
+
+
+def test_everything_for_the_device_loads(base: Path, tmp_path: Path) -> None:
+    program = (
+        "import importlib, pkgutil, acclimate, acclimate.edge, acclimate.runtimes.base, acclimate.runtimes.onnx\n"
+        "for found in pkgutil.iter_modules(acclimate.edge.__path__):\n"
+        "    importlib.import_module(f'acclimate.edge.{found.name}')\n"
+        "print(acclimate.__file__)\n"
+    )
+    done = subprocess.run(
+        [str(base / "python"), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(base.parent)
+
+
+def test_the_doctor_is_content_and_help_answers(base: Path, tmp_path: Path) -> None:
+    doctor = acclimate(base, tmp_path, "doctor")
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    assert "acclimate[train]" in doctor.stdout
+    assert "predict" in acclimate(base, tmp_path, "--help").stdout
+
+
+def test_a_verb_that_needs_training_says_how_to_get_it(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "set" / "images" / "1.png"), np.zeros((64, 64, 3), np.uint8))
+    index = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 30, 30]}],
+        "categories": [{"id": 1, "name": "car"}],
+    }
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(index))
+    (tmp_path / "job.toml").write_text('[source]\npath = "set"\n')
+    done = acclimate(base, tmp_path, "train", "job.toml", "--out", "runs/source")
+    assert done.returncode == 2
+    assert "pip install 'acclimate[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_artifact_detects_there_what_it_detects_here(base: Path, tmp_path: Path) -> None:
+    import torch
+
+    from acclimate.config import ModelConfig
+    from acclimate.edge.predict import predict_folder
+    from acclimate.models import detector as models
+    from acclimate.runtimes.base import runtime
+
+    torch.manual_seed(0)
+    detector = models.build(models.specify(ModelConfig(size="nano", image_size=(96, 128)), ["car"]), "none").eval()
+    artifact = runtime("onnx").export(detector, tmp_path / "artifact", "fp32", ())
+    picture = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "1.png"), picture)
+
+    done = acclimate(base, tmp_path, "predict", "artifact", "images", "--out", "there", "--threshold", "0.005")
+    assert done.returncode == 0, done.stdout + done.stderr
+    predict_folder(artifact.folder, tmp_path / "images", tmp_path / "here", threshold=0.005)
+    (there,) = json.loads((tmp_path / "there" / "detections.json").read_text())["images"]
+    (here,) = json.loads((tmp_path / "here" / "detections.json").read_text())["images"]
+    assert here["detections"]
+    assert there["detections"] == here["detections"]
