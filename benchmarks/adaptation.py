@@ -1,0 +1,324 @@
+"""Adaptation on real shifts: source-only, adapted and oracle, by seed and pair, appended to adaptation.csv.
+
+    python benchmarks/adaptation.py --pairs blood carla --seeds 0 1 2
+    python benchmarks/adaptation.py --summary
+
+Every training is a run folder below runs/adaptation and is taken up where it stopped; a pair and seed whose rows are
+in the CSV is not run again. Processes with different --pairs may write at once. Target labels are read by the oracle
+and by the evaluation at the end, never by the adaptation. What a row holds is in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from acclimate import workflow
+from acclimate.adapt.engine import checkpoints
+from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
+from acclimate.data import formats
+from acclimate.data.dataset import choose
+from acclimate.evaluate import evaluate_detector
+from acclimate.models import detector as models
+from acclimate.run import Evaluation, Run, machine
+from acclimate.select.score import rank
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("ACCLIMATE_DATA", HERE.parent.parent / "shared" / "data"))
+CSV = HERE / "adaptation.csv"
+RUNS = HERE.parent / "runs" / "adaptation"
+TEST_IMAGES = 150
+"""Test images of a domain, evenly spread; all where there are fewer."""
+FEW = 50
+"""A class with fewer boxes than this in the source cannot be learned there; `shared` columns leave it out."""
+
+FIELDS = (
+    "pair", "seed", "method", "checkpoint", "target_ap50", "target_ap", "source_ap50", "source_ap",
+    "target_ap50_shared", "classes", "step", "tau_stability", "tau_agreement", "start", "image_size", "steps", "batch",
+    "test_images", "minutes", "processor", "threads", "torch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one data set is trained: small enough for CPU cores, the same for source-only, adapted and oracle."""
+
+    model: ModelConfig
+    augment: AugmentConfig
+    steps: int
+    adapt_steps: int
+    batch: int = 8
+    domains: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+LITE = {"backbone": "tf_efficientnet_lite0", "weights": "auto", "norm": "frozen", "freeze": 2, "depth": 1}
+SETTINGS = {
+    "blood": Setting(
+        ModelConfig(**LITE, channels=48, image_size=(192, 192), strides=(8, 16, 32)),
+        AugmentConfig(vertical_flip=0.5, scale=(0.7, 1.5)),
+        steps=200,
+        adapt_steps=160,
+    ),
+    "carla": Setting(
+        ModelConfig(**LITE, channels=48, image_size=(256, 256), strides=(8, 16, 32)),
+        AugmentConfig(scale=(0.7, 1.5)),
+        steps=240,
+        adapt_steps=160,
+    ),
+    "thermal": Setting(
+        ModelConfig(**LITE, channels=32, image_size=(256, 320), strides=(4, 8, 16)),
+        AugmentConfig(vertical_flip=0.5, scale=(0.8, 1.5), invert=0.3, colour=0.8, tone=0.6),
+        steps=220,
+        adapt_steps=160,
+    ),
+}
+PAIRS = {
+    "day->night": ("thermal", "day", "night"),
+    "raabin->bccd": ("blood", "raabin", "bccd"),
+    "pbc->bccd": ("blood", "pbc", "bccd"),
+    "clear->fog": ("carla", "clear", "fog"),
+    "clear->glare": ("carla", "clear", "glare"),
+}
+
+
+def data(family: str, domain: str, split: str) -> DataConfig:
+    if family == "thermal":
+        return DataConfig(path=DATA / "thermal-uav" / domain, split=split, ignore=("DontCare", "OtherVehicle"))
+    if family == "blood":
+        return DataConfig(path=DATA / "blood-cells" / domain, split={"train": "train", "test": "val"}[split])
+    return DataConfig(path=DATA / "carla-weather" / "annotations" / f"{domain}_{split}.json")
+
+
+def target_list(family: str, domain: str) -> Path:
+    """A list of the target's training images: what an engineer would have as a folder. Written once, without labels."""
+    file = RUNS / f"{family}-{domain}-images.txt"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        paths = formats.read(data(family, domain, "train")).paths
+        file.write_text("".join(f"{path.resolve()}\n" for path in paths))
+    return file
+
+
+def config(pair: str, seed: int) -> Config:
+    family, source, target = PAIRS[pair]
+    setting = SETTINGS[family]
+    common: dict[str, Any] = {"batch_size": setting.batch, "ema": 0.99, "workers": 1, "warmup": 30}
+    return Config(
+        seed=seed,
+        source=data(family, source, "train"),
+        oracle=data(family, target, "train"),
+        model=setting.model,
+        augment=setting.augment,
+        train=ScheduleConfig(**common, steps=setting.steps, lr=1e-3, checkpoint_every=setting.steps),
+        schedule=ScheduleConfig(
+            **common, steps=setting.adapt_steps, lr=5e-4, checkpoint_every=setting.adapt_steps // 4
+        ),
+        adapt=AdaptConfig(teacher=TeacherConfig()),
+    )
+
+
+def run_pair(pair: str, seed: int, methods: Sequence[str], console: Console) -> None:
+    """The runs of one pair and seed. Source-only is trained on as long as adaptation takes; so is the oracle."""
+    done = {(row["pair"], row["seed"], row["method"]) for row in rows()}
+    family, source, target = PAIRS[pair]
+    settings = config(pair, seed)
+    images = target_list(family, target)
+    start = RUNS / f"{family}-{source}-{seed}"
+    workflow.train(settings, start, console=console)
+    if "source-only" in methods:
+        alone = settings.model_copy(
+            update={"adapt": AdaptConfig(teacher=None), "augment": settings.augment.model_copy(update={"style": 0.0})}
+        )
+        run = workflow.adapt(start, images, RUNS / f"{family}-{source}-only-{seed}", config=alone, console=console)
+        if (pair, str(seed), "source-only") not in done:
+            record(pair, seed, "source-only", "last", run, *evaluate(run, pair))
+    if "adapted" in methods:
+        run = workflow.adapt(
+            start, images, RUNS / f"{family}-{source}-{target}-{seed}", config=settings, console=console
+        )
+        if (pair, str(seed), "adapted") not in done:
+            record_adapted(pair, seed, run)
+    if "oracle" in methods:
+        longer = settings.train.model_copy(update={"steps": settings.train.steps + settings.schedule.steps})
+        run = workflow.train(
+            settings.model_copy(update={"train": longer}),
+            RUNS / f"{family}-{target}-oracle-{seed}",
+            role="oracle",
+            console=console,
+        )
+        if (pair, str(seed), "oracle") not in done:
+            record(pair, seed, "oracle", "last", run, *evaluate(run, pair))
+
+
+def evaluate(
+    run: Run, pair: str, weights: Path | None = None, source: bool = True
+) -> tuple[Evaluation, Evaluation | None]:
+    """AP on the target's test images, and on the source's."""
+    family, *domains = PAIRS[pair]
+    detector = models.load(run.path, weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: list[Evaluation] = []
+    for domain, role in ((domains[1], "target"), (domains[0], "source"))[: 2 if source else 1]:
+        truth = formats.read(data(family, domain, "test"), detector.spec.classes)
+        kept = set(choose(truth.paths, TEST_IMAGES, 0))
+        truth = formats.LabelledSet(
+            truth.name, truth.format, truth.classes, tuple(i for i in truth.images if i.path in kept), truth.problems
+        )
+        found.append(evaluate_detector(detector, truth, domain, role, device=device))
+    return found[0], found[1] if source else None
+
+
+def record_adapted(pair: str, seed: int, run: Run) -> None:
+    """Three rows: the last checkpoint, the one chosen without labels, and the best in hindsight."""
+    selection = run.selection()
+    assert selection is not None
+    files = checkpoints(run)
+    hindsight = {step: evaluate(run, pair, file, source=False)[0].ap50 for step, file in files.items()}
+    selection = rank(selection, hindsight)
+    run.write("selection.json", selection)
+    steps = {
+        "last": max(files),
+        "chosen": selection.chosen_step,
+        "hindsight": max(hindsight, key=lambda s: hindsight[s]),
+    }
+    scored = {step: evaluate(run, pair, files[step]) for step in set(steps.values())}
+    for name, step in steps.items():
+        record(pair, seed, "adapted", name, run, *scored[step], step=step, taus=selection.rank_correlation)
+
+
+def record(
+    pair: str,
+    seed: int,
+    method: str,
+    checkpoint: str,
+    run: Run,
+    target: Evaluation,
+    source: Evaluation | None,
+    step: int | None = None,
+    taus: dict[str, float] | None = None,
+) -> None:
+    family, domain, _ = PAIRS[pair]
+    setting = SETTINGS[family]
+    counts = Run.open(RUNS / f"{family}-{domain}-{seed}").manifest.notes["class_boxes"]
+    learnable = [c.ap50 for name, c in target.classes.items() if counts.get(name, 0) >= FEW and c.ap50 is not None]
+    steps = setting.steps + setting.adapt_steps
+    taus = taus or {}
+    write(
+        {
+            "pair": pair,
+            "seed": seed,
+            "method": method,
+            "checkpoint": checkpoint,
+            "target_ap50": f"{target.ap50:.4f}",
+            "target_ap": f"{target.ap:.4f}",
+            "source_ap50": f"{source.ap50:.4f}" if source else "",
+            "source_ap": f"{source.ap:.4f}" if source else "",
+            "target_ap50_shared": f"{statistics.mean(learnable):.4f}",
+            "classes": " ".join(f"{n}={c.ap50:.3f}" for n, c in target.classes.items() if c.ap50 is not None),
+            "step": setting.steps + (setting.adapt_steps if step is None else step),
+            "tau_stability": f"{taus['stability']:.3f}" if "stability" in taus else "",
+            "tau_agreement": f"{taus['agreement']:.3f}" if "agreement" in taus else "",
+            "start": models.load(run.path).spec.start,
+            "image_size": "x".join(map(str, setting.model.image_size)),
+            "steps": steps,
+            "batch": setting.batch,
+            "test_images": target.images,
+            "minutes": f"{run.manifest.seconds / 60:.1f}",
+            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+    )
+
+
+def write(row: dict[str, Any]) -> None:
+    """Append one row in one system call, so that processes may share the file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    if not CSV.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    with open(CSV, "a") as file:
+        file.write(text.getvalue())
+
+
+def rows() -> list[dict[str, str]]:
+    if not CSV.exists():
+        return []
+    with open(CSV, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(column: str = "target_ap50") -> Iterator[str]:
+    """A table in Markdown: mean and spread (standard deviation over seeds), and the fraction of the gap closed."""
+    table = rows()
+
+    def values(pair: str, method: str, checkpoint: str, key: str) -> dict[str, float]:
+        found = [r for r in table if (r["pair"], r["method"], r["checkpoint"]) == (pair, method, checkpoint)]
+        return {r["seed"]: float(r[key]) for r in found if r[key]}
+
+    def cell(found: dict[str, float]) -> str:
+        scaled = [100 * v for v in found.values()]
+        if not scaled:
+            return "-"
+        return f"{statistics.mean(scaled):.1f} ± {statistics.stdev(scaled) if len(scaled) > 1 else 0.0:.1f}"
+
+    yield "| pair | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | oracle | gap closed |"
+    yield "|---|---|---|---|---|---|---|---|"
+    closed = []
+    for pair in PAIRS:
+        low = values(pair, "source-only", "last", column)
+        kinds = {name: values(pair, "adapted", name, column) for name in ("last", "chosen", "hindsight")}
+        high = values(pair, "oracle", "last", column)
+        if not low:
+            continue
+        gap = "-"
+        if kinds["chosen"] and high:
+            gain = statistics.mean(kinds["chosen"].values()) - statistics.mean(low.values())
+            room = statistics.mean(high.values()) - statistics.mean(low.values())
+            gap = f"{100 * gain / room:.0f} %" if room > 0.02 else f"no gap ({100 * gain:+.1f})"
+            if room > 0.02:
+                closed.append(gain / room)
+        cells = [cell(low), *(cell(kinds[name]) for name in kinds), cell(high)]
+        yield f"| {pair} | {len(low)} | {' | '.join(cells)} | {gap} |"
+    if closed:
+        yield f"\nGap closed, mean over the pairs that have one: {100 * statistics.mean(closed):.0f} %."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--pairs", nargs="+", default=list(PAIRS), help=f"of {', '.join(PAIRS)}, or {', '.join(SETTINGS)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["source-only", "adapted", "oracle"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="print the table of what is in the CSV")
+    options = parser.parse_args(arguments)
+    if options.summary:
+        print("AP50, all classes\n", *summary(), sep="\n")
+        print(f"\nAP50, classes with at least {FEW} boxes in the source\n", *summary("target_ap50_shared"), sep="\n")
+        return
+    torch.set_num_threads(options.threads)
+    console = Console()
+    wanted = [p for p in PAIRS if p in options.pairs or PAIRS[p][0] in options.pairs]
+    began = time.monotonic()
+    for seed in options.seeds:
+        for pair in wanted:
+            run_pair(pair, seed, options.methods, console)
+            console.print(f"{pair} seed {seed} done after {(time.monotonic() - began) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Eager, ONNX Runtime fp32 and INT8 of each model size, as fractions of this machine's measured peak.
+
+    python benchmarks/latency.py
+
+One thread. The peak is the best rate a large matrix product reaches here: torch's fp32 product for fp32, ONNX Runtime's
+MatMulInteger (u8 x s8) for INT8. Each round measures the peaks and all variants in turn, so that a slow minute of the
+machine falls on all of them; the CSV has medians over rounds. Weights are random: latency does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from acclimate.config import ModelConfig
+from acclimate.data import scenes
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.models import detector as models
+from acclimate.run import machine
+from acclimate.runtimes.base import find
+
+CSV = Path(__file__).with_suffix(".csv")
+LITE0 = {"backbone": "tf_efficientnet_lite0", "channels": 48, "depth": 1}
+MODELS = {
+    "nano 320": ModelConfig(size="nano", image_size=(320, 320), weights="none"),
+    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), weights="none"),
+    "small 320": ModelConfig(size="small", image_size=(320, 320), weights="none"),
+    "lite0 256": ModelConfig(**LITE0, image_size=(256, 256), weights="none"),
+}
+
+
+def median_ms(call: Callable[[], Any], runs: int) -> float:
+    times = []
+    for _ in range(runs + 3):
+        began = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times[3:])
+
+
+def fp32_peak(side: int = 1024) -> Callable[[], Any]:
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    return lambda: a @ b
+
+
+def int8_peak(side: int = 1024) -> Callable[[], Any]:
+    node = onnx.helper.make_node("MatMulInteger", ["a", "b"], ["c"])
+    rng = np.random.default_rng(0)
+    weight = onnx.numpy_helper.from_array(rng.integers(-127, 127, (side, side), dtype=np.int8), "b")
+    graph = onnx.helper.make_graph(
+        [node],
+        "peak",
+        [onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, (side, side))],
+        [onnx.helper.make_tensor_value_info("c", onnx.TensorProto.INT32, (side, side))],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    a = rng.integers(0, 255, (side, side), dtype=np.uint8)
+    return lambda: session.run(None, {"a": a})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=20)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    operations = 2 * 1024**3
+    with tempfile.TemporaryDirectory() as temporary, open(CSV, "w", newline="") as file, torch.inference_mode():
+        folder = scenes.generate(Path(temporary) / "scenes", 32, (240, 320), 0) / "images"
+        paths = sorted(folder.glob("*.jpg"))
+        names = ("model", "variant", "image_size", "macs_m", "latency_ms", "rate_gops", "peak_gops", "fraction_of_peak",
+                 "speed_up_over_eager", "rounds", "processor", "torch", "onnxruntime")  # fmt: skip
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        peaks = {"fp32": fp32_peak(), "int8": int8_peak()}
+        for name, config in MODELS.items():
+            detector = models.build(models.specify(config, scenes.CLASSES)).eval()
+            canvas = to_input(letterbox(read_image(paths[0]), config.image_size)[0])
+            eager = detector.to(memory_format=torch.channels_last)
+            tensor = torch.from_numpy(canvas).contiguous(memory_format=torch.channels_last)
+            calls: dict[str, Callable[[], Any]] = {"eager": lambda eager=eager, tensor=tensor: eager(tensor)}
+            macs = 0.0
+            for precision in ("fp32", "int8"):
+                runtime = find("onnx")
+                artifact = runtime.export(detector, Path(temporary) / f"{name} {precision}", precision, paths)
+                macs = float(artifact.manifest.notes["macs_m"])
+                network = runtime.load(artifact, 1)
+                calls[f"onnx {precision}"] = lambda network=network, canvas=canvas: network(canvas)
+            rounds = [
+                {key: median_ms(call, options.runs) for key, call in {**peaks, **calls}.items()}
+                for _ in range(options.rounds)
+            ]
+            for variant in calls:
+                peak = "int8" if "int8" in variant else "fp32"
+                rate = [2 * macs / r[variant] for r in rounds]
+                best = [operations / r[peak] / 1e6 for r in rounds]
+                row = (
+                    name, variant, "x".join(map(str, config.image_size)), f"{macs:.0f}",
+                    f"{statistics.median(r[variant] for r in rounds):.2f}", f"{statistics.median(rate):.1f}",
+                    f"{statistics.median(best):.0f}",
+                    f"{statistics.median(a / b for a, b in zip(rate, best, strict=True)):.3f}",
+                    f"{statistics.median(r['eager'] / r[variant] for r in rounds):.2f}", options.rounds,
+                    machine()["processor"], torch.__version__, onnxruntime.__version__,
+                )  # fmt: skip
+                writer.writerow(row)
+                file.flush()
+                print(dict(zip(names, row, strict=True)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
