@@ -114,8 +114,8 @@ def test_plain_batches_are_letterboxed_files_in_epochs(source: LabelledSet) -> N
             canvas, placed = letterbox(read_image(source.images[index].path), SIZE)
             # The warp blends the last column with the fill, where the letterbox does not.
             difference = np.abs(image.permute(1, 2, 0).numpy() - canvas)
-            assert difference.max() < 16
-            assert difference[:63, :79].max() <= 4
+            assert difference[:62, :78].max() <= 4
+            assert difference.mean() < 1
             expected = source.images[index].annotations
             # The cached image has whole pixels, 96x77 for 100x80; boxes and pixels are stretched alike.
             np.testing.assert_allclose(item.boxes, expected.boxes * placed.scale, atol=0.25)
