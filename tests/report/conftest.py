@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,39 +39,65 @@ def evaluation(role: str, ap50: float, model: str = "eager", classes: Sequence[s
 
 
 def verification(
-    name: str, *, latency_ms: float, size_mb: float, eager: float, ap50: float, limit_ms: float = 10.0
+    name: str,
+    *,
+    latency_ms: float,
+    size_mb: float,
+    eager: float,
+    ap50: float,
+    limits: Mapping[str, float] = {"latency_ms": 10.0, "size_mb": 4.0, "max_ap50_drop": 0.01},
 ) -> dict[str, Any]:
+    """What `verify` writes for an artifact with these measurements."""
+    values = {"latency_ms": latency_ms, "size_mb": size_mb, "max_ap50_drop": eager - ap50}
     checks = [
-        {"name": "latency_ms", "limit": limit_ms, "value": latency_ms, "passed": latency_ms <= limit_ms},
-        {"name": "size_mb", "limit": 4.0, "value": size_mb, "passed": size_mb <= 4.0},
-        {"name": "max_ap50_drop", "limit": 0.01, "value": eager - ap50, "passed": eager - ap50 <= 0.01},
+        {"name": key, "limit": limit, "value": values[key], "passed": values[key] <= limit}
+        for key, limit in limits.items()
     ]
     return {
         "artifact": name,
         "runtime": "onnx",
         "precision": name.rpartition("-")[2],
+        "digest": "0" * 16,
         "passed": all(check["passed"] for check in checks),
         "checks": checks,
         "accuracy": {
             "target_test": {
                 "role": "target",
                 "images": 100,
-                "eager_ap50": eager,
+                "artifact_ap": ap50 * 0.55,
                 "artifact_ap50": ap50,
-                "difference": ap50 - eager,
+                "eager_ap": eager * 0.55,
+                "eager_ap50": eager,
+                "difference_ap50": ap50 - eager,
             }
         },
+        "parity": {
+            "images": 32,
+            "matched": 187,
+            "unmatched": 3,
+            "score_max": 0.081,
+            "score_mean": 0.0064,
+            "iou_min": 0.88,
+            "iou_mean": 0.981,
+            "box_px_max": 2.1,
+            "box_px_mean": 0.31,
+            "raw_max": {"logits": 0.91, "distances": 0.44},
+            "worst": [],
+        },
         "latency": {
+            "threads": 1,
+            "images": 32,
+            "runs": 200,
             "median_ms": latency_ms,
             "p95_ms": latency_ms * 1.13,
-            "parts": {"read": 1.1, "network": latency_ms - 1.9, "decode": 0.8},
-            "threads": 1,
+            "iqr_ms": 0.2,
+            "parts": {"prepare": 0.4, "network": latency_ms - 1.2, "finish": 0.8},
         },
         "size_mb": size_mb,
         "peak_memory_mb": 118.0,
         "macs_m": 412.0,
-        "parity": {"images": 32, "box_px_p99": 0.31, "score_p99": 0.012},
         "machine": {"processor": "Example CPU at 3.0 GHz", "cores": "2", "runtime": "onnxruntime 1.32.0"},
+        "notes": [],
     }
 
 
@@ -224,6 +250,12 @@ def write_job(
     return [source, adapted], oracle
 
 
+@pytest.fixture(scope="session")
+def measured() -> Callable[..., dict[str, Any]]:
+    """`verification` for tests that set its numbers."""
+    return verification
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`write_run` below this test's own folder."""
@@ -234,6 +266,33 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 def job(tmp_path: Path) -> Callable[..., tuple[list[Path], Path]]:
     """`write_job` below this test's own folder."""
     return functools.partial(write_job, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def crowded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several adapted runs with long names, many artifacts, long class names, no oracle, and a missed budget."""
+    root = tmp_path_factory.mktemp("crowded")
+    classes = ("traffic_light_red", "speed limit 30", "a_class_name_so_long_that_no_phone_has_room_for_it_on_a_line")
+    runs = [write_run(root, "source", source_ap50=0.6, target_ap50=0.5, classes=classes)]
+    for i in range(3):
+        ap50 = 0.3 + 0.05 * i
+        exported = [
+            verification(name, latency_ms=latency_ms + i, size_mb=5.0, eager=ap50, ap50=ap50 - 0.02)
+            for name, latency_ms in (("onnx-fp32", 14.0), ("onnx-int8", 9.5), ("twin-int8", 12.0))
+        ]
+        run = write_run(
+            root,
+            f"adapted-with-a-name-that-goes-on-and-on-seed-{i}",
+            "adapt",
+            source_ap50=0.5,
+            target_ap50=ap50,
+            classes=classes,
+            chosen=True,
+            artifacts=exported,
+            notes={"target": {"images": 10, "problems": [f"{'folder/' * 12}{k}.jpg: truncated" for k in range(30)]}},
+        )
+        runs.append(run)
+    return report.write(runs, root / "report.html")
 
 
 @pytest.fixture(scope="session")

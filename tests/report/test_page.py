@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,26 @@ def test_a_given_budget_takes_the_place_of_the_verified_one(job: Job, tmp_path: 
     assert "misses the budget: 7.2 of 5 ms." in text
     text = told(report.write(runs, tmp_path / "b.html", budget=Budget(latency_ms=20, size_mb=10)))
     assert "also meets the budget" in text
+
+
+def test_without_a_budget_only_the_accuracy_tolerance_is_judged(
+    make_run: MakeRun, measured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    tolerance = {"max_ap50_drop": 0.01}
+    good = measured("onnx-int8", latency_ms=7, size_mb=2, eager=0.5, ap50=0.496, limits=tolerance)
+    bad = measured("onnx-int8", latency_ms=7, size_mb=2, eager=0.5, ap50=0.48, limits=tolerance)
+    text = told(report.write([make_run("good", "adapt", artifacts=[good])], tmp_path / "good.html"))
+    assert "keeps its accuracy: 0.4 points of AP50 lost in export (1 point allowed). No budget was given" in text
+    assert "meets the budget" not in text
+    text = told(report.write([make_run("bad", "adapt", artifacts=[bad])], tmp_path / "bad.html"))
+    assert "Tolerance missed" in text
+    assert "2 points of AP50 lost" in text
+
+
+def test_a_latency_of_other_threads_than_the_budgets_is_said(job: Job, tmp_path: Path) -> None:
+    runs, _ = job()
+    text = told(report.write(runs, tmp_path / "a.html", budget=Budget(latency_ms=10, threads=2)))
+    assert "measured with 1 thread(s), but the budget is for 2" in text
 
 
 def test_the_order_of_the_runs_does_not_matter(job: Job, tmp_path: Path) -> None:
@@ -230,3 +251,16 @@ def test_a_manifest_without_facts_makes_a_report(tmp_path: Path) -> None:
     Run.create(tmp_path / "run", Manifest(verb="train", notes={"source": "text", "problems": "one"}))
     text = told(report.write([tmp_path / "run"], tmp_path / "report.html"))
     assert "has not finished" in text
+
+
+def test_the_invented_verification_has_the_real_ones_fields(measured: Callable[..., dict[str, Any]]) -> None:
+    from acclimate import verify
+    from acclimate.edge.bench import Bench
+
+    invented = measured("onnx-int8", latency_ms=7, size_mb=2, eager=0.5, ap50=0.49)
+    accuracy = invented["accuracy"]["target_test"]
+    assert invented.keys() <= verify.Verification.model_fields.keys()
+    assert invented["checks"][0].keys() == verify.Check.model_fields.keys()
+    assert accuracy.keys() <= verify.Accuracy.model_fields.keys()
+    assert invented["parity"].keys() <= verify.Parity.model_fields.keys()
+    assert invented["latency"].keys() <= Bench.model_fields.keys()

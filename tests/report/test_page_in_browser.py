@@ -111,9 +111,16 @@ def test_the_check_for_requests_can_fail(browser: Any, page_file: Path, tmp_path
         assert visit.messages
 
 
+@pytest.fixture(params=["page_file", "crowded_file"])
+def any_file(request: pytest.FixtureRequest) -> Path:
+    """Each of the two reports."""
+    file: Path = request.getfixturevalue(request.param)
+    return file
+
+
 @pytest.mark.parametrize("width", [360, 768, 1200])
-def test_nothing_sticks_out_at_any_width(browser: Any, page_file: Path, width: int) -> None:
-    with Visit(browser, page_file, width=width) as visit:
+def test_nothing_sticks_out_at_any_width(browser: Any, any_file: Path, width: int) -> None:
+    with Visit(browser, any_file, width=width) as visit:
         visit.open_everything()
         assert visit.page.evaluate("document.scrollingElement.scrollWidth") <= width
         assert visit.page.evaluate(OUTSIDE) == []
@@ -131,8 +138,8 @@ def test_the_verdict_is_seen_first(browser: Any, page_file: Path, width: int) ->
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(browser: Any, page_file: Path, scheme: str) -> None:
-    with Visit(browser, page_file, scheme=scheme) as visit:
+def test_text_can_be_read(browser: Any, any_file: Path, scheme: str) -> None:
+    with Visit(browser, any_file, scheme=scheme) as visit:
         visit.open_everything()
         contrasts = visit.page.evaluate(CONTRAST)
         assert len(contrasts) > 200

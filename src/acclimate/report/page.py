@@ -65,7 +65,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        points=verdict.points, signed=verdict.signed, percent=verdict.percent, quantity=verdict.quantity, fact=_fact
+        points=verdict.points,
+        signed=verdict.signed,
+        percent=verdict.percent,
+        quantity=verdict.quantity,
+        fact=_fact,
+        measured=_measured,
     )
     return environment
 
@@ -87,14 +92,17 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
         "selections": [_selection(part) for part in content.parts if part.selection],
+        "parities": [
+            (s, s.artifact.verified.parity)
+            for s in content.subjects
+            if s.artifact and s.artifact.verified and s.artifact.verified.parity
+        ],
         "speed": _speed(content),
         "measured": [s for s in content.subjects if s.artifact],
         "details": {s.label: _details(s) for s in content.subjects if s.artifact},
         "target": target,
         "gallery": _gallery(content),
-        "problems": list(
-            dict.fromkeys((part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes))
-        ),
+        "problems": _all_problems(content),
         "data_sets": [row for part in content.parts for row in _data_sets(part)],
         "facts": {part.label: list(_flat(part.run.manifest.notes, skip=_LEFT_OUT)) for part in content.parts},
         "configs": {part.label: list(_flat(part.config)) for part in content.parts},
@@ -148,11 +156,17 @@ def _accuracy_bars(content: Content, domain: Domain) -> dict[str, Any]:
 
     rows = [(s, score) for s in content.subjects if (score := s.on(domain))]
     told = "; ".join(f"{s.label} {verdict.points(score.ap50)}" for s, score in rows)
-    group = [plot.Bar(s.label, 100 * score.ap50, verdict.points(score.ap50), s.colour) for s, score in rows]
+    group = [plot.Bar(_shortened(s.label), 100 * score.ap50, verdict.points(score.ap50), s.colour) for s, score in rows]
     return {
         "domain": domain,
         "plot": plot.bars(group, label=f"AP50 in points on {domain.name}, the {domain.role}: {told}"),
     }
+
+
+def _shortened(label: str, most: int = 38) -> str:
+    """A label that fits a phone: the middle goes, as the end names the precision."""
+    half = (most - 1) // 2
+    return label if len(label) <= most else f"{label[:half]}\u2026{label[-half:]}"
 
 
 def _class_table(content: Content, domain: Domain) -> dict[str, Any] | None:
@@ -332,7 +346,10 @@ def _speed(content: Content) -> dict[str, Any] | None:
 def _details(subject: Subject) -> list[tuple[str, str]]:
     artifact = subject.artifact
     assert artifact is not None
-    measured = artifact.verified.model_dump(exclude={"machine"}, exclude_none=True) if artifact.verified else {}
+    left_out = {"machine", "notes", "checks"}
+    measured = artifact.verified.model_dump(exclude=left_out, exclude_none=True) if artifact.verified else {}
+    if artifact.verified and artifact.verified.parity:
+        measured["parity"] = {key: value for key, value in artifact.verified.parity.items() if key != "worst"}
     return [*_flat(measured), *_flat(dict(artifact.notes))]
 
 
@@ -341,7 +358,9 @@ def _gallery(content: Content) -> dict[str, Any] | None:
     columns = _columns(content)
     if not columns:
         return None
-    classes = list(dict.fromkeys(name for _, _, album in columns for name in album.classes))
+    found = {name for _, _, album in columns for name in _found(album)}
+    known = list(dict.fromkeys(name for _, _, album in columns for name in album.classes))
+    classes = [name for name in known if name in found]
     shown: list[dict[str, Any]] = []
     left = 0
     spent = 0
@@ -362,6 +381,17 @@ def _gallery(content: Content) -> dict[str, Any] | None:
         return None
     thresholds = sorted({album.threshold for _, _, album in columns})
     return {"shown": shown, "left": left, "classes": classes, "thresholds": thresholds, "columns": len(columns)}
+
+
+def _found(album: pictures.Album) -> set[str]:
+    """The classes that are drawn in an album."""
+    shown = (
+        index
+        for picture in album.pictures
+        for index, score in zip(picture.detections.labels, picture.detections.scores, strict=True)
+        if score >= album.threshold
+    )
+    return {album.classes[index] for index in shown if 0 <= index < len(album.classes)}
 
 
 def _columns(content: Content) -> list[tuple[str, RunPart, pictures.Album]]:
@@ -429,6 +459,15 @@ def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
         }
 
 
+def _all_problems(content: Content) -> list[tuple[str, str]]:
+    """What the runs and the verifications noted, each once."""
+    found = [(part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes)]
+    for s in content.subjects:
+        if s.artifact and s.artifact.verified:
+            found += [(s.label, text) for text in s.artifact.verified.notes]
+    return list(dict.fromkeys(found))
+
+
 def _problems(notes: Any) -> Iterator[str]:
     """Every text under a key called problems or warnings, however deep."""
     if isinstance(notes, Mapping):
@@ -458,6 +497,10 @@ def _flat(values: Any, prefix: str = "", skip: set[str] = frozenset()) -> Iterat
                 yield from _flat(value, f"{prefix}.{key}" if prefix else str(key), skip)
     else:
         yield prefix, _fact(values)
+
+
+def _measured(value: Any) -> str:
+    return verdict.quantity(float(value)) if _is_number(value) else "\u2013"
 
 
 def _fact(value: Any) -> str:

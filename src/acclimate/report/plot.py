@@ -210,7 +210,7 @@ def scatter(
         parts.append(
             Markup('<rect class="over" x="{:.2f}%" y="0" width="{:.2f}%" height="100%"/>').format(at, 100 - at)
         )
-        parts.append(_vertical(at, limit_text, "limit", y=-7))
+        parts.append(_vertical(at, limit_text, "limit"))
     xs = [x_axis.at(m.x) for m in marks] + [0.0] * len(levels)
     rows = _spread([(x, height * (1 - y_axis.at(y) / 100)) for x, y in zip(xs, ys, strict=True)], height)
     for m, text_y in zip(marks, rows, strict=False):
@@ -270,12 +270,13 @@ def _horizontal_grid(y_axis: Axis) -> Markup:
     )
 
 
-def _vertical(at: float, text: str, kind: str, y: int = 10) -> Markup:
-    right = at > 60
+def _vertical(at: float, text: str, kind: str) -> Markup:
+    """A vertical line with its name above the plot."""
+    right = at > 85
     return Markup(
         '<line class="{0}" x1="{1:.2f}%" x2="{1:.2f}%" y1="0" y2="100%"/>'
-        '<text class="{0}-name{2}" x="{1:.2f}%" y="{5}" dx="{3}">{4}</text>'
-    ).format(kind, at, " end" if right else "", -6 if right else 6, text, y)
+        '<text class="{0}-name{2}" x="{1:.2f}%" y="-6" dx="{3}">{4}</text>'
+    ).format(kind, at, " end" if right else " middle", 4 if right else 0, text)
 
 
 def _frame(parts: Sequence[Markup], height: int, label: str, kind: str) -> Markup:

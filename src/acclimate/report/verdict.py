@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from acclimate.report.content import Check, Content, Score, Subject
+from acclimate.report.content import TOLERANCE, Artifact, Check, Content, Score, Subject
 
 Tone = Literal["good", "bad", "neutral"]
 NO_GAP = 0.01
 """Below one point of AP50 between source-only and oracle there is no gap to speak of, and no fraction of it."""
 NO_CHANGE = 0.005
 """Half a point of AP50: a smaller change is called none."""
+
+OTHERS = 3
+"""So many artifacts besides the headline's are told of in the verdict."""
 
 _CHECKS = {
     "latency_ms": ("Latency, median of one image", "ms"),
@@ -109,11 +112,11 @@ def _minus(text: str) -> str:
 
 def against(value: float, limit: float) -> str:
     """`value` with digits enough to tell it from `limit`, so that 10.04 of 10 does not read as 10."""
-    for digits in range(3, 8):
+    for digits in range(3, 7):
         text = quantity(value, digits)
         if value == limit or text != quantity(limit, digits):
             return text
-    return repr(value)
+    return quantity(value)
 
 
 def check_row(check: Check) -> CheckRow:
@@ -139,7 +142,8 @@ def _drop(value: float, limit: float | None) -> str:
     lost = 100 * value
     if lost <= 0:
         return f"none ({signed(-value)} points)" if signed(-value) != "0.0" else "none"
-    return f"{against(lost, 100 * limit) if limit else quantity(lost, 2)} points"
+    text = against(lost, 100 * limit) if limit else quantity(lost, 2)
+    return f"{text} point{'s' * (text != '1')}"
 
 
 def _count(value: float, unit: str) -> str:
@@ -168,12 +172,14 @@ def judge(content: Content) -> Verdict:
     more = (
         *_drop_between(content),
         *_on_device(content, headline),
+        *_threads(content, headline),
         *_source_after(content),
+        *_several(content),
         *_others(content, headline),
         *_unfinished(content),
     )
     artifact = headline.artifact if headline else None
-    rows = tuple(check_row(check) for check in artifact.checks) if artifact else ()
+    rows = _rows(artifact) if artifact else ()
     if artifact is None:
         text = "There is no artifact yet, so nothing was checked against a budget."
         return Verdict("open", "No artifact", Sentence(text, "neutral"), adaptation, more, rows, gap)
@@ -186,6 +192,12 @@ def judge(content: Content) -> Verdict:
         text = f"{name} was measured, but no budget was given: there is no limit it could meet or miss."
         return Verdict("open", "No budget", Sentence(text, "neutral"), adaptation, more, rows, gap)
     failed = [row for row in rows if row.passed is not True]
+    if all(row.name == TOLERANCE for row in rows):
+        kept = "keeps its accuracy" if artifact.passed else "loses more accuracy in export than is tolerated"
+        text = f"{name} {kept}: {_listed([_used(row) for row in rows])}. No budget was given for the device."
+        if artifact.passed:
+            return Verdict("open", "No budget", Sentence(text, "neutral"), adaptation, more, rows, gap)
+        return Verdict("fail", "Tolerance missed", Sentence(text, "bad"), adaptation, more, rows, gap)
     if artifact.passed:
         text = f"{name} meets the budget: {_listed([_used(row) for row in rows])}."
         return Verdict("pass", "Budget met", Sentence(text, "good"), adaptation, more, rows, gap)
@@ -194,6 +206,14 @@ def judge(content: Content) -> Verdict:
     told = [_used(row) for row in broken] + [f"{row.title.lower()} was not measured" for row in unknown]
     text = f"{name} misses the budget: {_listed(told) or 'its verification failed'}."
     return Verdict("fail", "Budget missed", Sentence(text, "bad"), adaptation, more, rows, gap)
+
+
+def _rows(artifact: Artifact) -> tuple[CheckRow, ...]:
+    """The checks as text; the latency says how many threads it was measured with."""
+    threads = artifact.verified.threads if artifact.verified else None
+    rows = (check_row(check) for check in artifact.checks)
+    told = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
+    return tuple(replace(row, title=row.title + told) if row.name == "latency_ms" else row for row in rows)
 
 
 def _used(row: CheckRow) -> str:
@@ -225,7 +245,8 @@ def _gap(content: Content) -> Gap | None:
 
 def _adaptation(content: Content, gap: Gap | None) -> Sentence:
     if gap is None:
-        known = _ap50(content.eager("source"), content) or _ap50(content.eager("adapted"), content)
+        both = (_ap50(content.eager("source"), content), _ap50(content.eager("adapted"), content))
+        known = next((value for value in both if value is not None), None)
         if known is None:
             return Sentence("What adaptation gains cannot be said: no accuracy on the target was measured.", "neutral")
         return Sentence(
@@ -292,6 +313,19 @@ def _on_device(content: Content, headline: Subject | None) -> list[Sentence]:
     return [Sentence(f"{text}, {signed(on_device - before)} against the source-only model before export.", tone)]
 
 
+def _threads(content: Content, headline: Subject | None) -> list[Sentence]:
+    verified = headline.artifact.verified if headline and headline.artifact else None
+    if content.budget is None or verified is None or verified.threads in {None, content.budget.threads}:
+        return []
+    return [
+        Sentence(
+            f"The latency was measured with {verified.threads} thread(s), but the budget is for "
+            f"{content.budget.threads}: verify the artifact again with that budget.",
+            "bad",
+        )
+    ]
+
+
 def _source_after(content: Content) -> list[Sentence]:
     """What adaptation cost on the source, where it is a point or more."""
     source, adapted = content.eager("source"), content.eager("adapted")
@@ -309,24 +343,41 @@ def _source_after(content: Content) -> list[Sentence]:
     ]
 
 
+def _several(content: Content) -> list[Sentence]:
+    """With several adapted runs (seeds, settings): how they spread, and which one the verdict is about."""
+    adapted = [s for s in content.of("adapted") if s.model == "eager"]
+    scores = [value for s in adapted if (value := _ap50(s, content)) is not None]
+    about = content.eager("adapted")
+    if len(scores) < 2 or about is None or content.target is None:
+        return []
+    mean = sum(scores) / len(scores)
+    return [
+        Sentence(
+            f"{len(scores)} adapted runs were measured: AP50 on {content.target.name} from {points(min(scores))} to "
+            f"{points(max(scores))} points, mean {points(mean)}. The verdict is about {about.label}.",
+            "neutral",
+        )
+    ]
+
+
 def _others(content: Content, headline: Subject | None) -> list[Sentence]:
+    """How the artifacts fare that the verdict is not about."""
     told = []
+    too = headline is not None and headline.artifact is not None and headline.artifact.passed is False
     for subject in content.subjects:
         artifact = subject.artifact
         if artifact is None or subject is headline or artifact.verified is None or artifact.passed is None:
             continue
-        failed = [check_row(c) for c in artifact.checks if c.passed is False]
-        why = f": {_listed([_used(row) for row in failed])}" if failed else ""
-        verb = "also meets the budget" if artifact.passed else f"misses it{why}"
-        if (
-            not artifact.passed
-            and content.headline
-            and content.headline.artifact
-            and not content.headline.artifact.passed
-        ):
-            verb = f"misses it too{why}"
+        device = any(check.name != TOLERANCE for check in artifact.checks)
+        if artifact.passed:
+            verb = "also meets the budget" if device else "keeps its accuracy"
+        else:
+            verb = f"misses it{' too' * too}" if device else "loses more accuracy in export than is tolerated"
+            failed = [_used(check_row(c)) for c in artifact.checks if c.passed is False]
+            verb += f": {_listed(failed)}" if failed else ""
         told.append(Sentence(f"{subject.label} {verb}.", "neutral"))
-    return told
+    left = len(told) - OTHERS
+    return told if left <= 1 else [*told[:OTHERS], Sentence(f"{left} more artifacts are listed below.", "neutral")]
 
 
 def _unfinished(content: Content) -> list[Sentence]:
