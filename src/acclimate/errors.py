@@ -1,6 +1,8 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class AcclimateError(Exception):
@@ -9,3 +11,11 @@ class AcclimateError(Exception):
     The command line prints the message without a traceback and exits with status 2; Python callers catch
     it like any exception. Programming errors are never wrapped in it.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the system asked to stop; the state up to `step` is on disk and the same call goes on from there."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(f"{run}: interrupted after step {step}; run the same command again to continue from there")
+        self.step = step

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +25,7 @@ from acclimate.edge.decode import decode
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, machine, write_text
+from acclimate.run import Run, machine, read_json, write_text
 from acclimate.structures import Detections
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class Verification(BaseModel):
     """Every limit that was asked for holds, and so does the accuracy tolerance where it could be measured."""
     checks: tuple[Check, ...]
     budget: Budget
+    inputs: str = ""
+    """Digest of what was measured on (the sets, the threads), for "need it be measured again?"."""
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
     parity: Parity | None = None
     latency: Bench
@@ -132,6 +134,7 @@ def verify(
     images: Sequence[Path] = (),
     run: Run | None = None,
     runs: int = 200,
+    inputs: str = "",
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
@@ -147,6 +150,7 @@ def verify(
         images: image files for parity and latency where `sets` is empty.
         run: the run it came from; None means the one it lies in or names.
         runs: timed images.
+        inputs: kept in the result.
         console: where progress goes.
 
     Raises:
@@ -187,6 +191,7 @@ def verify(
         passed=False,
         checks=(),
         budget=budget,
+        inputs=inputs,
         accuracy=accuracy,
         parity=parity,
         latency=latency,
@@ -196,10 +201,24 @@ def verify(
         machine={**machine(), **_engine(manifest.runtime)},
         notes=tuple(notes),
     )
-    checks = tuple(_checks(verification))
-    verification = verification.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
-    write_text(loaded.folder / "verification.json", verification.model_dump_json(indent=1) + "\n")
-    return verification
+    return judge(loaded.folder, verification, budget)
+
+
+def stored(folder: Path) -> Verification | None:
+    """The last verification of the artifact in `folder`; None where there is none, or none that can be used."""
+    try:
+        return Verification.model_validate(read_json(Path(folder) / "verification.json"))
+    except (AcclimateError, ValidationError):
+        return None
+
+
+def judge(folder: Path, verification: Verification, budget: Budget) -> Verification:
+    """Hold what was measured against `budget`, and save the result in the artifact's folder."""
+    judged = verification.model_copy(update={"budget": budget})
+    checks = tuple(_checks(judged))
+    judged = judged.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
+    write_text(Path(folder) / "verification.json", judged.model_dump_json(indent=1) + "\n")
+    return judged
 
 
 def print_verification(verification: Verification, console: Console) -> None:

@@ -28,7 +28,7 @@ from torch import nn
 
 from acclimate.adapt.objective import GradientTransform, Objective
 from acclimate.config import ScheduleConfig
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import save_weights
 from acclimate.run import Run, write_text, writing
 
@@ -38,16 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """The user or the system asked to stop; the state up to `step` is on disk and the same command goes on."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(f"{run}: interrupted after step {step}; run the same command again to continue from there")
-        self.step = step
-
-
 def accelerator(precision: str) -> Accelerator:
-    """The process's Accelerate object; `auto` is bf16 on a GPU that has it, and fp32 on a CPU, where it gains little."""
+    """The Accelerate object; `auto` is bf16 on a GPU that has it, and fp32 on a CPU, which gains little."""
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     # One process may run several verbs; Accelerate otherwise refuses a second precision.
