@@ -193,7 +193,7 @@ def write_run(
             f"{folder}/artifact.json",
             ArtifactManifest(
                 name=verified["artifact"],
-                runtime="onnx",
+                runtime=verified["artifact"].partition("-")[0],
                 precision=verified["precision"],
                 classes=tuple(classes),
                 image_size=(240, 320),
@@ -278,7 +278,7 @@ def crowded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ap50 = 0.3 + 0.05 * i
         exported = [
             verification(name, latency_ms=latency_ms + i, size_mb=5.0, eager=ap50, ap50=ap50 - 0.02)
-            for name, latency_ms in (("onnx-fp32", 14.0), ("onnx-int8", 9.5), ("twin-int8", 12.0))
+            for name, latency_ms in (("onnx-fp32", 14.0), ("onnx-int8", 9.5), ("openvino-int8", 12.0))
         ]
         run = write_run(
             root,

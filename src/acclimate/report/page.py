@@ -311,15 +311,14 @@ def _speed(content: Content) -> dict[str, Any] | None:
 
     domain = content.target or content.source
     marks = []
-    named = [(s.run.path, s.artifact.precision) for s in content.subjects if s.artifact]
-    several = len(set(named)) < len(named)
+    several = len({s.artifact.runtime for s in content.subjects if s.artifact}) > 1
     for s in content.subjects:
         score = s.on(domain)
         latency = s.artifact.verified.latency_ms if s.artifact and s.artifact.verified else None
         if s.artifact and score and latency is not None:
             state = {True: "meets the budget", False: "misses the budget", None: "no budget"}[s.artifact.passed]
             detail = f"{s.label}: {verdict.quantity(latency)} ms, AP50 {verdict.points(score.ap50)} points, {state}"
-            name = s.artifact.title if several else s.artifact.precision.upper()
+            name = f"{s.artifact.precision.upper()} {s.artifact.runtime * several}".strip()
             marks.append(plot.Mark(name, latency, 100 * score.ap50, s.colour, detail))
     if not marks or domain is None:
         return None

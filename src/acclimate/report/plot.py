@@ -215,7 +215,7 @@ def scatter(
     rows = _spread([(x, height * (1 - y_axis.at(y) / 100)) for x, y in zip(xs, ys, strict=True)], height)
     for m, text_y in zip(marks, rows, strict=False):
         x = x_axis.at(m.x)
-        right = x > 70
+        right = x > 50
         parts.append(
             Markup(
                 '<g><title>{}</title><circle class="mark s-{}" cx="{:.2f}%" cy="{:.2f}%" r="6"/>'
