@@ -148,6 +148,20 @@ def test_nothing_lies_below_the_ground_and_the_sky_is_infinite(rendered: list[Sc
     assert np.mean([np.isinf(scene.depth[:5]).mean() for scene in rendered]) > 0.2
 
 
+def test_no_vehicle_shows_its_headlights_and_its_tail_lights_at_once(rendered: list[Scene]):
+    seen = np.zeros(2, int)
+    for scene in rendered:
+        for number, label in enumerate(scene.annotations.labels):
+            if CLASSES[label] not in ("car", "truck"):
+                continue
+            inside = (scene.instances == number + 1).reshape(240, 2, 320, 2).all((1, 3))
+            red, green, blue = scene.emission[inside].T
+            lit = np.array([(blue > 2).any(), ((red > 1) & (green < 0.5)).any()])
+            assert not lit.all()
+            seen += lit
+    assert (seen > 5).all()
+
+
 @given(
     seed=st.integers(0, 2**63),
     size=st.tuples(st.integers(64, 140), st.integers(64, 180)),

@@ -283,7 +283,7 @@ def car(rng: np.random.Generator, x: float, z: float, heading: float) -> Thing:
         thing.face(quad, lamp, owner=nose, lamp=HEADLIGHT, shaded=False)
     grille = [(e, u0 * 0.72, -hw * 0.5), (e, u0 * 0.72, hw * 0.5), (e, u1, hw * 0.45), (e, u1, -hw * 0.45)]
     thing.face(grille, (30, 30, 32), owner=nose)
-    tail = strips[-1] if kind == "van" else strips[-2]
+    tail = strips[-1] if kind in ("van", "pickup") else strips[-2]
     t0, t1 = height * 0.42, height * (0.58 if kind != "van" else 0.55)
     for side in (-1, 1):
         wide = rng.uniform(0.62, 0.78)
