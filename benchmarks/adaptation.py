@@ -17,7 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Setting:
     steps: int
     adapt_steps: int
     batch: int = 8
-    domains: dict[str, tuple[str, str]] = field(default_factory=dict)
+    lr: float = 1e-3
 
 
 LITE = {"backbone": "tf_efficientnet_lite0", "weights": "auto", "norm": "frozen", "freeze": 2, "depth": 1}
@@ -71,16 +71,17 @@ SETTINGS = {
         adapt_steps=160,
     ),
     "carla": Setting(
-        ModelConfig(**LITE, channels=48, image_size=(256, 256), strides=(8, 16, 32)),
+        ModelConfig(**LITE, channels=48, image_size=(224, 224), strides=(8, 16, 32)),
         AugmentConfig(scale=(0.7, 1.5)),
-        steps=240,
-        adapt_steps=160,
+        steps=200,
+        adapt_steps=120,
     ),
     "thermal": Setting(
-        ModelConfig(**LITE, channels=32, image_size=(256, 320), strides=(4, 8, 16)),
-        AugmentConfig(vertical_flip=0.5, scale=(0.8, 1.5), invert=0.3, colour=0.8, tone=0.6),
-        steps=220,
-        adapt_steps=160,
+        ModelConfig(**LITE, channels=32, image_size=(320, 384), strides=(4, 8)),
+        AugmentConfig(vertical_flip=0.5, scale=(0.8, 1.5), invert=0.3, tone=0.6),
+        steps=200,
+        adapt_steps=120,
+        lr=2e-3,
     ),
 }
 PAIRS = {
@@ -120,7 +121,7 @@ def config(pair: str, seed: int) -> Config:
         oracle=data(family, target, "train"),
         model=setting.model,
         augment=setting.augment,
-        train=ScheduleConfig(**common, steps=setting.steps, lr=1e-3, checkpoint_every=setting.steps),
+        train=ScheduleConfig(**common, steps=setting.steps, lr=setting.lr, checkpoint_every=setting.steps),
         schedule=ScheduleConfig(
             **common, steps=setting.adapt_steps, lr=5e-4, checkpoint_every=setting.adapt_steps // 4
         ),

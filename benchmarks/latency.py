@@ -28,7 +28,7 @@ from acclimate.data import scenes
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.models import detector as models
 from acclimate.run import machine
-from acclimate.runtimes.base import find
+from acclimate.runtimes.base import runtime
 
 CSV = Path(__file__).with_suffix(".csv")
 LITE0 = {"backbone": "tf_efficientnet_lite0", "channels": 48, "depth": 1}
@@ -96,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calls: dict[str, Callable[[], Any]] = {"eager": lambda eager=eager, tensor=tensor: eager(tensor)}
             macs = 0.0
             for precision in ("fp32", "int8"):
-                runtime = find("onnx")
-                artifact = runtime.export(detector, Path(temporary) / f"{name} {precision}", precision, paths)
+                engine = runtime("onnx")
+                artifact = engine.export(detector, Path(temporary) / f"{name} {precision}", precision, paths)
                 macs = float(artifact.manifest.notes["macs_m"])
-                network = runtime.load(artifact, 1)
+                network = engine.load(artifact, 1)
                 calls[f"onnx {precision}"] = lambda network=network, canvas=canvas: network(canvas)
             rounds = [
                 {key: median_ms(call, options.runs) for key, call in {**peaks, **calls}.items()}
