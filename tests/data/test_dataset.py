@@ -171,6 +171,15 @@ def test_a_batch_larger_than_the_set(tmp_path: Path) -> None:
     assert sorted(counts) == [2, 3, 3]
 
 
+def test_each_place_in_each_step_has_its_own_view(tmp_path: Path) -> None:
+    loader = make(labelled(tmp_path / "s", 1), bare(tmp_path / "t", 1), batch_size=2)
+    views = [(batch.weak[i], batch.strong[i]) for pair in take(loader, 2) for batch in pair if batch for i in (0, 1)]
+    assert len(views) == 8
+    for one, other in itertools.combinations(views, 2):
+        assert not torch.equal(one[0], other[0])
+        assert not torch.equal(one[1], other[1])
+
+
 def test_style_needs_a_target_and_touches_the_source_alone(source: LabelledSet, target: UnlabelledSet) -> None:
     styled = PLAIN.model_copy(update={"style": 1.0})
     plain, _ = take(make(source, None, PLAIN), 1)[0]

@@ -563,6 +563,17 @@ def test_unknown_places(tmp_path: Path) -> None:
             read(DataConfig.model_validate({"path": tmp_path / "plain", "format": format_}))
 
 
+def test_other_json_files_are_no_labels(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    text(tmp_path / "camera.json", '{"images": 3}')
+    assert detect(tmp_path) is None
+    text(tmp_path / "labels.json", json.dumps(coco_index()))
+    for name, size, _ in TRUTH:
+        picture(tmp_path / f"{name}.jpg", size)
+    assert detect(tmp_path) == "coco"
+    assert len(read(DataConfig(path=tmp_path))) == 3
+
+
 def test_image_size_reads_headers_like_opencv(tmp_path: Path) -> None:
     for suffix in (".jpg", ".png", ".bmp", ".webp", ".tiff"):
         path = picture(tmp_path / f"x{suffix}", (37, 53))

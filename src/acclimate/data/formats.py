@@ -443,9 +443,14 @@ def _read_coco(config: DataConfig) -> _Raw:
 
 
 def _coco_indices(folder: Path) -> list[Path]:
-    """Files that may be COCO indices: *.json in the folder, in annotations/, or Roboflow's one per split folder."""
-    found = [*folder.glob("*.json"), *folder.glob("annotations/*.json"), *folder.glob("*/_annotations.coco.json")]
-    return sorted(set(found))
+    """COCO indices: *.json in the folder, in annotations/, or Roboflow's one per split folder; no other JSON files."""
+    found = {*folder.glob("*.json"), *folder.glob("annotations/*.json"), *folder.glob("*/_annotations.coco.json")}
+    return sorted(file for file in found if _has_keys(file))
+
+
+def _has_keys(file: Path) -> bool:
+    content = _bytes(file)
+    return b'"images"' in content and b'"annotations"' in content
 
 
 def _coco_index(folder: Path, split: str | None) -> Path:
@@ -808,6 +813,13 @@ def _size_bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 def _text(file: Path) -> str | None:
