@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     operations = 2 * 1024**3
     with tempfile.TemporaryDirectory() as temporary, open(CSV, "w", newline="") as file, torch.inference_mode():
-        folder = scenes.generate(Path(temporary) / "scenes", 32, (240, 320), 0) / "images"
+        folder = scenes.generate(Path(temporary) / "scenes", 32, (240, 320), 0).parent / "images"
         paths = sorted(folder.glob("*.jpg"))
         names = ("model", "variant", "image_size", "macs_m", "latency_ms", "rate_gops", "peak_gops", "fraction_of_peak",
                  "speed_up_over_eager", "rounds", "processor", "torch", "onnxruntime")  # fmt: skip

@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary, open(CSV, "w", newline="") as file:
-        data = scenes.generate(Path(temporary) / "scenes", 48, (240, 320), 0)
-        images = formats.read(DataConfig(path=data / "annotations.json"))
+        index = scenes.generate(Path(temporary) / "scenes", 48, (240, 320), 0)
+        images = formats.read(DataConfig(path=index))
         names = ("model", "threads", "loader_threads", "bare_images_per_s", "loop_images_per_s", "ratio_median",
                  "ratio_min", "ratio_max", "loading_ms_per_image", "loading_share", "rounds", "processor",
                  "torch")  # fmt: skip

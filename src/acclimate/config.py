@@ -104,15 +104,26 @@ class ScheduleConfig(Options):
 
 
 class TeacherConfig(Options):
-    """The mean teacher: soft targets of an EMA copy on the weak view for the student's strong view."""
+    """The mean teacher (`adapt/teacher.py`): its view of a weak target image teaches the strong view."""
 
-    weight: float = Field(default=1.0, ge=0)
-    box_weight: float = Field(default=1.0, ge=0)
-    threshold: float = Field(default=0.3, ge=0, le=1)
-    """Teacher scores below it are taken as background evidence only as far as they go (soft), never as boxes."""
-    sharpen: float = Field(default=1.0, gt=0)
+    boxes: float = Field(default=1.0, ge=0)
+    """Weight of the teacher's detections as target boxes."""
+    soft: float = Field(default=0.0, ge=0)
+    """Weight of the teacher's outputs as soft targets, location by location."""
+    threshold: float = Field(default=0.4, ge=0, le=1)
+    """Score from which a detection of the teacher is a target."""
+    doubt: float = Field(default=0.2, ge=0, le=1)
+    """Score from which it is at least ignored rather than taken for background."""
     ramp: float = Field(default=0.1, ge=0, le=1)
-    """Fraction of the run over which the weight rises from 0."""
+    """Fraction of the run over which the weights rise from 0."""
+
+    @model_validator(mode="after")
+    def _some_target(self) -> TeacherConfig:
+        if self.boxes == self.soft == 0:
+            raise ValueError("boxes and soft are both 0, so the teacher teaches nothing; set `teacher` to none instead")
+        if self.doubt > self.threshold:
+            raise ValueError(f"doubt ({self.doubt}) must not exceed threshold ({self.threshold})")
+        return self
 
 
 class AdaptConfig(Options):

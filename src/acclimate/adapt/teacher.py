@@ -1,23 +1,28 @@
-"""The mean teacher on unlabelled target images: soft targets of the averaged weights, weak view to strong view.
+"""The mean teacher on unlabelled target images: what the averaged weights see in the weak view teaches the strong view.
 
-Tarvainen and Valpola 2017 (mean teacher), Li et al. 2022 (Adaptive Teacher), Kay et al. 2024 (ALDI: soft
-distillation rather than thresholded pseudo-labels). Written for dense heads: both views share one geometry, so
-the teacher's outputs are targets location by location, without decoding, NMS or a hard threshold.
+Tarvainen and Valpola 2017 (mean teacher), Li et al. 2022 (Adaptive Teacher), Kay et al. 2024 (ALDI). Two kinds of
+targets, each with its weight:
+
+- boxes: the teacher's detections after NMS become targets of the detector's own losses, as labelled boxes would.
+  Detections it is less sure of are ignored rather than taken for background. The assignment then asks a matched
+  location for the overlap it reaches, which also raises scores that the shift has lowered.
+- soft: the teacher's probabilities and boxes, location by location, without decoding or NMS. Both views share one
+  geometry, so locations of a dense head correspond. It keeps the teacher's scores as they are.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.config import TeacherConfig
+from acclimate.structures import Annotations, Detections
 
 
 class Teacher(Term):
-    """Distils the averaged weights' view of the weak target image into the detector's view of the strong one."""
+    """See the module. The teacher is the objective's average of the weights, in eval mode on the weak view."""
 
     views: ClassVar[tuple[View, ...]] = ("target_strong",)
     name: ClassVar[str] = "teacher"
@@ -27,16 +32,20 @@ class Teacher(Term):
         self.config = config
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        soft = step.average_raw("target_weak")
-        if self.config.sharpen != 1.0:
-            soft = (torch.special.logit(_sharpen(soft[0].float().sigmoid(), self.config.sharpen), 1e-6), *soft[1:])
-        losses = step.detector.distillation(step.raw("target_strong"), soft, self.config.threshold)
+        view: View = "target_strong"
+        seen = step.average_raw("target_weak")
         ramp = min(1.0, step.progress / self.config.ramp) if self.config.ramp > 0 else 1.0
-        weights = {"class": self.config.weight, "box": self.config.weight * self.config.box_weight}
-        return {f"teacher/{name}": ramp * weights.get(name, self.config.weight) * loss for name, loss in losses.items()}
+        losses: dict[str, Tensor] = {}
+        if self.config.boxes > 0:
+            targets = [self._targets(found) for found in step.average.decode(seen)]
+            for name, loss in step.detector.losses(step.features(view), targets, step.raw(view)).items():
+                losses[f"teacher/{name}"] = ramp * self.config.boxes * loss
+        if self.config.soft > 0:
+            for name, loss in step.detector.distillation(step.raw(view), seen, self.config.threshold).items():
+                losses[f"teacher/soft_{name}"] = ramp * self.config.soft * loss
+        return losses
 
-
-def _sharpen(p: Tensor, exponent: float) -> Tensor:
-    """p^e / (p^e + (1 - p)^e): 1 leaves a probability alone, more pushes it away from a half."""
-    yes, no = p.pow(exponent), (1 - p).pow(exponent)
-    return yes / (yes + no).clamp(min=1e-12)
+    def _targets(self, found: Detections) -> Annotations:
+        """Sure detections as boxes, doubtful ones as regions to ignore; what is below both is background."""
+        kept = found.above(self.config.doubt)
+        return Annotations(kept.boxes, kept.labels, kept.scores < self.config.threshold)
