@@ -35,7 +35,7 @@ def draw(image: Image, detections: Detections, classes: Sequence[str]) -> Image:
     # Names after all boxes, so that no line crosses a name.
     for index in reversed(range(len(detections))):
         x1, y1, x2, y2 = (round(float(value)) for value in detections.boxes[index])
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(int(detections.labels[index])), thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(int(detections.labels[index])), thickness)
     for index in reversed(range(len(detections))):
         x1, y1 = (round(float(value)) for value in detections.boxes[index, :2])
         label = int(detections.labels[index])

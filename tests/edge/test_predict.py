@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+import coloured_squares as squares
+from acclimate.edge import predict
+from acclimate.edge.bench import Bench
+from acclimate.edge.draw import colour, draw
+from acclimate.edge.images import read_image
+from acclimate.edge.predict import Predictor, predict_folder
+from acclimate.edge.video import Video
+from acclimate.errors import AcclimateError
+from acclimate.runtimes import base
+from acclimate.structures import Detections
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifacts") / "onnx-fp32"
+    return base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
+
+
+@pytest.fixture
+def scenes(tmp_path: Path):
+    return squares.write_scenes(tmp_path / "scenes", 5, scale=2)
+
+
+def found(file: Path) -> dict[str, dict]:
+    return {Path(entry["file"]).name: entry for entry in json.loads(file.read_text())["images"]}
+
+
+def same_boxes(detections: list[dict], annotations) -> None:
+    ours = sorted((d["box"], d["label"]) for d in detections)
+    truth = sorted((box.tolist(), int(label)) for box, label in zip(annotations.boxes, annotations.labels, strict=True))
+    assert [label for _, label in ours] == [label for _, label in truth]
+    np.testing.assert_allclose([box for box, _ in ours], [box for box, _ in truth], atol=0.05)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_predictor_answers_in_image_pixels(artifact: Path, scale: int) -> None:
+    predictor = Predictor.load(artifact)
+    image, truth = squares.scene(7, scale)
+    detections = predictor(image)
+    order = np.lexsort(detections.boxes.T)
+    expected = np.lexsort(truth.boxes.T)
+    np.testing.assert_allclose(detections.boxes[order], truth.boxes[expected], atol=0.01)
+    np.testing.assert_array_equal(detections.labels[order], truth.labels[expected])
+    assert (detections.scores > 0.99).all()
+
+
+def test_a_folder_becomes_json_and_pictures(artifact: Path, scenes, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    out = tmp_path / "out"
+    file = predict_folder(artifact, tmp_path / "scenes", out, console=console)
+    results = json.loads(file.read_text())
+    assert results["format"] == 1
+    assert results["complete"] is True
+    assert results["classes"] == list(squares.CLASSES)
+    assert results["threshold"] == 0.35
+    assert results["artifact"]["name"] == "onnx-fp32"
+    assert results["problems"] == []
+    assert [entry["file"] for entry in results["images"]] == [str(path) for path in scenes.paths]
+    for image, entry in zip(scenes.images, results["images"], strict=True):
+        assert (entry["height"], entry["width"]) == (image.height, image.width)
+        same_boxes(entry["detections"], image.annotations)
+        assert all(d["name"] == squares.CLASSES[d["label"]] and 0.35 <= d["score"] <= 1 for d in entry["detections"])
+        picture = read_image(out / entry["picture"])
+        assert picture.shape == (image.height, image.width, 3)
+        assert np.abs(picture.astype(int) - read_image(image.path)).max() > 100
+    assert "5 images, 20 detections" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_one_image_a_list_and_subfolders(artifact: Path, scenes, tmp_path: Path) -> None:
+    one = predict_folder(artifact, scenes.paths[0], tmp_path / "one")
+    assert list(found(one)) == ["000.png"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("# mine\nscenes/001.png\n\nscenes/003.png\nscenes/001.png\n")
+    assert list(found(predict_folder(artifact, listed, tmp_path / "listed"))) == ["001.png", "003.png"]
+    for name in ("a", "b"):
+        (tmp_path / "nested" / name).mkdir(parents=True)
+        (tmp_path / "nested" / name / "x.png").write_bytes(scenes.paths[0].read_bytes())
+    (tmp_path / "nested" / "a" / "x.bmp").write_bytes(scenes.paths[1].read_bytes())
+    results = json.loads(predict_folder(artifact, tmp_path / "nested", tmp_path / "nested" / "out").read_text())
+    pictures = [entry["picture"] for entry in results["images"]]
+    assert pictures == ["images/a/x.jpg", "images/a/x_2.jpg", "images/b/x.jpg"]
+    again = json.loads(predict_folder(artifact, tmp_path / "nested", tmp_path / "nested" / "out").read_text())
+    assert again == results, "pictures of an earlier call are no input"
+
+
+def test_the_threshold_is_the_lowest_score(artifact: Path, tmp_path: Path) -> None:
+    image, _ = squares.scene(0)
+    half = np.where(image == 255, 200, image).astype(np.uint8)  # paler squares: lower scores
+    cv2.imwrite(str(tmp_path / "pale.png"), half[..., ::-1])
+    low = found(predict_folder(artifact, tmp_path / "pale.png", tmp_path / "low", threshold=0.5))["pale.png"]
+    high = found(predict_folder(artifact, tmp_path / "pale.png", tmp_path / "high", threshold=0.99))["pale.png"]
+    assert len(low["detections"]) == 4
+    assert high["detections"] == []
+
+
+def test_unreadable_images_are_listed_and_the_rest_goes_on(artifact: Path, scenes, tmp_path: Path) -> None:
+    (tmp_path / "scenes" / "002.png").write_bytes(b"\x89PNG cut")
+    (tmp_path / "scenes" / "empty.jpg").write_bytes(b"")
+    console = Console(file=io.StringIO(), width=300)
+    results = json.loads(predict_folder(artifact, tmp_path / "scenes", tmp_path / "out", console=console).read_text())
+    assert len(results["images"]) == 4
+    assert [Path(p["file"]).name for p in results["problems"]] == ["002.png", "empty.jpg"]
+    assert all(p["file"] in p["problem"] for p in results["problems"])
+    assert results["complete"] is True
+    assert "problem: " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_interrupted_and_resumed(artifact: Path, scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, seen = tmp_path / "out", []
+
+    def counting(image, detections, classes):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return draw(image, detections, classes)
+
+    monkeypatch.setattr(predict, "draw", counting)
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(artifact, tmp_path / "scenes", out, console=console)
+    partial = json.loads((out / "detections.json").read_text())
+    assert partial["complete"] is False
+    assert len(partial["images"]) == 2
+    assert "interrupted after 2 of 5 images" in console.file.getvalue()  # type: ignore[attr-defined]
+    with open(out / "detections.jsonl", "a") as progress:
+        progress.write('{"file": "cut sho')
+
+    seen[:] = [0] * 10
+    results = json.loads(predict_folder(artifact, tmp_path / "scenes", out).read_text())
+    assert len(seen) == 13, "the two that were done are not done again"
+    assert results["complete"] is True
+    assert results["images"][:2] == partial["images"]
+    assert len(results["images"]) == 5
+
+    seen[:] = [0] * 10
+    (out / results["images"][4]["picture"]).unlink()
+    scenes.paths[0].write_bytes(scenes.paths[1].read_bytes() + b" ")
+    predict_folder(artifact, tmp_path / "scenes", out)
+    assert len(seen) == 12, "a lost picture and a changed image are done again"
+    seen[:] = [0] * 10
+    predict_folder(artifact, tmp_path / "scenes", out, threshold=0.1)
+    assert len(seen) == 15, "another threshold starts anew"
+
+
+def test_bad_input_is_one_line(artifact: Path, scenes, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AcclimateError, match="no image found"):
+        predict_folder(artifact, tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(AcclimateError, match="no such image, folder, list or video"):
+        predict_folder(artifact, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    with pytest.raises(AcclimateError, match=r"film\.mp4: not a video"):
+        predict_folder(artifact, tmp_path / "film.mp4", tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AcclimateError, match="cannot be written"):
+        predict_folder(artifact, scenes.paths[0], tmp_path / "file")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AcclimateError, match="not a text file"):
+        predict_folder(artifact, tmp_path / "list.txt", tmp_path / "out")
+
+
+def write_video(path: Path, frames: int = 8, fps: float = 10.0) -> list:
+    truths = []
+    height, width = squares.CANVAS
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (2 * width, 2 * height))
+    assert writer.isOpened()
+    for seed in range(frames):
+        image, truth = squares.scene(seed, 2)
+        writer.write(np.ascontiguousarray(image[..., ::-1]))
+        truths.append(truth)
+    writer.release()
+    return truths
+
+
+def test_a_video(artifact: Path, tmp_path: Path) -> None:
+    truths = write_video(tmp_path / "film.avi")
+    results = json.loads(predict_folder(artifact, tmp_path / "film.avi", tmp_path / "out", threshold=0.5).read_text())
+    assert results["complete"] is True
+    assert results["problems"] == []
+    assert results["video"]["fps"] == pytest.approx(10)
+    assert (results["video"]["height"], results["video"]["width"]) == (192, 256)
+    assert [entry["frame"] for entry in results["frames"]] == list(range(8))
+    assert [entry["time_s"] for entry in results["frames"]] == pytest.approx([i / 10 for i in range(8)], abs=1e-3)
+    for entry, truth in zip(results["frames"], truths, strict=True):
+        same_boxes(entry["detections"], truth)
+    with Video(tmp_path / "out" / results["video"]["picture"]) as annotated:
+        frames = [frame for _, frame in annotated]
+    assert len(frames) == 8
+    assert frames[0].shape == (192, 256, 3)
+
+
+def test_a_video_that_is_interrupted_keeps_its_frames(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "film.avi")
+    calls = []
+
+    def interrupted(image, detections, classes):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return image
+
+    monkeypatch.setattr(predict, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(artifact, tmp_path / "film.avi", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert results["complete"] is False
+    assert len(results["frames"]) == 3
+
+
+def test_a_cut_video_is_a_problem(artifact: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "film.avi", frames=20)
+    data = (tmp_path / "film.avi").read_bytes()
+    (tmp_path / "film.avi").write_bytes(data[: len(data) // 2])
+    results = json.loads(predict_folder(artifact, tmp_path / "film.avi", tmp_path / "out").read_text())
+    assert 0 < len(results["frames"]) < 20
+    assert len(results["problems"]) == 1
+
+
+def test_drawing_marks_the_box_in_its_class_colour_and_leaves_the_image() -> None:
+    image = np.full((200, 300, 3), 128, np.uint8)
+    boxes = np.array([[100, 80, 180, 160], [0, 0, 40, 30]], np.float32)
+    detections = Detections(boxes, np.array([1, 0]), np.array([0.9, 0.5], np.float32))
+    drawn = draw(image, detections, ("a", "b"))
+    assert (image == 128).all()
+    assert tuple(drawn[120, 100]) == colour(1)
+    assert tuple(drawn[20, 40]) == colour(0)
+    assert (drawn[90:150, 110:170] == 128).all()
+    assert (drawn[190:, 200:] == 128).all()
+    assert len({colour(label) for label in range(40)}) == 40
+
+
+def test_drawing_survives_boxes_at_the_border_and_tiny_images() -> None:
+    boxes = np.array([[0, 0, 8, 8], [-5, -5, 20, 20]], np.float32)
+    detections = Detections(boxes, np.array([0, 0]), np.array([0.9, 0.5], np.float32))
+    assert draw(np.zeros((8, 8, 3), np.uint8), detections, ("a long name",)).shape == (8, 8, 3)
+
+
+def run_bench(artifact: Path, paths: list[Path], *options: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'timm'): sys.modules[name] = None\n"
+        "import runpy; sys.argv[0] = 'bench'\n"
+        "runpy.run_module('acclimate.edge.bench', run_name='__main__')\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, str(artifact), "--runs", "12", "--warmup", "2", *options],
+        input="\n".join(map(str, paths)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_bench_measures_in_a_process_without_torch(artifact: Path, scenes, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"")
+    done = run_bench(artifact, [tmp_path / "broken.png", *scenes.paths])
+    assert done.returncode == 0, done.stderr
+    measured = Bench.model_validate_json(done.stdout)
+    assert (measured.threads, measured.images, measured.runs) == (1, 5, 12)
+    assert 0 < measured.median_ms <= measured.p95_ms
+    assert measured.parts.keys() == {"prepare", "network", "finish"}
+    assert 0 < sum(measured.parts.values()) < 2 * measured.p95_ms
+    assert 20 < measured.idle_memory_mb <= measured.peak_memory_mb < 1000
+    noise = Bench.model_validate_json(run_bench(artifact, []).stdout)
+    assert noise.images == 0
+
+
+def test_the_bench_says_what_is_wrong(tmp_path: Path) -> None:
+    done = run_bench(tmp_path / "nowhere", [])
+    assert done.returncode != 0
+    assert "not an artifact" in done.stderr
+    assert "Traceback" not in done.stderr

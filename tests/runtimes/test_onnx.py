@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import coloured_squares as squares
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.errors import AcclimateError
+from acclimate.run import file_digest
+from acclimate.runtimes import base
+from acclimate.runtimes.eager import network
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory):
+    return squares.write_scenes(tmp_path_factory.mktemp("scenes"), 12)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, scenes) -> dict[str, Artifact]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    onnx_runtime = base.runtime("onnx")
+    detector = squares.SquareDetector().train()
+    made = {p: onnx_runtime.export(detector, folder / f"onnx-{p}", p, scenes.paths) for p in ("fp32", "int8")}
+    assert detector.training, "the detector is left in its mode"
+    return made
+
+
+def inputs(scenes) -> list[np.ndarray]:
+    return [to_input(letterbox(read_image(path), squares.CANVAS)[0]) for path in scenes.paths]
+
+
+def outputs(artifact: Artifact, images: list[np.ndarray]) -> list[list[np.ndarray]]:
+    run = base.runtime(artifact.manifest.runtime).load(artifact, 1)
+    return [run(image) for image in images]
+
+
+def test_fp32_equals_the_detector(artifacts: dict[str, Artifact], scenes) -> None:
+    images = [*inputs(scenes), np.random.default_rng(0).uniform(0, 255, (1, 3, *squares.CANVAS)).astype(np.float32)]
+    reference = network(squares.SquareDetector().eval())
+    for image, ours in zip(images, outputs(artifacts["fp32"], images), strict=True):
+        for a, b in zip(ours, reference(image), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_the_graph_is_static_and_named(artifacts: dict[str, Artifact]) -> None:
+    graph = onnx.load(artifacts["fp32"].file(".onnx")).graph
+
+    def shape(value: onnx.ValueInfoProto) -> list[int]:
+        return [d.dim_value for d in value.type.tensor_type.shape.dim]
+
+    assert {v.name: shape(v) for v in graph.input} == {"images": [1, 3, 96, 128]}
+    assert {v.name: shape(v) for v in graph.output} == {"logits": [1, 240, 2], "distances": [1, 240, 4]}
+    assert not {"NonMaxSuppression", "Loop", "If"} & {node.op_type for node in graph.node}
+
+
+def test_int8_is_quantised_and_close(artifacts: dict[str, Artifact], scenes) -> None:
+    graph = onnx.load(artifacts["int8"].file(".onnx")).graph
+    kinds = [node.op_type for node in graph.node]
+    assert "QuantizeLinear" in kinds
+    assert "BatchNormalization" not in kinds
+    weights = [init for init in graph.initializer if init.data_type == onnx.TensorProto.INT8 and len(init.dims) == 4]
+    assert len(weights) == 2, "the two middle convolutions; the first and the last stay in fp32"
+    images = inputs(scenes)
+    for ours, theirs in zip(outputs(artifacts["int8"], images), outputs(artifacts["fp32"], images), strict=True):
+        np.testing.assert_allclose(ours[0], theirs[0], atol=0.3)
+        np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
+
+
+def test_the_manifest_says_all(artifacts: dict[str, Artifact], scenes) -> None:
+    manifest = artifacts["int8"].manifest
+    assert json.loads((artifacts["int8"].folder / "artifact.json").read_text()) == manifest.model_dump(mode="json")
+    assert manifest.name == "onnx-int8"
+    assert manifest.classes == squares.CLASSES
+    assert manifest.image_size == squares.CANVAS
+    assert manifest.calibration is not None
+    assert manifest.calibration.images == len(scenes.paths)
+    assert manifest.files == {"model.onnx": file_digest(artifacts["int8"].file(".onnx"))}
+    # Multiply-accumulates by hand: output cells x inputs x outputs x kernel.
+    fine, coarse = 12 * 16, 6 * 8
+    macs = fine * 3 * 8 * 64 + fine * 8 * 8 + coarse * 8 * 4 + (fine + coarse) * 8 * (2 + 4)
+    assert manifest.notes["macs_m"] == pytest.approx(macs / 1e6, abs=1e-3)
+    assert manifest.notes["parameters"] == sum(p.numel() for p in squares.SquareDetector().parameters())
+    assert artifacts["int8"].size_mb == pytest.approx(artifacts["int8"].file(".onnx").stat().st_size / 1e6)
+
+
+def test_nothing_but_the_artifact_is_left(artifacts: dict[str, Artifact]) -> None:
+    for artifact in artifacts.values():
+        assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "model.onnx"]
+    assert {p.name for p in artifacts["fp32"].folder.parent.iterdir()} == {"onnx-fp32", "onnx-int8"}
+
+
+def test_loading_needs_neither_torch_nor_onnx(artifacts: dict[str, Artifact]) -> None:
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'timm', 'onnxscript'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from acclimate.edge.predict import Predictor\n"
+        f"found = Predictor.load(Path({str(artifacts['int8'].folder)!r}))(np.zeros((50, 60, 3), np.uint8))\n"
+        "print(len(found))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_export_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str], scenes) -> None:
+    base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", scenes.paths[:2])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_other_precisions_are_refused(tmp_path: Path, precision: str) -> None:
+    with pytest.raises(AcclimateError, match=f"onnx does not export {precision}: .*; use fp32 or int8"):
+        base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", precision, [])  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_without_usable_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    for paths in ([], [tmp_path / "broken.jpg"]):
+        with pytest.raises(AcclimateError, match=f"none of {len(paths)} could be read"):
+            base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", paths)
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_unreadable_calibration_image_is_left_out(tmp_path: Path, scenes, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    paths = [tmp_path / "broken.jpg", *scenes.paths[:2]]
+    artifact = base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", paths)
+    assert artifact.manifest.calibration is not None
+    assert artifact.manifest.calibration.images == 2
+    assert "broken.jpg" in caplog.text
+
+
+def test_a_diverged_detector_is_refused(tmp_path: Path) -> None:
+    detector = squares.SquareDetector()
+    with torch.no_grad():
+        detector.colour.weight[0, 0] = float("nan")
+    with pytest.raises(AcclimateError, match="not finite"):
+        base.runtime("onnx").export(detector, tmp_path / "a", "fp32", [])
+
+
+def test_int8_that_is_not_finite_is_refused(tmp_path: Path, scenes) -> None:
+    detector = squares.SquareDetector()
+    with torch.no_grad():
+        detector.colour.bias.fill_(10.0)
+        detector.classify[0].weight.fill_(3e38)
+    with pytest.raises(AcclimateError, match="output is not finite"):
+        base.runtime("onnx").export(detector, tmp_path / "a", "int8", scenes.paths[:2])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_export_keeps_the_old_artifact(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
+    runtime, folder = base.runtime("onnx"), tmp_path / "a"
+    runtime.export(squares.SquareDetector(), folder, "fp32", [])
+    before = Artifact.open(folder)
+    detector = squares.SquareDetector()
+    detector.head = lambda features: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(Exception, match="zero"):
+        runtime.export(detector, folder, "fp32", [])
+    assert Artifact.open(folder) == before
+    again = runtime.export(squares.SquareDetector(), folder, "fp32", [])
+    assert again.manifest == before.manifest
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_no_artifact_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(AcclimateError, match="exists and is not an artifact"):
+        base.runtime("onnx").export(squares.SquareDetector(), tmp_path, "fp32", [])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_model_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not onnx")
+    manifest = base.ArtifactManifest(
+        name="a",
+        runtime="onnx",
+        precision="fp32",
+        classes=("a",),
+        image_size=(32, 32),
+        decode=squares.SquareDetector().decode_options(),
+        files={"model.onnx": file_digest(tmp_path / "model.onnx")},
+    )
+    with pytest.raises(AcclimateError, match=r"model\.onnx: ONNX Runtime does not accept it") as caught:
+        base.runtime("onnx").load(Artifact(tmp_path, manifest), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_table() -> None:
+    assert set(base.available("export")) >= {"eager", "onnx"}
+    with pytest.raises(AcclimateError, match=r"unknown runtime 'tflite' \(known: eager, onnx"):
+        base.runtime("tflite")
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = base.Entry("nowhere:Nothing", ("no_such_engine",), ("no_such_engine", "torch"), "engine")
+    monkeypatch.setitem(base.RUNTIMES, "engine", entry)
+    assert base.why_not("engine") == "engine needs no_such_engine: pip install 'acclimate[engine]'"
+    assert "engine" not in base.available()
+
+
+def test_eager_is_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes) -> None:
+    from acclimate.models import detector as detectors
+
+    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
+    artifact = base.runtime("eager").export(squares.SquareDetector(), tmp_path / "eager-fp32", "fp32", [])
+    images = inputs(scenes)[:2]
+    reference = network(squares.SquareDetector().eval())
+    for ours, image in zip(outputs(Artifact.open(artifact.folder), images), images, strict=True):
+        for a, b in zip(ours, reference(image), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(AcclimateError, match="eager does not export int8"):
+        base.runtime("eager").export(squares.SquareDetector(), tmp_path / "b", "int8", [])
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_a_real_detector_on_real_images(tmp_path: Path, shared_data: Path) -> None:
+    from acclimate.config import ModelConfig
+    from acclimate.models.detector import build, specify
+
+    torch.manual_seed(0)
+    detector = build(specify(ModelConfig(size="nano", image_size=(160, 160)), ("a", "b")))
+    paths = sorted((shared_data / "blood-cells" / "bccd" / "images" / "test").iterdir())[:8]
+    images = [to_input(letterbox(read_image(path), (160, 160))[0]) for path in paths]
+    with torch.no_grad():
+        detector.train()(torch.from_numpy(np.concatenate(images)))
+    fp32 = base.runtime("onnx").export(detector, tmp_path / "fp32", "fp32", [])
+    int8 = base.runtime("onnx").export(detector, tmp_path / "int8", "int8", paths)
+    reference = network(detector.eval())
+    for image, single, quantised in zip(images, outputs(fp32, images), outputs(int8, images), strict=True):
+        for a, b, c in zip(reference(image), single, quantised, strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-4)
+            assert np.corrcoef(a.ravel(), c.ravel())[0, 1] > 0.95
+    assert int8.size_mb < 0.45 * fp32.size_mb
