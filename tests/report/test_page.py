@@ -171,6 +171,14 @@ def test_an_unfinished_run_is_named(make_run: MakeRun, tmp_path: Path) -> None:
     assert "was interrupted: its numbers are not final" in told(report.write([path], tmp_path / "report.html"))
 
 
+def test_an_adapted_run_of_another_source_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run("source", target_ap50=0.4)
+    ours = make_run("ours", "adapt", target_ap50=0.5, parents=("runs/source",))
+    other = make_run("other", "adapt", target_ap50=0.5, parents=("elsewhere/raabin",))
+    assert "not the source run given here" not in told(report.write([source, ours], tmp_path / "a.html"))
+    assert "started from elsewhere/raabin, which is not" in told(report.write([source, other], tmp_path / "b.html"))
+
+
 def test_nan_losses_do_not_stop_the_report(make_run: MakeRun, tmp_path: Path) -> None:
     path = make_run("source", log=False)
     run = Run.open(path)

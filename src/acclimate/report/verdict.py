@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from acclimate.report.content import TOLERANCE, Artifact, Check, Content, Score, Subject
@@ -176,6 +177,7 @@ def judge(content: Content) -> Verdict:
         *_source_after(content),
         *_several(content),
         *_others(content, headline),
+        *_strangers(content),
         *_unfinished(content),
     )
     artifact = headline.artifact if headline else None
@@ -378,6 +380,21 @@ def _others(content: Content, headline: Subject | None) -> list[Sentence]:
         told.append(Sentence(f"{subject.label} {verb}.", "neutral"))
     left = len(told) - OTHERS
     return told if left <= 1 else [*told[:OTHERS], Sentence(f"{left} more artifacts are listed below.", "neutral")]
+
+
+def _strangers(content: Content) -> list[Sentence]:
+    """Adapted runs that did not start from the given source run: then before and after are not the same detector."""
+    sources = [part.run.path for part in content.parts if part.kind == "source"]
+    known = {path.resolve() for path in sources} | {Path(path.name) for path in sources}
+    return [
+        Sentence(
+            f"{part.label} started from {parent}, which is not the source run given here: they may not compare.",
+            "bad",
+        )
+        for part in content.parts
+        for parent in part.run.manifest.parents
+        if part.kind == "adapted" and sources and not {Path(parent).resolve(), Path(Path(parent).name)} & known
+    ]
 
 
 def _unfinished(content: Content) -> list[Sentence]:
