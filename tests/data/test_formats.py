@@ -513,7 +513,7 @@ def test_cityscapes_groups_are_ignored_and_other_labels_left(tmp_path: Path) -> 
     assert [found.classes[label] for label in last.labels] == ["person"]
     assert last.ignore.tolist() == [True]
     assert [str(p).rsplit(": ", 2)[1] for p in found.problems] == ["object 3", "object 4"]
-    for content in ("{", "[]", '{"imgHeight": 50}'):
+    for content in ("{", "[]", '{"imgHeight": 50}', '{"imgHeight": Infinity, "imgWidth": 90, "objects": []}'):
         text(file, content)
         only_problem(read(DataConfig(path=root)), file.name, "image is left out")
 

@@ -708,7 +708,7 @@ def _read_cityscapes(config: DataConfig) -> _Raw:
         except AcclimateError:
             raw.problem(file, "damaged JSON; the image is left out")
             continue
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             raw.problem(file, "no imgHeight, imgWidth and objects; the image is left out")
             continue
         raw.samples.append(_Sample(image, _polygons(file, items, raw), str(file), size))
@@ -726,7 +726,7 @@ def _polygons(file: Path, items: Sequence[Any], raw: _Raw) -> list[_Object]:
                 continue
             points = np.asarray(item["polygon"], np.float64).reshape(-1, 2)
             box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-        except (AttributeError, TypeError, KeyError, ValueError):
+        except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
             raw.problem(where, "no label or polygon; left out")
             continue
         objects.append(_Object(name, box, where, ignore=name != label))
