@@ -5,29 +5,60 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from acclimate import __version__
 from acclimate.errors import AcclimateError
 
+if TYPE_CHECKING:
+    from acclimate.config import Budget, DataConfig
+    from acclimate.verify import Verification
+
+_INTERRUPTED = "interrupted; run the same command again to go on"
+
+
+class _Stopped(Exception):  # noqa: N818 - it is no error
+    """A verb was interrupted. Typer's versions differ in what they make of Ctrl-C, so it does not get to see it."""
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(str(stop) or _INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="acclimate",
+    cls=_Verbs,
     help="Domain-adaptive object detection for edge devices: unlabelled folder in, verified artifact out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_out = Console(soft_wrap=True)
+_out = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+"""Of several processes of torchrun, the first one speaks."""
 _err = Console(stderr=True, soft_wrap=True)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value: overrides any option, for example train.steps=500")
+]
+SetOptions = Annotated[
+    list[str] | None, typer.Argument(help="key=value: of the data sets, for example split=test 'ignore=[\"DontCare\"]'")
+]
+Target = Annotated[Path | None, typer.Option("--data", help="labelled images of the target, to measure accuracy on")]
+Source = Annotated[Path | None, typer.Option("--source", help="labelled images of the source, likewise")]
+Limits = Annotated[
+    str, typer.Option("--budget", help="latency_ms=10,size_mb=4,memory_mb=200,macs_m=500,threads=1,max_ap50_drop=0.01")
 ]
 
 
@@ -39,48 +70,44 @@ def run(
     from acclimate import workflow
     from acclimate.config import load
 
-    file, passed = workflow.job(load(config, overrides or ()), console=_out)
-    _out.print(f"report: {file}")
-    if not passed:
-        _err.print("an artifact misses the budget or the accuracy tolerance; the report says which")
+    done = workflow.run(load(config, overrides or ()), console=_out)
+    if not done.passed:
+        _say_missed(done.verifications)
+    _say("report", done.report)
+    if not done.passed:
         raise typer.Exit(1)
 
 
 @app.command()
 def data(
     path: Annotated[Path, typer.Argument(help="a data set, or a folder of images")],
-    overrides: Overrides = None,
-    sheet: Annotated[Path | None, typer.Option(help="where the contact sheet goes")] = None,
+    options: SetOptions = None,
+    sheet: Annotated[Path | None, typer.Option(help="where the contact sheet goes; default: NAME-sheet.jpg")] = None,
 ) -> None:
-    """Say what is in a data set: format, classes, counts, sizes, problems found; and draw a contact sheet.
+    """Say what is in a data set: format, classes, counts, sizes, problems found; and draw a contact sheet."""
+    from acclimate import workflow
 
-    Overrides are the keys of a data section: format=voc split=test 'ignore=["DontCare"]'.
-    """
-    from acclimate.data import inspect
-
-    images = inspect.load(_data(path, overrides) if overrides else path)
-    inspect.print_summary(inspect.summary(images), _out)
     where = sheet or Path(f"{path.resolve().name}-sheet.jpg")
-    inspect.contact_sheet(images, where)
-    _out.print(f"contact sheet: {where}")
+    workflow.data(_set(path, options) if options else path, where, console=_out)
+    _say("contact sheet", where)
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="a TOML file with a [source] section")],
+    config: Annotated[Path, typer.Argument(help="a TOML file with a [source] section, or a run's config.json")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
     role: Annotated[str, typer.Option(help="`oracle` trains on the [oracle] set, for comparison alone")] = "source",
 ) -> None:
-    """Train a detector on labelled source images."""
+    """Train a detector on labelled source images. An interrupted run goes on."""
     from acclimate import workflow
     from acclimate.config import load
 
-    if role not in {"source", "oracle"}:
-        raise AcclimateError(f"--role {role}: choose source or oracle")
-    chosen: Literal["source", "oracle"] = "oracle" if role == "oracle" else "source"
-    done = workflow.train(load(config, overrides or ()), out, role=chosen, console=_out)
-    _out.print(f"run: {done.path}")
+    _one_of("--role", role, "source", "oracle")
+    done = workflow.train(
+        load(config, overrides or ()), out, role=cast(Literal["source", "oracle"], role), console=_out
+    )
+    _say("run", done.path)
 
 
 @app.command()
@@ -90,11 +117,32 @@ def adapt(
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
 ) -> None:
-    """Adapt a detector to unlabelled target images."""
+    """Adapt a detector to unlabelled target images. An interrupted run goes on."""
     from acclimate import workflow
 
     done = workflow.adapt(source, target, out, overrides or (), console=_out)
-    _out.print(f"run: {done.path}")
+    _say("run", done.path)
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run folder")],
+    options: SetOptions = None,
+    data: Target = None,
+    source: Source = None,
+    hindsight: Annotated[
+        bool, typer.Option("--hindsight", help="also say how well the label-free scores ranked the checkpoints")
+    ] = False,
+) -> None:
+    """Measure a run's detector on labelled images, for the report. Nothing is chosen by it."""
+    from acclimate import workflow
+
+    sets = _sets(source, data, options)
+    if not sets:
+        raise AcclimateError("evaluate: name a labelled set: --data for the target's, --source for the source's")
+    for one, name, role in sets:
+        workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=_out)
+    _say("evaluations", path / "evaluations")
 
 
 @app.command()
@@ -110,58 +158,51 @@ def export(
     """Export a run's detector as an artifact."""
     from acclimate import workflow
 
-    if precision not in {"fp32", "fp16", "int8"}:
-        raise AcclimateError(f"--precision {precision}: choose fp32, fp16 or int8")
+    _one_of("--precision", precision, "fp32", "fp16", "int8")
     folder = workflow.export(
         path,
         runtime=runtime,
-        precision=precision,  # type: ignore[arg-type]
+        precision=cast(workflow.Precision, precision),
         calibration=calibration,
         images=images,
         console=_out,
     )
-    _out.print(f"artifact: {folder}")
+    _say("artifact", folder)
 
 
 @app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder")],
-    overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="labelled images of the target, to measure accuracy on")] = None,
-    source: Annotated[Path | None, typer.Option(help="labelled images of the source, likewise")] = None,
-    budget: Annotated[str, typer.Option(help="latency_ms=10,size_mb=4,memory_mb=200,macs_m=500,threads=1")] = "",
+    options: SetOptions = None,
+    data: Target = None,
+    source: Source = None,
+    budget: Limits = "",
 ) -> None:
-    """Measure an artifact on its runtime. Exit status 1 when the budget or the accuracy tolerance is broken.
-
-    Overrides are keys of a data section and hold for both sets: split=test 'ignore=["DontCare"]'.
-    """
+    """Measure an artifact on its runtime. Exit status 1 when the budget or the accuracy tolerance is broken."""
     from acclimate import workflow
-    from acclimate.config import parse_budget
     from acclimate.verify import print_verification
 
-    sets: list[tuple[Any, str, Any]] = []
-    if source is not None:
-        sets.append((_data(source, overrides), "source_test", "source"))
-    if data is not None:
-        sets.append((_data(data, overrides), "target_test", "target"))
-    result = workflow.verify(artifact, sets, parse_budget(budget) if budget else None, console=_out)
+    limits = _budget(budget)
+    result = workflow.verify(artifact, _sets(source, data, options), limits, console=_out)
     print_verification(result, _out)
+    _say("verification", artifact / "verification.json")
     if not result.passed:
+        _say_missed([result])
         raise typer.Exit(1)
 
 
 @app.command()
 def predict(
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder")],
-    source: Annotated[Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list or a video")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list or a video")],
     out: Annotated[Path, typer.Option(help="where JSON and pictures go")],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is reported")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Detect in images or a video: JSON and annotated pictures. Needs no torch."""
-    from acclimate.edge.predict import predict_folder
+    from acclimate import workflow
 
-    predict_folder(artifact, source, out, threshold=threshold, threads=threads, console=_out)
+    workflow.predict(artifact, images, out, threshold=threshold, threads=threads, console=_out)
 
 
 @app.command()
@@ -172,10 +213,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about runs and their artifacts."""
     from acclimate import workflow
-    from acclimate.config import parse_budget
 
-    file = workflow.report(runs, out, budget=parse_budget(budget) if budget else None)
-    _out.print(f"report: {file}")
+    _say("report", workflow.report(runs, out, budget=_budget(budget)))
 
 
 @app.command()
@@ -189,10 +228,10 @@ def scenes(
     strength: Annotated[float, typer.Option(min=0.05)] = 1.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
-    from acclimate.data.scenes import generate
+    from acclimate import workflow
 
-    where = generate(out, images, (height, width), seed, condition, strength)
-    _out.print(f"data set: {where}")
+    made = workflow.scenes(out, images, (height, width), seed, condition, strength, console=_out)
+    _say("data set", made.path)
 
 
 @app.command()
@@ -227,44 +266,102 @@ def _options(
     logging.getLogger("acclimate").setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
 
 
-def _data(path: Path, overrides: list[str] | None) -> Any:
+def _set(path: Path, options: list[str] | None) -> DataConfig:
     from acclimate.config import DataConfig, merge, parse
 
-    return parse(DataConfig, merge({"path": path}, overrides or ()), where=str(path))
+    return parse(DataConfig, merge({"path": path}, options or ()), where=str(path))
 
 
-def main() -> None:
-    """Run the command line; a problem of the user's is one line on stderr and exit status 2.
+def _sets(
+    source: Path | None, target: Path | None, options: list[str] | None
+) -> list[tuple[DataConfig, str, Literal["source", "target"]]]:
+    sets: list[tuple[DataConfig, str, Literal["source", "target"]]] = []
+    if source is not None:
+        sets.append((_set(source, options), "source_test", "source"))
+    if target is not None:
+        sets.append((_set(target, options), "target_test", "target"))
+    if options and not sets:
+        raise AcclimateError(f"{options[0]!r}: options of a data set, but none is named; add --data or --source")
+    return sets
 
-    Status 1 is a broken budget, 130 an interrupted verb whose work is kept.
+
+def _budget(text: str) -> Budget | None:
+    from acclimate.config import parse_budget
+
+    return parse_budget(text) if text else None
+
+
+def _one_of(option: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise AcclimateError(f"{option} {value}: choose {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def _say(what: str, where: Path) -> None:
+    _out.print(f"{what}: {where}", markup=False, highlight=False)
+
+
+def _say_missed(verifications: Sequence[Verification]) -> None:
+    """One line: which artifact comes nearest, and by which limits it fails."""
+
+    def factors(one: Verification) -> list[float]:
+        return [check.value / check.limit for check in one.checks if not check.passed and check.value and check.limit]
+
+    nearest = min(verifications, key=lambda one: max(factors(one), default=0.0))
+    broken = ", ".join(
+        f"{check.name} is {'not measured' if check.value is None else f'{check.value:.4g}'}, allowed {check.limit:.4g}"
+        for check in nearest.checks
+        if not check.passed
+    )
+    which = "nearest is " if len(verifications) > 1 else ""
+    _err.print(f"budget missed; {which}{nearest.artifact}: {broken}", style="red", markup=False, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status.
+
+    0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, and 130 an
+    interrupted verb whose work is kept.
     """
     try:
-        app()
+        status = app(args=arguments, prog_name="acclimate", standalone_mode=False)
+        return status if isinstance(status, int) else 0
     except AcclimateError as error:
-        _err.print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _err.print("interrupted; run the same command again to continue", markup=False)
-        sys.exit(130)
+        return _fail(str(error))
+    except (_Stopped, KeyboardInterrupt) as stop:
+        _err.print(str(stop) or _INTERRUPTED, markup=False, highlight=False)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing in _TRAIN_ONLY:
-            _err.print(
-                f"error: this verb needs the train extra ({missing} is missing): pip install 'acclimate\\[train]'"
-            )
-            sys.exit(2)
-        raise
-    except Exception as error:
-        if type(error).__name__ != "Interrupted":
+        if missing not in _TRAIN_ONLY:
             raise
-        _err.print(str(error), markup=False)
-        sys.exit(130)
+        return _fail(f"this verb needs the train extra ({missing} is missing): pip install 'acclimate[train]'")
+    except Exception as error:
+        # Typer brings Click's exceptions from different places in different versions; this is what they share.
+        if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 0
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "acclimate"
+        return _fail(f"{error.format_message()} ({command} --help shows how)")
+
+
+def _fail(message: str) -> int:
+    _err.print(f"error: {' '.join(message.splitlines())}", style="red", markup=False, highlight=False)
+    return 2
 
 
 _TRAIN_ONLY = frozenset(
-    {"torch", "torchvision", "timm", "accelerate", "safetensors", "onnx", "onnxscript", "hotcoco", "jinja2", "scipy"}
-)
+    {
+        "accelerate", "hotcoco", "jinja2", "markupsafe", "onnx", "onnxscript", "safetensors", "scipy", "timm", "torch",
+        "torchvision", "yaml",
+    }
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,43 +1,45 @@
-"""One function a verb. Each reads run folders and writes one; nothing else passes between verbs.
+"""One function a verb. Each reads run folders and writes one; nothing else passes between them.
+
+    from acclimate import load_config, workflow
+
+    source = workflow.train(load_config("job.toml"), "runs/source")
+    adapted = workflow.adapt(source.path, "site/images", "runs/adapted")
+    artifact = workflow.export(adapted.path)
 
 Functions that train need the `train` extra; heavy imports wait until a verb runs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import shlex
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from acclimate.config import Budget, Config, DataConfig, merge, parse
+from acclimate import stages
+from acclimate.config import Budget, Config, DataConfig, ScheduleConfig, merge, parse
 from acclimate.errors import AcclimateError
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, read_json, write_text
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from accelerate import Accelerator
 
     from acclimate.adapt.objective import GradientTransform, Objective, Term
     from acclimate.data.dataset import Loader
-    from acclimate.data.formats import LabelledSet, UnlabelledSet
+    from acclimate.data.inspect import DataSummary
     from acclimate.models.detector import Detector
     from acclimate.verify import Verification
 
-log = logging.getLogger(__name__)
-
 Role = Literal["source", "target"]
+Precision = Literal["fp32", "fp16", "int8"]
+PICTURES = 6
+"""Target images that the report shows before and after."""
 
 
 def train(
-    config: Config, out: Path, *, role: Literal["source", "oracle"] = "source", console: Console | None = None
+    config: Config, out: str | Path, *, role: Literal["source", "oracle"] = "source", console: Console | None = None
 ) -> Run:
     """Train a detector on the labelled source images of `config`, or go on with a run that was interrupted.
 
@@ -48,6 +50,9 @@ def train(
         AcclimateError: the configuration or the data cannot be used, or `out` holds something else.
         Interrupted: on SIGINT or SIGTERM; the same call goes on.
     """
+    data = config.source if role == "source" else config.oracle
+    if data is None:
+        raise AcclimateError(f"the config names no `{role}` data set to train on; add a [{role}] section with a path")
     import torch
 
     from acclimate.adapt.engine import accelerator
@@ -57,13 +62,13 @@ def train(
     from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
-    data = config.source if role == "source" else config.oracle
-    if data is None:
-        raise AcclimateError(f"the config names no `{role}` data set to train on; add a [{role}] section with a path")
     images = formats.read(data)
-    identity = digest("train", role, _plain(config, "seed", "model", "augment", "train"), _labelled_digest(images))
+    identity = digest(
+        "train", role, stages.plain(config, "seed", "model", "augment", "train"), stages.labelled_digest(images)
+    )
     acc = accelerator(config.train.precision)
-    run = _start(acc, out, Manifest(verb="train", digest=identity, seed=config.seed, notes={"role": role}), console)
+    manifest = Manifest(verb="train", digest=identity, seed=config.seed, notes={"role": role})
+    run = stages.start(acc, Path(out), manifest, console)
     if run.done:
         return run
     torch.manual_seed(config.seed)
@@ -75,12 +80,12 @@ def train(
     )  # fmt: skip
     facts = {
         "start": detector.spec.start,
-        "source": _describe(images),
-        "class_boxes": _class_boxes(images),
+        "source": stages.describe(images),
+        "class_boxes": stages.class_boxes(images),
         "parameters": models.parameters(detector),
-        "repeat": _repeat(),
+        "repeat": stages.repeat(),
     }
-    with _running(run, acc, config, facts):
+    with stages.running(run, acc, config, facts):
         _fit(run, objective, loader, config.train, acc, console, title="train" if role == "source" else "oracle")
         if acc.is_main_process:
             models.save(objective.average, run.path)
@@ -88,9 +93,9 @@ def train(
 
 
 def adapt(
-    source: Path,
-    target: Path,
-    out: Path,
+    source: str | Path,
+    target: str | Path,
+    out: str | Path,
     overrides: Sequence[str] = (),
     *,
     config: Config | None = None,
@@ -99,15 +104,26 @@ def adapt(
     """Adapt the detector of the run `source` to the unlabelled images in `target`.
 
     The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
-    the adaptation's. The
-    checkpoint is chosen by a label-free score on target images (`select.score`); a method that uses no target image
-    (the fair source-only baseline: further source training of the same length) keeps its last one. No label of the target is read: the
-    target is an `UnlabelledSet`, which has none.
+    the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`); a method that
+    uses no target image (the fair source-only baseline: further source training of the same length) keeps its last
+    one. No label of the target is read: the target is an `UnlabelledSet`, which has none.
 
     Raises:
         AcclimateError: `source` is no finished run, `target` has no image, or an override does not fit.
         Interrupted: on SIGINT or SIGTERM; the same call goes on.
     """
+    source, target = Path(source), Path(target)
+    parent = stages.finished(source)
+    if config is None:
+        config = stages.configuration(parent)
+    if overrides:
+        merged = merge(config.model_dump(mode="json"), overrides)
+        config = parse(Config, merged, where="the source run's config with overrides")
+    config = config.model_copy(update={"target": target})
+    if config.source is None:
+        raise AcclimateError(
+            f"{source}: its configuration names no source data set, and adaptation keeps it in the mix"
+        )
     import torch
 
     from acclimate.adapt.engine import accelerator, checkpoints
@@ -117,28 +133,19 @@ def adapt(
     from acclimate.models import detector as models
     from acclimate.select.score import choose_checkpoint
 
-    parent = _finished(source)
-    if config is None or overrides:
-        values = parent.read("config.json") if config is None else config.model_dump(mode="json")
-        config = parse(Config, merge(values, overrides), where="the source run's config with overrides")
-    config = config.model_copy(update={"target": target})
-    detector = models.load(parent.path)
-    if config.source is None:
-        raise AcclimateError(
-            f"{source}: its configuration names no source data set, and adaptation keeps it in the mix"
-        )
-    images = formats.read(config.source, detector.spec.classes)
     unlabelled = formats.unlabelled(target)
+    detector = models.load(parent.path)
+    images = formats.read(config.source, detector.spec.classes)
     identity = digest(
         "adapt",
-        _plain(config, "seed", "augment", "adapt", "schedule"),
-        _labelled_digest(images),
-        _unlabelled_digest(unlabelled),
+        stages.plain(config, "seed", "augment", "adapt", "schedule"),
+        stages.labelled_digest(images),
+        stages.unlabelled_digest(unlabelled),
         file_digest(parent.path / "model.safetensors"),
     )
     acc = accelerator(config.schedule.precision)
     manifest = Manifest(verb="adapt", digest=identity, parents=(str(source),), seed=config.seed)
-    run = _start(acc, out, manifest, console)
+    run = stages.start(acc, Path(out), manifest, console)
     if run.done:
         return run
     torch.manual_seed(config.seed)
@@ -146,26 +153,29 @@ def adapt(
     objective = Objective(detector, method, config.schedule.ema, warm=False)
     uses_target = config.augment.style > 0 or any(view.startswith("target") for view in objective.views)
     loader = Loader(
-        images, unlabelled if uses_target else None, detector.spec.image_size, config.augment, config.schedule, config.seed,
-        acc.process_index, acc.num_processes,
+        images, unlabelled if uses_target else None, detector.spec.image_size, config.augment, config.schedule,
+        config.seed, acc.process_index, acc.num_processes,
     )  # fmt: skip
     facts = {
         "start": f"the source run {source}",
-        "source": _describe(images),
+        "source": stages.describe(images),
         "target": {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]},
         "method": [term.name for term in method],
         "parameters": models.parameters(detector),
-        "repeat": _repeat(),
+        "repeat": stages.repeat(),
     }
-    with _running(run, acc, config, facts):
+    with stages.running(run, acc, config, facts):
         _fit(run, objective, loader, config.schedule, acc, console, title="adapt")
         if acc.is_main_process:
             kept = objective.average
             if uses_target:
-                if console is not None:
-                    console.print("choosing the checkpoint without labels", style="dim")
-                selection = choose_checkpoint(kept, checkpoints(run), unlabelled.paths, config.augment, config.seed)
+                with stages.counting(console, "checkpoints scored without labels") as tick:
+                    selection = choose_checkpoint(
+                        kept, checkpoints(run), unlabelled.paths, config.augment, config.seed, progress=tick
+                    )
                 run.write("selection.json", selection)
+                if console is not None:
+                    console.print(f"chosen: step {selection.chosen_step}, by {selection.rule}", highlight=False)
             models.save(kept, run.path)
     return run
 
@@ -190,7 +200,13 @@ def terms(config: Config) -> list[Term]:
 
 
 def evaluate(
-    path: Path, data: DataConfig, name: str, role: Role, *, hindsight: bool = False, console: Console | None = None
+    path: str | Path,
+    data: DataConfig,
+    name: str = "target_test",
+    role: Role = "target",
+    *,
+    hindsight: bool = False,
+    console: Console | None = None,
 ) -> Evaluation:
     """AP of a run's eager detector on a labelled set; saved as evaluations/NAME.json of the run.
 
@@ -200,13 +216,13 @@ def evaluate(
     Raises:
         AcclimateError: the run is not finished or the set cannot be used.
     """
+    run = stages.finished(Path(path))
     from acclimate.adapt.engine import checkpoints
     from acclimate.data import formats
     from acclimate.evaluate import evaluate_detector
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
-    run = _finished(path)
     detector = _to_device(models.load(run.path))
     truth = formats.read(data, detector.spec.classes)
     result = evaluate_detector(detector, truth, name, role)
@@ -218,17 +234,21 @@ def evaluate(
             models.load_weights(detector, file)
             scores[step] = evaluate_detector(detector, truth, name, role).ap50
         run.write("selection.json", rank(selection, scores))
+    run.note(evaluated={**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))})
     if console is not None:
-        console.print(f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f} ({result.images} images)")
+        console.print(
+            f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f} ({result.images} images)",
+            markup=False, highlight=False,
+        )  # fmt: skip
     return result
 
 
 def export(
-    path: Path,
+    path: str | Path,
     *,
     runtime: str = "onnx",
-    precision: Literal["fp32", "fp16", "int8"] = "int8",
-    calibration: Path | None = None,
+    precision: Precision = "int8",
+    calibration: str | Path | None = None,
     images: int = 128,
     console: Console | None = None,
 ) -> Path:
@@ -240,41 +260,48 @@ def export(
     Raises:
         AcclimateError: the run is not finished, the runtime or precision is not to be had, or INT8 lacks images.
     """
+    from acclimate.edge.artifact import Artifact
+    from acclimate.runtimes import base
+
+    path = Path(path)
+    run = stages.finished(path)
+    carrier = base.runtime(runtime)
     from acclimate.data import formats
     from acclimate.data.dataset import choose
-    from acclimate.edge.artifact import Artifact
     from acclimate.models import detector as models
-    from acclimate.runtimes.base import find
 
-    run = _finished(path)
-    config = Config.model_validate(run.read("config.json"))
+    config = stages.configuration(run)
     chosen: tuple[Path, ...] = ()
     if precision == "int8":
         calibration = calibration or config.target
         if calibration is None:
             raise AcclimateError(f"{path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
-        chosen = choose(formats.unlabelled(calibration).paths, images, config.seed)
+        chosen = choose(formats.unlabelled(Path(calibration)).paths, images, config.seed)
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
     identity = digest(file_digest(run.path / "model.safetensors"), runtime, precision, [str(p) for p in chosen])
     if (folder / "artifact.json").is_file():
-        kept = Artifact.open(folder)
-        if kept.manifest.notes.get("identity") == identity:
-            return folder
+        try:
+            kept = Artifact.open(folder)
+        except AcclimateError as error:
+            if console is not None:
+                console.print(f"exporting anew: {error}", markup=False, highlight=False)
+        else:
+            if kept.manifest.notes.get("identity") == identity:
+                return folder
     if console is not None:
-        console.print(f"exporting {runtime} {precision}" + (f", calibrated on {len(chosen)} images" if chosen else ""))
-    detector = models.load(run.path)
-    artifact = find(runtime).export(detector, folder, precision, chosen)
-    notes = {**artifact.manifest.notes, "identity": identity}
-    manifest = artifact.manifest.model_copy(update={"source_run": str(run.path), "notes": notes})
-    write_text(folder / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
+        images_said = f", calibrated on {len(chosen)} images" if chosen else ""
+        console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
+    artifact = carrier.export(models.load(run.path), folder, precision, chosen)
+    base.annotate(artifact, source_run=str(run.path), identity=identity)
     return folder
 
 
 def verify(
-    artifact: Path,
+    artifact: str | Path,
     data: Sequence[tuple[DataConfig, str, Role]] = (),
     budget: Budget | None = None,
     *,
+    again: bool = True,
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact on its own runtime: accuracy against the eager model, parity, latency, size, memory.
@@ -282,7 +309,10 @@ def verify(
     Args:
         artifact: an artifact's folder.
         data: labelled sets, each with a name and its domain; none measures latency and size alone.
-        budget: what must hold; None measures without a verdict.
+        budget: what must hold; None holds the accuracy tolerance alone.
+        again: False takes what was measured before on the same inputs, and holds it against `budget`; a latency that
+            broke the budget is measured again all the same, as the machine may have been busy.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the artifact is damaged, or a set cannot be used.
@@ -291,12 +321,42 @@ def verify(
     from acclimate.data import formats
     from acclimate.edge.artifact import Artifact
 
-    classes = Artifact.open(artifact).manifest.classes
-    sets = [(formats.read(one, classes), name, role) for one, name, role in data]
-    return verification.verify(artifact, sets, budget, console=console)
+    loaded = Artifact.open(Path(artifact))
+    sets = [(formats.read(one, loaded.manifest.classes), name, role) for one, name, role in data]
+    threads = (budget or Budget()).threads
+    inputs = digest(loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets])
+    known = None if again else verification.stored(loaded.folder)
+    if known is not None and (known.digest, known.inputs) == (loaded.digest, inputs):
+        judged = verification.judge(loaded.folder, known, budget or Budget())
+        if all(check.passed for check in judged.checks if check.name == "latency_ms"):
+            return judged
+    return verification.verify(loaded.folder, sets, budget, inputs=inputs, console=console)
 
 
-def report(runs: Sequence[Path], out: Path, *, budget: Budget | None = None) -> Path:
+def predict(
+    artifact: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    threshold: float | None = None,
+    threads: int = 1,
+    console: Console | None = None,
+) -> Path:
+    """Detect with an artifact in an image, a folder, a .txt list or a video; the path of the JSON file. Needs no torch.
+
+    See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
+
+    Raises:
+        AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.
+    """
+    from acclimate.edge.predict import predict_folder
+
+    return predict_folder(
+        Path(artifact), Path(images), Path(out), threshold=threshold, threads=threads, console=console
+    )
+
+
+def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budget: Budget | None = None) -> Path:
     """Write one self-contained HTML page about `runs`; returns the file.
 
     Raises:
@@ -304,41 +364,102 @@ def report(runs: Sequence[Path], out: Path, *, budget: Budget | None = None) -> 
     """
     from acclimate.report import page
 
-    return page.write(runs, out, budget=budget)
+    return page.write([Path(run) for run in runs], Path(out), budget=budget)
 
 
-def job(config: Config, *, console: Console | None = None) -> tuple[Path, bool]:
-    """The whole chain from one configuration: scenes, train, adapt, oracle, export, verify, report.
+def data(
+    source: str | Path | DataConfig, sheet: str | Path | None = None, *, console: Console | None = None
+) -> DataSummary:
+    """What is in a data set: format, classes, counts, sizes, problems; with `sheet`, a contact sheet goes to that file.
+
+    Raises:
+        AcclimateError: it cannot be read, or nothing in it is usable.
+    """
+    from acclimate.data import inspect
+
+    images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
+    summary = inspect.summary(images)
+    if console is not None:
+        inspect.print_summary(summary, console)
+    if sheet is not None:
+        inspect.contact_sheet(images, Path(sheet))
+    return summary
+
+
+def scenes(
+    out: str | Path,
+    images: int = 300,
+    size: tuple[int, int] = (240, 320),
+    seed: int = 0,
+    condition: str | None = None,
+    strength: float = 1.0,
+    *,
+    console: Console | None = None,
+) -> DataConfig:
+    """Generate street scenes of (height, width) `size` with exact boxes; the data set, ready to train on.
+
+    Raises:
+        AcclimateError: `out` holds something else or cannot be written, or the condition does not exist.
+    """
+    from acclimate.data.scenes import generate
+
+    with stages.counting(console, f"{Path(out).name} scenes") as tick:
+        return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `run` leaves.
+
+    Attributes:
+        report: the HTML page.
+        source, adapted, oracle: the runs; `oracle` is None where the config names no labelled target set.
+        verifications: one for each exported artifact, in the order of `export.precisions`.
+    """
+
+    report: Path
+    source: Run
+    adapted: Run
+    oracle: Run | None
+    verifications: tuple[Verification, ...]
+
+    @property
+    def passed(self) -> bool:
+        """An artifact meets the budget and the accuracy tolerance."""
+        return any(one.passed for one in self.verifications)
+
+
+def run(config: Config, *, console: Console | None = None) -> Job:
+    """The whole chain from one configuration: scenes, train, adapt, oracle, evaluate, export, verify, report.
 
     A stage whose inputs did not change since the last call is not repeated; one whose inputs did is run anew, and
     what was there before moves to `previous/`.
 
-    Returns:
-        The report's file, and whether every artifact met the budget (True where there is no budget).
-
     Raises:
         AcclimateError, Interrupted: as the stages do.
     """
-    from acclimate.verify import print_verification
-
+    stages.one_process("run")
     config = _with_scenes(config, console)
-    if config.source is None or config.target is None:
-        raise AcclimateError("the config needs a [source] data set and `target`, a folder of unlabelled images")
-    out = config.out
-    tests = _tests(config)
-    source = _stage(out / "source", lambda: train(config, out / "source", console=console))
-    runs = [source]
     target = config.target
-    adapted = _stage(
-        out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console)
+    if config.source is None or target is None:
+        raise AcclimateError("the config needs a [source] data set and `target`, a folder of unlabelled images")
+    tests = _tests(config)
+    _check_early(config, tests)
+    out = config.out
+    source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)
+    adapted = stages.take_place(
+        out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console), console
     )
-    runs.append(adapted)
+    oracle = None
     if config.oracle is not None:
-        runs.append(_stage(out / "oracle", lambda: train(config, out / "oracle", role="oracle", console=console)))
-    for run in runs:
-        for data, name, role in tests:
-            _evaluate_once(run, data, name, role, hindsight=role == "target", console=console)
-    verified = []
+        oracle = stages.take_place(
+            out / "oracle", lambda: train(config, out / "oracle", role="oracle", console=console), console
+        )
+    runs = [source, adapted, *([oracle] if oracle else [])]
+    for one in runs:
+        for test, name, role in tests:
+            _evaluate_once(one, test, name, role, console)
+    verifications = []
     for precision in config.export.precisions:
         folder = export(
             adapted.path,
@@ -347,75 +468,39 @@ def job(config: Config, *, console: Console | None = None) -> tuple[Path, bool]:
             images=config.export.calibration_images,
             console=console,
         )
-        verified.append(verify(folder, tests, config.budget, console=console))
+        verifications.append(verify(folder, tests, config.budget, again=False, console=console))
         if console is not None:
-            print_verification(verified[-1], console)
-    _pictures(runs[:2], config)
-    file = report([run.path for run in runs], out / "report.html", budget=config.budget)
-    return file, all(one.passed for one in verified)
+            from acclimate.verify import print_verification
+
+            print_verification(verifications[-1], console)
+    _pictures(runs, config)
+    file = report([one.path for one in runs], out / "report.html", budget=config.budget)
+    return Job(file, source, adapted, oracle, tuple(verifications))
 
 
 def _with_scenes(config: Config, console: Console | None) -> Config:
     """Generate the data that a [scenes] section asks for, and point the data sets there that are not named."""
     if config.scenes is None:
         return config
-    from acclimate.data.scenes import generate
-
-    scenes = config.scenes
+    wanted = config.scenes
     made = {}
-    for domain, condition in (("clear", None), (scenes.condition, scenes.condition)):
-        for split, count, offset in (("train", scenes.images, 0), ("test", scenes.test_images, 1)):
+    for domain, condition in (("clear", None), (wanted.condition, wanted.condition)):
+        for split, count, offset in (("train", wanted.images, 0), ("test", wanted.test_images, 1)):
             seed = 10_000 * (2 * (condition is not None) + offset) + config.seed
-            made[domain, split] = generate(
-                scenes.out / f"{domain}-{split}", count, scenes.size, seed, condition, scenes.strength,
-                progress=_counter(console, f"{domain} {split} scenes"),
+            folder = wanted.out / f"{domain}-{split}"
+            made[domain, split] = scenes(
+                folder, count, wanted.size, seed, condition, wanted.strength, console=console
             )  # fmt: skip
-    target = scenes.condition
-
-    def labelled(domain: str, split: str) -> DataConfig:
-        return DataConfig(path=made[domain, split] / "annotations.json")
-
+    target = wanted.condition
     return config.model_copy(
         update={
-            "source": config.source or labelled("clear", "train"),
-            "target": config.target or made[target, "train"] / "images",
-            "source_test": config.source_test or labelled("clear", "test"),
-            "target_test": config.target_test or labelled(target, "test"),
-            "oracle": config.oracle or labelled(target, "train"),
+            "source": config.source or made["clear", "train"],
+            "target": config.target or made[target, "train"].path.parent / "images",
+            "source_test": config.source_test or made["clear", "test"],
+            "target_test": config.target_test or made[target, "test"],
+            "oracle": config.oracle or made[target, "train"],
         }
     )
-
-
-def _counter(console: Console | None, title: str) -> Callable[[int, int], None]:
-    def tick(done: int, total: int) -> None:
-        if console is not None and done == total:
-            console.print(f"{title}: {total}", highlight=False)
-
-    return tick
-
-
-def _stage(path: Path, run_it: Callable[[], Run]) -> Run:
-    """Run a stage of a job; a run with other inputs that is in the way moves to previous/."""
-    try:
-        return run_it()
-    except OtherRunError as error:
-        aside = path.parent / "previous" / f"{path.name}-{error.digest}"
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f"{path.name}-{error.digest}-{number}")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(aside)
-        log.info("%s: its inputs changed; the earlier run is kept in %s", path, aside)
-        return run_it()
-
-
-class OtherRunError(AcclimateError):
-    """The output folder holds a run with other inputs."""
-
-    def __init__(self, message: str, digest: str) -> None:
-        super().__init__(message)
-        self.digest = digest
 
 
 def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
@@ -427,25 +512,38 @@ def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
     return tests
 
 
-def _evaluate_once(
-    run: Run, data: DataConfig, name: str, role: Role, *, hindsight: bool, console: Console | None
-) -> None:
+def _check_early(config: Config, tests: Sequence[tuple[DataConfig, str, Role]]) -> None:
+    """Find a mistake in what the last stages need before the first has trained for hours; opens no target label."""
+    from acclimate.data import formats
+    from acclimate.runtimes import base
+
+    base.runtime(config.export.runtime)
+    assert config.source is not None
+    assert config.target is not None
+    classes = formats.read(config.source).classes
+    formats.unlabelled(config.target)
+    for test, _, role in tests:
+        if role == "source":
+            formats.read(test, classes)
+        elif not test.path.exists():
+            raise AcclimateError(f"{test.path}: no such file or folder (target_test)")
+    if config.oracle is not None and not config.oracle.path.exists():
+        raise AcclimateError(f"{config.oracle.path}: no such file or folder (oracle)")
+
+
+def _evaluate_once(run: Run, data: DataConfig, name: str, role: Role, console: Console | None) -> None:
     from acclimate.data import formats
 
-    classes = run.read("spec.json")["classes"]
-    identity = digest(_labelled_digest(formats.read(data, classes)))
-    known = dict(Run.open(run.path).manifest.notes.get("evaluated", {}))
-    if known.get(name) == identity and run.has(f"evaluations/{name}.json"):
-        return
-    evaluate(run.path, data, name, role, hindsight=hindsight, console=console)
-    Run.open(run.path).note(evaluated={**known, name: identity})
+    truth = formats.read(data, run.read("spec.json")["classes"])
+    known = Run.open(run.path).manifest.notes.get("evaluated", {}).get(name)
+    if known != digest(stages.labelled_digest(truth)) or not run.has(f"evaluations/{name}.json"):
+        evaluate(run.path, data, name, role, hindsight=role == "target", console=console)
 
 
 def _pictures(runs: Sequence[Run], config: Config) -> None:
-    """The same few target test images with each run's detections, for the report."""
+    """The same few target test images with each run's detections, for the report; those that are there stay."""
     from acclimate.data import formats
     from acclimate.data.dataset import choose
-    from acclimate.evaluate import predict_eager
     from acclimate.models import detector as models
     from acclimate.report import pictures
 
@@ -454,8 +552,13 @@ def _pictures(runs: Sequence[Run], config: Config) -> None:
     else:
         assert config.target is not None
         paths = formats.unlabelled(config.target).paths
-    chosen = choose(paths, 6, config.seed)
+    chosen = choose(paths, PICTURES, config.seed)
     for run in runs:
+        album = pictures.load(run)
+        if album is not None and [picture.source for picture in album.pictures] == [str(path) for path in chosen]:
+            continue
+        from acclimate.evaluate import predict_eager
+
         detector = _to_device(models.load(run.path))
         pictures.save(run, chosen, predict_eager(detector, chosen), detector.spec.classes)
 
@@ -464,7 +567,7 @@ def _fit(
     run: Run,
     objective: Objective,
     loader: Loader,
-    schedule: Any,
+    schedule: ScheduleConfig,
     acc: Accelerator,
     console: Console | None,
     title: str,
@@ -476,123 +579,7 @@ def _fit(
     fit(run, objective, loader, schedule, acc, transforms=transforms, console=console, title=title)
 
 
-def _start(acc: Accelerator, out: Path, manifest: Manifest, console: Console | None) -> Run:
-    """Open or create the run folder, by the first process alone."""
-    if acc.is_main_process:
-        existing = out / "run.json"
-        if existing.is_file():
-            found = Run.open(out)
-            if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
-                raise OtherRunError(
-                    f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
-                    "choose another --out, or delete the folder",
-                    found.manifest.digest,
-                )
-            if console is not None:
-                state = "nothing to do" if found.done else "going on where it stopped"
-                console.print(f"{out}: {found.manifest.status}; {state}", highlight=False)
-        Run.create(out, manifest.model_copy(update={"command": _repeat()}))
-    acc.wait_for_everyone()
-    return Run.open(out)
-
-
-@contextlib.contextmanager
-def _running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -> Iterator[None]:
-    """Keep the manifest true about how the run stands, however it ends."""
-    from acclimate.adapt.engine import Interrupted, discard_state
-
-    began = time.monotonic()
-    if acc.is_main_process:
-        run.write("config.json", config.model_dump(mode="json"))
-        run.manifest = run.manifest.model_copy(update={"status": "running"})
-        run.note(processes=acc.num_processes, device=str(acc.device), **facts)
-    status: Literal["interrupted", "failed", "done"] = "failed"
-    try:
-        yield
-        status = "done"
-    except (Interrupted, KeyboardInterrupt):
-        status = "interrupted"
-        raise
-    finally:
-        acc.wait_for_everyone()
-        if acc.is_main_process:
-            with contextlib.suppress(AcclimateError):
-                run.finish(status, time.monotonic() - began)
-            if status == "done":
-                discard_state(run)
-
-
-def _finished(path: Path) -> Run:
-    run = Run.open(path)
-    if not run.done:
-        raise AcclimateError(f"{path}: the run is {run.manifest.status}; finish it first by running its command again")
-    return run
-
-
 def _to_device(detector: Detector) -> Detector:
     import torch
 
     return detector.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _plain(config: Config, *sections: str) -> dict[str, Any]:
-    """The sections that determine a result; how it is loaded and logged does not."""
-    values = config.model_dump(mode="json", include=set(sections))
-    for section in values.values():
-        if isinstance(section, dict):
-            for key in ("workers", "cache_mb", "log_every"):
-                section.pop(key, None)
-    return values
-
-
-def _labelled_digest(images: LabelledSet) -> str:
-    import hashlib
-
-    state = hashlib.sha256(repr(images.classes).encode())
-    for image in images.images:
-        state.update(f"{image.path}:{_size(image.path)}".encode())
-        for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):
-            state.update(array.tobytes())
-    return state.hexdigest()[:16]
-
-
-def _unlabelled_digest(images: UnlabelledSet) -> str:
-    return digest([(str(path), _size(path)) for path in images.paths])
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _describe(images: LabelledSet) -> dict[str, Any]:
-    return {
-        "name": images.name,
-        "format": images.format,
-        "images": len(images),
-        "boxes": sum(int((~image.annotations.ignore).sum()) for image in images.images),
-        "classes": list(images.classes),
-        "problems": [str(problem) for problem in images.problems][:20],
-        "problem_count": len(images.problems),
-    }
-
-
-def _class_boxes(images: LabelledSet) -> dict[str, int]:
-    counts = dict.fromkeys(images.classes, 0)
-    for image in images.images:
-        for label in image.annotations.labels[~image.annotations.ignore]:
-            counts[images.classes[int(label)]] += 1
-    return counts
-
-
-def _repeat() -> str:
-    """The command line of this process, for the report's "how to repeat"."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["acclimate", *sys.argv[1:]]) if name in {"acclimate", "__main__.py", "cli.py"} else name
-
-
-def read_config(path: Path) -> Config:
-    """The resolved configuration of a run folder."""
-    return parse(Config, read_json(path / "config.json"), where=str(path / "config.json"))
