@@ -1,0 +1,232 @@
+"""What every stage of a job shares: its run folder, whether its inputs changed, and a manifest that stays true."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from acclimate.config import Config, parse
+from acclimate.errors import AcclimateError
+from acclimate.run import Manifest, Run, digest, writing
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
+
+log = logging.getLogger(__name__)
+
+
+class OtherRunError(AcclimateError):
+    """The output folder holds a run with other inputs, of this digest."""
+
+    def __init__(self, message: str, digest: str) -> None:
+        super().__init__(message)
+        self.digest = digest
+
+
+def start(acc: Accelerator, out: Path, manifest: Manifest, console: Console | None) -> Run:
+    """Open or create the run folder, by the first process alone.
+
+    Raises:
+        OtherRunError: the folder holds a run with other inputs.
+        AcclimateError: it holds something else, is damaged, or cannot be written.
+    """
+    if acc.is_main_process:
+        if (out / "run.json").is_file():
+            found = Run.open(out)
+            if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
+                raise OtherRunError(
+                    f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
+                    "choose another --out, or delete the folder",
+                    found.manifest.digest,
+                )
+            if found.done:
+                finished(out)
+            if console is not None:
+                state = "nothing to do" if found.done else "going on where it stopped"
+                console.print(f"{out}: {found.manifest.status}; {state}", markup=False, highlight=False)
+        Run.create(out, manifest.model_copy(update={"command": repeat()}))
+    acc.wait_for_everyone()
+    return Run.open(out)
+
+
+@contextlib.contextmanager
+def running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -> Iterator[None]:
+    """Keep the manifest true about how the run stands, however it ends."""
+    from acclimate.adapt.engine import discard_state
+
+    began = time.monotonic()
+    if acc.is_main_process:
+        run.write("config.json", config.model_dump(mode="json"))
+        run.manifest = run.manifest.model_copy(update={"status": "running"})
+        run.note(processes=acc.num_processes, device=str(acc.device), **facts)
+    status: Literal["interrupted", "failed", "done"] = "failed"
+    try:
+        yield
+        status = "done"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        if status == "done":
+            acc.wait_for_everyone()
+        if acc.is_main_process:
+            # A full disk must not hide what went wrong before.
+            with contextlib.suppress(*(() if status == "done" else (AcclimateError,))):
+                run.finish(status, time.monotonic() - began)
+            if status == "done":
+                discard_state(run)
+
+
+def finished(path: Path) -> Run:
+    """The run at `path`, which must be whole.
+
+    Raises:
+        AcclimateError: it is no run, not finished, or its files are gone.
+    """
+    run = Run.open(path)
+    if not run.done:
+        raise AcclimateError(
+            f"{path}: the run is not finished ({run.manifest.status}); run its command again first"
+            + (f": {run.manifest.command}" if run.manifest.command else "")
+        )
+    for name in ("config.json", "spec.json", "model.safetensors"):
+        if not run.has(name):
+            raise AcclimateError(f"{path / name}: is missing from a finished run; delete {path} and run again")
+    return run
+
+
+def configuration(run: Run) -> Config:
+    """The resolved configuration of a run.
+
+    Raises:
+        AcclimateError: config.json is missing, damaged, or from another version.
+    """
+    values = run.read("config.json")
+    if not isinstance(values, dict):
+        raise AcclimateError(f"{run.path / 'config.json'}: damaged; delete {run.path} and run again")
+    return parse(Config, values, where=str(run.path / "config.json"))
+
+
+def take_place(path: Path, stage: Callable[[], Run], console: Console | None) -> Run:
+    """Run a stage; a run with other inputs that is in its way moves to `previous/` beside it.
+
+    Raises:
+        AcclimateError: as the stage does, or the earlier run cannot be moved.
+    """
+    try:
+        return stage()
+    except OtherRunError as error:
+        aside = path.parent / "previous" / f"{path.name}-{error.digest}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{path.name}-{error.digest}-{number}")
+        with writing(aside):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(aside)
+        if console is not None:
+            console.print(f"{path}: its inputs changed; the earlier run is now {aside}", markup=False, highlight=False)
+        return stage()
+
+
+def plain(config: Config, *sections: str) -> dict[str, Any]:
+    """The sections that determine a result; how it is loaded and logged does not."""
+    values = config.model_dump(mode="json", include=set(sections))
+    for section in values.values():
+        if isinstance(section, dict):
+            for key in ("workers", "cache_mb", "log_every"):
+                section.pop(key, None)
+    return values
+
+
+def labelled_digest(images: LabelledSet) -> str:
+    """Of a set's classes, files and boxes."""
+    state = hashlib.sha256(repr(images.classes).encode())
+    for image in images.images:
+        state.update(f"{image.path}:{_size(image.path)}".encode())
+        for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):
+            state.update(array.tobytes())
+    return state.hexdigest()[:16]
+
+
+def unlabelled_digest(images: UnlabelledSet) -> str:
+    """Of a set's files."""
+    return digest([(str(path), _size(path)) for path in images.paths])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def describe(images: LabelledSet) -> dict[str, Any]:
+    """A labelled set, for the manifest."""
+    return {
+        "name": images.name,
+        "format": images.format,
+        "images": len(images),
+        "boxes": sum(int((~image.annotations.ignore).sum()) for image in images.images),
+        "classes": list(images.classes),
+        "problems": [str(problem) for problem in images.problems][:20],
+        "problem_count": len(images.problems),
+    }
+
+
+def class_boxes(images: LabelledSet) -> dict[str, int]:
+    """How many boxes each class has, ignored ones left out."""
+    counts = dict.fromkeys(images.classes, 0)
+    for image in images.images:
+        for label in image.annotations.labels[~image.annotations.ignore]:
+            counts[images.classes[int(label)]] += 1
+    return counts
+
+
+def repeat() -> str:
+    """The command line of this process, for the report's "how to repeat"."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["acclimate", *sys.argv[1:]]) if name in {"acclimate", "__main__.py", "cli.py"} else name
+
+
+def one_process(verb: str) -> None:
+    """Refuse a verb that several processes would do several times over.
+
+    Raises:
+        AcclimateError: this is one of several processes of `torchrun`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise AcclimateError(f"{verb} runs in one process; start `train` and `adapt` with torchrun, then {verb} alone")
+
+
+@contextlib.contextmanager
+def counting(console: Console | None, title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback for (done, all): a bar on a terminal, a line at the end elsewhere."""
+    if console is None:
+        yield lambda done, total: None
+        return
+    if not console.is_terminal:
+
+        def line(done: int, total: int) -> None:
+            if done == total:
+                console.print(f"{title}: {total}", markup=False, highlight=False)
+
+        yield line
+        return
+    columns = (TextColumn(title, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
