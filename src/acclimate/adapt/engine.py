@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+AGAIN_S = 1.0
+"""Signals closer together than this are one: torchrun passes on the Ctrl-C that a terminal has sent to all already."""
+
+
 def accelerator(precision: str) -> Accelerator:
     """The Accelerate object; `auto` is bf16 on a GPU that has it, and fp32 on a CPU, which gains little."""
     if precision == "auto":
@@ -99,6 +103,7 @@ def fit(
                 for transform in transforms:
                     transform(objective.detector)
                 norm = nn.utils.clip_grad_norm_(objective.parameters(), schedule.clip or math.inf)
+                lr = scheduler.get_last_lr()[0]
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
@@ -106,6 +111,7 @@ def fit(
                 rate.step()
 
                 losses["loss"] = sum(losses.values())
+                losses, stop = _agreed(acc, losses, stopped.is_set())
                 if not math.isfinite(losses["loss"]):
                     raise AcclimateError(
                         f"{run.path}: the loss is {losses['loss']} at step {step}; lower the learning rate "
@@ -118,7 +124,6 @@ def fit(
                 if step % schedule.log_every == 0 or step == schedule.steps:
                     if acc.is_main_process:
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
-                        lr = scheduler.get_last_lr()[0]
                         run.log(step=step, lr=lr, images_per_s=round(rate.images_per_s(), 2), **means)
                     window = {}
                 advance(step, losses["loss"], rate.images_per_s())
@@ -126,7 +131,7 @@ def fit(
                     if acc.is_main_process:
                         save_weights(objective.average, checkpoint(run, step))
                     _save_state(run, acc, step, window)
-                if stopped.is_set() and step < schedule.steps:
+                if stop and step < schedule.steps:
                     _save_state(run, acc, step, window)
                     raise Interrupted(run.path, step)
         finally:
@@ -148,6 +153,17 @@ def discard_state(run: Run) -> None:
     """Remove what only a resume needs; a finished run has no use for it."""
     for name in ("state", "state.old", "state.new"):
         shutil.rmtree(run.path / name, ignore_errors=True)
+
+
+def _agreed(acc: Accelerator, losses: dict[str, float], stop: bool) -> tuple[dict[str, float], bool]:
+    """Mean losses over the processes, and whether any of them is to stop.
+
+    The processes act on both alike; one that stopped alone would leave the others waiting for it.
+    """
+    if acc.num_processes == 1:
+        return losses, stop
+    means = acc.reduce(torch.tensor([*losses.values(), float(stop)], device=acc.device), "mean").tolist()
+    return dict(zip(losses, means[:-1], strict=True)), means[-1] > 0
 
 
 def _groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
@@ -181,8 +197,9 @@ def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float])
         acc.wait_for_everyone()
         if acc.is_main_process:
             write_text(new / "step.json", json.dumps({"step": step, "window": window}))
-            shutil.rmtree(old, ignore_errors=True)
+            # Where only the old state is left, a kill before the next line must leave it.
             if state.exists():
+                shutil.rmtree(old, ignore_errors=True)
                 state.rename(old)
             new.rename(state)
             shutil.rmtree(old, ignore_errors=True)
@@ -209,16 +226,21 @@ def _resume(run: Run, acc: Accelerator) -> tuple[int, dict[str, float]]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second SIGINT stops at once."""
+    """An event that SIGINT or SIGTERM sets; a later second one stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
+    first = 0.0
+
     def ask(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
+        nonlocal first
+        if not event.is_set():
+            first = time.monotonic()
+            event.set()
+        elif time.monotonic() - first > AGAIN_S:
             raise KeyboardInterrupt
-        event.set()
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

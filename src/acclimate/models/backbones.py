@@ -62,7 +62,8 @@ class Backbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
         info = getattr(body.feature_info, "info", [])
-        self._frozen = _first_stages(body, [(entry["reduction"], entry["module"]) for entry in info], freeze)
+        self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
+        self._frozen: list[nn.Module] = []
         self.body: nn.Module = body
         self.norm = norm
         if norm == "group":
@@ -70,10 +71,12 @@ class Backbone(nn.Module):
 
     def settle(self) -> None:
         """Freeze what the options say; called once the weights are in."""
-        for module in self._frozen:
+        for module in _first_stages(self.body, self._fixed_until):
             module.requires_grad_(False)
         if self.norm == "frozen":
             _fold_batch_norm(self.body)
+        # Folding puts other modules in their places.
+        self._frozen = _first_stages(self.body, self._fixed_until)
         self.train(self.training)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -86,17 +89,13 @@ class Backbone(nn.Module):
         return self
 
 
-def _first_stages(body: nn.Module, info: list[tuple[int, str]], freeze: int) -> list[nn.Module]:
-    """The leaf modules up to and with the stage of reduction 2^freeze, in the order of construction."""
-    if freeze == 0:
-        return []
-    ends = [name for reduction, name in info if reduction <= 2**freeze]
-    if not ends:
-        return []
-    leaves = [(name, module) for name, module in body.named_modules() if not list(module.children())]
+def _first_stages(body: nn.Module, ends: list[str]) -> list[nn.Module]:
+    """The modules up to and with those named `ends`, in the order of construction, without what reaches further."""
+    named = list(body.named_modules())
     prefixes = {form for name in ends for form in (name, name.replace(".", "_"))}
-    last = max((i for i, (name, _) in enumerate(leaves) if any(_within(name, p) for p in prefixes)), default=-1)
-    return [module for _, module in leaves[: last + 1]]
+    last = max((i for i, (name, _) in enumerate(named) if any(_within(name, p) for p in prefixes)), default=-1)
+    later = {id(module) for _, module in named[last + 1 :]}
+    return [module for _, module in named[: last + 1] if not any(id(part) in later for part in module.modules())]
 
 
 def _within(name: str, prefix: str) -> bool:
@@ -177,8 +176,12 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint ({str(error).splitlines()[0]})") from None
-    state = state.get("state_dict", state.get("model", state))
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise AcclimateError(f"model.weights: {path}: not a checkpoint ({reason})") from None
+    if isinstance(state, dict):
+        state = state.get("state_dict", state.get("model", state))
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise AcclimateError(f"model.weights: {path}: not a checkpoint (it holds no table of named tensors)")
     _fill(backbone, name, state, str(path))
     return f"file {path.name}"
 

@@ -129,7 +129,7 @@ class DenseDetector(Detector):
             ]
             quality, matched, weight = (torch.stack(part) for part in zip(*parts, strict=True))
             strength = quality.amax(-1)
-            total = _mean_over_processes(strength.sum()).clamp(min=1.0)
+            total = _share_of_total(strength.sum())
         positive = strength > 0
         box_loss = (generalized_box_iou_loss(boxes[positive], matched[positive]) * strength[positive]).sum()
         return {
@@ -189,7 +189,7 @@ class DenseDetector(Detector):
             scores, teacher_boxes = soft[0].float().sigmoid(), self.boxes(soft[1])
             strength = scores.amax(-1)
             trusted = strength >= threshold
-            total = _mean_over_processes((strength * trusted).sum()).clamp(min=1.0)
+            total = _share_of_total((strength * trusted).sum())
         box = (generalized_box_iou_loss(boxes[trusted], teacher_boxes[trusted]) * strength[trusted]).sum()
         return {"class": quality_focal_loss(logits, scores).sum() / total, "box": BOX_WEIGHT * box / total}
 
@@ -198,14 +198,15 @@ class DenseDetector(Detector):
 
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Average-pooled RoIAlign features; the level is the one whose stride is nearest to a quarter of the side."""
-        flat = torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)]).to(features[0])
+        # Coordinates stay in full precision: in bfloat16 a pixel far from the origin is lost.
+        flat = torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)]).to(features[0].device).float()
         side = ((flat[:, 3] - flat[:, 1]) * (flat[:, 4] - flat[:, 2])).clamp(min=1).sqrt()
         strides = flat.new_tensor(self.spec.strides)
         level = (side[:, None] / (4 * strides)).log().abs().argmin(1)
         out = flat.new_zeros(len(flat), self.spec.channels)
         for i, stride in enumerate(self.spec.strides):
             rows = (level == i).nonzero()[:, 0]
-            pooled = roi_align(features[i], flat[rows], 7, 1 / stride, 2, aligned=True).mean((2, 3))
+            pooled = roi_align(features[i].float(), flat[rows], 7, 1 / stride, 2, aligned=True).mean((2, 3))
             out = out.index_copy(0, rows, pooled)
         return out
 
@@ -251,10 +252,13 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (areas[0][:, None] + areas[1][None] - inter).clamp(min=1e-9)
 
 
-def _mean_over_processes(value: Tensor) -> Tensor:
-    """So that a loss is normalised by the global batch, whatever the number of processes."""
+def _share_of_total(value: Tensor) -> Tensor:
+    """This process's share of the sum over all processes, which is at least 1.
+
+    A loss divided by it and averaged over the processes is normalised by the global batch, however many there are.
+    """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value
+        return value.clamp(min=1.0) / dist.get_world_size()
+    return value.clamp(min=1.0)

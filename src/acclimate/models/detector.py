@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from acclimate.edge.artifact import Decode
@@ -105,8 +106,10 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
     backbone, channels, depth = PRESETS[config.size]
     strides = config.strides or (8, 16, 32)
     height, width = config.image_size
-    if height % strides[-1] or width % strides[-1]:
-        raise AcclimateError(f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}")
+    if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
+        raise AcclimateError(
+            f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}, or not above 0"
+        )
     if list(strides) != sorted(set(strides)):
         raise AcclimateError(f"model.strides: {list(strides)} must rise")
     if not classes:
@@ -157,8 +160,11 @@ def load(folder: Path, weights: Path | None = None) -> Detector:
     spec_file = folder / "spec.json"
     try:
         spec = DetectorSpec.model_validate(read_json(spec_file))
-    except ValueError as error:
-        raise AcclimateError(f"{spec_file}: not a detector's specification ({str(error).splitlines()[0]})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = f"{key}: {first['msg']}" if key else first["msg"]
+        raise AcclimateError(f"{spec_file}: not a detector's specification ({reason})") from None
     detector = build(spec)
     load_weights(detector, weights or folder / "model.safetensors")
     return detector.eval()
@@ -175,7 +181,9 @@ def load_weights(detector: Detector, file: Path) -> None:
     try:
         detector.load_state_dict(safetensors.torch.load_file(file))
     except (RuntimeError, OSError, safetensors.SafetensorError) as error:
-        raise AcclimateError(f"{file}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        # The first line of torch's message says only that there are errors; the second is the first of them.
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise AcclimateError(f"{file}: cannot be loaded ({textwrap.shorten(reason, 240)})") from None
 
 
 def parameters(module: nn.Module) -> int:
