@@ -6,6 +6,7 @@ An unknown key or a wrong value is an error that names the key, the file and wha
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -210,23 +211,29 @@ class Config(Options):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `key=value` overrides (dotted keys, TOML values; a bare word is a string).
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, or the config.json of a run, and apply `key=value` overrides (dotted keys, TOML values; a bare
+    word is a string).
 
     Relative paths in the file are relative to the working directory, as on the command line.
 
     Raises:
         AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
     """
+    path = Path(path)
     try:
         with open(path, "rb") as file:
-            values = tomllib.load(file)
+            values = json.load(file) if path.suffix == ".json" else tomllib.load(file)
     except FileNotFoundError:
         raise AcclimateError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise AcclimateError(f"{path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
         raise AcclimateError(f"{path}: not valid TOML: {error}") from None
+    except json.JSONDecodeError as error:
+        raise AcclimateError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise AcclimateError(f"{path}: not a configuration; give a TOML file or the config.json of a run")
     return parse(Config, merge(values, overrides), where=str(path))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -109,15 +110,28 @@ def finished(path: Path) -> Run:
 
 
 def configuration(run: Run) -> Config:
-    """The resolved configuration of a run.
+    """The resolved configuration of a run; options that this version does not know are left out, with a warning.
 
     Raises:
-        AcclimateError: config.json is missing, damaged, or from another version.
+        AcclimateError: config.json is missing or damaged.
     """
+    file = run.path / "config.json"
     values = run.read("config.json")
     if not isinstance(values, dict):
-        raise AcclimateError(f"{run.path / 'config.json'}: damaged; delete {run.path} and run again")
-    return parse(Config, values, where=str(run.path / "config.json"))
+        raise AcclimateError(f"{file}: damaged; delete {run.path} and run again")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+    for *parents, leaf in unknown:
+        section: Any = values
+        for parent in parents:
+            section = section[parent]
+        section.pop(leaf)
+    if unknown:
+        names = ", ".join(".".join(map(str, loc)) for loc in unknown)
+        log.warning("%s: written by acclimate %s; left out: %s", file, run.manifest.version, names)
+    return parse(Config, values, where=str(file))
 
 
 def take_place(path: Path, stage: Callable[[], Run], console: Console | None) -> Run:

@@ -230,7 +230,7 @@ def print_verification(verification: Verification, console: Console) -> None:
     console.print(f"{verdict}  {v.artifact} ({v.runtime}, {v.precision})", highlight=False)
     table = Table("limit", "allowed", "measured", "", box=None)
     for check in v.checks:
-        value = "not measured" if check.value is None else f"{check.value:.4g}"
+        value = "not measured" if check.value is None else f"{check.value + 0.0:.4g}"
         table.add_row(check.name, f"{check.limit:.4g}", value, "ok" if check.passed else "[red]broken[/]")
     if v.checks:
         console.print(table)
