@@ -56,6 +56,8 @@ class Backbone(nn.Module):
             raise AcclimateError(f"model.strides: {name!r} has levels of stride {reductions}, not {missing}")
         indices = tuple(reductions.index(stride) for stride in strides)
         body: Any = timm.create_model(name, features_only=True, out_indices=indices)
+        if max(strides) < max(reductions):
+            _drop_unused(body)
         self.strides = tuple(strides)
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
         config = getattr(timm.create_model(name), "pretrained_cfg", {})
@@ -87,6 +89,20 @@ class Backbone(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+def _drop_unused(body: nn.Module) -> None:
+    """Drop the stages behind the last wanted level, which some of timm's extractors keep and compute."""
+    with torch.enable_grad():
+        sum(level.sum() for level in body.eval()(torch.zeros(1, 3, 64, 64))).backward()
+    used = {id(parameter) for parameter in body.parameters() if parameter.grad is not None}
+    body.zero_grad(set_to_none=True)
+    for name, module in list(body.named_modules())[:0:-1]:
+        parameters = [id(parameter) for parameter in module.parameters()]
+        if parameters and used.isdisjoint(parameters):
+            parent, _, child = name.rpartition(".")
+            setattr(body.get_submodule(parent), child, nn.Identity())
+    body.train()
 
 
 def _first_stages(body: nn.Module, ends: list[str]) -> list[nn.Module]:

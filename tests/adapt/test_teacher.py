@@ -1,0 +1,156 @@
+"""The mean teacher: weak view to strong view, ramped, weighted, without a gradient into the average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acclimate.adapt.objective import Objective, Step
+from acclimate.adapt.supervised import Supervised
+from acclimate.adapt.teacher import Teacher
+from acclimate.config import TeacherConfig
+from acclimate.models.detector import Detector, DetectorSpec, build
+from acclimate.structures import Annotations, Batch
+
+
+def detector() -> Detector:
+    torch.manual_seed(0)
+    spec = DetectorSpec(
+        classes=("a", "b"), image_size=(64, 64), backbone="test_efficientnet", strides=(8, 16), channels=16, depth=0,
+        norm="group",
+    )  # fmt: skip
+    made = build(spec)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        # A fresh head gives every location the same low score; here there is something to teach.
+        made.classify.bias.fill_(-1.0)
+        made.classify.weight.mul_(10)
+    return made
+
+
+def batch(seed: int, labelled: bool = False) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    weak, strong = (255 * torch.rand(2, 3, 64, 64, generator=generator) for _ in range(2))
+    one = Annotations(np.array([[8, 8, 40, 48]], np.float32), np.array([1]), np.array([False]))
+    return Batch(weak, strong, [one, one] if labelled else None)
+
+
+def step_of(made: Objective, target: Batch | None = None, progress: float = 1.0) -> Step:
+    return Step(made.detector, made.average, batch(1, labelled=True), target or batch(2), progress, made.views)
+
+
+def objective(**changes: Any) -> Objective:
+    made = Objective(detector(), [Teacher(TeacherConfig(**changes))], 0.9, warm=False)
+    with torch.no_grad():
+        for parameter in made.average.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return made.train()
+
+
+SOFT = {"boxes": 0.0, "soft": 1.0, "threshold": 0.1, "doubt": 0.0}
+
+
+def test_soft_targets_are_the_averages_weak_view_for_the_detectors_strong_view() -> None:
+    made, target = objective(**SOFT), batch(2)
+    losses = made.terms[0](step_of(made, target))
+    with torch.no_grad():
+        expected = made.detector.distillation(made.detector(target.strong), made.average(target.weak), 0.1)
+        other = made.detector.distillation(made.detector(target.weak), made.average(target.strong), 0.1)
+    assert set(losses) == {f"teacher/soft_{name}" for name in expected}
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[f"teacher/soft_{name}"], value, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(value, other[name], rtol=1e-4)
+
+
+def test_target_boxes_are_the_teachers_sure_detections_and_the_doubtful_are_ignored() -> None:
+    made, target = objective(), batch(2)
+    with torch.no_grad():
+        found = made.average.decode(made.average(target.weak))
+    scores = np.sort(np.concatenate([one.scores for one in found]))
+    # Both thresholds fall between scores, so that sure, doubtful and refused detections all exist.
+    doubt, sure = (float((scores[i] + scores[i + 1]) / 2) for i in (len(scores) // 3, 2 * len(scores) // 3))
+    made.terms[0].config = TeacherConfig(threshold=sure, doubt=doubt)
+    losses = made.terms[0](step_of(made, target))
+    targets = []
+    for one in found:
+        rows = [i for i, score in enumerate(one.scores) if score >= doubt]
+        ignore = np.array([one.scores[i] < sure for i in rows], bool)
+        targets.append(Annotations(one.boxes[rows], one.labels[rows], ignore))
+    assert {bool(flag) for one in targets for flag in one.ignore} == {True, False}
+    assert sum(map(len, targets)) < sum(map(len, found))
+    expected = made.detector.losses(made.detector.features(target.strong), targets)
+    assert set(losses) == {f"teacher/{name}" for name in expected}
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[f"teacher/{name}"], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [SOFT, {"threshold": 0.1, "doubt": 0.05}])
+def test_the_average_gets_no_gradient(changes: dict[str, float]) -> None:
+    made = objective(**changes)
+    sum(made.terms[0](step_of(made)).values()).backward()
+    assert all(parameter.grad is None for parameter in made.average.parameters())
+    gradients = [parameter.grad for parameter in made.detector.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+
+
+def test_agreeing_with_the_teacher_leaves_the_classes_alone() -> None:
+    made = objective(**SOFT)
+    made.average.load_state_dict(made.detector.state_dict())
+    one = batch(2)
+    losses = made.terms[0](step_of(made, Batch(one.weak, one.weak)))
+    losses["teacher/soft_class"].backward(retain_graph=True)
+    assert max(float(p.grad.abs().max()) for p in made.detector.parameters() if p.grad is not None) < 1e-4
+    assert losses["teacher/soft_box"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_teacher_that_sees_nothing_still_gives_a_finite_loss() -> None:
+    made = objective(threshold=1.0, doubt=1.0, soft=1.0)
+    losses = made.terms[0](step_of(made))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["teacher/box"].item() == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [{"soft": 1.0, "boxes": 0.0}, {"soft": 0.0, "boxes": 1.0}, {"soft": 2.0, "boxes": 0.5}]
+)
+@pytest.mark.parametrize(
+    ("progress", "ramp", "factor"), [(0.0, 0.2, 0.0), (0.05, 0.2, 0.25), (0.5, 0.2, 1.0), (0.0, 0.0, 1.0)]
+)
+def test_the_weights_rise_over_the_ramp(progress: float, ramp: float, factor: float, kind: dict[str, float]) -> None:
+    made = objective(ramp=ramp, threshold=0.1, doubt=0.05, **kind)
+    full = made.terms[0](step_of(made, progress=1.0))
+    found = made.terms[0](step_of(made, progress=progress))
+    assert found.keys() == full.keys()
+    for name, value in full.items():
+        assert found[name].item() == pytest.approx(factor * value.item(), rel=1e-5)
+
+
+def test_each_kind_of_target_has_its_weight() -> None:
+    changes = {"threshold": 0.1, "doubt": 0.05}
+    plain, made = objective(soft=1.0, boxes=1.0, **changes), objective(soft=0.25, boxes=3.0, **changes)
+    made.load_state_dict(plain.state_dict())
+    expected, found = plain.terms[0](step_of(plain)), made.terms[0](step_of(made))
+    assert set(found) == {"teacher/class", "teacher/box", "teacher/soft_class", "teacher/soft_box"}
+    for name, value in expected.items():
+        factor = 0.25 if "soft" in name else 3.0
+        assert value.item() > 0
+        assert found[name].item() == pytest.approx(factor * value.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"boxes": 0, "soft": 0}, {"doubt": 0.5, "threshold": 0.4}])
+def test_options_that_contradict_themselves_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"teaches nothing|must not exceed"):
+        TeacherConfig(**changes)
+
+
+def test_the_teacher_beside_the_labels_sees_each_view_once() -> None:
+    made = Objective(detector(), [Supervised(), Teacher(TeacherConfig())], 0.9, warm=False).train()
+    losses = made(batch(1, labelled=True), batch(2), 1.0)
+    assert set(losses) == {"supervised/class", "supervised/box", "teacher/class", "teacher/box"}
+    sum(losses.values()).backward()
