@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,15 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from acclimate.data.formats import LabelledImage, LabelledSet
 from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import average_precision, evaluate_detector, predict_eager, relabel
 from acclimate.structures import Annotations, Detections
 
 
-@dataclass
-class Labelled:
-    path: Path
-    height: int
-    width: int
-    annotations: Annotations
-
-
-@dataclass
-class LabelledImages:
-    classes: tuple[str, ...]
-    images: list[Labelled]
+def labelled_set(classes: tuple[str, ...], images: list[LabelledImage]) -> LabelledSet:
+    return LabelledSet("set", "coco", classes, tuple(images))
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -48,7 +38,7 @@ def random_set(seed: int, classes: int = 3, images: int = 12, ignore: bool = Tru
         labels = rng.integers(0, classes - 1, count)
         ignored = rng.random(count) < (0.25 if ignore else 0)
         labels = np.where(ignored & (rng.random(count) < 0.5), -1, labels)
-        labelled.append(Labelled(Path(f"{index}.png"), 240, 240, Annotations(boxes, labels, ignored)))
+        labelled.append(LabelledImage(Path(f"{index}.png"), 240, 240, Annotations(boxes, labels, ignored)))
         near = boxes + rng.normal(0, 4, boxes.shape).astype(np.float32)
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
         false = random_boxes(rng, int(rng.integers(0, 130 if index == 0 else 6)))
@@ -57,10 +47,10 @@ def random_set(seed: int, classes: int = 3, images: int = 12, ignore: bool = Tru
         found_labels = np.concatenate([np.maximum(labels, 0), rng.integers(0, classes, len(false))]).astype(np.int64)
         order = rng.permutation(len(found))
         predictions.append(Detections(found[order], found_labels[order], scores))
-    return LabelledImages(tuple("abcdef"[:classes]), labelled), predictions
+    return labelled_set(tuple("abcdef"[:classes]), labelled), predictions
 
 
-def reference(truth: LabelledImages, predictions: list[Detections]) -> COCOeval:
+def reference(truth: LabelledSet, predictions: list[Detections]) -> COCOeval:
     def xywh(box: np.ndarray) -> list[float]:
         x1, y1, x2, y2 = (float(v) for v in box)
         return [x1, y1, x2 - x1, y2 - y1]
@@ -124,11 +114,11 @@ def test_equals_pycocotools(seed: int, capfd: pytest.CaptureFixture[str]) -> Non
     assert (ours.data, ours.role, ours.model) == ("random", "target", "m")
 
 
-def one_image(boxes: Any, labels: Any, ignore: Any, classes: tuple[str, ...] = ("a", "b")) -> LabelledImages:
+def one_image(boxes: Any, labels: Any, ignore: Any, classes: tuple[str, ...] = ("a", "b")) -> LabelledSet:
     annotations = Annotations(
         np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(ignore, bool)
     )
-    return LabelledImages(classes, [Labelled(Path("0.png"), 100, 100, annotations)])
+    return labelled_set(classes, [LabelledImage(Path("0.png"), 100, 100, annotations)])
 
 
 def detections(*rows: tuple[tuple[float, ...], int, float]) -> Detections:
@@ -165,8 +155,9 @@ def test_detections_on_ignored_boxes_do_not_count() -> None:
 
 
 def test_predictions_on_an_image_without_boxes_count_against() -> None:
-    truth = one_image([(0, 0, 20, 20)], [0], [False])
-    truth.images.append(Labelled(Path("1.png"), 100, 100, Annotations.empty()))
+    first = one_image([(0, 0, 20, 20)], [0], [False])
+    empty = LabelledImage(Path("1.png"), 100, 100, Annotations.empty())
+    truth = labelled_set(first.classes, [*first.images, empty])
     found = [detections(((0, 0, 20, 20), 0, 0.5)), detections(((0, 0, 20, 20), 0, 0.9))]
     assert average_precision(found, truth, data="d", role="source").ap == pytest.approx(0.5)
 
@@ -255,7 +246,7 @@ def test_evaluate_detector(tmp_path: Path) -> None:
     side = 32 * np.log(2)
     box = (16 - side, 16 - side, 16 + side, 16 + side)
     annotations = Annotations(np.array([box], np.float32).clip(0), np.array([0]), np.array([False]))
-    truth = LabelledImages(("b",), [Labelled(path, 64, 96, annotations)])
+    truth = labelled_set(("b",), [LabelledImage(path, 64, 96, annotations)])
     evaluation = evaluate_detector(BrightnessDetector(), truth, "bright", "source")
     assert evaluation.ap == pytest.approx(1.0)
     assert evaluation.classes["b"].boxes == 1

@@ -19,7 +19,7 @@ from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
 from acclimate.runtimes import base
 from acclimate.structures import Detections
-from acclimate.verify import Verification, _iou, _pairs, print_verification, verify
+from acclimate.verify import Verification, _iou, _pairs, judge, print_verification, stored, verify
 
 RUNS = 5
 
@@ -111,6 +111,19 @@ def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, pri
     text = printed.file.getvalue()  # type: ignore[attr-defined]
     assert text.startswith("FAILED")
     assert "broken" in text
+
+
+def test_judging_again_measures_nothing(made, tmp_path: Path) -> None:
+    _, folder = copy(made, tmp_path)
+    assert stored(folder) is None
+    measured = verify(folder, [], Budget(size_mb=10), runs=RUNS, inputs="these")
+    assert stored(folder) == measured
+    strict = judge(folder, measured, Budget(size_mb=1e-6))
+    assert (measured.passed, strict.passed) == (True, False)
+    assert (strict.latency, strict.inputs) == (measured.latency, "these")
+    assert stored(folder) == strict
+    (folder / "verification.json").write_text("{}")
+    assert stored(folder) is None
 
 
 def test_a_limit_that_cannot_be_measured_does_not_pass(made, tmp_path: Path) -> None:
