@@ -111,10 +111,11 @@ class TeacherConfig(Options):
     """Weight of the teacher's detections as target boxes."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
-    threshold: float = Field(default=0.4, ge=0, le=1)
-    """Score from which a detection of the teacher is a target."""
-    doubt: float = Field(default=0.2, ge=0, le=1)
-    """Score from which it is at least ignored rather than taken for background."""
+    threshold: float | Literal["source"] = Field(default="source")
+    """Score from which a detection of the teacher is a target; `source` takes the score of the best F1 on source
+    images, class by class, measured once before the adaptation."""
+    doubt: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the run over which the weights rise from 0."""
 
@@ -122,8 +123,8 @@ class TeacherConfig(Options):
     def _some_target(self) -> TeacherConfig:
         if self.boxes == self.soft == 0:
             raise ValueError("boxes and soft are both 0, so the teacher teaches nothing; set `teacher` to none instead")
-        if self.doubt > self.threshold:
-            raise ValueError(f"doubt ({self.doubt}) must not exceed threshold ({self.threshold})")
+        if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a score in 0..1 or 'source', not {self.threshold}")
         return self
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from acclimate.adapt.objective import GradientTransform, Objective, Term
     from acclimate.data.dataset import Loader
+    from acclimate.data.formats import LabelledSet
     from acclimate.data.inspect import DataSummary
     from acclimate.models.detector import Detector
     from acclimate.verify import Verification
@@ -149,7 +150,7 @@ def adapt(
     if run.done:
         return run
     torch.manual_seed(config.seed)
-    method = terms(config)
+    method = terms(config, detector, images)
     objective = Objective(detector, method, config.schedule.ema, warm=False)
     uses_target = config.augment.style > 0 or any(view.startswith("target") for view in objective.views)
     loader = Loader(
@@ -180,20 +181,29 @@ def adapt(
     return run
 
 
-def terms(config: Config) -> list[Term]:
+def terms(config: Config, detector: Detector, source: LabelledSet) -> list[Term]:
     """The adaptation method that `config.adapt` describes, as a list of terms.
 
     Raises:
         AcclimateError: no term is left.
     """
     from acclimate.adapt.supervised import Supervised
-    from acclimate.adapt.teacher import Teacher
+    from acclimate.adapt.teacher import Teacher, source_thresholds
+    from acclimate.evaluate import predict_eager
 
     method: list[Term] = []
     if config.adapt.supervised > 0:
         method.append(Supervised(config.adapt.supervised))
-    if config.adapt.teacher is not None:
-        method.append(Teacher(config.adapt.teacher))
+    teacher = config.adapt.teacher
+    if teacher is not None:
+        classes = len(detector.spec.classes)
+        if isinstance(teacher.threshold, float | int):
+            thresholds = [float(teacher.threshold)] * classes
+        else:
+            images = source.images[:: max(1, len(source.images) // 96)]
+            found = predict_eager(detector, [image.path for image in images])
+            thresholds = source_thresholds(found, [image.annotations for image in images], classes)
+        method.append(Teacher(teacher, thresholds))
     if not method:
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
     return method

@@ -12,9 +12,14 @@ targets, each with its weight:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.config import TeacherConfig
@@ -27,9 +32,13 @@ class Teacher(Term):
     views: ClassVar[tuple[View, ...]] = ("target_strong",)
     name: ClassVar[str] = "teacher"
 
-    def __init__(self, config: TeacherConfig) -> None:
+    thresholds: Tensor
+
+    def __init__(self, config: TeacherConfig, thresholds: Sequence[float]) -> None:
+        """`thresholds` holds one score a class; see `source_thresholds`."""
         super().__init__()
         self.config = config
+        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         view: View = "target_strong"
@@ -37,15 +46,63 @@ class Teacher(Term):
         ramp = min(1.0, step.progress / self.config.ramp) if self.config.ramp > 0 else 1.0
         losses: dict[str, Tensor] = {}
         if self.config.boxes > 0:
-            targets = [self._targets(found) for found in step.average.decode(seen)]
+            thresholds = self.thresholds.cpu().numpy()
+            targets = [self._targets(found, thresholds) for found in step.average.decode(seen)]
             for name, loss in step.detector.losses(step.features(view), targets, step.raw(view)).items():
                 losses[f"teacher/{name}"] = ramp * self.config.boxes * loss
         if self.config.soft > 0:
-            for name, loss in step.detector.distillation(step.raw(view), seen, self.config.threshold).items():
+            trusted = float(self.thresholds.mean())
+            for name, loss in step.detector.distillation(step.raw(view), seen, trusted).items():
                 losses[f"teacher/soft_{name}"] = ramp * self.config.soft * loss
         return losses
 
-    def _targets(self, found: Detections) -> Annotations:
+    def _targets(self, found: Detections, thresholds: NDArray[np.float32]) -> Annotations:
         """Sure detections as boxes, doubtful ones as regions to ignore; what is below both is background."""
-        kept = found.above(self.config.doubt)
-        return Annotations(kept.boxes, kept.labels, kept.scores < self.config.threshold)
+        needed = thresholds[found.labels]
+        kept = found.scores >= self.config.doubt * needed
+        return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
+
+
+def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:
+    """The score of the best F1 at IoU 0.5 of each class, on labelled source images.
+
+    The source's labels set what counts as sure, so no target label has to, and a class that the detector scores low
+    throughout still teaches. A class without labelled boxes or correct detections gets the highest of the others.
+
+    Args:
+        found: detections, one an image.
+        truth: labelled boxes, in the same pixels and order.
+        classes: how many there are.
+    """
+    best: list[float | None] = []
+    for label in range(classes):
+        scores, hits = [], []
+        for detections, labelled in zip(found, truth, strict=True):
+            mine = detections[detections.labels == label]
+            boxes = labelled.boxes[(labelled.labels == label) & ~labelled.ignore]
+            scores.append(mine.scores)
+            hits.append(_hits(mine.boxes, boxes))
+        total = sum(int(((a.labels == label) & ~a.ignore).sum()) for a in truth)
+        order = np.argsort(-np.concatenate(scores), kind="stable")
+        right = np.cumsum(np.concatenate(hits)[order])
+        if not total or not len(right) or not right[-1]:
+            best.append(None)
+            continue
+        f1 = 2 * right / (np.arange(1, len(right) + 1) + total)
+        best.append(float(np.concatenate(scores)[order][int(f1.argmax())]))
+    highest = max((score for score in best if score is not None), default=0.5)
+    return [highest if score is None else score for score in best]
+
+
+def _hits(found: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which detections, best first, match a box of their own with an IoU of at least 0.5."""
+    hits = np.zeros(len(found), bool)
+    if not len(found) or not len(boxes):
+        return hits
+    iou = box_iou(torch.from_numpy(found), torch.from_numpy(np.ascontiguousarray(boxes))).numpy()
+    for row in range(len(found)):
+        column = int(iou[row].argmax())
+        if iou[row, column] >= 0.5:
+            hits[row] = True
+            iou[:, column] = 0.0
+    return hits
