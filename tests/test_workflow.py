@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from acclimate import load_config, stages, workflow
+from acclimate.config import Budget, Config, DataConfig
+from acclimate.errors import AcclimateError, Interrupted
+from acclimate.run import Run
+from acclimate.structures import Annotations
+from tiny_job import LOOSE, make_data, settings
+from tiny_job import config as tiny_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(data: Path, tmp_path_factory: pytest.TempPathFactory) -> workflow.Job:
+    """A whole job, run once; tests that change something work on a copy."""
+    return workflow.run(tiny_config(data, tmp_path_factory.mktemp("job")))
+
+
+@pytest.fixture
+def copy(job: workflow.Job, data: Path, tmp_path: Path) -> Config:
+    """The configuration of a copy of the finished job. A digest does not depend on where the runs are."""
+    shutil.copytree(job.report.parent, tmp_path / "job")
+    return tiny_config(data, tmp_path / "job")
+
+
+def changed(config: Config, **sections: Any) -> Config:
+    """`config` with some options of some sections replaced."""
+    values = config.model_dump(mode="json")
+    for name, options in sections.items():
+        values[name] = {**values[name], **options} if isinstance(options, dict) else options
+    return Config.model_validate(values)
+
+
+@pytest.fixture
+def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever takes time fails the test."""
+    from acclimate import evaluate, verify
+    from acclimate.adapt import engine
+    from acclimate.runtimes.onnx import Onnx
+    from acclimate.select import score
+
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        pytest.fail("a stage was repeated")
+
+    for place, name in (
+        (engine, "fit"),
+        (score, "choose_checkpoint"),
+        (evaluate, "predict_eager"),
+        (Onnx, "export"),
+        (verify, "verify"),
+    ):
+        monkeypatch.setattr(place, name, refuse)
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Every file below a folder, and when it was last written."""
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_job_leaves_runs_an_artifact_and_a_report(job: workflow.Job) -> None:
+    assert job.report.read_text().startswith("<!")
+    assert job.passed
+    assert [one.precision for one in job.verifications] == ["int8"]
+    assert set(job.verifications[0].accuracy) == {"source_test", "target_test"}
+    assert job.oracle is not None
+    for run in (job.source, job.adapted, job.oracle):
+        assert Run.open(run.path).done
+        names = {(one.data, one.role) for one in run.evaluations() if one.model == "eager"}
+        assert names == {("source_test", "source"), ("target_test", "target")}
+        assert not run.has("state")
+    assert not (job.report.parent / "previous").exists()
+
+
+def test_the_oracle_is_marked_and_trained_on_the_target(job: workflow.Job, data: Path) -> None:
+    assert job.oracle is not None
+    notes = Run.open(job.oracle.path).manifest.notes
+    assert notes["role"] == "oracle"
+    assert notes["source"]["name"] == "annotations"
+    assert job.source.manifest.digest != job.oracle.manifest.digest
+    with pytest.raises(AcclimateError, match="no `oracle` data set"):
+        workflow.train(changed(tiny_config(data, Path("x")), oracle=None), "x", role="oracle")
+
+
+def test_hindsight_ranks_the_checkpoints_and_changes_no_choice(job: workflow.Job) -> None:
+    selection = job.adapted.selection()
+    assert selection is not None
+    assert [candidate.step for candidate in selection.candidates] == [2, 4]
+    assert all(candidate.hindsight_ap50 is not None for candidate in selection.candidates)
+    best = max(selection.candidates, key=lambda one: (one.scores[selection.rule], one.step))
+    assert selection.chosen_step == best.step
+    kept = (job.adapted.path / "model.safetensors").read_bytes()
+    assert kept == (job.adapted.path / "checkpoints" / f"step_{best.step:06d}.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("nothing_is_repeated")
+def test_an_unchanged_job_repeats_nothing(copy: Config) -> None:
+    before = tree(copy.out)
+    again = workflow.run(copy)
+    after = tree(copy.out)
+    assert {name for name in after if before.get(name) != after[name]} <= {
+        "report.html",
+        "adapted/artifacts/onnx-int8/verification.json",
+    }
+    assert set(after) == set(before)
+    assert again.passed
+
+
+@pytest.mark.usefixtures("nothing_is_repeated")
+def test_a_changed_budget_is_judged_without_measuring_again(copy: Config) -> None:
+    judged = workflow.run(changed(copy, budget={**LOOSE, "size_mb": 0.001}))
+    assert not judged.passed
+    assert {check.name: check.passed for check in judged.verifications[0].checks}["size_mb"] is False
+    assert workflow.run(copy).passed
+
+
+def test_a_latency_that_broke_the_budget_is_measured_again(copy: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acclimate import verify
+
+    seen: list[Budget | None] = []
+
+    def measure(folder: Path, sets: Any, budget: Budget | None, **options: Any) -> Any:
+        seen.append(budget)
+        return verify.stored(folder)
+
+    monkeypatch.setattr(verify, "verify", measure)
+    workflow.run(changed(copy, budget={**LOOSE, "latency_ms": 1e-6}))
+    assert len(seen) == 1
+
+
+@pytest.mark.usefixtures("nothing_is_repeated")
+def test_how_data_are_loaded_is_no_change(copy: Config) -> None:
+    loading = {"workers": 1, "cache_mb": 7, "log_every": 3}
+    config = changed(copy, train=loading, schedule=loading)
+    assert config.train.workers == 1
+    workflow.run(config)
+
+
+def test_a_changed_stage_is_run_anew_and_the_earlier_run_kept(copy: Config) -> None:
+    source = tree(copy.out / "source")
+    earlier = Run.open(copy.out / "adapted").manifest
+    job = workflow.run(changed(copy, schedule={"steps": 2}, export={"precisions": ["fp32"]}, oracle=None))
+    assert tree(copy.out / "source") == source
+    assert Run.open(copy.out / "adapted").manifest.digest != earlier.digest
+    moved = copy.out / "previous" / f"adapted-{earlier.digest}"
+    assert Run.open(moved).manifest == earlier
+    assert (moved / "artifacts" / "onnx-int8" / "artifact.json").is_file()
+    assert [one.precision for one in job.verifications] == ["fp32"]
+    assert job.oracle is None
+
+
+def test_a_mistake_at_the_end_of_a_job_is_found_at_its_beginning(
+    data: Path, tmp_path: Path, nothing_is_repeated: None
+) -> None:
+    config = tiny_config(data, tmp_path / "job")
+    for mistake, said in (
+        ({"export": {"runtime": "tflite"}}, "unknown runtime 'tflite'"),
+        ({"target_test": {"path": str(tmp_path / "none")}}, "target_test"),
+        ({"source_test": {"path": str(tmp_path / "none")}}, "none: no such file or folder"),
+        ({"target": str(tmp_path)}, "no image found"),
+    ):
+        with pytest.raises(AcclimateError, match=said):
+            workflow.run(changed(config, **mistake))
+    assert not (tmp_path / "job").exists()
+
+
+def test_several_processes_do_not_run_a_job_several_times(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AcclimateError, match="one process"):
+        workflow.run(tiny_config(data, tmp_path))
+
+
+def test_the_configuration_in_a_run_reproduces_it(job: workflow.Job, tmp_path: Path) -> None:
+    config = load_config(job.source.path / "config.json")
+    again = workflow.train(config, tmp_path / "again")
+    assert again.manifest.digest == job.source.manifest.digest
+    assert (again.path / "model.safetensors").read_bytes() == (job.source.path / "model.safetensors").read_bytes()
+
+
+def test_a_configuration_of_another_version_still_opens(copy: Config, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run.open(copy.out / "source")
+    values = run.read("config.json")
+    values["train"]["loss_of_old"] = 1
+    run.write("config.json", values)
+    assert stages.configuration(run) == Config.model_validate(json.loads(json.dumps({
+        **values, "train": {k: v for k, v in values["train"].items() if k != "loss_of_old"}
+    })))  # fmt: skip
+    assert "train.loss_of_old" in caplog.text
+
+
+def test_another_run_is_never_overwritten(copy: Config, tmp_path: Path) -> None:
+    before = tree(copy.out / "source")
+    with pytest.raises(AcclimateError, match=r"holds another run .*choose another --out"):
+        workflow.train(changed(copy, train={"steps": 3}), copy.out / "source")
+    with pytest.raises(AcclimateError, match="holds another run"):
+        workflow.adapt(copy.out / "source", str(copy.target), copy.out / "source")
+    assert tree(copy.out / "source") == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(AcclimateError, match="not empty and is not a run"):
+        workflow.train(copy, tmp_path / "notes")
+
+
+class _Interrupting(Console):
+    """Presses Ctrl-C when a line that starts with `at` is printed."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__(quiet=True)
+        self.at: str | None = at
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.at is not None and str(objects[0]).startswith(self.at):
+            self.at = None
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_training_goes_on_after_ctrl_c_to_the_same_weights(job: workflow.Job, data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path)
+    with pytest.raises(Interrupted, match="interrupted after step"):
+        workflow.train(config, tmp_path / "source", console=_Interrupting("train: step 1/"))
+    assert Run.open(tmp_path / "source").manifest.status == "interrupted"
+    with pytest.raises(AcclimateError, match="not finished"):
+        workflow.export(tmp_path / "source")
+    run = workflow.train(config, tmp_path / "source")
+    assert Run.open(run.path).done
+    assert (run.path / "model.safetensors").read_bytes() == (job.source.path / "model.safetensors").read_bytes()
+    steps = [line["step"] for line in run.metrics()]
+    assert steps == [1, 2, 3, 4]
+
+
+@contextlib.contextmanager
+def failing(place: Any, name: str, error: BaseException) -> Iterator[None]:
+    def fail(*arguments: Any, **options: Any) -> NoReturn:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(place, name, fail)
+        yield
+
+
+def test_adaptation_goes_on_after_ctrl_c_in_the_choice(job: workflow.Job, tmp_path: Path, data: Path) -> None:
+    from acclimate.select import score
+
+    target = data / "fog-train" / "images"
+    with failing(score, "choose_checkpoint", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        workflow.adapt(job.source.path, target, tmp_path / "adapted")
+    assert Run.open(tmp_path / "adapted").manifest.status == "interrupted"
+    run = workflow.adapt(job.source.path, target, tmp_path / "adapted")
+    assert (run.path / "model.safetensors").read_bytes() == (job.adapted.path / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_export_leaves_nothing_and_can_be_repeated(copy: Config) -> None:
+    from acclimate.runtimes import onnx
+
+    artifacts = copy.out / "adapted" / "artifacts"
+    before = tree(artifacts)
+    with failing(onnx, "_write_graph", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        workflow.export(copy.out / "adapted", precision="fp32")
+    assert tree(artifacts) == before
+    folder = workflow.export(str(copy.out / "adapted"), precision="fp32")
+    assert (folder / "model.onnx").is_file()
+    assert workflow.export(copy.out / "adapted", precision="fp32") == folder
+
+
+def test_an_interrupted_verification_leaves_the_earlier_one(copy: Config) -> None:
+    from acclimate import verify
+
+    folder = copy.out / "adapted" / "artifacts" / "onnx-int8"
+    before = (folder / "verification.json").read_bytes()
+    with failing(verify, "_bench", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        workflow.verify(folder)
+    assert (folder / "verification.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("nothing_is_repeated")
+def test_a_tampered_artifact_is_refused_and_a_job_replaces_it(copy: Config) -> None:
+    folder = copy.out / "adapted" / "artifacts" / "onnx-int8"
+    with open(folder / "model.onnx", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(AcclimateError, match="SHA-256"):
+        workflow.verify(folder)
+    with pytest.raises(pytest.fail.Exception, match="repeated"):
+        workflow.export(copy.out / "adapted", images=2)
+
+
+@pytest.mark.parametrize("name", ["config.json", "spec.json", "model.safetensors"])
+def test_a_run_that_lost_a_file_says_so(name: str, copy: Config, data: Path) -> None:
+    (copy.out / "source" / name).unlink()
+    for verb in (
+        lambda: workflow.train(copy, copy.out / "source"),
+        lambda: workflow.adapt(copy.out / "source", data / "fog-train" / "images", copy.out / "new"),
+        lambda: workflow.export(copy.out / "source"),
+    ):
+        with pytest.raises(AcclimateError, match=rf"{name}: is missing from a finished run; delete"):
+            verb()
+    assert not (copy.out / "new").exists()
+
+
+def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path, job: workflow.Job) -> None:
+    config = tiny_config(data, tmp_path)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with failing(os, "fsync", full), pytest.raises(AcclimateError, match="the disk is full; free some space"):
+        workflow.train(config, tmp_path / "source")
+    run = workflow.train(config, tmp_path / "source")
+    assert (run.path / "model.safetensors").read_bytes() == (job.source.path / "model.safetensors").read_bytes()
+
+
+def _nudged(annotations: Annotations) -> Annotations:
+    return annotations.with_boxes(annotations.boxes + np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: replace(s, classes=(*s.classes[1:], s.classes[0])),
+        lambda s: replace(s, images=s.images[1:]),
+        lambda s: replace(
+            s, images=(replace(s.images[0], annotations=_nudged(s.images[0].annotations)), *s.images[1:])
+        ),
+        lambda s: replace(s, images=(replace(s.images[0], path=s.images[0].path.with_name("b.jpg")), *s.images[1:])),
+    ],
+    ids=["classes", "an image less", "a box moved", "another file"],
+)
+def test_a_change_of_the_source_is_noticed(change: Callable[[Any], Any], data: Path) -> None:
+    from acclimate.data import formats
+
+    images = formats.read(DataConfig(path=data / "clear-train"))
+    assert stages.labelled_digest(images) == stages.labelled_digest(formats.read(DataConfig(path=data / "clear-train")))
+    assert stages.labelled_digest(images) != stages.labelled_digest(change(images))
+
+
+def test_a_change_of_the_target_is_noticed(data: Path, tmp_path: Path) -> None:
+    from acclimate.data import formats
+
+    folder = tmp_path / "images"
+    shutil.copytree(data / "fog-train" / "images", folder)
+    seen = {stages.unlabelled_digest(formats.unlabelled(folder))}
+    (folder / "notes.txt").write_text("no image")
+    assert stages.unlabelled_digest(formats.unlabelled(folder)) in seen
+    first = sorted(folder.glob("*.jpg"))[0]
+    first.write_bytes(first.read_bytes() + b"\0")
+    seen.add(stages.unlabelled_digest(formats.unlabelled(folder)))
+    first.rename(folder / "renamed.jpg")
+    seen.add(stages.unlabelled_digest(formats.unlabelled(folder)))
+    (folder / "renamed.jpg").unlink()
+    seen.add(stages.unlabelled_digest(formats.unlabelled(folder)))
+    assert len(seen) == 4
+
+
+def test_a_job_may_make_its_own_scenes(data: Path, tmp_path: Path, nothing_is_repeated: None) -> None:
+    values = settings(data, tmp_path / "job")
+    for key in ("source", "target", "source_test", "target_test", "oracle"):
+        del values[key]
+    values["scenes"] = {"out": str(tmp_path / "scenes"), "images": 2, "test_images": 1, "size": [96, 128]}
+    with pytest.raises(pytest.fail.Exception, match="repeated"):
+        workflow.run(Config.model_validate(values))
+    parts = {f"{domain}-{split}" for domain in ("clear", "fog") for split in ("train", "test")}
+    assert {path.name for path in (tmp_path / "scenes").iterdir()} == parts
+    config = Config.model_validate((Run.open(tmp_path / "job" / "source")).read("config.json"))
+    assert config.target == tmp_path / "scenes" / "fog-train" / "images"
+    assert config.oracle == DataConfig(path=tmp_path / "scenes" / "fog-train" / "annotations.json")
