@@ -37,7 +37,7 @@ from acclimate.structures import Annotations
 
 
 def terms() -> list[Term]:
-    return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1)), Restless()]
+    return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), [0.3]), Restless()]
 
 
 def restless() -> list[Term]:
@@ -463,9 +463,7 @@ def test_a_real_detector_with_threads_and_random_views_goes_on_exactly(norm: str
 
     def go(path: Path, stop: int | None = None) -> Run:
         torch.manual_seed(3)
-        objective = Objective(
-            build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5, doubt=0, threshold=0.05))], 0.9, warm=True
-        )
+        objective = Objective(build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5), [0.05])], 0.9, warm=True)
         loader = Loader(source, target, (64, 64), AugmentConfig(), settings, seed=5)
         run = Run.create(path, Manifest(verb="train"))
         steps = 0
