@@ -1,0 +1,553 @@
+"""The command line: what it says, how it exits, and what it makes of bad input, verb by verb."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import tomli_w
+
+from acclimate.cli import main
+from acclimate.run import Run
+from tiny_job import make_data, settings
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/, job.toml, and a source run with an INT8 artifact."""
+    from acclimate import load_config, workflow
+
+    folder = tmp_path_factory.mktemp("made")
+    make_data(folder / "data")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        (folder / "job.toml").write_text(tomli_w.dumps(settings(Path("data"), Path("job"))))
+        run = workflow.train(load_config("job.toml", ["train.steps=2"]), "source")
+        workflow.export(run.path, calibration="data/fog-train/images", images=2)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+ARTIFACT = "source/artifacts/onnx-int8"
+TARGET = "data/fog-train/images"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of a command that must exit with 2."""
+    capsys.readouterr()
+    status = main(arguments)
+    said = capsys.readouterr().err
+    assert status == 2, said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
+    return said
+
+
+def accepted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    status = main(arguments)
+    said = capsys.readouterr()
+    assert status == 0, said.out + said.err
+    return said.out
+
+
+# Options, configurations and overrides: nothing is read or written before they are right.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument"),
+        (["train", "job.toml"], "Missing option '--out'"),
+        (["train", "job.toml", "--out", "x", "--rule", "y"], "No such option"),
+        (["train", "none.toml", "--out", "x"], "none.toml: no such config file"),
+        (["train", "typo.toml", "--out", "x"], "typo.toml: unknown key 'train.stepz' (did you mean 'steps'?)"),
+        (["train", "type.toml", "--out", "x"], "type.toml: train.steps: Input should be a valid integer"),
+        (["train", "cut.toml", "--out", "x"], "cut.toml: not valid TOML"),
+        (["train", "binary.toml", "--out", "x"], "binary.toml: cannot be read"),
+        (["train", "empty.toml", "--out", "x"], "[source]"),
+        (["train", "list.json", "--out", "x"], "list.json: not a configuration"),
+        (["train", "cut.json", "--out", "x"], "cut.json: not valid JSON"),
+        (["train", "job.toml", "--out", "x", "train.steps"], "'train.steps': an override is written key=value"),
+        (["train", "job.toml", "--out", "x", "train.lr=nan"], "train.lr"),
+        (["train", "job.toml", "--out", "x", "--role", "teacher"], "--role teacher: choose source or oracle"),
+        (["adapt", "source", "--target", TARGET, "--out", "x", "schedule.step=3"], "schedule.step"),
+        (["export", "source", "--runtime", "tflite"], "unknown runtime 'tflite' (known: "),
+        (["export", "source", "--precision", "int4"], "--precision int4: choose fp32, fp16 or int8"),
+        (["export", "source"], "--calibration"),
+        (["verify", ARTIFACT, "--budget", "latency=3"], "did you mean 'latency_ms'?"),
+        (["verify", ARTIFACT, "--budget", "latency_ms=fast"], "latency_ms"),
+        (["verify", ARTIFACT, "--budget", "latency_ms"], "'latency_ms': a limit is written key=value"),
+        (["verify", ARTIFACT, "split=test"], "'split=test'"),
+        (["evaluate", "source"], "--data"),
+        (["predict", ARTIFACT, TARGET, "--out", "x", "--threshold", "2"], "'--threshold'"),
+        (["scenes", "x", "--condition", "snow"], "condition 'snow' does not exist"),
+        (["scenes", "x", "--images", "0"], "'--images'"),
+        (["run", "job.toml", "export.runtime=tflite"], "unknown runtime 'tflite'"),
+        (["run", "empty.toml"], "[source]"),
+        (["data", "data/fog-test", "spilt=test"], "did you mean 'split'?"),
+        (["report"], "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_told_in_one_line(
+    arguments: list[str], said: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "typo.toml": b"[train]\nstepz = 3\n",
+        "type.toml": b"[train]\nsteps = 'many'\n",
+        "cut.toml": b"[train\n",
+        "binary.toml": b"\xff\xfe\x00",
+        "empty.toml": b"",
+        "list.json": b"[]",
+        "cut.json": b"{",
+    }
+    for name, content in files.items():
+        (project / name).write_bytes(content)
+    assert said in refused(capsys, *arguments)
+    assert not (project / "x").exists()
+
+
+def test_a_missing_path_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "empty").mkdir()
+    for arguments, said in (
+        (["train", "job.toml", "--out", "x", "source.path=nowhere"], "nowhere: no such file or folder"),
+        (["train", "job.toml", "--out", "x", "source.path=empty"], "empty: no labels of a known format"),
+        (["train", "job.toml", "--out", "x", "model.weights=w.pth"], "w.pth: no such file"),
+        (["adapt", "nowhere", "--target", TARGET, "--out", "x"], "nowhere: not a run folder"),
+        (["adapt", "source", "--target", "nowhere", "--out", "x"], "nowhere: no such file or folder"),
+        (["adapt", "source", "--target", "empty", "--out", "x"], "empty: no image found"),
+        (["export", "source", "--calibration", "empty"], "empty: no image found"),
+        (["verify", "empty"], "empty: not an artifact"),
+        (["verify", ARTIFACT, "--data", "nowhere"], "nowhere: no such file or folder"),
+        (["predict", ARTIFACT, "empty", "--out", "x"], "empty: no image found"),
+        (["predict", ARTIFACT, "nowhere", "--out", "x"], "nowhere: no such image"),
+        (["report", "empty"], "empty: not a run folder"),
+        (["evaluate", "empty", "--data", "data/fog-test"], "empty: not a run folder"),
+        (["data", "empty"], "empty: no image found"),
+        (["data", "nowhere"], "nowhere: no such file or folder"),
+        (["run", "job.toml", "target=empty"], "empty: no image found"),
+    ):
+        assert said in refused(capsys, *arguments)
+        assert not (project / "x").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The tests may run as root, whom permissions do not bind; nobody writes below a file.
+    (project / "file").write_text("x")
+    for arguments in (
+        ["train", "job.toml", "--out", "file/run"],
+        ["adapt", "source", "--target", TARGET, "--out", "file/run"],
+        ["predict", ARTIFACT, TARGET, "--out", "file/found"],
+        ["report", "source", "--out", "file/report.html"],
+        ["data", "data/fog-test", "--sheet", "file/sheet.jpg"],
+        ["scenes", "file/scenes", "--images", "1"],
+        ["run", "job.toml", "out=file/job"],
+    ):
+        said = refused(capsys, *arguments)
+        assert "file" in said
+        assert "choose another folder" in said
+    assert (project / "file").read_text() == "x"
+
+
+def test_a_folder_with_something_else_is_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not empty and is not a run" in refused(capsys, "train", "job.toml", "--out", "data")
+    assert "holds another run" in refused(capsys, "train", "job.toml", "--out", "source", "train.steps=9")
+    assert "holds another run" in refused(capsys, "adapt", "source", "--target", TARGET, "--out", "source")
+    assert "holds another data set" in refused(capsys, "scenes", "data/fog-test")
+    (project / "source/artifacts/onnx-fp32").mkdir()
+    (project / "source/artifacts/onnx-fp32/mine.txt").write_text("x")
+    assert "is not an artifact" in refused(capsys, "export", "source", "--precision", "fp32")
+
+
+# Damaged runs and artifacts.
+
+
+def _damage(file: str, content: bytes) -> Callable[[], None]:
+    return lambda: [Path(file).write_bytes(content)].clear()
+
+
+def _status(value: str) -> Callable[[], None]:
+    def change() -> None:
+        run = Run.open(Path("source"))
+        run.manifest = run.manifest.model_copy(update={"status": value})
+        run.save()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "said"),
+    [
+        (_damage("source/run.json", b"{"), ["adapt", "source", "--target", TARGET, "--out", "x"], "run.json: damaged"),
+        (_damage("source/run.json", b"{"), ["train", "job.toml", "--out", "source"], "run.json: damaged"),
+        (_damage("source/run.json", b"{"), ["report", "source"], "run.json: damaged"),
+        (_damage("source/config.json", b"[]"), ["adapt", "source", "--target", TARGET, "--out", "x"], "config.json"),
+        (_damage("source/spec.json", b"{}"), ["export", "source", "--calibration", TARGET], "spec.json"),
+        (_damage("source/model.safetensors", b"a"), ["export", "source", "--precision", "fp32"], "model.safetensors"),
+        (_status("interrupted"), ["export", "source"], "source: the run is not finished (interrupted)"),
+        (_status("running"), ["evaluate", "source", "--data", "data/fog-test"], "is not finished (running)"),
+        (_damage(f"{ARTIFACT}/model.onnx", b"a"), ["verify", ARTIFACT], "model.onnx: is not the file that was"),
+        (_damage(f"{ARTIFACT}/model.onnx", b"a"), ["predict", ARTIFACT, TARGET, "--out", "x"], "model.onnx"),
+        (_damage(f"{ARTIFACT}/artifact.json", b"{"), ["verify", ARTIFACT], "artifact.json: damaged JSON"),
+        (_damage(f"{ARTIFACT}/artifact.json", b'{"format": 99}'), ["verify", ARTIFACT], "newer acclimate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_damage_is_told_in_one_line(
+    damage: Callable[[], None], arguments: list[str], said: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage()
+    assert said in refused(capsys, *arguments)
+    assert not (project / "x").exists()
+
+
+# Images and labels.
+
+
+def _images_of_all_kinds(folder: Path) -> None:
+    """An image of each mode, and three that cannot be read."""
+    folder.mkdir(parents=True)
+    colour = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    grey = colour[:, :, 0]
+    cv2.imwrite(str(folder / "colour.png"), colour)
+    cv2.imwrite(str(folder / "grey.png"), grey)
+    cv2.imwrite(str(folder / "sixteen.png"), grey.astype(np.uint16) * 11)
+    cv2.imwrite(str(folder / "alpha.png"), np.dstack([colour, grey]))
+    (folder / "palette.bmp").write_bytes(_palette_bmp(grey // 16))
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(colour))
+    (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.jpg").touch()
+
+
+def _palette_bmp(indices: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """An 8-bit palette image, which OpenCV reads and does not write."""
+    height, width = indices.shape
+    palette = b"".join(bytes((i, 255 - i, i // 2, 0)) for i in range(256))
+    offset = 14 + 40 + len(palette)
+    pixels = np.ascontiguousarray(np.pad(indices[::-1], ((0, 0), (0, -width % 4)))).tobytes()
+    numbers = [(offset + len(pixels), 4), (0, 4), (offset, 4), (40, 4), (width, 4), (height, 4), (1, 2), (8, 2)]
+    numbers += [(0, 4), (len(pixels), 4), (2835, 4), (2835, 4), (256, 4), (0, 4)]
+    return b"BM" + b"".join(value.to_bytes(size, "little") for value, size in numbers) + palette + pixels
+
+
+def test_predict_reads_every_mode_and_reports_what_it_cannot(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _images_of_all_kinds(project / "mixed")
+    said = accepted(capsys, "predict", ARTIFACT, "mixed", "--out", "found")
+    found = json.loads((project / "found" / "detections.json").read_text())
+    assert {Path(image["file"]).name for image in found["images"]} == {
+        "colour.png", "grey.png", "sixteen.png", "alpha.png", "palette.bmp",
+    }  # fmt: skip
+    assert {Path(problem["file"]).name for problem in found["problems"]} == {"cut.jpg", "text.jpg", "empty.jpg"}
+    assert "truncated" in said
+    assert "found/detections.json" in said
+
+
+def test_adapt_and_export_take_what_they_can_read(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _images_of_all_kinds(project / "mixed")
+    accepted(capsys, "adapt", "source", "--target", "mixed", "--out", "adapted", "schedule.steps=2")
+    target = Run.open(project / "adapted").manifest.notes["target"]
+    assert target["images"] == 7
+    assert "empty.jpg" in target["problems"][0]
+    said = accepted(capsys, "export", "adapted")
+    assert said.splitlines()[-1] == "artifact: adapted/artifacts/onnx-int8"
+    manifest = json.loads((project / "adapted/artifacts/onnx-int8/artifact.json").read_text())
+    assert manifest["calibration"]["images"] == 5
+
+
+def test_a_target_of_which_nothing_can_be_read_stops_adaptation(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "bad").mkdir()
+    for number in range(3):
+        (project / "bad" / f"{number}.jpg").write_text("no image")
+    assert "target images cannot be read" in refused(capsys, "adapt", "source", "--target", "bad", "--out", "x")
+    assert "none of 3 could be read" in refused(capsys, "export", "source", "--calibration", "bad")
+
+
+def _edit_index(change: Callable[[dict[str, Any]], None]) -> None:
+    file = Path("data/clear-train/annotations.json")
+    index = json.loads(file.read_text())
+    change(index)
+    file.write_text(json.dumps(index))
+
+
+def _break_labels(index: dict[str, Any]) -> None:
+    first, second, third = index["annotations"][:3]
+    first["bbox"] = [float("nan"), 0, 10, 10]
+    second["bbox"] = [10, 10, -5, 5]
+    third["category_id"] = 99
+    index["annotations"].append(dict(index["annotations"][3]))
+    index["images"].append(dict(index["images"][0]))
+    index["images"].append({**index["images"][1], "id": 1000, "file_name": "missing.jpg"})
+
+
+def test_bad_labels_are_left_out_and_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _edit_index(_break_labels)
+    said = accepted(capsys, "data", "data/clear-train", "--sheet", "sheet.jpg")
+    for problem in ("not finite", "inverted", "category id 99", "annotation id is listed twice", "missing.jpg"):
+        assert problem in said
+    assert said.splitlines()[-1] == "contact sheet: sheet.jpg"
+    said = accepted(capsys, "train", "job.toml", "--out", "x", "train.steps=1")
+    assert said.splitlines()[-1] == "run: x"
+    source = Run.open(project / "x").manifest.notes["source"]
+    assert source["images"] == 6
+    assert source["problem_count"] >= 5
+
+
+def test_a_truncated_or_missing_source_image_does_not_stop_training(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((project / "data/clear-train/images").glob("*.jpg"))[:2]
+    first.write_bytes(first.read_bytes()[:500])
+    second.unlink()
+    accepted(capsys, "train", "job.toml", "--out", "x", "train.steps=3")
+    source = Run.open(project / "x").manifest.notes["source"]
+    assert any(second.name in problem for problem in source["problems"])
+
+
+def test_labels_without_a_usable_box_stop_training(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _edit_index(lambda index: index["annotations"].clear())
+    assert "none of its 6 images has a usable box" in refused(capsys, "train", "job.toml", "--out", "x")
+    shutil.rmtree(project / "data/clear-train")
+    images = project / "yolo" / "images" / "train"
+    shutil.copytree(project / TARGET, images)
+    (project / "yolo/data.yaml").write_text("names: [car]\n")
+    for image in images.iterdir():
+        label = project / "yolo" / "labels" / "train" / f"{image.stem}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.touch()
+    assert "none of its 6 images has a usable box" in refused(
+        capsys, "train", "job.toml", "--out", "x", "source.path=yolo"
+    )
+
+
+def test_an_unknown_class_is_named_with_its_ways_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rename(index: dict[str, Any]) -> None:
+        used = index["annotations"][0]["category_id"]
+        next(c for c in index["categories"] if c["id"] == used)["name"] = "tram"
+
+    _edit_index(rename)
+    for arguments in (
+        ["verify", ARTIFACT, "--source", "data/clear-train"],
+        ["evaluate", "source", "--source", "data/clear-train"],
+        ["adapt", "source", "--target", TARGET, "--out", "x"],
+    ):
+        said = refused(capsys, *arguments)
+        assert '"tram"' in said
+        assert "drop = [" in said
+    accepted(capsys, "evaluate", "source", 'drop=["tram"]', "--source", "data/clear-train")
+
+
+# Exit statuses, and what a verb says when it is done.
+
+
+def test_a_budget_out_of_reach_exits_with_1_and_says_by_how_much(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = "latency_ms=1e-6,size_mb=0.001,max_ap50_drop=1"
+    status = main(["verify", ARTIFACT, "--data", "data/fog-test", "--budget", limits])
+    said = capsys.readouterr()
+    assert status == 1
+    assert "FAILED" in said.out
+    assert said.err.startswith("budget missed; onnx-int8: latency_ms is ")
+    assert ", allowed 1e-06, size_mb is " in said.err
+    assert said.err.count("\n") == 1
+    assert json.loads((project / ARTIFACT / "verification.json").read_text())["passed"] is False
+
+
+def test_a_budget_that_holds_exits_with_0(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = accepted(capsys, "verify", ARTIFACT, "--budget", "latency_ms=1e5,size_mb=100")
+    assert "PASSED" in said
+    assert said.splitlines()[-1] == f"verification: {ARTIFACT}/verification.json"
+
+
+def test_run_says_where_the_report_is_last(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from acclimate import verify, workflow
+
+    known = verify.verify(project / ARTIFACT, [], runs=5)
+    run = Run.open(Path("source"))
+
+    def job(config: Any, **options: Any) -> workflow.Job:
+        judged = verify.judge(project / ARTIFACT, known, config.budget)
+        return workflow.Job(Path("job/report.html"), run, run, None, (judged, judged))
+
+    monkeypatch.setattr(workflow, "run", job)
+    assert accepted(capsys, "run", "job.toml").splitlines()[-1] == "report: job/report.html"
+    assert main(["run", "job.toml", "budget.size_mb=0.001"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "report: job/report.html"
+    assert said.err.startswith("budget missed; nearest is onnx-int8: size_mb is ")
+
+
+def test_report_and_scenes_name_their_result(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accepted(capsys, "evaluate", "source", "--data", "data/fog-test", "--source", "data/clear-test")
+    assert {one.data for one in Run.open(Path("source")).evaluations()} == {"source_test", "target_test"}
+    assert accepted(capsys, "report", "source").splitlines()[-1] == "report: report.html"
+    said = accepted(capsys, "scenes", "new", "--images", "2", "--height", "64", "--width", "64")
+    assert said.splitlines() == ["new scenes: 2", "data set: new/annotations.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place", "name"),
+    [
+        (["train", "job.toml", "--out", "x"], "acclimate.adapt.engine", "fit"),
+        (["adapt", "source", "--target", TARGET, "--out", "x"], "acclimate.adapt.engine", "fit"),
+        (["export", "source", "--precision", "fp32"], "acclimate.runtimes.onnx", "_write_graph"),
+        (["verify", ARTIFACT], "acclimate.verify", "_bench"),
+        (["predict", ARTIFACT, TARGET, "--out", "x"], "acclimate.edge.predict", "draw"),
+        (["scenes", "x", "--images", "2"], "acclimate.data.scenes", "_write_scene"),
+        (["run", "job.toml"], "acclimate.adapt.engine", "fit"),
+        (["data", "data/fog-test"], "acclimate.data.inspect", "contact_sheet"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    arguments: list[str],
+    place: str,
+    name: str,
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*given: Any, **options: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{place}.{name}", stop)
+    assert main(arguments) == 130
+    said = capsys.readouterr().err
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+
+
+def test_predict_and_scenes_go_on_after_ctrl_c(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import acclimate.data.scenes
+    import acclimate.edge.predict
+
+    def third_time(function: Callable[..., Any]) -> Callable[..., Any]:
+        calls = iter(range(100))
+
+        def counted(*given: Any, **options: Any) -> Any:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return function(*given, **options)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(acclimate.edge.predict, "draw", third_time(acclimate.edge.predict.draw))
+        assert main(["predict", ARTIFACT, TARGET, "--out", "found"]) == 130
+        patched.setattr(acclimate.data.scenes, "_write_scene", third_time(acclimate.data.scenes._write_scene))
+        assert main(["scenes", "new", "--images", "4", "--height", "64", "--width", "64"]) == 130
+    kept = sorted((project / "new/images").iterdir())[0].stat().st_mtime_ns
+    assert "2 of 6 images are done already" in accepted(capsys, "predict", ARTIFACT, TARGET, "--out", "found")
+    assert json.loads((project / "found/detections.json").read_text())["complete"] is True
+    accepted(capsys, "scenes", "new", "--images", "4", "--height", "64", "--width", "64")
+    assert sorted((project / "new/images").iterdir())[0].stat().st_mtime_ns == kept
+
+
+def test_a_full_disk_is_told_in_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file: file.read_bytes() for file in project.rglob("*") if file.is_file()}
+
+    def full(*given: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for arguments in (
+        ["train", "job.toml", "--out", "x"],
+        ["predict", ARTIFACT, TARGET, "--out", "y"],
+        ["report", "source"],
+        ["data", "data/fog-test"],
+        ["verify", ARTIFACT],
+        ["export", "source", "--precision", "fp32"],
+    ):
+        assert "the disk is full" in refused(capsys, *arguments)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+# A process of its own.
+
+
+def test_the_module_is_the_command_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys, acclimate; assert 'numpy' not in sys.modules; from acclimate.cli import main;"
+        "status = main(['--version']); status = status or main(['--help']);"
+        "sys.exit(status or sorted({'torch', 'cv2', 'onnxruntime'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("run", "data", "train", "adapt", "evaluate", "export", "verify", "predict", "report", "doctor"):
+        assert verb in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "acclimate", "train", "none.toml", "--out", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: none.toml: no such config file\n"
+
+
+def test_predict_does_not_load_torch(project: Path) -> None:
+    code = (
+        "import sys; from acclimate.cli import main;"
+        f"status = main(['predict', {ARTIFACT!r}, {TARGET!r}, '--out', 'found']);"
+        "sys.exit(status or sorted({'torch', 'timm', 'onnx', 'scipy'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_a_signal_stops_training_where_it_can_go_on(stop: signal.Signals, project: Path) -> None:
+    command = [sys.executable, "-m", "acclimate", "train", "job.toml", "--out", "x", "train.steps=400"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (project / "x" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "interrupted after step" in said
+    assert Run.open(project / "x").manifest.status == "interrupted"
+    assert main([*command[3:]]) == 0
+    assert Run.open(project / "x").metrics()[-1]["step"] == 400
+
+
+@pytest.mark.slow
+def test_torchrun_trains_with_two_processes_and_speaks_once(project: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "acclimate", "train", "job.toml", "--out", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("run: x") == 1
+    assert Run.open(project / "x").manifest.notes["processes"] == 2
