@@ -50,6 +50,8 @@ def accelerator(precision: str) -> Accelerator:
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
+        # Without being told, Accelerate takes several processes on a machine without accelerators for as many runs.
+        cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
     )
 
