@@ -112,8 +112,8 @@ class TeacherConfig(Options):
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
     threshold: float | Literal["source"] = Field(default="source")
-    """Score from which a detection of the teacher is a target; `source` takes the score of the best F1 on source
-    images, class by class, measured once before the adaptation."""
+    """Score from which a detection of the teacher is a target; `source` measures it on labelled source images, class
+    by class, once before the adaptation."""
     doubt: float = Field(default=0.5, ge=0, le=1)
     """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
     ramp: float = Field(default=0.1, ge=0, le=1)

@@ -51,7 +51,7 @@ class Teacher(Term):
             for name, loss in step.detector.losses(step.features(view), targets, step.raw(view)).items():
                 losses[f"teacher/{name}"] = ramp * self.config.boxes * loss
         if self.config.soft > 0:
-            trusted = float(self.thresholds.mean())
+            trusted = float(self.thresholds.min())
             for name, loss in step.detector.distillation(step.raw(view), seen, trusted).items():
                 losses[f"teacher/soft_{name}"] = ramp * self.config.soft * loss
         return losses
@@ -63,35 +63,43 @@ class Teacher(Term):
         return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
 
 
-def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:
-    """The score of the best F1 at IoU 0.5 of each class, on labelled source images.
+BETA = 0.5
+"""Precision counts twice as much as recall: a wrong target box costs more than a missing one, which is ignored."""
+MIN_PRECISION = 0.5
+"""A class that is not right at least this often on the source, where it was trained, teaches nothing."""
+NEVER = 2.0
+"""A threshold that no score reaches."""
 
-    The source's labels set what counts as sure, so no target label has to, and a class that the detector scores low
-    throughout still teaches. A class without labelled boxes or correct detections gets the highest of the others.
+
+def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:
+    """The score of the best F-beta (`BETA`) at IoU 0.5 of each class, on labelled source images.
+
+    The source's labels set what counts as sure, so no target label has to. A class without labelled boxes, or whose
+    precision at its best stays below `MIN_PRECISION`, gets `NEVER`.
 
     Args:
         found: detections, one an image.
         truth: labelled boxes, in the same pixels and order.
         classes: how many there are.
     """
-    best: list[float | None] = []
+    thresholds = []
     for label in range(classes):
         scores, hits = [], []
+        total = 0
         for detections, labelled in zip(found, truth, strict=True):
             mine = detections[detections.labels == label]
             boxes = labelled.boxes[(labelled.labels == label) & ~labelled.ignore]
             scores.append(mine.scores)
             hits.append(_hits(mine.boxes, boxes))
-        total = sum(int(((a.labels == label) & ~a.ignore).sum()) for a in truth)
+            total += len(boxes)
         order = np.argsort(-np.concatenate(scores), kind="stable")
         right = np.cumsum(np.concatenate(hits)[order])
-        if not total or not len(right) or not right[-1]:
-            best.append(None)
-            continue
-        f1 = 2 * right / (np.arange(1, len(right) + 1) + total)
-        best.append(float(np.concatenate(scores)[order][int(f1.argmax())]))
-    highest = max((score for score in best if score is not None), default=0.5)
-    return [highest if score is None else score for score in best]
+        taken = np.arange(1, len(right) + 1)
+        measure = (1 + BETA**2) * right / (taken + BETA**2 * total)
+        best = int(measure.argmax()) if len(right) else 0
+        sure = total > 0 and len(right) > 0 and right[best] >= MIN_PRECISION * taken[best]
+        thresholds.append(float(np.concatenate(scores)[order][best]) if sure else NEVER)
+    return thresholds
 
 
 def _hits(found: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
