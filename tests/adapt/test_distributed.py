@@ -1,0 +1,143 @@
+"""Two processes under torchrun train what one process trains, and only one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+from acclimate.run import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO set of twelve pictures with up to two rectangles, and a configuration without BatchNorm."""
+    folder = tmp_path_factory.mktemp("distributed")
+    rng = np.random.default_rng(0)
+    records: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
+    records["categories"] = [{"id": 1, "name": "light"}, {"id": 2, "name": "dark"}]
+    (folder / "images").mkdir()
+    for i in range(12):
+        picture = rng.integers(90, 130, (64, 64, 3)).astype(np.uint8)
+        for category, level in [(1, 230), (2, 20)][: 1 + i % 2]:
+            x, y, width, height = (int(v) for v in (*rng.integers(0, 30, 2), *rng.integers(16, 32, 2)))
+            cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), (level, level, 128), -1)
+            records["annotations"].append(
+                {
+                    "id": len(records["annotations"]) + 1, "image_id": i, "category_id": category, "iscrowd": 0,
+                    "bbox": [x, y, width, height], "area": width * height,
+                }
+            )  # fmt: skip
+        assert cv2.imwrite(str(folder / "images" / f"{i}.png"), picture)
+        records["images"].append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+    (folder / "annotations.json").write_text(json.dumps(records))
+    file = folder / "config.toml"
+    file.write_text(
+        f"""
+        [source]
+        path = "{folder / "annotations.json"}"
+        images = "{folder / "images"}"
+        [model]
+        image_size = [64, 64]
+        backbone = "test_efficientnet"
+        weights = "none"
+        norm = "group"
+        strides = [8, 16]
+        channels = 16
+        depth = 1
+        [train]
+        steps = {STEPS}
+        batch_size = 4
+        lr = 1e-3
+        warmup = 0
+        ema = 0.5
+        precision = "fp32"
+        checkpoint_every = 3
+        log_every = 1
+        workers = 0
+        """
+    )
+    return file
+
+
+def command(config: Path, out: Path, processes: int, *overrides: str) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*torchrun, "-m", "acclimate", "train", str(config), "--out", str(out), *overrides]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def train(config: Path, out: Path, processes: int, *overrides: str) -> Run:
+    done = subprocess.run(
+        command(config, out, processes, *overrides), env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Run.open(out)
+
+
+def test_two_processes_train_what_one_does(config: Path, tmp_path: Path) -> None:
+    one, two = train(config, tmp_path / "one", 1), train(config, tmp_path / "two", 2)
+    assert (one.manifest.notes["processes"], two.manifest.notes["processes"]) == (1, 2)
+    assert one.done
+    assert two.done
+
+    lines, expected = two.metrics(), one.metrics()
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "each step is logged once"
+    for line, other in zip(lines, expected, strict=True):
+        for name in ("loss", "lr", "supervised/class", "supervised/box"):
+            assert line[name] == pytest.approx(other[name], rel=1e-3)
+        assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-2)
+
+    # Adam divides by the gradient's size, so a weight whose gradient is noise moves by noise: judge all together.
+    for name in ("checkpoints/step_000003.safetensors", "model.safetensors"):
+        found, reference = (safetensors.torch.load_file(run.path / name) for run in (two, one))
+        first = safetensors.torch.load_file(one.path / "checkpoints" / "step_000003.safetensors")
+        assert found.keys() == reference.keys()
+        difference = torch.cat([(found[key] - value).flatten() for key, value in reference.items()])
+        size = torch.cat([value.flatten() for value in reference.values()])
+        assert difference.norm() < 1e-4 * size.norm()
+        if name == "model.safetensors":
+            moved = torch.cat([(first[key] - value).flatten() for key, value in reference.items()])
+            assert difference.norm() < 0.05 * moved.norm()
+
+    files = {path.relative_to(two.path) for path in two.path.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(one.path) for path in one.path.rglob("*") if path.is_file()}
+
+
+def test_two_processes_stop_together(config: Path, tmp_path: Path) -> None:
+    """One process alone gets the signal, and both end the same step and save the state."""
+    out = tmp_path / "run"
+    many = ("train.steps=400", "train.checkpoint_every=200")
+    started = subprocess.Popen(
+        command(config, out, 2, *many), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / "metrics.jsonl").is_file() and started.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        psutil.Process(started.pid).children()[0].send_signal(signal.SIGINT)
+        output, _ = started.communicate(timeout=300)
+    finally:
+        started.kill()
+    stopped = Run.open(out)
+    assert stopped.manifest.status == "interrupted", output[-3000:]
+    step = json.loads((out / "state" / "step.json").read_text())["step"]
+    assert 0 < step < 400
+    assert stopped.metrics()[-1]["step"] == step
