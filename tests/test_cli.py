@@ -95,7 +95,6 @@ def accepted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["adapt", "source", "--target", TARGET, "--out", "x", "schedule.step=3"], "schedule.step"),
         (["export", "source", "--runtime", "tflite"], "unknown runtime 'tflite' (known: "),
         (["export", "source", "--precision", "int4"], "--precision int4: choose fp32, fp16 or int8"),
-        (["export", "source"], "--calibration"),
         (["verify", ARTIFACT, "--budget", "latency=3"], "did you mean 'latency_ms'?"),
         (["verify", ARTIFACT, "--budget", "latency_ms=fast"], "latency_ms"),
         (["verify", ARTIFACT, "--budget", "latency_ms"], "'latency_ms': a limit is written key=value"),
@@ -197,6 +196,11 @@ def _status(value: str) -> Callable[[], None]:
     return change
 
 
+def _without_target() -> None:
+    run = Run.open(Path("source"))
+    run.write("config.json", {**run.read("config.json"), "target": None})
+
+
 @pytest.mark.parametrize(
     ("damage", "arguments", "said"),
     [
@@ -208,6 +212,7 @@ def _status(value: str) -> Callable[[], None]:
         (_damage("source/model.safetensors", b"a"), ["export", "source", "--precision", "fp32"], "model.safetensors"),
         (_status("interrupted"), ["export", "source"], "source: the run is not finished (interrupted)"),
         (_status("running"), ["evaluate", "source", "--data", "data/fog-test"], "is not finished (running)"),
+        (_without_target, ["export", "source"], "source: INT8 needs images to calibrate on; give --calibration"),
         (_damage(f"{ARTIFACT}/model.onnx", b"a"), ["verify", ARTIFACT], "model.onnx: is not the file that was"),
         (_damage(f"{ARTIFACT}/model.onnx", b"a"), ["predict", ARTIFACT, TARGET, "--out", "x"], "model.onnx"),
         (_damage(f"{ARTIFACT}/artifact.json", b"{"), ["verify", ARTIFACT], "artifact.json: damaged JSON"),

@@ -37,27 +37,39 @@ class OtherRunError(AcclimateError):
         self.digest = digest
 
 
-def start(acc: Accelerator, out: Path, manifest: Manifest, console: Console | None) -> Run:
-    """Open or create the run folder, by the first process alone.
+def done_before(out: Path, manifest: Manifest, console: Console | None) -> Run | None:
+    """The run in `out` where it is finished and has the same inputs; None where there is something to do.
 
     Raises:
         OtherRunError: the folder holds a run with other inputs.
-        AcclimateError: it holds something else, is damaged, or cannot be written.
+        AcclimateError: it holds a run that is damaged.
+    """
+    if not (out / "run.json").is_file():
+        return None
+    found = Run.open(out)
+    if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
+        raise OtherRunError(
+            f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
+            "choose another --out, or delete the folder",
+            found.manifest.digest,
+        )
+    if not found.done:
+        return None
+    finished(out)
+    if console is not None:
+        console.print(f"{out}: done; nothing to do", markup=False, highlight=False)
+    return found
+
+
+def start(acc: Accelerator, out: Path, manifest: Manifest, console: Console | None) -> Run:
+    """Create the run folder, or take up the unfinished one that is there; by the first process alone.
+
+    Raises:
+        AcclimateError: `out` holds something else, is damaged, or cannot be written.
     """
     if acc.is_main_process:
-        if (out / "run.json").is_file():
-            found = Run.open(out)
-            if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
-                raise OtherRunError(
-                    f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
-                    "choose another --out, or delete the folder",
-                    found.manifest.digest,
-                )
-            if found.done:
-                finished(out)
-            if console is not None:
-                state = "nothing to do" if found.done else "going on where it stopped"
-                console.print(f"{out}: {found.manifest.status}; {state}", markup=False, highlight=False)
+        if console is not None and (out / "run.json").is_file():
+            console.print(f"{out}: {Run.open(out).manifest.status}; going on", markup=False, highlight=False)
         Run.create(out, manifest.model_copy(update={"command": repeat()}))
     acc.wait_for_everyone()
     return Run.open(out)

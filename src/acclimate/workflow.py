@@ -69,9 +69,8 @@ def train(
     )
     acc = accelerator(config.train.precision)
     manifest = Manifest(verb="train", digest=identity, seed=config.seed, notes={"role": role})
-    run = stages.start(acc, Path(out), manifest, console)
-    if run.done:
-        return run
+    if (known := stages.done_before(Path(out), manifest, console)) is not None:
+        return known
     torch.manual_seed(config.seed)
     detector = models.build(models.specify(config.model, images.classes), config.model.weights)
     objective = Objective(detector, [Supervised()], config.train.ema, warm=True)
@@ -79,6 +78,7 @@ def train(
         images, None, detector.spec.image_size, config.augment, config.train, config.seed,
         acc.process_index, acc.num_processes,
     )  # fmt: skip
+    run = stages.start(acc, Path(out), manifest, console)
     facts = {
         "start": detector.spec.start,
         "source": stages.describe(images),
@@ -146,9 +146,8 @@ def adapt(
     )
     acc = accelerator(config.schedule.precision)
     manifest = Manifest(verb="adapt", digest=identity, parents=(str(source),), seed=config.seed)
-    run = stages.start(acc, Path(out), manifest, console)
-    if run.done:
-        return run
+    if (known := stages.done_before(Path(out), manifest, console)) is not None:
+        return known
     torch.manual_seed(config.seed)
     method = terms(config, detector, images)
     objective = Objective(detector, method, config.schedule.ema, warm=False)
@@ -157,6 +156,7 @@ def adapt(
         images, unlabelled if uses_target else None, detector.spec.image_size, config.augment, config.schedule,
         config.seed, acc.process_index, acc.num_processes,
     )  # fmt: skip
+    run = stages.start(acc, Path(out), manifest, console)
     facts = {
         "start": f"the source run {source}",
         "source": stages.describe(images),
@@ -528,6 +528,8 @@ def _check_early(config: Config, tests: Sequence[tuple[DataConfig, str, Role]]) 
     from acclimate.runtimes import base
 
     base.runtime(config.export.runtime)
+    if missing := base.why_not(config.export.runtime, "export"):
+        raise AcclimateError(missing)
     assert config.source is not None
     assert config.target is not None
     classes = formats.read(config.source).classes
