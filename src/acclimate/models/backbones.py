@@ -239,9 +239,12 @@ def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -
 
 
 def _key(key: str, state: dict[str, Tensor]) -> str | None:
-    """The name in a plain timm checkpoint of a key of the feature extractor, which may flatten the first dots."""
-    if key in state:
-        return key
+    """The name in a plain timm checkpoint of a key of the feature extractor.
+
+    The extractor may flatten the first dots of a name; a norm that was swapped for a GroupNorm and its activation is
+    the first of a pair.
+    """
     head, _, tail = key.partition(".")
     dotted = f"{head.replace('_', '.')}.{tail}"
-    return dotted if dotted in state else None
+    forms = (key, dotted, *(".".join(form.rsplit(".0.", 1)) for form in (key, dotted)))
+    return next((form for form in forms if form in state), None)
