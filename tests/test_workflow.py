@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -381,3 +383,16 @@ def test_a_job_may_make_its_own_scenes(data: Path, tmp_path: Path, nothing_is_re
     config = Config.model_validate((Run.open(tmp_path / "job" / "source")).read("config.json"))
     assert config.target == tmp_path / "scenes" / "fog-train" / "images"
     assert config.oracle == DataConfig(path=tmp_path / "scenes" / "fog-train" / "annotations.json")
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tmp_path: Path, repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(repository / "examples" / "quickstart.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("report.html")
+    assert (tmp_path / "report.html").is_file()
