@@ -328,11 +328,14 @@ def verify(
         AcclimateError: the artifact is damaged, or a set cannot be used.
     """
     from acclimate import verify as verification
-    from acclimate.data import formats
     from acclimate.edge.artifact import Artifact
 
     loaded = Artifact.open(Path(artifact))
-    sets = [(formats.read(one, loaded.manifest.classes), name, role) for one, name, role in data]
+    sets = []
+    if data:
+        from acclimate.data import formats
+
+        sets = [(formats.read(one, loaded.manifest.classes), name, role) for one, name, role in data]
     threads = (budget or Budget()).threads
     inputs = digest(loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets])
     known = None if again else verification.stored(loaded.folder)
@@ -462,8 +465,11 @@ def run(config: Config, *, console: Console | None = None) -> Job:
     )
     oracle = None
     if config.oracle is not None:
+        # The adapted detector has had both schedules' steps; a fair ceiling has them too.
+        steps = config.train.steps + config.schedule.steps
+        longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
         oracle = stages.take_place(
-            out / "oracle", lambda: train(config, out / "oracle", role="oracle", console=console), console
+            out / "oracle", lambda: train(longer, out / "oracle", role="oracle", console=console), console
         )
     runs = [source, adapted, *([oracle] if oracle else [])]
     for one in runs:

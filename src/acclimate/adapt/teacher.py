@@ -64,9 +64,9 @@ class Teacher(Term):
 
 
 BETA = 0.5
-"""Precision counts twice as much as recall: a wrong target box costs more than a missing one, which is ignored."""
+"""Precision counts twice as much as recall: a wrong target box costs more than a missing one."""
 MIN_PRECISION = 0.5
-"""A class that is not right at least this often on the source, where it was trained, teaches nothing."""
+"""A class that is not right at least this often on the source, where it was trained, gives no target box."""
 NEVER = 2.0
 """A threshold that no score reaches."""
 

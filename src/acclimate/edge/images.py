@@ -18,7 +18,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 """File name endings that count as images, in lower case."""
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: str | Path) -> Image:
     """Decode an image file to (H, W, 3) RGB uint8, whatever its mode.
 
     Grey becomes three equal channels, alpha is dropped, and 16-bit is scaled from its own range (0 to its
@@ -29,7 +29,7 @@ def read_image(path: Path) -> Image:
         AcclimateError: the file is missing, empty, truncated or no image.
     """
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     if data[:3] == b"\xff\xd8\xff":
