@@ -115,6 +115,7 @@ def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, pri
 
 def test_judging_again_measures_nothing(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
+    (folder / "verification.json").unlink(missing_ok=True)
     assert stored(folder) is None
     measured = verify(folder, [], Budget(size_mb=10), runs=RUNS, inputs="these")
     assert stored(folder) == measured

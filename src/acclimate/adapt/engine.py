@@ -6,6 +6,7 @@ One step, in order: terms -> backward -> unscale -> gradient transforms -> clip 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -195,7 +196,13 @@ def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float])
         if acc.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
         acc.wait_for_everyone()
-        acc.save_state(str(new), safe_serialization=False)
+        try:
+            acc.save_state(str(new), safe_serialization=False)
+        except RuntimeError as error:
+            # torch reports a write that failed as a RuntimeError without a number.
+            if "writ" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, str(error)) from error
         acc.wait_for_everyone()
         if acc.is_main_process:
             write_text(new / "step.json", json.dumps({"step": step, "window": window}))
