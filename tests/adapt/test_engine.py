@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import cv2
@@ -483,3 +484,26 @@ def test_a_real_detector_with_threads_and_random_views_goes_on_exactly(norm: str
         with pytest.raises(Interrupted):
             go(tmp_path / "run", stop)
     assert_same(go(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize(("free", "error"), [(1000, AcclimateError), (10**12, RuntimeError)])
+def test_torchs_failed_write_is_a_full_disk_only_where_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, error: type[Exception]
+) -> None:
+    class Writer:
+        is_main_process = True
+
+        def wait_for_everyone(self) -> None:
+            pass
+
+        def save_state(self, folder: str, safe_serialization: bool) -> None:
+            Path(folder).mkdir()
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1640128 vs 1640020")
+
+    run = Run.create(tmp_path / "run", Manifest(verb="train", digest="full"))
+    (run.path / "state").mkdir()
+    monkeypatch.setattr(engine.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(error, match="disk is full" if error is AcclimateError else "unexpected pos"):
+        engine._save_state(run, Writer(), 3, {})  # type: ignore[arg-type]
+    assert (run.path / "state").is_dir()
+    assert not (run.path / "state.new").exists()

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STATE_ROOM = 2**24
+"""Bytes; with less than this left, a state that could not be written met a full disk."""
+
 
 AGAIN_S = 1.0
 """Signals closer together than this are one: torchrun passes on the Ctrl-C that a terminal has sent to all already."""
@@ -199,8 +202,10 @@ def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float])
         try:
             acc.save_state(str(new), safe_serialization=False)
         except RuntimeError as error:
-            # torch reports a write that failed as a RuntimeError without a number.
-            if "writ" not in str(error):
+            # torch reports a write that failed as a RuntimeError, in words that differ by the place it failed at.
+            full = shutil.disk_usage(run.path).free < _STATE_ROOM
+            shutil.rmtree(new, ignore_errors=True)
+            if not full:
                 raise
             raise OSError(errno.ENOSPC, str(error)) from error
         acc.wait_for_everyone()
