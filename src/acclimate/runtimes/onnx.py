@@ -87,8 +87,8 @@ def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Se
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Without VNNI, sums of U8 x S8 products saturate in 16 bits; this makes ONNX Runtime use U8 weights there.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Without VNNI, sums of U8 x S8 products saturate in 16 bits; U8 weights do not, at about half the speed of VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "0" if _has_vnni() else "1")
     # A thread that spins between images takes the core from pre- and post-processing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
     try:
@@ -106,6 +106,15 @@ def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Se
         return outputs
 
     return run
+
+
+def _has_vnni() -> bool:
+    """Whether the processor says that it multiplies U8 by S8 into 32 bits; False where it cannot be asked."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _write_graph(frozen: Detector, file: Path) -> None:
