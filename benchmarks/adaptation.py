@@ -295,9 +295,10 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
         if not low:
             continue
         gap = "-"
-        if kinds["chosen"] and high:
-            gain = statistics.mean(kinds["chosen"].values()) - statistics.mean(low.values())
-            room = statistics.mean(high.values()) - statistics.mean(low.values())
+        both = low.keys() & kinds["chosen"].keys() & high.keys()
+        if both:
+            gain = statistics.mean(kinds["chosen"][seed] - low[seed] for seed in both)
+            room = statistics.mean(high[seed] - low[seed] for seed in both)
             gap = f"{100 * gain / room:.0f} %" if room > 0.02 else f"no gap ({100 * gain:+.1f})"
             if room > 0.02:
                 closed.append(gain / room)
@@ -305,6 +306,27 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
         yield f"| {pair} | {len(low)} | {' | '.join(cells)} | {gap} |"
     if closed:
         yield f"\nGap closed, mean over the pairs that have one: {100 * statistics.mean(closed):.0f} %."
+
+
+def source_summary() -> Iterator[str]:
+    """What adaptation costs on the source, and Kendall's tau of each label-free score with AP50 in hindsight."""
+    table = rows()
+
+    def mean(pair: str, method: str, checkpoint: str, key: str, scale: float, form: str) -> str:
+        found = [r[key] for r in table if (r["pair"], r["method"], r["checkpoint"]) == (pair, method, checkpoint)]
+        known = [scale * float(value) for value in found if value]
+        return format(statistics.mean(known), form) if known else "-"
+
+    yield "| pair | source-only | adapted, chosen | tau of stability | tau of agreement |"
+    yield "|---|---|---|---|---|"
+    for pair in PAIRS:
+        cells = [
+            mean(pair, "source-only", "last", "source_ap50", 100, ".1f"),
+            mean(pair, "adapted", "chosen", "source_ap50", 100, ".1f"),
+            mean(pair, "adapted", "chosen", "tau_stability", 1, "+.2f"),
+            mean(pair, "adapted", "chosen", "tau_agreement", 1, "+.2f"),
+        ]
+        yield f"| {pair} | {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

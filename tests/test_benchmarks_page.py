@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 from pathlib import Path
 
@@ -20,3 +21,9 @@ def test_every_column_is_explained(table: Path) -> None:
         columns = next(csv.reader(file))
     first = "\n".join(line.split(" | ")[0] for line in explained.splitlines())
     assert sorted(re.findall(r"`(\w+)`", first)) == sorted(columns)
+
+
+def test_the_result_tables_are_those_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    tables = importlib.import_module("tables")
+    assert tables.page() == (REPOSITORY / "docs" / "benchmarks.md").read_text()

@@ -1,0 +1,76 @@
+"""Write the result tables of docs/benchmarks.md from the CSVs, so that the page holds no number of its own.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import adaptation
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with open(HERE / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(found: list[dict[str, str]], columns: dict[str, str]) -> Iterator[str]:
+    """A Markdown table of some columns, under other names."""
+    yield f"| {' | '.join(columns.values())} |"
+    yield "|" + "---|" * len(columns)
+    for row in found:
+        yield f"| {' | '.join(row[column] for column in columns)} |"
+
+
+def adaptation_tables() -> Iterator[str]:
+    yield "AP50 on the target's test images in points, mean and standard deviation over the seeds:\n"
+    yield from adaptation.summary()
+    yield f"\nThe same over the classes with at least {adaptation.FEW} boxes in the source:\n"
+    yield from adaptation.summary("target_ap50_shared")
+    yield "\nAP50 on the source's test images, before and after, and how well the scores ranked the checkpoints:\n"
+    yield from adaptation.source_summary()
+
+
+def training_table() -> Iterator[str]:
+    yield from table(
+        rows("training"),
+        {
+            "model": "model", "loader_threads": "loader threads", "bare_images_per_s": "bare, images/s",
+            "loop_images_per_s": "loop, images/s", "ratio_median": "ratio", "ratio_min": "lowest",
+            "ratio_max": "highest", "loading_share": "loading, share of a step",
+        },
+    )  # fmt: skip
+
+
+def latency_table() -> Iterator[str]:
+    yield from table(
+        rows("latency"),
+        {
+            "model": "model", "variant": "variant", "macs_m": "MACs (M)", "latency_ms": "ms",
+            "fraction_of_peak": "fraction of peak", "speed_up_over_eager": "times eager",
+        },
+    )  # fmt: skip
+
+
+TABLES = {"adaptation": adaptation_tables, "training": training_table, "latency": latency_table}
+
+
+def page() -> str:
+    """The page with every table made anew."""
+    text = PAGE.read_text()
+    for name, make in TABLES.items():
+        start, end = f"<!-- results: {name} -->", f"<!-- end: {name} -->"
+        body = "\n".join([start, "", *make(), "", end])
+        text = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
