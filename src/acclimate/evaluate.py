@@ -160,7 +160,9 @@ def predict_eager(
     """
     import torch
 
-    device = torch.device(device) if device is not None else _device(detector)
+    from acclimate.models.detector import device_of
+
+    device = torch.device(device) if device is not None else device_of(detector)
     detector.to(device)
     size = detector.spec.image_size
     options = detector.decode_options()
@@ -181,12 +183,6 @@ def predict_eager(
         for module, training in modes:
             module.training = training
     return detections
-
-
-def _device(detector: torch.nn.Module) -> torch.device:
-    import torch
-
-    return next((parameter.device for parameter in detector.parameters()), torch.device("cpu"))
 
 
 _Placed = tuple[Image, Letterbox | None, str]

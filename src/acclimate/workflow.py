@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Budget, Config, DataConfig, ScheduleConfig, merge, parse
+from acclimate.config import Budget, Config, DataConfig, merge, parse
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from acclimate.adapt.objective import GradientTransform, Objective, Term
-    from acclimate.data.dataset import Loader
+    from acclimate.adapt.objective import Term
     from acclimate.data.formats import LabelledSet
     from acclimate.data.inspect import DataSummary
     from acclimate.models.detector import Detector
@@ -56,7 +53,7 @@ def train(
         raise AcclimateError(f"the config names no `{role}` data set to train on; add a [{role}] section with a path")
     import torch
 
-    from acclimate.adapt.engine import accelerator
+    from acclimate.adapt.engine import accelerator, fit
     from acclimate.adapt.objective import Objective
     from acclimate.adapt.supervised import Supervised
     from acclimate.data import formats
@@ -87,7 +84,8 @@ def train(
         "repeat": stages.repeat(),
     }
     with stages.running(run, acc, config, facts):
-        _fit(run, objective, loader, config.train, acc, console, title="train" if role == "source" else "oracle")
+        title = "train" if role == "source" else "oracle"
+        fit(run, objective, loader, config.train, acc, console=console, title=title)
         if acc.is_main_process:
             models.save(objective.average, run.path)
     return run
@@ -127,7 +125,7 @@ def adapt(
         )
     import torch
 
-    from acclimate.adapt.engine import accelerator, checkpoints
+    from acclimate.adapt.engine import accelerator, checkpoints, fit
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
     from acclimate.data.dataset import Loader
@@ -166,7 +164,7 @@ def adapt(
         "repeat": stages.repeat(),
     }
     with stages.running(run, acc, config, facts):
-        _fit(run, objective, loader, config.schedule, acc, console, title="adapt")
+        fit(run, objective, loader, config.schedule, acc, console=console, title="adapt")
         if acc.is_main_process:
             kept = objective.average
             if uses_target:
@@ -579,22 +577,6 @@ def _pictures(runs: Sequence[Run], config: Config) -> None:
 
         detector = _to_device(models.load(run.path))
         pictures.save(run, chosen, predict_eager(detector, chosen), detector.spec.classes)
-
-
-def _fit(
-    run: Run,
-    objective: Objective,
-    loader: Loader,
-    schedule: ScheduleConfig,
-    acc: Accelerator,
-    console: Console | None,
-    title: str,
-    transforms: Sequence[GradientTransform] = (),
-) -> None:
-    from acclimate.adapt.engine import fit
-
-    objective.to(acc.device)
-    fit(run, objective, loader, schedule, acc, transforms=transforms, console=console, title=title)
 
 
 def _to_device(detector: Detector) -> Detector:

@@ -79,6 +79,7 @@ def fit(
         Interrupted: on SIGINT or SIGTERM, once the state is saved.
         AcclimateError: the loss is not finite, or the disk refuses.
     """
+    objective.to(acc.device)
     objective.detector.to(memory_format=torch.channels_last)
     objective.average.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(_groups(objective, schedule.weight_decay), lr=schedule.lr)
