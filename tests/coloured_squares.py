@@ -88,6 +88,8 @@ class SquareDetector(Detector):
 
     distillation = losses
 
+    regions = losses
+
     def instances(self, *arguments: object) -> Tensor:
         raise NotImplementedError("it is not trained")
 

@@ -8,15 +8,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from acclimate.data.formats import LabelledImage, LabelledSet
-from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
-from acclimate.evaluate import average_precision, evaluate_detector, predict_eager, relabel
+from acclimate.evaluate import average_precision, evaluate_detector, relabel
 from acclimate.structures import Annotations, Detections
+from brightness import BrightnessDetector
 
 
 def labelled_set(classes: tuple[str, ...], images: list[LabelledImage]) -> LabelledSet:
@@ -183,61 +182,6 @@ def test_relabel_goes_by_name() -> None:
     assert renamed.boxes[:, 0].tolist() == [0, 2]
     with pytest.raises(AcclimateError, match="night: the detector does not know the class lorry"):
         relabel([found], ("car",), ("car", "lorry"), "night")
-
-
-class Spec:
-    classes = ("a", "b")
-    image_size = (64, 96)
-    strides = (32,)
-
-
-class BrightnessDetector(torch.nn.Module):
-    """Class b at the first location where the image is bright; its score grows with the mean of the image."""
-
-    spec = Spec()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = torch.nn.BatchNorm2d(3)
-        self.frozen = torch.nn.BatchNorm2d(3).eval()
-
-    def decode_options(self) -> Decode:
-        return Decode(strides=(32,), score_threshold=0.5)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        assert not self.norm.training
-        assert images.dtype == torch.float32
-        assert images.shape[1:] == (3, 64, 96)
-        logits = torch.full((len(images), 6, 2), -20.0)
-        logits[:, 0, 1] = images[:, :, 0, 0].mean(1) / 50
-        return logits, torch.full((len(images), 6, 4), 0.0)
-
-
-def test_predict_eager_keeps_order_pixels_and_modes(tmp_path: Path) -> None:
-    paths = []
-    for index in range(5):
-        path = tmp_path / f"{index}.png"
-        cv2.imwrite(str(path), np.full((128, 192, 3), 40 * index + 10, np.uint8))
-        paths.append(path)
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
-    paths.insert(2, tmp_path / "broken.png")
-    detector = BrightnessDetector().train()
-    detector.frozen.eval()
-    problems: list[str] = []
-    found = predict_eager(detector, paths, batch_size=2, report=problems.append)
-    assert detector.training
-    assert detector.norm.training
-    assert not detector.frozen.training
-    assert [len(one) for one in found] == [1, 1, 0, 1, 1, 1]
-    scores = [float(one.scores[0]) for one in found if len(one)]
-    expected = [1 / (1 + np.exp(-(40 * index + 10) / 50)) for index in range(5)]
-    assert scores == pytest.approx(expected, rel=1e-6)
-    side = 2 * 32 * np.log(2)  # twice as large as the canvas; softplus(0) = log 2
-    assert found[0].boxes[0] == pytest.approx([0, 0, 32 + side, 32 + side], abs=1e-3)
-    assert found[0].labels[0] == 1
-    assert len(problems) == 1
-    assert "broken.png" in problems[0]
-    assert predict_eager(detector, []) == []
 
 
 def test_evaluate_detector(tmp_path: Path) -> None:

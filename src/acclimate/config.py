@@ -41,8 +41,21 @@ class DataConfig(Options):
     drop: tuple[str, ...] = ()
 
 
+class TwoStageConfig(Options):
+    """The second stage of a Faster R-CNN (`models/two_stage.py`)."""
+
+    head: Literal["sibling", "disentangled", "separate-fcs", "separate-backbone"] = "sibling"
+    """`disentangled` is TSD; the `separate` ones are what its paper compares it with."""
+    proposals: int = Field(default=64, ge=1)
+    """Boxes an image that the second stage looks at, in training and on the device."""
+    hidden: int = Field(default=256, ge=8)
+    """Width of the second stage's fully connected layers (1024 in the papers)."""
+
+
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
+
+    kind: Literal["dense", "two-stage"] = "dense"
 
     size: Literal["nano", "tiny", "small"] = "tiny"
     image_size: tuple[int, int] = (320, 320)
@@ -58,6 +71,7 @@ class ModelConfig(Options):
     """The backbone's normalisation: trainable BatchNorm, frozen BatchNorm, or GroupNorm."""
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
+    two_stage: TwoStageConfig = TwoStageConfig()
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -82,6 +96,8 @@ class AugmentConfig(Options):
     cutout: float = Field(default=0.3, ge=0, le=1)
     style: float = Field(default=0.5, ge=0, le=1)
     """Adaptation only: chance that a source image takes on the colour statistics of a random target image."""
+    fourier: float = Field(default=0.0, ge=0, le=1)
+    """Adaptation only: chance that a source image takes on the low frequencies of a random target image (FDA)."""
 
 
 class ScheduleConfig(Options):
@@ -128,11 +144,30 @@ class TeacherConfig(Options):
         return self
 
 
+class AdversarialConfig(Options):
+    """Domain critics behind a gradient reversal (`adapt/adversarial.py`)."""
+
+    kind: Literal["da-faster", "swda"] = "swda"
+    weight: float = Field(default=0.1, gt=0)
+    """Weight of the critics' losses."""
+
+
+class SuppressionConfig(Options):
+    """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
+
+    form: Literal["gradient", "reparametrised", "rescale"] = "gradient"
+    """`rescale` is the reparametrised form's step size without its projection, for the ablation."""
+    strength: float = Field(default=1.0, ge=0)
+    granularity: Literal["tensor", "channel"] = "tensor"
+
+
 class AdaptConfig(Options):
     """An adaptation is a list of terms; a field that is None is a term that is not there."""
 
     supervised: float = Field(default=1.0, ge=0)
     teacher: TeacherConfig | None = TeacherConfig()
+    adversarial: AdversarialConfig | None = None
+    suppression: SuppressionConfig | None = None
 
 
 class ExportConfig(Options):

@@ -1,4 +1,4 @@
-"""COCO average precision, and the eager detections it is computed from.
+"""COCO average precision.
 
 AP is the COCO protocol (101 recall points, IoU 0.50:0.05:0.95, all areas, at most 100 detections an image) as
 hotcoco computes it; the tests hold it against pycocotools.
@@ -7,20 +7,15 @@ hotcoco computes it; the tests hold it against pycocotools.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.edge.decode import decode
-from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.run import ClassAP, Evaluation
-from acclimate.structures import Annotations, Detections, Image
+from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
     import torch
@@ -102,12 +97,14 @@ def evaluate_detector(
     device: torch.device | str | None = None,
     report: Callable[[str], None] = log.warning,
 ) -> Evaluation:
-    """COCO AP of an eager detector; see `predict_eager` and `average_precision`.
+    """COCO AP of an eager detector; see `models.predict` and `average_precision`.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know, or no box that counts.
     """
-    found = predict_eager(
+    from acclimate.models.predict import predict
+
+    found = predict(
         detector, [image.path for image in truth.images], batch_size=batch_size, device=device, report=report
     )
     renamed = relabel(found, detector.spec.classes, truth.classes, data)
@@ -136,77 +133,6 @@ def relabel(
         labels = table[found.labels]
         renamed.append(Detections(found.boxes, labels, found.scores)[labels >= 0])
     return renamed
-
-
-def predict_eager(
-    detector: Detector,
-    paths: Sequence[Path],
-    batch_size: int = 16,
-    device: torch.device | str | None = None,
-    *,
-    report: Callable[[str], None] = log.warning,
-) -> list[Detections]:
-    """What an eager detector finds, in the order of `paths` and the pixels of the original images.
-
-    The detector runs in evaluation mode, without gradients, and gets its modes back. Images are read ahead in
-    a thread. An image that cannot be read has no detections, and `report` is told in one line.
-
-    Args:
-        detector: on whatever device it is.
-        paths: image files.
-        batch_size: images a forward pass.
-        device: where to run; None means where the detector is, and the detector is moved there otherwise.
-        report: called with each problem.
-    """
-    import torch
-
-    from acclimate.models.detector import device_of
-
-    device = torch.device(device) if device is not None else device_of(detector)
-    detector.to(device)
-    size = detector.spec.image_size
-    options = detector.decode_options()
-    modes = [(module, module.training) for module in detector.modules()]
-    detector.eval()
-    detections: list[Detections] = []
-    try:
-        with torch.inference_mode():
-            for batch in _read_ahead(paths, size, batch_size):
-                canvases = torch.from_numpy(np.stack([canvas for canvas, _, _ in batch])).to(device)
-                outputs = detector(canvases.permute(0, 3, 1, 2).float())
-                found = decode([output.float().cpu().numpy() for output in outputs], options, size)
-                for one, (_, placed, problem) in zip(found, batch, strict=True):
-                    if problem:
-                        report(problem)
-                    detections.append(Detections.empty() if placed is None else placed.to_image(one))
-    finally:
-        for module, training in modes:
-            module.training = training
-    return detections
-
-
-_Placed = tuple[Image, Letterbox | None, str]
-"""A canvas, how the image was put on it, and the problem where it could not be read."""
-
-
-def _read_ahead(paths: Sequence[Path], size: tuple[int, int], batch_size: int) -> Iterator[list[_Placed]]:
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with ThreadPoolExecutor(1) as reader:
-        coming: deque[Future[list[_Placed]]] = deque()
-        for batch in batches:
-            coming.append(reader.submit(lambda paths: [_place(path, size) for path in paths], batch))
-            if len(coming) > 1:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-
-
-def _place(path: Path, size: tuple[int, int]) -> _Placed:
-    try:
-        canvas, placed = letterbox(read_image(path), size)
-    except AcclimateError as error:
-        return np.zeros((*size, 3), np.uint8), None, str(error)
-    return canvas, placed, ""
 
 
 def _precision(predictions: Sequence[Detections], truth: LabelledSet) -> NDArray[np.float64]:

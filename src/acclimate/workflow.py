@@ -24,8 +24,6 @@ from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
 
 if TYPE_CHECKING:
-    from acclimate.adapt.objective import Term
-    from acclimate.data.formats import LabelledSet
     from acclimate.data.inspect import DataSummary
     from acclimate.models.detector import Detector
     from acclimate.verify import Verification
@@ -126,6 +124,7 @@ def adapt(
     import torch
 
     from acclimate.adapt.engine import accelerator, checkpoints, fit
+    from acclimate.adapt.methods import method
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
     from acclimate.data.dataset import Loader
@@ -147,8 +146,8 @@ def adapt(
     if (known := stages.done_before(Path(out), manifest, console)) is not None:
         return known
     torch.manual_seed(config.seed)
-    method = terms(config, detector, images)
-    objective = Objective(detector, method, config.schedule.ema, warm=False)
+    chosen = method(config.adapt, detector, images)
+    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
     uses_target = config.augment.style > 0 or any(view.startswith("target") for view in objective.views)
     loader = Loader(
         images, unlabelled if uses_target else None, detector.spec.image_size, config.augment, config.schedule,
@@ -159,12 +158,15 @@ def adapt(
         "start": f"the source run {source}",
         "source": stages.describe(images),
         "target": {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]},
-        "method": [term.name for term in method],
+        "method": [term.name for term in chosen.terms],
         "parameters": models.parameters(detector),
         "repeat": stages.repeat(),
     }
     with stages.running(run, acc, config, facts):
-        fit(run, objective, loader, config.schedule, acc, console=console, title="adapt")
+        fit(
+            run, objective, loader, config.schedule, acc,
+            transforms=chosen.transforms, console=console, title="adapt",
+        )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
             if uses_target:
@@ -177,34 +179,6 @@ def adapt(
                     console.print(f"chosen: step {selection.chosen_step}, by {selection.rule}", highlight=False)
             models.save(kept, run.path)
     return run
-
-
-def terms(config: Config, detector: Detector, source: LabelledSet) -> list[Term]:
-    """The adaptation method that `config.adapt` describes, as a list of terms.
-
-    Raises:
-        AcclimateError: no term is left.
-    """
-    from acclimate.adapt.supervised import Supervised
-    from acclimate.adapt.teacher import Teacher, source_thresholds
-    from acclimate.evaluate import predict_eager
-
-    method: list[Term] = []
-    if config.adapt.supervised > 0:
-        method.append(Supervised(config.adapt.supervised))
-    teacher = config.adapt.teacher
-    if teacher is not None:
-        classes = len(detector.spec.classes)
-        if isinstance(teacher.threshold, float | int):
-            thresholds = [float(teacher.threshold)] * classes
-        else:
-            images = source.images[:: max(1, len(source.images) // 96)]
-            found = predict_eager(detector, [image.path for image in images])
-            thresholds = source_thresholds(found, [image.annotations for image in images], classes)
-        method.append(Teacher(teacher, thresholds))
-    if not method:
-        raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
-    return method
 
 
 def evaluate(
@@ -573,10 +547,10 @@ def _pictures(runs: Sequence[Run], config: Config) -> None:
         album = pictures.load(run)
         if album is not None and [picture.source for picture in album.pictures] == [str(path) for path in chosen]:
             continue
-        from acclimate.evaluate import predict_eager
+        from acclimate.models.predict import predict as find
 
         detector = _to_device(models.load(run.path))
-        pictures.save(run, chosen, predict_eager(detector, chosen), detector.spec.classes)
+        pictures.save(run, chosen, find(detector, chosen), detector.spec.classes)
 
 
 def _to_device(detector: Detector) -> Detector:

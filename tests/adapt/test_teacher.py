@@ -61,8 +61,8 @@ def test_soft_targets_are_the_averages_weak_view_for_the_detectors_strong_view()
     made, target = objective(**SOFT), batch(2)
     losses = made.terms[0](step_of(made, target))
     with torch.no_grad():
-        expected = made.detector.distillation(made.detector(target.strong), made.average(target.weak), 0.1)
-        other = made.detector.distillation(made.detector(target.weak), made.average(target.strong), 0.1)
+        expected = made.detector.distillation(made.detector.features(target.strong), made.average(target.weak), 0.1)
+        other = made.detector.distillation(made.detector.features(target.weak), made.average(target.strong), 0.1)
     assert set(losses) == {f"teacher/soft_{name}" for name in expected}
     for name, value in expected.items():
         torch.testing.assert_close(losses[f"teacher/soft_{name}"], value, rtol=1e-4, atol=1e-6)

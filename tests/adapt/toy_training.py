@@ -54,8 +54,18 @@ class ToyDetector(Detector):
         wanted = torch.tensor([float(len(target)) for target in targets])
         return {"class": (output.mean((1, 2)) - wanted).square().mean()}
 
-    def distillation(self, raw: tuple[Tensor, ...], soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
-        return {"class": (raw[0] - soft[0]).square().mean()}
+    def distillation(
+        self,
+        features: Sequence[Tensor],
+        soft: tuple[Tensor, ...],
+        threshold: float,
+        raw: tuple[Tensor, ...] | None = None,
+    ) -> dict[str, Tensor]:
+        (output,) = self.head(features) if raw is None else raw
+        return {"class": (output - soft[0]).square().mean()}
+
+    def regions(self, features: Sequence[Tensor], count: int, raw: tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        return [torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(count, 4) for _ in features[0]]
 
     def decode_options(self) -> Decode:
         return Decode(strides=(1,))

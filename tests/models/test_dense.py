@@ -346,7 +346,7 @@ def test_every_trained_parameter_gets_a_finite_gradient() -> None:
 def test_distillation_towards_itself_asks_for_no_change() -> None:
     raw = raw_outputs(2)
     student = tuple(output.clone().requires_grad_() for output in raw)
-    losses = DETECTOR.distillation(student, raw, threshold=0.3)
+    losses = DETECTOR.distillation([], raw, 0.3, student)
     sum(losses.values()).backward()
     assert losses["box"].item() == pytest.approx(0, abs=1e-5)
     for output in student:
@@ -355,7 +355,7 @@ def test_distillation_towards_itself_asks_for_no_change() -> None:
 
 def test_distillation_is_its_formula() -> None:
     student, teacher = raw_outputs(1, 1), raw_outputs(1, 2)
-    losses = DETECTOR.distillation(student, teacher, threshold=0.4)
+    losses = DETECTOR.distillation([], teacher, 0.4, student)
     scores = teacher[0][0].sigmoid()
     strength = scores.amax(-1)
     trusted = strength >= 0.4
@@ -372,7 +372,7 @@ def test_distillation_moves_the_student_towards_the_teacher() -> None:
     optimizer = torch.optim.Adam(student, lr=0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        losses = DETECTOR.distillation((student[0], student[1]), teacher, threshold=0.3)
+        losses = DETECTOR.distillation([], teacher, 0.3, (student[0], student[1]))
         sum(losses.values()).backward()
         optimizer.step()
     assert (student[0].sigmoid() - teacher[0].sigmoid()).abs().mean() < 0.05
@@ -387,7 +387,7 @@ def test_distillation_moves_the_student_towards_the_teacher() -> None:
 def test_distillation_between_extremes_is_finite(student: float, teacher: float, threshold: float) -> None:
     own = tuple(torch.full((1, LOCATIONS, n), student, requires_grad=True) for n in (3, 4))
     soft = tuple(torch.full((1, LOCATIONS, n), teacher) for n in (3, 4))
-    losses = DETECTOR.distillation(own, soft, threshold)
+    losses = DETECTOR.distillation([], soft, threshold, own)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(output.grad).all() for output in own)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.models.detector import Detector
-from acclimate.structures import Batch
+from acclimate.structures import Annotations, Batch
 
 View = Literal["source_weak", "source_strong", "target_weak", "target_strong"]
 
@@ -44,6 +44,7 @@ class Step:
         self.target = target
         self.progress = progress
         self._views = tuple(views)
+        self._all: list[Tensor] = []
         self._features: dict[View, list[Tensor]] = {}
         self._raw: dict[View, tuple[Tensor, ...]] = {}
         self._average_raw: dict[View, tuple[Tensor, ...]] = {}
@@ -64,7 +65,24 @@ class Step:
     def raw(self, view: View) -> tuple[Tensor, ...]:
         """The detector's raw outputs of such a view."""
         self._forward()
+        if not self._raw:
+            sizes = [len(self._features[one][0]) for one in self._views]
+            outputs = [torch.split(output, sizes) for output in self.detector.head(self._all)]
+            for i, one in enumerate(self._views):
+                self._raw[one] = tuple(output[i] for output in outputs)
         return self._raw[view]
+
+    def losses(self, view: View, targets: Sequence[Annotations]) -> dict[str, Tensor]:
+        """The detector's losses of a view against boxes on its canvas."""
+        return self.detector.losses(self.features(view), targets, self._shared_raw(view))
+
+    def distillation(self, view: View, soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
+        """The detector's losses of a view against another detector's raw outputs."""
+        return self.detector.distillation(self.features(view), soft, threshold, self._shared_raw(view))
+
+    def regions(self, view: View, count: int) -> list[Tensor]:
+        """The boxes of a view that most likely hold an object, (count, 4) an image."""
+        return self.detector.regions(self.features(view), count, self._shared_raw(view))
 
     def average_raw(self, view: View) -> tuple[Tensor, ...]:
         """Raw outputs of the averaged weights (the mean teacher) in eval mode, without gradients; of any view."""
@@ -78,13 +96,13 @@ class Step:
             return
         images = [self.images(view) for view in self._views]
         sizes = [len(batch) for batch in images]
-        features = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
-        raw = self.detector.head(features)
-        levels = [torch.split(level, sizes) for level in features]
-        outputs = [torch.split(output, sizes) for output in raw]
+        self._all = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
+        levels = [torch.split(level, sizes) for level in self._all]
         for i, view in enumerate(self._views):
             self._features[view] = [level[i] for level in levels]
-            self._raw[view] = tuple(output[i] for output in outputs)
+
+    def _shared_raw(self, view: View) -> tuple[Tensor, ...] | None:
+        return self.raw(view) if self.detector.trains_on_raw else None
 
 
 class Term(nn.Module):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from acclimate.adapt.objective import Step, Term, View
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
 
 
 class Supervised(Term):
@@ -19,8 +23,11 @@ class Supervised(Term):
         super().__init__()
         self.weight = weight
 
+    @classmethod
+    def create(cls, options: float, detector: Detector, source: LabelledSet) -> Supervised:
+        return cls(options)
+
     def forward(self, step: Step) -> dict[str, Tensor]:
-        view: View = "source_strong"
         assert step.source.targets is not None
-        losses = step.detector.losses(step.features(view), step.source.targets, step.raw(view))
+        losses = step.losses("source_strong", step.source.targets)
         return {f"supervised/{name}": self.weight * loss for name, loss in losses.items()}

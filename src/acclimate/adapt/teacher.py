@@ -13,7 +13,7 @@ targets, each with its weight:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,12 @@ from torchvision.ops import box_iou
 
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.config import TeacherConfig
+from acclimate.models.predict import predict
 from acclimate.structures import Annotations, Detections
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
 
 
 class Teacher(Term):
@@ -40,6 +45,16 @@ class Teacher(Term):
         self.config = config
         self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
 
+    @classmethod
+    def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
+        """With the configured threshold, or those measured on `MEASURED` labelled source images."""
+        classes = len(detector.spec.classes)
+        if not isinstance(options.threshold, str):
+            return cls(options, [float(options.threshold)] * classes)
+        images = source.images[:: max(1, len(source.images) // MEASURED)]
+        found = predict(detector, [image.path for image in images])
+        return cls(options, source_thresholds(found, [image.annotations for image in images], classes))
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         view: View = "target_strong"
         seen = step.average_raw("target_weak")
@@ -48,11 +63,11 @@ class Teacher(Term):
         if self.config.boxes > 0:
             thresholds = self.thresholds.cpu().numpy()
             targets = [self._targets(found, thresholds) for found in step.average.decode(seen)]
-            for name, loss in step.detector.losses(step.features(view), targets, step.raw(view)).items():
+            for name, loss in step.losses(view, targets).items():
                 losses[f"teacher/{name}"] = ramp * self.config.boxes * loss
         if self.config.soft > 0:
             trusted = float(self.thresholds.min())
-            for name, loss in step.detector.distillation(step.raw(view), seen, trusted).items():
+            for name, loss in step.distillation(view, seen, trusted).items():
                 losses[f"teacher/soft_{name}"] = ramp * self.config.soft * loss
         return losses
 
@@ -63,6 +78,8 @@ class Teacher(Term):
         return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
 
 
+MEASURED = 96
+"""Source images that the thresholds are measured on, evenly spread."""
 BETA = 0.5
 """Precision counts twice as much as recall: a wrong target box costs more than a missing one."""
 MIN_PRECISION = 0.5

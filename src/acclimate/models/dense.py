@@ -178,13 +178,20 @@ class DenseDetector(Detector):
         weight = torch.where(taken, torch.ones_like(weight), weight)
         return quality, matched, weight
 
-    def distillation(self, raw: tuple[Tensor, ...], soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
+    def distillation(
+        self,
+        features: Sequence[Tensor],
+        soft: tuple[Tensor, ...],
+        threshold: float,
+        raw: tuple[Tensor, ...] | None = None,
+    ) -> dict[str, Tensor]:
         """Location by location: quality focal loss towards the teacher's probabilities, GIoU towards its boxes.
 
         Both views share one geometry, so locations correspond. Class terms use every location (a low teacher score
         is evidence of background); box terms only those whose teacher score reaches `threshold`, weighted by it.
         """
-        logits, boxes = raw[0].float(), self.boxes(raw[1])
+        logits, distances = self.head(features) if raw is None else raw
+        logits, boxes = logits.float(), self.boxes(distances)
         with torch.no_grad():
             scores, teacher_boxes = soft[0].float().sigmoid(), self.boxes(soft[1])
             strength = scores.amax(-1)
@@ -192,6 +199,15 @@ class DenseDetector(Detector):
             total = _share_of_total((strength * trusted).sum())
         box = (generalized_box_iou_loss(boxes[trusted], teacher_boxes[trusted]) * strength[trusted]).sum()
         return {"class": quality_focal_loss(logits, scores).sum() / total, "box": BOX_WEIGHT * box / total}
+
+    @torch.no_grad()
+    def regions(self, features: Sequence[Tensor], count: int, raw: tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        """The locations with the best scores, without NMS: neighbours of an object tell a critic the same."""
+        logits, distances = self.head(features) if raw is None else raw
+        best = logits.amax(-1).topk(min(count, logits.shape[1]), 1).indices[..., None].expand(-1, -1, 4)
+        height, width = self.spec.image_size
+        boxes = self.boxes(distances).gather(1, best)
+        return list(boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height])))
 
     def decode_options(self) -> Decode:
         return Decode(strides=self.spec.strides)

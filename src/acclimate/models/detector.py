@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import safetensors.torch
 import torch
@@ -50,6 +51,9 @@ class Detector(nn.Module, ABC):
     """A detector whose `forward` is exactly what is exported: tensors in, tensors out, static shapes, no NMS."""
 
     spec: DetectorSpec
+    trains_on_raw: ClassVar[bool] = True
+    """Whether the losses are taken on what `head` returns. A two-stage detector samples its own boxes to train on, so
+    a step need not run its head."""
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -72,8 +76,24 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def distillation(self, raw: tuple[Tensor, ...], soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
-        """Named scalar losses against another detector's raw outputs on the same geometry (soft targets)."""
+    def distillation(
+        self,
+        features: Sequence[Tensor],
+        soft: tuple[Tensor, ...],
+        threshold: float,
+        raw: tuple[Tensor, ...] | None = None,
+    ) -> dict[str, Tensor]:
+        """Named scalar losses against another detector's raw outputs on the same geometry (soft targets).
+
+        `soft` are the other's, from the same kind of detector; `raw` as in `losses`.
+        """
+
+    @abstractmethod
+    def regions(self, features: Sequence[Tensor], count: int, raw: tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        """The `count` boxes of each image that most likely hold an object, (count, 4) on the canvas, without gradients.
+
+        What instance-level critics look at: proposals of a two-stage detector, the best locations of a dense one.
+        """
 
     @abstractmethod
     def decode_options(self) -> Decode:
@@ -81,7 +101,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Per-box features: (total boxes, C) for boxes (N_i, 4) on the canvas, one tensor an image."""
+        """Per-box features (total boxes, D) for boxes (N_i, 4) on the canvas, one tensor an image; with gradients."""
 
     def decode(self, raw: tuple[Tensor, ...]) -> list[Detections]:
         """Boxes on the canvas, by the same numpy arithmetic that the device runs."""
@@ -194,3 +214,16 @@ def parameters(module: nn.Module) -> int:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are; the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets its own mode back, also when something fails."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training

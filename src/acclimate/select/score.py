@@ -20,7 +20,7 @@ from torchvision.ops import box_iou
 from acclimate.config import AugmentConfig
 from acclimate.data.augment import strong
 from acclimate.data.dataset import choose, plain_images
-from acclimate.models.detector import Detector, device_of, load_weights
+from acclimate.models.detector import Detector, device_of, evaluating, load_weights
 from acclimate.run import Candidate, Selection
 from acclimate.structures import Detections, Image
 
@@ -67,14 +67,12 @@ def score(detector: Detector, canvases: Sequence[Image], views: Sequence[Image],
         views: a strong view of each, in the same geometry.
         seed: of the dropout.
     """
-    modes = [(module, module.training) for module in detector.modules()]
-    detector.eval()
     device = device_of(detector)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     plain: list[Detections] = []
     dropped: list[Detections] = []
     changed: list[Detections] = []
-    with torch.inference_mode():
+    with evaluating(detector):
         for start in range(0, len(canvases), 8):
             features = detector.features(_tensor(canvases[start : start + 8], device))
             plain += detector.decode(detector.head(features))
@@ -82,8 +80,6 @@ def score(detector: Detector, canvases: Sequence[Image], views: Sequence[Image],
             kept = [level * mask.to(level) / (1 - DROPOUT) for level, mask in zip(features, masks, strict=True)]
             dropped += detector.decode(detector.head(kept))
             changed += detector.decode(detector(_tensor(views[start : start + 8], device)))
-    for module, training in modes:
-        module.training = training
     return {"stability": stability(plain, dropped), "agreement": agreement(plain, changed)}
 
 

@@ -1,0 +1,67 @@
+"""The table of adaptation methods: a field of `AdaptConfig`, and the class that does what it says.
+
+A field that is None (or a weight of 0) is a method that is not there. `docs/extending.md` adds one, step by step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from acclimate.adapt.objective import GradientTransform, Term
+from acclimate.config import AdaptConfig
+from acclimate.errors import AcclimateError
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
+
+TERMS = {
+    "supervised": "acclimate.adapt.supervised:Supervised",
+    "teacher": "acclimate.adapt.teacher:Teacher",
+    "adversarial": "acclimate.adapt.adversarial:Adversarial",
+}
+"""Field of `AdaptConfig` -> the `Term` whose `create(options, detector, source)` makes it."""
+
+TRANSFORMS = {"suppression": "acclimate.adapt.suppression:DomainSpecificSuppression"}
+"""Field of `AdaptConfig` -> the class whose `create(options, detector)` makes a gradient transform."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """An adaptation: losses, and what happens to their gradients."""
+
+    terms: tuple[Term, ...]
+    transforms: tuple[GradientTransform, ...]
+
+
+def method(config: AdaptConfig, detector: Detector, source: LabelledSet) -> Method:
+    """Make what `config` describes, for `detector`, which may be changed by it (reparametrised layers).
+
+    Args:
+        config: the method.
+        detector: the source run's, about to be adapted.
+        source: the labelled source images, for what a method measures before it starts.
+
+    Raises:
+        AcclimateError: no term is left.
+    """
+    transforms = [
+        made
+        for field, where in TRANSFORMS.items()
+        if (options := getattr(config, field)) and (made := _class(where).create(options, detector)) is not None
+    ]
+    terms = [
+        _class(where).create(options, detector, source)
+        for field, where in TERMS.items()
+        if (options := getattr(config, field))
+    ]
+    if not terms:
+        raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
+    return Method(tuple(terms), tuple(transforms))
+
+
+def _class(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(importlib.import_module(module), name)

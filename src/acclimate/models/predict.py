@@ -1,0 +1,78 @@
+"""What an eager detector finds in image files."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from acclimate.edge.images import Letterbox, letterbox, read_image
+from acclimate.errors import AcclimateError
+from acclimate.models.detector import Detector, device_of, evaluating
+from acclimate.structures import Detections, Image
+
+log = logging.getLogger(__name__)
+
+
+def predict(
+    detector: Detector,
+    paths: Sequence[Path],
+    batch_size: int = 16,
+    device: torch.device | str | None = None,
+    *,
+    report: Callable[[str], None] = log.warning,
+) -> list[Detections]:
+    """What an eager detector finds, in the order of `paths` and the pixels of the original images.
+
+    The detector runs in evaluation mode, without gradients, and gets its modes back. Images are read ahead in
+    a thread. An image that cannot be read has no detections, and `report` is told in one line.
+
+    Args:
+        detector: on whatever device it is.
+        paths: image files.
+        batch_size: images a forward pass.
+        device: where to run; None means where the detector is, and the detector is moved there otherwise.
+        report: called with each problem.
+    """
+    device = torch.device(device) if device is not None else device_of(detector)
+    detector.to(device)
+    size = detector.spec.image_size
+    detections: list[Detections] = []
+    with evaluating(detector):
+        for batch in _read_ahead(paths, size, batch_size):
+            canvases = torch.from_numpy(np.stack([canvas for canvas, _, _ in batch])).to(device)
+            found = detector.decode(detector(canvases.permute(0, 3, 1, 2).float()))
+            for one, (_, placed, problem) in zip(found, batch, strict=True):
+                if problem:
+                    report(problem)
+                detections.append(Detections.empty() if placed is None else placed.to_image(one))
+    return detections
+
+
+_Placed = tuple[Image, Letterbox | None, str]
+"""A canvas, how the image was put on it, and the problem where it could not be read."""
+
+
+def _read_ahead(paths: Sequence[Path], size: tuple[int, int], batch_size: int) -> Iterator[list[_Placed]]:
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with ThreadPoolExecutor(1) as reader:
+        coming: deque[Future[list[_Placed]]] = deque()
+        for batch in batches:
+            coming.append(reader.submit(lambda paths: [_place(path, size) for path in paths], batch))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _place(path: Path, size: tuple[int, int]) -> _Placed:
+    try:
+        canvas, placed = letterbox(read_image(path), size)
+    except AcclimateError as error:
+        return np.zeros((*size, 3), np.uint8), None, str(error)
+    return canvas, placed, ""
