@@ -1,0 +1,120 @@
+"""RoIAlign (He et al., Mask R-CNN, ICCV 2017) as two matrix products, over a pyramid, with static shapes.
+
+Bilinear sampling on a regular grid separates into rows and columns: with R (bins, H) and C (bins, W) the mean sampling
+weights of a box, its pooled features are R F C^T. Products go through every exporter, are deterministic, and on a CPU
+and a small canvas they are faster than the operator, forward and backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+SAMPLES = 2
+"""Sampling points a bin and axis."""
+CANONICAL_SIDE, CANONICAL_STRIDE = 224.0, 16.0
+"""A box of this side (pixels) is pooled from the level of this stride (Lin et al., FPN, CVPR 2017, equation 1)."""
+LARGEST_PRODUCT = 2**12
+"""Above so many cells a level the operator is used in eager mode: products touch every cell for every box."""
+
+
+def pool(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], size: int) -> Tensor:
+    """Features of boxes, each from the level that suits its size.
+
+    The same as torchvision's `MultiScaleRoIAlign` with `sampling_ratio=2`. Gradients reach the features and, through
+    the sampling weights, the boxes (where a level is small enough for products).
+
+    Args:
+        features: (B, C, H_l, W_l) a level, from fine to coarse.
+        boxes: (B, K, 4) xyxy pixels.
+        strides: of the levels, pixels.
+        size: bins a side.
+
+    Returns:
+        (B, K, C, size, size).
+    """
+    level = levels(boxes, strides)
+    pooled = None
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        one = roi_align_products if _products_suit(feature) else _operator
+        part = one(feature, boxes, 1 / stride, size, (level == i).to(feature.dtype) if len(strides) > 1 else None)
+        pooled = part if pooled is None else pooled + part
+    assert pooled is not None
+    return pooled
+
+
+def levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """(B, K): index of the level of boxes (B, K, 4), by the rule of FPN; `strides` are powers of 2."""
+    # The size without a gradient: which level serves a box is no smooth function of it.
+    size = (boxes[..., 2:] - boxes[..., :2]).detach().float()
+    side = (size[..., 0] * size[..., 1]).clamp(min=1e-12).sqrt()
+    finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
+    # The small constant is torchvision's, so that a box exactly at a boundary goes where it goes there.
+    exponent = (math.log2(CANONICAL_STRIDE) + (side / CANONICAL_SIDE).log2() + 1e-6).floor()
+    return exponent.clamp(finest, coarsest).sub(finest).long()
+
+
+def roi_align_products(feature: Tensor, boxes: Tensor, scale: float, size: int, weight: Tensor | None = None) -> Tensor:
+    """RoIAlign of one level.
+
+    Args:
+        feature: (B, C, H, W); fastest in channels-last memory.
+        boxes: (B, K, 4) xyxy pixels of the image.
+        scale: pixels of the image to cells of the feature map.
+        size: bins a side.
+        weight: (B, K), a factor on each box's result.
+
+    Returns:
+        (B, K, C, size, size).
+    """
+    batch, channels, height, width = feature.shape
+    count = boxes.shape[1]
+    rows = sampling_weights(boxes[..., 1::2] * scale, height, size).to(feature.dtype)
+    columns = sampling_weights(boxes[..., 0::2] * scale, width, size).to(feature.dtype)
+    if weight is not None:
+        rows = rows * weight[..., None, None]
+    # Rows first: (K bins, H) @ (H, W C), then each box's columns (bins, W) @ (W, C), all without a copy of the map.
+    flat = feature.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    strips = rows.reshape(batch, count * size, height) @ flat
+    cells = columns[:, :, None] @ strips.view(batch, count, size, width, channels)
+    return cells.permute(0, 1, 4, 2, 3)
+
+
+def sampling_weights(spans: Tensor, cells: int, size: int) -> Tensor:
+    """Mean bilinear weight that each bin gives each cell of one axis.
+
+    Args:
+        spans: (..., 2) start and end on the axis, in cells; below 1 cell they are widened to 1 from the start.
+        cells: how many the axis has; cell i is at coordinate i.
+        size: bins.
+
+    Returns:
+        (..., size, cells). A sample further than 1 cell outside counts 0, one nearer takes the border's value.
+    """
+    spans = spans.float()
+    start, length = spans[..., :1], (spans[..., 1:] - spans[..., :1]).clamp(min=1.0)
+    points = (torch.arange(size * SAMPLES, device=spans.device) + 0.5) / (size * SAMPLES)
+    at = start + length * points
+    inside = (at >= -1) & (at <= cells)
+    at = at.clamp(0, cells - 1)
+    tent = (1 - (at[..., None] - torch.arange(cells, device=spans.device)).abs()).clamp(min=0) * inside[..., None]
+    return tent.view(*tent.shape[:-2], size, SAMPLES, cells).mean(-2)
+
+
+def _products_suit(feature: Tensor) -> bool:
+    return torch.compiler.is_exporting() or feature.shape[2] * feature.shape[3] <= LARGEST_PRODUCT
+
+
+def _operator(feature: Tensor, boxes: Tensor, scale: float, size: int, weight: Tensor | None) -> Tensor:
+    batch, count = boxes.shape[:2]
+    wanted = torch.ones_like(boxes[..., 0], dtype=torch.bool) if weight is None else weight > 0
+    rows = wanted.flatten().nonzero()[:, 0]
+    image = torch.arange(batch, device=boxes.device).repeat_interleave(count)
+    listed = torch.cat([image[:, None].float(), boxes.reshape(-1, 4).float()], 1)[rows]
+    pooled: Tensor = roi_align(feature.float(), listed, size, scale, SAMPLES).to(feature.dtype)
+    out = pooled.new_zeros(batch * count, *pooled.shape[1:]).index_copy(0, rows, pooled)
+    return out.view(batch, count, *pooled.shape[1:])

@@ -1,0 +1,150 @@
+"""Heads of the second stage: what a box holds, and how to correct it, from the features inside it.
+
+Conventions are torchvision's, so that its checkpoints load: class 0 is the background, class c of the specification is
+c + 1 here, and every class (the background included, unused) has four offsets of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.models import boxes as box_math
+from acclimate.models.pooling import pool
+
+BINS = 7
+SMOOTH = 1 / 9
+"""Where the box loss turns from a square to a line."""
+
+
+class RoiHead(nn.Module, ABC):
+    """What `models/two_stage.py` asks of a second stage.
+
+    A subclass takes the constructor's arguments of `SiblingHead` and has a line in `models.two_stage.HEADS`. All shapes
+    are static: every image has K boxes. A box of no area is padding; whatever the head says of it is dropped.
+
+    Attributes:
+        outputs: width D of what `instances` returns.
+        pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
+            levels followed by the other's; the first pyramid also serves the proposals.
+    """
+
+    outputs: int
+    pyramids: ClassVar[int] = 1
+
+    @abstractmethod
+    def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is exported: no dropped branch, no loop over boxes, nothing of a shape that depends on values.
+
+        Args:
+            features: (B, C, H_l, W_l) a level, from fine to coarse.
+            proposals: (B, K, 4) xyxy pixels on the canvas, without gradients.
+
+        Returns:
+            logits (B, K, C + 1), class 0 the background; offsets (B, K, C + 1, 4) with `boxes.ROI_WEIGHTS`; and the
+            boxes (B, K, 4) that the offsets are relative to: the proposals, or where the head has moved them to.
+        """
+
+    @abstractmethod
+    def losses(
+        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
+        """Named scalar losses of sampled boxes; may train branches that `forward` does not run.
+
+        Args:
+            features: as in `forward`, with gradients.
+            proposals: (B, K, 4).
+            labels: (B, K) int64: -1 is left out of every loss, 0 is background, c + 1 an object of class c.
+            matched: (B, K, 4), the labelled box of each proposal; anything where the label is not above 0.
+        """
+
+    @abstractmethod
+    def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """(B, K, D): the last features before the class scores, with gradients; what instance critics look at."""
+
+
+class SiblingHead(RoiHead):
+    """Two fully connected layers, then two sibling layers: class and box (Ren et al. 2015, Lin et al. 2017)."""
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        classes: int,
+        hidden: int,
+        convolutions: int = 0,
+        layers: int = 2,
+    ) -> None:
+        """`channels` and `strides` are the pyramid's, `classes` go without the background.
+
+        `convolutions` (with BatchNorm) precede the fully connected `layers`, each of width `hidden`.
+        """
+        super().__init__()
+        self.strides = tuple(strides)
+        self.outputs = hidden
+        convs: list[nn.Module] = []
+        for _ in range(convolutions):
+            convs += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        self.convolutions = nn.Sequential(*convs)
+        widths = [channels * BINS * BINS] + [hidden] * layers
+        fcs: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            fcs += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*fcs)
+        self.classify, self.regress = predictors(hidden, classes)
+
+    def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.instances(features, proposals)
+        return self.classify(hidden), self.regress(hidden).view(*proposals.shape[:2], -1, 4), proposals
+
+    def losses(
+        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
+        logits, offsets, anchors = self(features, proposals)
+        return {
+            "roi_class": class_loss(logits, labels),
+            "roi_box": box_loss(offsets, anchors, labels, matched),
+        }
+
+    def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        pooled = pool(features, boxes, self.strides, BINS).flatten(0, 1)
+        hidden: Tensor = self.layers(self.convolutions(pooled).flatten(1))
+        return hidden.view(*boxes.shape[:2], -1)
+
+
+def predictors(hidden: int, classes: int) -> tuple[nn.Linear, nn.Linear]:
+    """The last layers, of (classes + 1) scores and (classes + 1) x 4 offsets, which start near zero."""
+    classify, regress = nn.Linear(hidden, classes + 1), nn.Linear(hidden, 4 * (classes + 1))
+    for layer, spread in ((classify, 0.01), (regress, 0.001)):
+        nn.init.normal_(layer.weight, std=spread)
+        nn.init.zeros_(layer.bias)
+    return classify, regress
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits (B, K, C + 1) over the boxes whose label (B, K) is not -1."""
+    used = (labels >= 0).sum().clamp(min=1)
+    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-1, reduction="sum")
+    return total / used
+
+
+def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor) -> Tensor:
+    """Smooth L1 of the labelled class's offsets, summed over the objects, divided by the number of boxes used.
+
+    Args:
+        offsets: (B, K, C + 1, 4).
+        anchors: (B, K, 4), what they are relative to; with gradients where the head moves them.
+        labels: (B, K).
+        matched: (B, K, 4).
+    """
+    used = (labels >= 0).sum().clamp(min=1)
+    image, row = torch.nonzero(labels > 0, as_tuple=True)
+    own = offsets[image, row, labels[image, row]].float()
+    wanted = box_math.encode(matched[image, row], anchors[image, row].float(), box_math.ROI_WEIGHTS)
+    return F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="sum") / used
