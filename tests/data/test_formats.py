@@ -477,6 +477,26 @@ def test_voc_unstated_size_and_missing_parts(tmp_path: Path) -> None:
     only_problem(read(DataConfig(path=root, split="more")), "zz.xml", "no label file")
 
 
+def test_sim10k_as_it_is_unpacked(tmp_path: Path) -> None:
+    """Driving in the Matrix: three archives that unpack into VOC2012, one list, cars among other classes."""
+    root, inner = tmp_path / "sim10k", tmp_path / "sim10k" / "VOC2012"
+    frames: dict[str, list[tuple[str, tuple[Any, ...]]]] = {
+        "3384645": [("car", (10, 20, 60, 40)), ("motorbike", (70, 20, 80, 44)), ("person", (90, 10, 96, 30))],
+        "3384821": [("person", (5, 5, 12, 30))],
+    }
+    for name, objects in frames.items():
+        picture(inner / "JPEGImages" / f"{name}.jpg", (60, 100))
+        text(inner / "Annotations" / f"{name}.xml", voc_xml(name, (60, 100), objects))
+    text(inner / "ImageSets" / "Main" / "trainval10k.txt", "3384645\n3384821\n")
+    for path in (root, inner):
+        found = read(DataConfig(path=path, split="trainval10k", drop=("motorbike", "person")), ("car",))
+        assert (found.format, found.classes, found.problems) == ("voc", ("car",), ())
+        assert boxes_by_name(found) == [[("car", (10, 20, 60, 40))], []]
+    text(root / "VOC2007" / "Annotations" / "a.xml", voc_xml("a", (60, 100), []))
+    with pytest.raises(AcclimateError, match=r"several VOC sets \(VOC2007, VOC2012\)"):
+        read(DataConfig(path=root))
+
+
 def test_kitti_dont_care_and_bad_lines(tmp_path: Path) -> None:
     root = write_kitti(tmp_path)
     file = root / "training" / "label_2" / "c3.txt"

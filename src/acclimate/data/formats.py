@@ -139,7 +139,7 @@ def detect(path: Path) -> Format | None:
         return "kitti"
     if _yolo_index(path) is not None:
         return "yolo"
-    if (path / "Annotations").is_dir() and any((path / "Annotations").glob("*.xml")):
+    if any(any(folder.glob("*.xml")) for folder in (path / "Annotations", *path.glob("VOC*/Annotations"))):
         return "voc"
     if _coco_indices(path):
         return "coco"
@@ -584,13 +584,23 @@ def _yolo_objects(file: Path, text: str, names: dict[int, str], raw: _Raw) -> li
     return objects
 
 
+def _voc_root(path: Path) -> Path:
+    """The folder with Annotations: `path`, or its only VOC* folder, as the challenges and Sim10K are unpacked."""
+    if (path / "Annotations").is_dir():
+        return path
+    inner = sorted(folder.parent for folder in path.glob("VOC*/Annotations"))
+    if len(inner) > 1:
+        raise AcclimateError(f"{path}: several VOC sets ({', '.join(f.name for f in inner)}); point `path` at one")
+    return inner[0] if inner else path
+
+
 def _read_voc(config: DataConfig) -> _Raw:
-    root = config.path
+    root = _voc_root(config.path)
     if not root.is_dir():
         raise AcclimateError(f"{root}: a VOC set is a folder with JPEGImages and Annotations")
     labels = root / "Annotations" if (root / "Annotations").is_dir() else root
     folder = config.images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else labels)
-    raw = _Raw(f"{root.name}/{config.split}" if config.split else root.name)
+    raw = _Raw(f"{config.path.name}/{config.split}" if config.split else config.path.name)
     if config.split is None:
         names = sorted(file.stem for file in labels.glob("*.xml"))
     else:
