@@ -399,7 +399,7 @@ def test_run_says_where_the_report_is_last(
 
     def job(config: Any, **options: Any) -> workflow.Job:
         judged = verify.judge(project / ARTIFACT, known, config.budget)
-        return workflow.Job(Path("job/report.html"), run, run, None, (judged, judged))
+        return workflow.Job(Path("job/report.html"), run, run, run, None, (judged, judged))
 
     monkeypatch.setattr(workflow, "run", job)
     assert accepted(capsys, "run", "job.toml").splitlines()[-1] == "report: job/report.html"

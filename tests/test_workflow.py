@@ -87,7 +87,7 @@ def test_a_job_leaves_runs_an_artifact_and_a_report(job: workflow.Job) -> None:
     assert [one.precision for one in job.verifications] == ["int8"]
     assert set(job.verifications[0].accuracy) == {"source_test", "target_test"}
     assert job.oracle is not None
-    for run in (job.source, job.adapted, job.oracle):
+    for run in (job.source, job.baseline, job.adapted, job.oracle):
         assert Run.open(run.path).done
         names = {(one.data, one.role) for one in run.evaluations() if one.model == "eager"}
         assert names == {("source_test", "source"), ("target_test", "target")}
@@ -103,6 +103,52 @@ def test_the_oracle_is_marked_and_trained_on_the_target(job: workflow.Job, data:
     assert job.source.manifest.digest != job.oracle.manifest.digest
     with pytest.raises(AcclimateError, match="no `oracle` data set"):
         workflow.train(changed(tiny_config(data, Path("x")), oracle=None), "x", role="oracle")
+
+
+def test_the_baseline_trains_as_long_and_uses_nothing_of_the_target(job: workflow.Job) -> None:
+    baseline, adapted = Run.open(job.baseline.path), Run.open(job.adapted.path)
+    assert baseline.path.name == "baseline"
+    assert [run.manifest.notes["role"] for run in (baseline, adapted)] == ["baseline", "adapted"]
+    assert baseline.manifest.parents == adapted.manifest.parents == (str(job.source.path),)
+    assert [line["step"] for line in baseline.metrics()] == [line["step"] for line in adapted.metrics()]
+    assert baseline.manifest.notes["method"] == ["supervised"]
+    assert "target" not in baseline.manifest.notes
+    assert baseline.selection() is None
+    last = baseline.path / "checkpoints" / "step_000004.safetensors"
+    assert (baseline.path / "model.safetensors").read_bytes() == last.read_bytes()
+    assert "Source-only is the source run trained on for the same 4 steps as the adapted model" in (
+        job.report.read_text()
+    )
+
+
+def test_the_baseline_of_any_method_is_the_source_alone() -> None:
+    from acclimate.adapt.methods import source_only, uses_target
+
+    plain = Config.model_validate({"adapt": {"teacher": None}, "augment": {"style": 0}})
+    assert not uses_target(plain)
+    for method, augment in (
+        ({"teacher": {}}, {"style": 0}),
+        ({"teacher": None}, {"style": 0.1}),
+        ({"teacher": None}, {"style": 0, "fourier": 0.1}),
+        ({"teacher": {}, "supervised": 0, "suppression": {}}, {"style": 0.5, "flip": 0.2}),
+    ):
+        config = Config.model_validate({"adapt": method, "augment": augment})
+        assert uses_target(config)
+        alone = source_only(config)
+        assert not uses_target(alone)
+        assert alone.adapt == plain.adapt
+        assert alone.augment == config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
+        assert alone.schedule == config.schedule
+
+
+@pytest.mark.usefixtures("nothing_is_repeated")
+def test_other_target_images_are_no_change_of_the_baseline(copy: Config, data: Path) -> None:
+    from acclimate.adapt.methods import source_only
+
+    other = data / "fog-test" / "images"
+    workflow.adapt(copy.out / "source", other, copy.out / "baseline", config=source_only(copy))
+    with pytest.raises(AcclimateError, match="holds another run"):
+        workflow.adapt(copy.out / "source", other, copy.out / "adapted", config=copy)
 
 
 def test_hindsight_ranks_the_checkpoints_and_changes_no_choice(job: workflow.Job) -> None:

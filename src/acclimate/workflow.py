@@ -101,9 +101,11 @@ def adapt(
     """Adapt the detector of the run `source` to the unlabelled images in `target`.
 
     The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
-    the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`); a method that
-    uses no target image (the fair source-only baseline: further source training of the same length) keeps its last
-    one. No label of the target is read: the target is an `UnlabelledSet`, which has none.
+    the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`). No label of the
+    target is read: the target is an `UnlabelledSet`, which has none.
+
+    A method that uses no target image is the fair source-only baseline, further source training of the same length:
+    it keeps its last checkpoint, and its manifest has the role "baseline" instead of "adapted".
 
     Raises:
         AcclimateError: `source` is no finished run, `target` has no image, or an override does not fit.
@@ -124,7 +126,7 @@ def adapt(
     import torch
 
     from acclimate.adapt.engine import accelerator, checkpoints, fit
-    from acclimate.adapt.methods import method
+    from acclimate.adapt.methods import method, uses_target
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
     from acclimate.data.dataset import Loader
@@ -134,42 +136,44 @@ def adapt(
     unlabelled = formats.unlabelled(target)
     detector = models.load(parent.path)
     images = formats.read(config.source, detector.spec.classes)
+    adapts = uses_target(config)
     identity = digest(
         "adapt",
         stages.plain(config, "seed", "augment", "adapt", "schedule"),
         stages.labelled_digest(images),
-        stages.unlabelled_digest(unlabelled),
+        stages.unlabelled_digest(unlabelled) if adapts else None,
         file_digest(parent.path / "model.safetensors"),
     )
     acc = accelerator(config.schedule.precision)
-    manifest = Manifest(verb="adapt", digest=identity, parents=(str(source),), seed=config.seed)
+    role = "adapted" if adapts else "baseline"
+    manifest = Manifest(verb="adapt", digest=identity, parents=(str(source),), seed=config.seed, notes={"role": role})
     if (known := stages.done_before(Path(out), manifest, console)) is not None:
         return known
     torch.manual_seed(config.seed)
     chosen = method(config.adapt, detector, images)
     objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
-    uses_target = config.augment.style > 0 or any(view.startswith("target") for view in objective.views)
     loader = Loader(
-        images, unlabelled if uses_target else None, detector.spec.image_size, config.augment, config.schedule,
+        images, unlabelled if adapts else None, detector.spec.image_size, config.augment, config.schedule,
         config.seed, acc.process_index, acc.num_processes,
     )  # fmt: skip
     run = stages.start(acc, Path(out), manifest, console)
     facts = {
         "start": f"the source run {source}",
         "source": stages.describe(images),
-        "target": {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]},
         "method": [term.name for term in chosen.terms],
         "parameters": models.parameters(detector),
         "repeat": stages.repeat(),
     }
+    if adapts:
+        facts["target"] = {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]}
     with stages.running(run, acc, config, facts):
         fit(
             run, objective, loader, config.schedule, acc,
-            transforms=chosen.transforms, console=console, title="adapt",
+            transforms=chosen.transforms, console=console, title="adapt" if adapts else "baseline",
         )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
-            if uses_target:
+            if adapts:
                 with stages.counting(console, "checkpoints scored without labels") as tick:
                     selection = choose_checkpoint(
                         kept, checkpoints(run), unlabelled.paths, config.augment, config.seed, progress=tick
@@ -398,12 +402,16 @@ class Job:
 
     Attributes:
         report: the HTML page.
-        source, adapted, oracle: the runs; `oracle` is None where the config names no labelled target set.
+        source: the run that the next two start from.
+        baseline: source-only, trained on for the adaptation's schedule without anything of the target.
+        adapted: the run that the artifacts are exported from.
+        oracle: trained on target labels; None where the config names no labelled target set.
         verifications: one for each exported artifact, in the order of `export.precisions`.
     """
 
     report: Path
     source: Run
+    baseline: Run
     adapted: Run
     oracle: Run | None
     verifications: tuple[Verification, ...]
@@ -415,7 +423,7 @@ class Job:
 
 
 def run(config: Config, *, console: Console | None = None) -> Job:
-    """The whole chain from one configuration: scenes, train, adapt, oracle, evaluate, export, verify, report.
+    """The whole chain from one configuration: scenes, train, baseline, adapt, oracle, evaluate, export, verify, report.
 
     A stage whose inputs did not change since the last call is not repeated; one whose inputs did is run anew, and
     what was there before moves to `previous/`.
@@ -430,8 +438,15 @@ def run(config: Config, *, console: Console | None = None) -> Job:
         raise AcclimateError("the config needs a [source] data set and `target`, a folder of unlabelled images")
     tests = _tests(config)
     _check_early(config, tests)
+    from acclimate.adapt.methods import source_only
+
     out = config.out
     source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)
+    # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
+    alone = source_only(config)
+    baseline = stages.take_place(
+        out / "baseline", lambda: adapt(source.path, target, out / "baseline", config=alone, console=console), console
+    )
     adapted = stages.take_place(
         out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console), console
     )
@@ -443,7 +458,7 @@ def run(config: Config, *, console: Console | None = None) -> Job:
         oracle = stages.take_place(
             out / "oracle", lambda: train(longer, out / "oracle", role="oracle", console=console), console
         )
-    runs = [source, adapted, *([oracle] if oracle else [])]
+    runs = [source, baseline, adapted, *([oracle] if oracle else [])]
     for one in runs:
         for test, name, role in tests:
             _evaluate_once(one, test, name, role, console)
@@ -463,7 +478,7 @@ def run(config: Config, *, console: Console | None = None) -> Job:
             print_verification(verifications[-1], console)
     _pictures(runs, config)
     file = report([one.path for one in runs], out / "report.html", budget=config.budget)
-    return Job(file, source, adapted, oracle, tuple(verifications))
+    return Job(file, source, baseline, adapted, oracle, tuple(verifications))
 
 
 def _with_scenes(config: Config, console: Console | None) -> Config:

@@ -150,6 +150,7 @@ def write_run(
     log: bool = True,
     chosen: bool = False,
     seen: float | None = None,
+    schedule: int = 400,
 ) -> Path:
     """One finished run folder below `root`; `seen` is the share of the objects that its pictures show as found."""
     command = f"acclimate {verb} example.toml --out runs/{name}"
@@ -162,6 +163,7 @@ def write_run(
         {
             "seed": 3,
             "train": {"steps": 600, "lr": 0.001},
+            "schedule": {"steps": schedule},
             "model": {"size": "nano"},
             "source_test": {"path": "scenes/clear-test/annotations.json"},
             "target_test": {"path": "scenes/fog-test/annotations.json"},
@@ -219,7 +221,7 @@ def write_run(
 def write_job(
     root: Path, adapted_ap50: float = 0.52, *, latency_ms: float = 7.2, int8_ap50: float | None = None
 ) -> tuple[list[Path], Path]:
-    """A whole job: ([source, adapted], oracle)."""
+    """A whole job: ([source, adapted], oracle); the baseline lies beside them."""
     int8_ap50 = adapted_ap50 - 0.004 if int8_ap50 is None else int8_ap50
     problem = "target/017.jpg: truncated; left out"
     learned = {"name": "clear-train", "format": "coco", "images": 300, "boxes": 2211, "classes": list(CLASSES)}
@@ -245,6 +247,16 @@ def write_job(
             verification("onnx-fp32", latency_ms=12.4, size_mb=6.8, eager=adapted_ap50, ap50=adapted_ap50),
             verification("onnx-int8", latency_ms=latency_ms, size_mb=1.9, eager=adapted_ap50, ap50=int8_ap50),
         ],
+    )
+    write_run(
+        root,
+        "baseline",
+        "adapt",
+        source_ap50=0.67,
+        target_ap50=0.43,
+        parents=("runs/source",),
+        seen=0.6,
+        notes={"role": "baseline", "source": {**learned, "problems": []}},
     )
     oracle = write_run(root, "oracle", target_ap50=0.592, source_ap50=0.51, notes={"role": "oracle"})
     return [source, adapted], oracle

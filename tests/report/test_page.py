@@ -111,6 +111,68 @@ def test_a_given_budget_takes_the_place_of_the_verified_one(job: Job, tmp_path: 
     assert "also meets the budget" in text
 
 
+def test_with_a_baseline_source_only_is_the_baseline(job: Job, tmp_path: Path) -> None:
+    (source, adapted), oracle = job()
+    runs = [oracle, adapted, source.parent / "baseline", source]
+    page = report.write(runs, tmp_path / "a.html")
+    text = told(page).replace("\u00a0", " ")
+    assert "AP50 on fog went from 43.0 to 52.0 points (+9.0)" in text
+    assert "closed 56 % of the gap" in text
+    assert (
+        "trained on for the same 400 steps as the adapted model, without any target image; the source run itself"
+        in text
+    )
+    assert "itself reaches 40.3 points on fog" in text
+    assert "reaches 67.0 points on clear and 43.0 on fog" in text
+    assert "The price: on clear AP50 fell from 67.0 to 65.5 points" in text
+    assert "Before: source-only" in text
+    assert "longer training" not in text
+    assert "may not compare" not in text
+    labels = re.findall(r'<tr><th scope="row"><i class="swatch s-(\w+)[^"]*"[^>]*></i>([^<]*)</th>', page.read_text())
+    assert labels[:3] == [("source", "Source run"), ("baseline", "Source-only"), ("adapted", "Adapted")]
+
+
+def test_the_pictures_before_are_those_of_the_baseline(job: Job, tmp_path: Path) -> None:
+    (source, adapted), _ = job()
+    before = re.compile(r"Before: source-only</b> ([^<]*)<")
+    without = before.findall(report.write([source, adapted], tmp_path / "a.html").read_text())
+    fair = before.findall(report.write([source, source.parent / "baseline", adapted], tmp_path / "b.html").read_text())
+    assert len(without) == len(fair) == 6
+    assert without != fair
+
+
+def test_without_a_baseline_it_says_that_source_only_had_fewer_steps(job: Job, tmp_path: Path) -> None:
+    (source, adapted), _ = job()
+    text = told(report.write([source, adapted], tmp_path / "a.html"))
+    assert "Source-only is the source run as it is (600 steps, the adapted model 600 and 400 more)" in text
+    assert f"acclimate adapt {source} --target FOLDER_OF_IMAGES --out runs/baseline adapt.teacher=none" in text
+    assert "from 40.3 to 52.0" in text
+
+
+def test_a_baseline_that_is_not_fair_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run("source", target_ap50=0.4)
+    notes = {"role": "baseline"}
+    short = make_run("short", "adapt", target_ap50=0.41, notes=notes, parents=("runs/source",), schedule=10)
+    other = make_run("other", "adapt", target_ap50=0.42, notes=notes, parents=("elsewhere/source-2",))
+    adapted = make_run("adapted", "adapt", target_ap50=0.5, parents=("runs/source",))
+    text = told(report.write([source, short, adapted], tmp_path / "a.html"))
+    assert "trained on for 10 steps, the adapted model for 400: they may not compare" in text
+    text = told(report.write([source, other, adapted], tmp_path / "b.html"))
+    assert "Source-only started from elsewhere/source-2, which is not" in text
+    assert "No adapted run" in told(report.write([source, short], tmp_path / "c.html"))
+
+
+def test_a_baseline_that_was_not_measured_leaves_the_source_run_to_compare_with(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    source = make_run("source", target_ap50=0.4)
+    baseline = make_run("baseline", "adapt", notes={"role": "baseline"})
+    adapted = make_run("adapted", "adapt", target_ap50=0.5)
+    text = told(report.write([source, baseline, adapted], tmp_path / "a.html"))
+    assert "from 40.0 to 50.0" in text
+    assert "Source-only is the source run as it is" in text
+
+
 def test_without_a_budget_only_the_accuracy_tolerance_is_judged(
     make_run: MakeRun, measured: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from acclimate.adapt.objective import GradientTransform, Term
-from acclimate.config import AdaptConfig
+from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
 
 if TYPE_CHECKING:
@@ -60,6 +60,22 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet) -> Meth
     if not terms:
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
     return Method(tuple(terms), tuple(transforms))
+
+
+def uses_target(config: Config) -> bool:
+    """Whether the adaptation that `config` describes looks at target images at all."""
+    views = [view for field, where in TERMS.items() if getattr(config.adapt, field) for view in _class(where).views]
+    return max(config.augment.style, config.augment.fourier) > 0 or any(view.startswith("target") for view in views)
+
+
+def source_only(config: Config) -> Config:
+    """`config` without anything of the target: the source trained on for the same schedule, with the same views.
+
+    It is the baseline that an adaptation must beat: what needs no target image, both have.
+    """
+    off = dict.fromkeys(AdaptConfig.model_fields) | {"supervised": config.adapt.supervised or 1.0}
+    views = config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
+    return config.model_copy(update={"adapt": AdaptConfig.model_validate(off), "augment": views})
 
 
 def _class(where: str) -> Any:

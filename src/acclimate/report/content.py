@@ -23,8 +23,10 @@ from acclimate.run import ClassAP, Evaluation, Run, Selection, read_json
 
 TOLERANCE = "max_ap50_drop"
 """The check of the accuracy tolerance, which holds without a budget for the device too."""
-Kind = Literal["source", "adapted", "artifact", "oracle"]
+Kind = Literal["source", "baseline", "adapted", "artifact", "oracle"]
+"""A baseline is the source run trained on for as long as adaptation takes, without anything of the target."""
 _T = TypeVar("_T")
+_NAMES = {"source": "Source-only", "baseline": "Source-only", "adapted": "Adapted", "oracle": "Oracle"}
 _GENERIC = {"test", "val", "valid", "validation", "train", "images", "annotations", "labels", "instances", "data"}
 
 
@@ -130,6 +132,11 @@ class Subject:
     scores: Mapping[tuple[str, str], Score]
     artifact: Artifact | None = None
 
+    @property
+    def adapted(self) -> bool:
+        """It is, or was exported from, a run that saw the target."""
+        return _kind(self.run) == "adapted"
+
     def on(self, domain: Domain | None) -> Score | None:
         return self.scores.get((domain.role, domain.data)) if domain else None
 
@@ -145,6 +152,12 @@ class RunPart:
     metrics: Sequence[Mapping[str, Any]]
     selection: Selection | None
     albums: Mapping[str, pictures.Album]
+
+    @property
+    def steps(self) -> int | None:
+        """Of this run alone, without those of the run it started from."""
+        section = self.config.get("schedule" if self.kind in {"baseline", "adapted"} else "train")
+        return _whole(section.get("steps")) if isinstance(section, dict) else None
 
 
 @dataclass(frozen=True)
@@ -177,13 +190,19 @@ class Content:
         return candidates[-1] if candidates else None
 
     @property
+    def source_only(self) -> Subject | None:
+        """What adaptation is compared with: the baseline where it was measured, else the source run itself."""
+        baseline = self.eager("baseline")
+        return baseline if baseline is not None and baseline.scores else self.eager("source")
+
+    @property
     def headline(self) -> Subject | None:
         """The artifact that the verdict is about: among those that pass the fastest, else the one that fails least.
 
         Artifacts of the adapted run come before those of the source run.
         """
         artifacts = [s for s in self.subjects if s.artifact]
-        adapted = [s for s in artifacts if s.run.manifest.verb == "adapt"]
+        adapted = [s for s in artifacts if s.adapted]
         return min(adapted or artifacts, key=_rank, default=None)
 
 
@@ -197,7 +216,7 @@ def _rank(subject: Subject) -> tuple[int, int, float]:
 
 
 def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget | None = None) -> Content:
-    """Read the run folders, in the order source, adapted, oracle, whatever order they are given in.
+    """Read the run folders, in the order source, baseline, adapted, oracle, whatever order they are given in.
 
     `budget` takes the place of the budget the artifacts were verified against: its limits are checked against the
     recorded measurements.
@@ -212,18 +231,22 @@ def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget |
         )
     opened = [Run.open(path) for path in folders]
     kinds = [_kind(run, forced=oracle is not None and run.path == Path(oracle)) for run in opened]
-    order = sorted(range(len(opened)), key=lambda i: ["source", "adapted", "oracle"].index(kinds[i]))
-    parts = [_part(opened[i], kinds[i], several=kinds.count(kinds[i]) > 1) for i in order]
+    order = sorted(range(len(opened)), key=lambda i: ["source", "baseline", "adapted", "oracle"].index(kinds[i]))
+    names = {**_NAMES, "source": "Source run"} if "baseline" in kinds else _NAMES
+    parts = [_part(opened[i], kinds[i], names[kinds[i]], several=kinds.count(kinds[i]) > 1) for i in order]
     subjects = [subject for part in parts for subject in _subjects(part, budget)]
     subjects.sort(key=lambda s: s.kind == "oracle")
     domains = _domains(subjects, parts)
     return Content(parts, subjects, domains, _missing(parts, subjects, domains), budget)
 
 
-def _kind(run: Run, *, forced: bool) -> Kind:
-    if forced or run.manifest.notes.get("role") == "oracle":
+def _kind(run: Run, *, forced: bool = False) -> Kind:
+    role = run.manifest.notes.get("role")
+    if forced or role == "oracle":
         return "oracle"
-    return "adapted" if run.manifest.verb == "adapt" else "source"
+    if run.manifest.verb != "adapt":
+        return "source"
+    return "baseline" if role == "baseline" else "adapted"
 
 
 def _checked(file: Path, read: Callable[[], _T]) -> _T:
@@ -247,8 +270,7 @@ def _mapping(file: Path) -> dict[str, Any]:
     return values
 
 
-def _part(run: Run, kind: Kind, *, several: bool) -> RunPart:
-    name = {"source": "Source-only", "adapted": "Adapted", "oracle": "Oracle"}[kind]
+def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
     config = run.path / "config.json"
     albums = {}
     for file in sorted((run.path / "pictures").glob("*.json")):
@@ -399,12 +421,19 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
     missing = []
     kinds = {part.kind for part in parts}
     artifacts = [s.artifact for s in subjects if s.artifact]
-    folder = parts[-1].run.path if "adapted" not in kinds else next(p.run.path for p in parts if p.kind == "adapted")
-    if "source" not in kinds:
+    folder = next((p.run.path for kind in ("adapted", "source") for p in parts if p.kind == kind), parts[-1].run.path)
+    if not kinds & {"source", "baseline"}:
         missing.append("The source-only run was not given, so what adaptation gained cannot be said.")
     if "adapted" not in kinds:
         missing.append(
             f"No adapted run. Make one: acclimate adapt {folder} --target FOLDER_OF_IMAGES --out runs/adapted"
+        )
+    elif "source" in kinds and "baseline" not in kinds:
+        source = next(p for p in parts if p.kind == "source")
+        missing.append(
+            "How much of the change is the longer training alone: source-only had fewer steps than the adapted model. "
+            "Make the fair baseline, measure it with acclimate evaluate, and name it here too: "
+            f"acclimate adapt {source.run.path} --target FOLDER_OF_IMAGES --out runs/baseline {_alone(source)}"
         )
     if not artifacts:
         missing.append(f"No artifact was exported. Make one: acclimate export {folder}")
@@ -429,3 +458,12 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
     if not any(part.albums for part in parts):
         missing.append("No pictures were stored with the runs.")
     return missing
+
+
+def _alone(source: RunPart) -> str:
+    """The overrides that leave the target out of an adaptation of this run."""
+    method, views = source.config.get("adapt"), source.config.get("augment")
+    terms = [key for key, value in method.items() if value and key != "supervised"] if isinstance(method, dict) else []
+    styles = [key for key in ("style", "fourier") if isinstance(views, dict) and views.get(key)]
+    keys = [*(f"adapt.{key}=none" for key in terms), *(f"augment.{key}=0" for key in styles)]
+    return " ".join(keys) or "adapt.teacher=none augment.style=0"

@@ -88,7 +88,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "verdict": verdict.judge(content),
         "figures": _figures(content),
         "accuracy_bars": [_accuracy_bars(content, domain) for domain in content.domains],
-        "base": content.eager("source"),
+        "base": content.source_only,
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
         "selections": [_selection(part) for part in content.parts if part.selection],
@@ -327,7 +327,7 @@ def _speed(content: Content) -> dict[str, Any] | None:
     limit = next((c.limit for c in checks if c.name == "latency_ms"), None)
     text = f"budget {verdict.quantity(limit)} ms" if limit else ""
     label = f"Latency against AP50 on {domain.name}. " + "; ".join(m.detail for m in marks)
-    known = [("source-only before export", content.eager("source")), ("oracle", content.eager("oracle"))]
+    known = [("source-only before export", content.source_only), ("oracle", content.eager("oracle"))]
     levels = [
         (name, 100 * score.ap50, subject.colour)
         for name, subject in known
@@ -394,9 +394,10 @@ def _found(album: pictures.Album) -> set[str]:
 
 
 def _columns(content: Content) -> list[tuple[str, RunPart, pictures.Album]]:
-    """Before and after: the source run's eager model, and the artifact of the verdict or else the adapted model."""
+    """Before and after: source-only's eager model, and the artifact of the verdict or else the adapted model."""
     columns = []
-    for kind, head in (("source", "Before"), ("adapted", "After")):
+    shown = {part.kind for part in content.parts if part.albums}
+    for kind, head in (("baseline" if "baseline" in shown else "source", "Before"), ("adapted", "After")):
         parts = [part for part in content.parts if part.kind == kind and part.albums]
         if not parts:
             continue

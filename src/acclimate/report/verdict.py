@@ -56,6 +56,7 @@ class CheckRow:
 class Gap:
     """What adaptation won: `gain` = adapted - source-only; `size` = oracle - source-only; `closed` = gain / size.
 
+    Source-only is `Content.source_only`.
     AP50 in 0..1. `size` is None without an oracle; `closed` is None as well where `size` is below `NO_GAP`.
     """
 
@@ -171,6 +172,7 @@ def judge(content: Content) -> Verdict:
     gap = _gap(content)
     adaptation = _adaptation(content, gap)
     more = (
+        *_what_source_only_is(content),
         *_drop_between(content),
         *_on_device(content, headline),
         *_threads(content, headline),
@@ -239,7 +241,7 @@ def _ap50(subject: Subject | None, content: Content) -> float | None:
 
 
 def _gap(content: Content) -> Gap | None:
-    before, after = _ap50(content.eager("source"), content), _ap50(content.eager("adapted"), content)
+    before, after = _ap50(content.source_only, content), _ap50(content.eager("adapted"), content)
     if before is None or after is None:
         return None
     return Gap(before, after, _ap50(content.eager("oracle"), content))
@@ -247,7 +249,7 @@ def _gap(content: Content) -> Gap | None:
 
 def _adaptation(content: Content, gap: Gap | None) -> Sentence:
     if gap is None:
-        both = (_ap50(content.eager("source"), content), _ap50(content.eager("adapted"), content))
+        both = (_ap50(content.source_only, content), _ap50(content.eager("adapted"), content))
         known = next((value for value in both if value is not None), None)
         if known is None:
             return Sentence("What adaptation gains cannot be said: no accuracy on the target was measured.", "neutral")
@@ -287,9 +289,40 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
     )
 
 
+def _what_source_only_is(content: Content) -> list[Sentence]:
+    """Whether the adapted model is compared with one that was trained for as long."""
+    subject, adapted = content.source_only, content.eager("adapted")
+    if subject is None or adapted is None:
+        return []
+    steps = {part.run.path: part.steps for part in content.parts}
+    own, further = steps.get(subject.run.path), steps.get(adapted.run.path)
+    if subject.kind == "source":
+        told = "" if own is None or further is None else f" ({own} steps, the adapted model {own} and {further} more)"
+        return [
+            Sentence(
+                f"Source-only is the source run as it is{told}: a part of the change may be the longer training alone.",
+                "neutral",
+            )
+        ]
+    if own != further:
+        return [
+            Sentence(
+                f"Source-only was trained on for {own} steps, the adapted model for {further}: they may not compare.",
+                "bad",
+            )
+        ]
+    length = "as long as" if own is None else f"the same {own} steps as"
+    text = f"Source-only is the source run trained on for {length} the adapted model, without any target image"
+    start = _ap50(content.eager("source"), content)
+    if start is None or content.target is None:
+        return [Sentence(text + ".", "neutral")]
+    reached = f"the source run itself reaches {points(start)} points on {content.target.name}"
+    return [Sentence(f"{text}; {reached}.", "neutral")]
+
+
 def _drop_between(content: Content) -> list[Sentence]:
     """What the change of domain costs the detector that nobody adapted."""
-    subject = content.eager("source")
+    subject = content.source_only
     on_source = subject.on(content.source) if subject else None
     on_target = subject.on(content.target) if subject else None
     if on_source is None or on_target is None or content.source is None or content.target is None:
@@ -304,12 +337,12 @@ def _drop_between(content: Content) -> list[Sentence]:
 
 
 def _on_device(content: Content, headline: Subject | None) -> list[Sentence]:
-    on_device, before = _ap50(headline, content), _ap50(content.eager("source"), content)
+    on_device, before = _ap50(headline, content), _ap50(content.source_only, content)
     if headline is None or headline.artifact is None or on_device is None or content.target is None:
         return []
     precision = headline.artifact.precision.upper()
     text = f"On the runtime itself the {precision} artifact reaches {points(on_device)} points on {content.target.name}"
-    if before is None or headline.run.manifest.verb != "adapt":
+    if before is None or not headline.adapted:
         return [Sentence(text + ".", "neutral")]
     tone: Tone = "bad" if on_device < before - NO_CHANGE else "neutral"
     return [Sentence(f"{text}, {signed(on_device - before)} against the source-only model before export.", tone)]
@@ -330,7 +363,7 @@ def _threads(content: Content, headline: Subject | None) -> list[Sentence]:
 
 def _source_after(content: Content) -> list[Sentence]:
     """What adaptation cost on the source, where it is a point or more."""
-    source, adapted = content.eager("source"), content.eager("adapted")
+    source, adapted = content.source_only, content.eager("adapted")
     before = source.on(content.source) if source else None
     after = adapted.on(content.source) if adapted else None
     if before is None or after is None or content.source is None or before.ap50 - after.ap50 < 0.01:
@@ -383,7 +416,7 @@ def _others(content: Content, headline: Subject | None) -> list[Sentence]:
 
 
 def _strangers(content: Content) -> list[Sentence]:
-    """Adapted runs that did not start from the given source run: then before and after are not the same detector."""
+    """Runs that did not start from the given source run: then before and after are not the same detector."""
     sources = [part.run.path for part in content.parts if part.kind == "source"]
     known = {path.resolve() for path in sources} | {Path(path.name) for path in sources}
     return [
@@ -393,7 +426,9 @@ def _strangers(content: Content) -> list[Sentence]:
         )
         for part in content.parts
         for parent in part.run.manifest.parents
-        if part.kind == "adapted" and sources and not {Path(parent).resolve(), Path(Path(parent).name)} & known
+        if part.kind in {"baseline", "adapted"}
+        and sources
+        and not {Path(parent).resolve(), Path(Path(parent).name)} & known
     ]
 
 
