@@ -11,7 +11,6 @@ depend on them.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ import onnx
 import onnxruntime
 import torch
 
+import rows
 from acclimate.config import ModelConfig
 from acclimate.data import scenes
 from acclimate.edge.images import letterbox, read_image, to_input
@@ -83,13 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     operations = 2 * SIDE**3
-    with tempfile.TemporaryDirectory() as temporary, open(CSV, "w", newline="") as file, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         folder = scenes.generate(Path(temporary) / "scenes", 32, (240, 320), 0).parent / "images"
         paths = sorted(folder.glob("*.jpg"))
-        names = ("model", "variant", "image_size", "macs_m", "latency_ms", "rate_gops", "peak_gops", "fraction_of_peak",
-                 "speed_up_over_eager", "rounds", "processor", "torch", "onnxruntime")  # fmt: skip
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
+        CSV.unlink(missing_ok=True)
         peaks = {precision: peak(precision) for precision in ("fp32", "int8")}
         for name, config in MODELS.items():
             detector = models.build(models.specify(config, scenes.CLASSES)).eval()
@@ -112,17 +109,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 kind = "int8" if "int8" in variant else "fp32"
                 rate = [2 * macs / r[variant] for r in rounds]
                 best = max(operations / r[kind] / 1e6 for r in rounds)
-                row = (
-                    name, variant, "x".join(map(str, config.image_size)), f"{macs:.0f}",
-                    f"{statistics.median(r[variant] for r in rounds):.2f}", f"{statistics.median(rate):.1f}",
-                    f"{best:.0f}",
-                    f"{statistics.median(rate) / best:.3f}",
-                    f"{statistics.median(r['eager'] / r[variant] for r in rounds):.2f}", options.rounds,
-                    machine()["processor"], torch.__version__, onnxruntime.__version__,
-                )  # fmt: skip
-                writer.writerow(row)
-                file.flush()
-                print(dict(zip(names, row, strict=True)), flush=True)
+                row = {
+                    "model": name,
+                    "variant": variant,
+                    "image_size": "x".join(map(str, config.image_size)),
+                    "macs_m": f"{macs:.0f}",
+                    "latency_ms": f"{statistics.median(r[variant] for r in rounds):.2f}",
+                    "rate_gops": f"{statistics.median(rate):.1f}",
+                    "peak_gops": f"{best:.0f}",
+                    "fraction_of_peak": f"{statistics.median(rate) / best:.3f}",
+                    "speed_up_over_eager": f"{statistics.median(r['eager'] / r[variant] for r in rounds):.2f}",
+                    "rounds": options.rounds,
+                    "processor": machine()["processor"],
+                    "torch": torch.__version__,
+                    "onnxruntime": onnxruntime.__version__,
+                }
+                rows.append(CSV, row)
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

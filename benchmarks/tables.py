@@ -5,20 +5,15 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import adaptation
+import rows
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-
-
-def rows(name: str) -> list[dict[str, str]]:
-    with open(HERE / f"{name}.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def table(found: list[dict[str, str]], columns: dict[str, str]) -> Iterator[str]:
@@ -40,7 +35,7 @@ def adaptation_tables() -> Iterator[str]:
 
 def training_table() -> Iterator[str]:
     yield from table(
-        rows("training"),
+        rows.read(HERE / "training.csv"),
         {
             "model": "model", "loader_threads": "loader threads", "bare_images_per_s": "bare, images/s",
             "loop_images_per_s": "loop, images/s", "ratio_median": "ratio", "ratio_min": "lowest",
@@ -51,7 +46,7 @@ def training_table() -> Iterator[str]:
 
 def latency_table() -> Iterator[str]:
     yield from table(
-        rows("latency"),
+        rows.read(HERE / "latency.csv"),
         {
             "model": "model", "variant": "variant", "macs_m": "MACs (M)", "latency_ms": "ms",
             "fraction_of_peak": "fraction of peak", "speed_up_over_eager": "times eager",

@@ -9,7 +9,6 @@ and only runs the model forward, its losses, and backward. Writes training.csv; 
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+import rows
 from acclimate.adapt.engine import accelerator, fit
 from acclimate.adapt.objective import Objective
 from acclimate.adapt.supervised import Supervised
@@ -74,14 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as temporary, open(CSV, "w", newline="") as file:
+    with tempfile.TemporaryDirectory() as temporary:
         index = scenes.generate(Path(temporary) / "scenes", 48, (240, 320), 0)
         images = formats.read(DataConfig(path=index))
-        names = ("model", "threads", "loader_threads", "bare_images_per_s", "loop_images_per_s", "ratio_median",
-                 "ratio_min", "ratio_max", "loading_ms_per_image", "loading_share", "rounds", "processor",
-                 "torch")  # fmt: skip
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
+        CSV.unlink(missing_ok=True)
         for name, config in MODELS.items():
             for workers in (0, 1):
                 schedule = ScheduleConfig(
@@ -102,15 +98,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     )
                 ratios = [b / a for a, b in pairs]
                 speed = [statistics.median(column) for column in zip(*pairs, strict=True)]
-                row = (
-                    name, options.threads, workers, f"{speed[0]:.1f}", f"{speed[1]:.1f}",
-                    f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}",
-                    f"{per_image:.2f}", f"{per_image * speed[0] / 1e3:.3f}", options.rounds,
-                    machine()["processor"], torch.__version__,
-                )  # fmt: skip
-                writer.writerow(row)
-                file.flush()
-                print(dict(zip(names, row, strict=True)), flush=True)
+                row = {
+                    "model": name,
+                    "threads": options.threads,
+                    "loader_threads": workers,
+                    "bare_images_per_s": f"{speed[0]:.1f}",
+                    "loop_images_per_s": f"{speed[1]:.1f}",
+                    "ratio_median": f"{statistics.median(ratios):.3f}",
+                    "ratio_min": f"{min(ratios):.3f}",
+                    "ratio_max": f"{max(ratios):.3f}",
+                    "loading_ms_per_image": f"{per_image:.2f}",
+                    "loading_share": f"{per_image * speed[0] / 1e3:.3f}",
+                    "rounds": options.rounds,
+                    "processor": machine()["processor"],
+                    "torch": torch.__version__,
+                }
+                rows.append(CSV, row)
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.structures import Annotations, Batch, Image
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER = range(4)
@@ -62,31 +63,26 @@ class ImageCache:
         Returns:
             (H, W, 3) RGB, or None where the file is damaged or missing; the first time this is logged.
         """
-        key = (path, longest)
-        found = self._items.get(key)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-        image = self._read(path)
-        if image is None:
-            return None
-        if longest is not None and max(image.shape[:2]) > longest:
-            scale = longest / max(image.shape[:2])
-            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        self._keep(key, image, image.nbytes)
-        return image
+        found = self._look_up((path, longest), lambda image: (_shrunk(image, longest), None))
+        return None if found is None else found[0]
 
     def canvas(self, path: Path, image_size: tuple[int, int]) -> tuple[Image, Letterbox] | None:
         """The letterboxed image at `path`, read-only, for a canvas of (height, width); None where it is damaged."""
-        key = (path, *image_size)
-        found = self._items.get(key)
+        return self._look_up((path, *image_size), lambda image: letterbox(image, image_size))
+
+    def _look_up(self, key: tuple[Any, ...], make: Callable[[Image], tuple[Image, _T]]) -> tuple[Image, _T] | None:
+        """What is kept under `key`, whose first part is the path, or made of the image there; None if it is damaged."""
+        found: tuple[Image, _T] | None = self._items.get(key)
         if found is not None:
-            return found  # type: ignore[no-any-return]
-        image = self._read(path)
+            return found
+        image = self._read(key[0])
         if image is None:
             return None
-        made = letterbox(image, image_size)
-        self._keep(key, made, made[0].nbytes)
+        made = make(image)
+        with self._lock:
+            if key not in self._items and self._used + made[0].nbytes <= self._limit:
+                self._items[key] = made
+                self._used += made[0].nbytes
         return made
 
     def _read(self, path: Path) -> Image | None:
@@ -102,11 +98,13 @@ class ImageCache:
                 _log.warning("%s; it is left out", error)
             return None
 
-    def _keep(self, key: tuple[Any, ...], item: Any, size: int) -> None:
-        with self._lock:
-            if key not in self._items and self._used + size <= self._limit:
-                self._items[key] = item
-                self._used += size
+
+def _shrunk(image: Image, longest: int | None) -> Image:
+    if longest is None or max(image.shape[:2]) <= longest:
+        return image
+    scale = longest / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class Loader:

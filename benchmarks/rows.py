@@ -1,0 +1,28 @@
+"""The rows that the benchmarks write and read: CSV files that grow row by row, so that a benchmark can be stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    """Append one row in one system call, so that processes may share the file; a new file gets the names first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    if not file.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    with open(file, "a") as out:
+        out.write(text.getvalue())
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """All rows; none where there is no file yet."""
+    if not file.exists():
+        return []
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
