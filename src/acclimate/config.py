@@ -50,6 +50,10 @@ class TwoStageConfig(Options):
     """Boxes an image that the second stage looks at, in training and on the device."""
     hidden: int = Field(default=256, ge=8)
     """Width of the second stage's fully connected layers (1024 in the papers)."""
+    select: Literal["peaks", "nms"] = "peaks"
+    """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
+    anchors: tuple[float, ...] | None = None
+    """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
 
 
 class ModelConfig(Options):
@@ -127,10 +131,11 @@ class TeacherConfig(Options):
     """Weight of the teacher's detections as target boxes."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
-    threshold: float | Literal["source"] = Field(default="source")
-    """Score from which a detection of the teacher is a target; `source` measures it on labelled source images, class
-    by class, once before the adaptation."""
-    doubt: float = Field(default=0.5, ge=0, le=1)
+    threshold: float | Literal["source", "matched"] = Field(default="matched")
+    """Score from which a detection of the teacher is a target. `source` measures it on labelled source images, class
+    by class, once before the adaptation; `matched` starts there and lowers it, at most to a half, until the teacher
+    gives as many boxes an image on the target as on the source."""
+    doubt: float = Field(default=0.2, ge=0, le=1)
     """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the run over which the weights rise from 0."""
@@ -140,7 +145,7 @@ class TeacherConfig(Options):
         if self.boxes == self.soft == 0:
             raise ValueError("boxes and soft are both 0, so the teacher teaches nothing; set `teacher` to none instead")
         if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a score in 0..1 or 'source', not {self.threshold}")
+            raise ValueError(f"threshold is a score in 0..1, 'source' or 'matched', not {self.threshold}")
         return self
 
 
@@ -150,15 +155,36 @@ class AdversarialConfig(Options):
     kind: Literal["da-faster", "swda"] = "swda"
     weight: float = Field(default=0.1, gt=0)
     """Weight of the critics' losses."""
+    reversal: Literal["ramp", "constant"] = "ramp"
+    """How the reversed gradient's strength goes over the run: from 0 to 1, or 1 throughout."""
+    hidden: int = Field(default=64, ge=1)
+    """Width of the critics' hidden layers."""
+    levels: Literal["all", "last"] = "all"
+    """`da-faster`: levels of the pyramid with an image-level critic."""
+    regions: int = Field(default=64, ge=1)
+    """`da-faster`: boxes an image that the instance-level critic looks at."""
+    gamma: float = Field(default=5.0, ge=0)
+    """`swda`: exponent of the global critic's focal loss."""
 
 
 class SuppressionConfig(Options):
     """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
 
-    form: Literal["gradient", "reparametrised", "rescale"] = "gradient"
-    """`rescale` is the reparametrised form's step size without its projection, for the ablation."""
+    form: Literal["gradient", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
+    """`gradient` projects the gradient, `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
+    the paper's reparametrised form without its projection, for the ablation; `reparametrised-rescale` is both."""
     strength: float = Field(default=1.0, ge=0)
+    """Share of the projection that `gradient` removes; 0 only measures."""
     granularity: Literal["tensor", "channel"] = "tensor"
+    """One projection (or norm) a weight, or one for each of its output channels."""
+    layers: tuple[str, ...] = ("*",)
+    """Which convolutions of the backbone, as patterns of their names."""
+
+    @model_validator(mode="after")
+    def _strength_of_the_gradient(self) -> SuppressionConfig:
+        if self.form != "gradient" and self.strength != 1:
+            raise ValueError(f"strength is an option of form = gradient; {self.form} has none")
+        return self
 
 
 class AdaptConfig(Options):
@@ -174,7 +200,7 @@ class ExportConfig(Options):
     """Which artifacts are made, and from how many calibration images."""
 
     runtime: str = "onnx"
-    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "int8")
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(default=("fp32", "int8"), min_length=1)
     calibration_images: int = Field(default=128, ge=1)
 
 

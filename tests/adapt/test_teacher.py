@@ -238,3 +238,46 @@ def test_the_teacher_beside_the_labels_sees_each_view_once() -> None:
     losses = made(batch(1, labelled=True), batch(2), 1.0)
     assert set(losses) == {"supervised/class", "supervised/box", "teacher/class", "teacher/box"}
     sum(losses.values()).backward()
+
+
+def matched(thresholds: Sequence[float], rates: Sequence[float]) -> Teacher:
+    return Teacher(TeacherConfig(threshold="matched"), thresholds, rates)
+
+
+def test_a_threshold_falls_until_the_target_has_the_sources_rate() -> None:
+    # Two images: class 0 is found at 0.55, 0.45, 0.35 and 0.25, so two an image need a threshold of 0.25.
+    images = [found_at((0, 0, 0.555), (20, 0, 0.455)), found_at((0, 0, 0.355), (20, 0, 0.255))]
+    assert matched([0.5], [0.5])._current(images) == pytest.approx([0.5])
+    assert matched([0.5], [1.0])._current(images) == pytest.approx([0.45])
+    assert matched([0.5], [1.5])._current(images) == pytest.approx([0.35])
+    assert matched([0.5], [2.0])._current(images) == pytest.approx([0.25])
+    # Not below a half of the source's, however few there are; and never above it.
+    assert matched([0.6], [9.0])._current(images) == pytest.approx([0.3])
+    assert matched([0.2], [0.5])._current(images) == pytest.approx([0.2])
+
+
+def test_matching_remembers_earlier_images() -> None:
+    teacher = matched([0.5], [0.96])
+    rich, poor = [found_at((0, 0, 0.455))], [Detections.empty()]
+    assert teacher._current(rich) == pytest.approx([0.45])
+    assert teacher._current(poor) == pytest.approx([0.25])
+    for _ in range(300):
+        found = teacher._current([found_at((0, 0, 0.455), (20, 0, 0.405))])
+    assert found == pytest.approx([0.45])
+    again = matched([0.5], [0.96])
+    again.load_state_dict(teacher.state_dict())
+    assert again._current(poor) == pytest.approx(teacher._current(poor))
+
+
+def test_the_sources_thresholds_stay_where_they_are_not_to_be_matched() -> None:
+    teacher = Teacher(TeacherConfig(threshold="source"), [0.5], [9.0])
+    assert teacher._current([found_at((0, 0, 0.455))]) == pytest.approx([0.5])
+
+
+def test_a_class_that_is_never_sure_is_ignored_rather_than_unlearned() -> None:
+    teacher = Teacher(TeacherConfig(doubt=0.4), [NEVER, 0.5])
+    found = found_at((0, 0, 0.99), (20, 0, 0.21), (40, 0, 0.19), (60, 1, 0.6), (80, 1, 0.3), (100, 1, 0.1))
+    targets = teacher._targets(found, np.array([NEVER, 0.5], np.float32))
+    assert sorted(zip(targets.boxes[:, 0].tolist(), targets.ignore.tolist(), strict=True)) == [
+        (0, True), (20, True), (60, False), (80, True),
+    ]  # fmt: skip

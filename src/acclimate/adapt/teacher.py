@@ -38,12 +38,23 @@ class Teacher(Term):
     name: ClassVar[str] = "teacher"
 
     thresholds: Tensor
+    rates: Tensor
+    histogram: Tensor
 
-    def __init__(self, config: TeacherConfig, thresholds: Sequence[float]) -> None:
-        """`thresholds` holds one score a class; see `source_thresholds`."""
+    def __init__(
+        self, config: TeacherConfig, thresholds: Sequence[float], rates: Sequence[float] | None = None
+    ) -> None:
+        """`thresholds` holds one score a class, see `source_thresholds`.
+
+        `rates` are the detections an image that each threshold lets through on the source; with them a threshold
+        falls, at most to `MATCHED` of itself, until it lets as many through on the target.
+        """
         super().__init__()
         self.config = config
+        classes = len(thresholds)
         self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
+        self.register_buffer("rates", torch.tensor(rates or [0.0] * classes, dtype=torch.float32))
+        self.register_buffer("histogram", torch.zeros(classes, BINS))
 
     @classmethod
     def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
@@ -53,7 +64,10 @@ class Teacher(Term):
             return cls(options, [float(options.threshold)] * classes)
         images = source.images[:: max(1, len(source.images) // MEASURED)]
         found = predict(detector, [image.path for image in images])
-        return cls(options, source_thresholds(found, [image.annotations for image in images], classes))
+        thresholds = source_thresholds(found, [image.annotations for image in images], classes)
+        scores = [np.concatenate([one.scores[one.labels == label] for one in found]) for label in range(classes)]
+        rates = [float((mine >= needed).sum()) / len(found) for mine, needed in zip(scores, thresholds, strict=True)]
+        return cls(options, thresholds, rates)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         view: View = "target_strong"
@@ -61,8 +75,9 @@ class Teacher(Term):
         ramp = min(1.0, step.progress / self.config.ramp) if self.config.ramp > 0 else 1.0
         losses: dict[str, Tensor] = {}
         if self.config.boxes > 0:
-            thresholds = self.thresholds.cpu().numpy()
-            targets = [self._targets(found, thresholds) for found in step.average.decode(seen)]
+            found = step.average.decode(seen)
+            thresholds = self._current(found)
+            targets = [self._targets(one, thresholds) for one in found]
             for name, loss in step.losses(view, targets).items():
                 losses[f"teacher/{name}"] = ramp * self.config.boxes * loss
         if self.config.soft > 0:
@@ -71,10 +86,25 @@ class Teacher(Term):
                 losses[f"teacher/soft_{name}"] = ramp * self.config.soft * loss
         return losses
 
+    def _current(self, found: Sequence[Detections]) -> NDArray[np.float32]:
+        """The thresholds, lowered where the target's scores are lower than the source's (running estimate)."""
+        thresholds: NDArray[np.float32] = self.thresholds.cpu().numpy()
+        if self.config.threshold != "matched":
+            return thresholds
+        counts = np.zeros(self.histogram.shape, np.float32)
+        for one in found:
+            np.add.at(counts, (one.labels, np.minimum((one.scores * BINS).astype(np.int64), BINS - 1)), 1)
+        step = torch.from_numpy(counts).to(self.histogram) / max(1, len(found))
+        self.histogram.lerp_(step, 1 - MEMORY if self.histogram.any() else 1.0)
+        above = self.histogram.flip(1).cumsum(1).flip(1).cpu().numpy()
+        enough = above >= self.rates.cpu().numpy()[:, None]
+        matched = np.where(enough, np.arange(BINS, dtype=np.float32) / BINS, 0).max(1)
+        return np.asarray(np.clip(matched, MATCHED * thresholds, thresholds), np.float32)
+
     def _targets(self, found: Detections, thresholds: NDArray[np.float32]) -> Annotations:
         """Sure detections as boxes, doubtful ones as regions to ignore; what is below both is background."""
         needed = thresholds[found.labels]
-        kept = found.scores >= self.config.doubt * needed
+        kept = found.scores >= self.config.doubt * np.minimum(needed, UNSURE)
         return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
 
 
@@ -86,6 +116,14 @@ MIN_PRECISION = 0.5
 """A class that is not right at least this often on the source, where it was trained, gives no target box."""
 NEVER = 2.0
 """A threshold that no score reaches."""
+UNSURE = 0.5
+"""What `TeacherConfig.doubt` is a fraction of where the threshold is higher: what a class that is never sure may be
+is not background either."""
+MATCHED = 0.5
+"""How far a threshold may fall to match the source's rate of detections."""
+BINS = 100
+MEMORY = 0.95
+"""Of the running histogram of the teacher's scores, a step."""
 
 
 def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:
