@@ -1,0 +1,316 @@
+"""Second stages that treat the two tasks apart: TSD, and the alternatives that its paper compares it with.
+
+Song et al., Revisiting the Sibling Head in Object Detector, CVPR 2020 (task-aware spatial disentanglement, TSD). Where
+a class is seen best and where a border is are different places, so each task learns to look at its own: the box at the
+proposal moved as a whole, the class at its bins moved one by one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.models import boxes as box_math
+from acclimate.models.pooling import SAMPLES, levels, pool
+from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, predictors
+
+GAMMA = 0.1
+"""Offsets are this fraction of the proposal's size times what the layers say."""
+SHARED = 256
+"""Width of the layers that the offsets come from."""
+MARGIN = 0.2
+"""By how much the head is to beat the sibling; the paper's ablations' value (the released code has 0.3)."""
+
+FETCHED = 32
+"""Boxes whose cells an exported graph holds at a time."""
+
+
+class SeparateLayersHead(RoiHead):
+    """One RoI feature, and fully connected layers of each task's own (`separate-fcs`)."""
+
+    def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, layers: int = 2) -> None:
+        """`channels` and `strides` are the pyramid's, `classes` go without the background.
+
+        Each task has `layers` fully connected layers of width `hidden` (1024 in the paper) before its last one.
+        """
+        super().__init__()
+        self.strides = tuple(strides)
+        self.outputs = hidden
+        self.class_layers = _extractor(channels, hidden, layers)
+        self.box_layers = _extractor(channels, hidden, layers)
+        self.classify, self.regress = predictors(hidden, classes)
+
+    def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each task looks at, and what the box offsets are relative to.
+
+        Returns:
+            (B, K, channels, BINS, BINS) for the class and for the box, and boxes (B, K, 4).
+        """
+        found = pool(features, proposals, self.strides, BINS)
+        return found, found, proposals
+
+    def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._predict(*self.pooled(features, proposals))
+
+    def losses(
+        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
+        logits, offsets, anchors = self(features, proposals)
+        return {"roi_class": class_loss(logits, labels), "roi_box": box_loss(offsets, anchors, labels, matched)}
+
+    def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        hidden: Tensor = self.class_layers(self.pooled(features, boxes)[0].flatten(2))
+        return hidden
+
+    def _predict(self, for_class: Tensor, for_box: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.classify(self.class_layers(for_class.flatten(2)))
+        offsets = self.regress(self.box_layers(for_box.flatten(2)))
+        return logits, offsets.unflatten(-1, (-1, 4)), anchors
+
+
+class SeparateBackboneHead(SeparateLayersHead):
+    """Nothing is shared: the class is read from the first of two backbones with pyramids, the box from the second."""
+
+    pyramids: ClassVar[int] = 2
+
+    def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SeparateLayersHead.pooled`."""
+        count = len(self.strides)
+        for_class = pool(features[:count], proposals, self.strides, BINS)
+        return for_class, pool(features[count:], proposals, self.strides, BINS), proposals
+
+    def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS)
+        hidden: Tensor = self.class_layers(pooled.flatten(2))
+        return hidden
+
+
+class DisentangledHead(SeparateLayersHead):
+    """TSD. The ordinary sibling head trains beside it, and neither `forward` nor what is exported runs it.
+
+    The offsets of a box are relative to the moved proposal; whether it is an object is decided where it was.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        classes: int,
+        hidden: int,
+        layers: int = 2,
+        margin: float | None = MARGIN,
+    ) -> None:
+        """See `SeparateLayersHead`; `margin` is the progressive constraint's, None leaves it out."""
+        super().__init__(channels, strides, classes, hidden, layers)
+        self.margin = margin
+        self.shared = nn.Sequential(nn.Linear(channels * BINS * BINS, SHARED), nn.ReLU())
+        self.move_box = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2))
+        self.move_bins = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2 * BINS * BINS))
+        for layer in (*self.shared, *self.move_box, *self.move_bins):
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        self.sibling = SiblingHead(channels, strides, classes, hidden, layers=layers)
+
+    def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SeparateLayersHead.pooled`."""
+        return self._disentangle(features, proposals, pool(features, proposals, self.strides, BINS))
+
+    def offsets(self, still: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each task moves, in pixels, x and y (equations 3 and 5).
+
+        Args:
+            still: (B, K, channels, BINS, BINS), the features of the proposals where they are.
+            proposals: (B, K, 4).
+
+        Returns:
+            (B, K, 2) of the whole proposal, for the box; (B, K, BINS, BINS, 2) of its bins, for the class.
+        """
+        shared = self.shared(still.flatten(2))
+        size = proposals[..., 2:] - proposals[..., :2]
+        box = GAMMA * self.move_box(shared).to(size.dtype) * size
+        bins = self.move_bins(shared).to(size.dtype).unflatten(-1, (BINS, BINS, 2))
+        return box, GAMMA * bins * size[:, :, None, None]
+
+    def losses(
+        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
+        """The head's own losses, the sibling's, and the progressive constraint between them."""
+        still = pool(features, proposals, self.strides, BINS)
+        logits, offsets, anchors = self._predict(*self._disentangle(features, proposals, still))
+        hidden = self.sibling.layers(still.flatten(2))
+        beside_logits = self.sibling.classify(hidden)
+        beside_offsets = self.sibling.regress(hidden).unflatten(-1, (-1, 4))
+        losses = {
+            "roi_class": class_loss(logits, labels),
+            "roi_box": box_loss(offsets, anchors, labels, matched),
+            "sibling_class": class_loss(beside_logits, labels),
+            "sibling_box": box_loss(beside_offsets, proposals, labels, matched),
+        }
+        if self.margin is not None:
+            losses["constraint_class"] = class_constraint(logits, beside_logits, labels, self.margin)
+            image, row = torch.nonzero(labels > 0, as_tuple=True)
+            at = image, row, labels[image, row]
+            losses["constraint_box"] = box_constraint(
+                _decoded(offsets[at], anchors[image, row]),
+                _decoded(beside_offsets[at], proposals[image, row]),
+                matched[image, row],
+                self.margin,
+            )
+        return losses
+
+    def _disentangle(
+        self, features: Sequence[Tensor], proposals: Tensor, still: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        box, bins = self.offsets(still, proposals)
+        whole = box[:, :, None, None].expand_as(bins)
+        both = pool_moved(features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides)
+        for_class, for_box = both.chunk(2, 1)
+        return for_class, for_box, proposals + box.repeat(1, 1, 2)
+
+
+def class_constraint(logits: Tensor, sibling: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """By how much the probability of the true class is short of the sibling's plus a margin (equation 7).
+
+    The margin is at most what is left to 1, so a sibling that is certain asks for no more than certainty. Mean over the
+    boxes whose label is not -1, the background's included; the sibling is detached.
+
+    Args:
+        logits: (B, K, C + 1), of the head.
+        sibling: (B, K, C + 1).
+        labels: (B, K), as in `RoiHead.losses`.
+        margin: in probability.
+    """
+    own, beside = (
+        x.float().softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0] for x in (logits, sibling.detach())
+    )
+    short = F.relu(beside - own + (1 - beside).clamp(max=margin))
+    used = labels >= 0
+    return (short * used).sum() / used.sum().clamp(min=1)
+
+
+def box_constraint(boxes: Tensor, sibling: Tensor, matched: Tensor, margin: float) -> Tensor:
+    """By how much the overlap with the labelled box is short of the sibling's plus a margin (equation 8).
+
+    Capped and detached as in `class_constraint`. Mean over the objects; 0 where there is none.
+
+    Args:
+        boxes: (N, 4), the head's, xyxy pixels.
+        sibling: (N, 4).
+        matched: (N, 4), the labelled ones.
+        margin: in intersection over union.
+    """
+    own, beside = _overlap(boxes, matched), _overlap(sibling.detach(), matched)
+    short = F.relu(beside - own + (1 - beside).clamp(max=margin))
+    return short.sum() / max(1, len(short))
+
+
+def pool_moved(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+    """RoIAlign whose bins are moved, each by its own offset (deformable RoI pooling, Dai et al., ICCV 2017).
+
+    Each bin is the average of SAMPLES x SAMPLES bilinear samples, so with no offset it is `pooling.pool`, and
+    torchvision's `roi_align(..., sampling_ratio=2, aligned=False)`. Gradients reach the features and the offsets. The
+    level is the one that suits the box where it was.
+
+    Args:
+        features: (B, C, H_l, W_l) a level, from fine to coarse.
+        boxes: (B, K, 4) xyxy pixels.
+        offsets: (B, K, size, size, 2) pixels, x and y; row and column of the bin.
+        strides: of the levels, pixels.
+
+    Returns:
+        (B, K, C, size, size).
+    """
+    sample = _sample_by_gather if torch.compiler.is_exporting() else _sample_by_grid
+    return sample(features, *_samples(features, boxes, offsets, strides))
+
+
+def _samples(
+    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where to sample: points (B, K, size, size, SAMPLES ** 2, 2) in cells of their level, x and y, moved to the border
+    where they are beyond it; whether they count, the same without the last axis; and the level of each box (B, K)."""
+    level = levels(boxes, strides)
+    scale = (1 / boxes.new_tensor(strides))[level][..., None]
+    size = offsets.shape[2]
+    start = boxes[..., :2] * scale
+    length = (boxes[..., 2:] * scale - start).clamp(min=1.0)
+    fractions = (torch.arange(size * SAMPLES, device=boxes.device, dtype=boxes.dtype) + 0.5) / (size * SAMPLES)
+    # (B, K, bin, sample, 2): both axes at once, as the grid is regular before it is moved.
+    along = (start[:, :, None] + length[:, :, None] * fractions[:, None]).view(*boxes.shape[:2], size, SAMPLES, 2)
+    shape = (*boxes.shape[:2], size, size, SAMPLES, SAMPLES)
+    x = along[:, :, None, :, None, :, 0].expand(shape)
+    y = along[:, :, :, None, :, None, 1].expand(shape)
+    moved = torch.stack([x, y], -1).flatten(4, 5) + (offsets * scale[..., None, None])[..., None, :]
+    cells = boxes.new_tensor([feature.shape[:1:-1] for feature in features])[level][:, :, None, None, None]
+    counts = ((moved >= -1) & (moved <= cells)).all(-1)
+    return moved.clamp(min=0).minimum(cells - 1), counts, level
+
+
+def _sample_by_grid(features: Sequence[Tensor], points: Tensor, counts: Tensor, level: Tensor) -> Tensor:
+    """`grid_sample` on one map: the levels below each other, and a row of zeros for the samples that do not count."""
+    width = max(feature.shape[3] for feature in features)
+    sheets = [F.pad(feature, (0, width - feature.shape[3])) for feature in features]
+    sheet = F.pad(torch.cat(sheets, 2), (0, 0, 0, 1)).to(points.dtype)
+    height = sheet.shape[2]
+    first = list(itertools.accumulate((feature.shape[2] for feature in features[:-1]), initial=0))
+    top = points.new_tensor(first)[level][:, :, None, None, None]
+    x, y = points[..., 0], torch.where(counts, points[..., 1] + top, height - 1.0)
+    grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / (height - 1) - 1], -1)
+    batch, count, size = points.shape[:3]
+    found = F.grid_sample(sheet, grid.reshape(batch, count * size * size, -1, 2), align_corners=True)
+    bins = found.mean(-1).view(batch, -1, count, size, size)
+    return bins.transpose(1, 2).to(features[0].dtype)
+
+
+def _sample_by_gather(features: Sequence[Tensor], points: Tensor, counts: Tensor, level: Tensor) -> Tensor:
+    """The same by fetching the four cells around each sample, all channels at once, and one product a bin.
+
+    ONNX Runtime's GridSample goes through the points anew for every channel and takes some sixty times as long.
+    """
+    cells = torch.cat([feature.flatten(2) for feature in features], 2).transpose(1, 2)
+    batch, total, channels = cells.shape
+    shapes = [feature.shape[2:] for feature in features]
+    first = list(itertools.accumulate((height * width for height, width in shapes[:-1]), initial=0))
+    bottom, right, width, start = (
+        torch.tensor(values, device=level.device)[level][:, :, None, None, None]
+        for values in ([s[0] - 1 for s in shapes], [s[1] - 1 for s in shapes], [s[1] for s in shapes], first)
+    )
+    near = points.floor()
+    x, y = near.long().unbind(-1)
+    across, down = (points - near).to(cells.dtype).unbind(-1)
+    start = start + total * torch.arange(batch, device=level.device).view(-1, 1, 1, 1, 1)
+    share = counts.to(cells.dtype) / points.shape[4]
+    rows, weights = [], []
+    for one_down, one_across in itertools.product((False, True), (False, True)):
+        rows.append(start + (y + one_down).minimum(bottom) * width + (x + one_across).minimum(right))
+        weights.append(share * (down if one_down else 1 - down) * (across if one_across else 1 - across))
+    cells = cells.reshape(batch * total, channels)
+    # A few boxes at a time, as what is fetched is sixteen times what is made of it.
+    parts = zip(*(torch.split(torch.cat(each, -1), FETCHED, 1) for each in (rows, weights)), strict=True)
+    found = torch.cat([(weight[..., None, :] @ cells[row])[..., 0, :] for row, weight in parts], 1)
+    return found.permute(0, 1, 4, 2, 3)
+
+
+def _extractor(channels: int, hidden: int, layers: int) -> nn.Sequential:
+    """`layers` fully connected layers with ReLU on flat RoI features."""
+    widths = [channels * BINS * BINS] + [hidden] * layers
+    return nn.Sequential(
+        *(module for before, after in itertools.pairwise(widths) for module in (nn.Linear(before, after), nn.ReLU()))
+    )
+
+
+def _decoded(offsets: Tensor, anchors: Tensor) -> Tensor:
+    return box_math.decode(offsets.float(), anchors.float(), box_math.ROI_WEIGHTS)
+
+
+def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """(N,): intersection over union of boxes (N, 4), pair by pair."""
+    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
+    shared = sides.clamp(min=0).prod(-1)
+    return shared / (box_math.area(a) + box_math.area(b) - shared).clamp(min=1e-9)
