@@ -1,0 +1,219 @@
+"""Domain critics behind a gradient reversal: what they can tell apart, the detector learns not to show.
+
+Ganin and Lempitsky 2015 (gradient reversal), Chen et al. 2018 (DA-Faster), Saito et al. 2019 (SWDA, strong-weak). A
+critic tells target features from source features. The reversal turns the gradient that it sends into the detector, so
+one optimiser trains both sides of the game in one step. No label is used, of either domain.
+
+- `da-faster`: a critic of each location of the pyramid, a critic of each region that may hold an object, and the
+  consistency of the two.
+- `swda`: a strong critic of each location of the finest level, whose least-squares loss asks for full alignment where
+  features are local, and a weak critic of the whole coarsest level, whose focal loss asks for little where the domains
+  are easily told apart: scenes may differ in what they hold. The paper's context vectors, which the critics feed into
+  the box head, are left out: the device would have to run the critics.
+
+The canvas outside an image is no feature of a domain, but its share depends on how the images are shaped: critics do
+not look at it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.adapt.objective import Step, Term, View
+from acclimate.config import AdversarialConfig
+from acclimate.data.augment import FILL
+from acclimate.models.detector import device_of, evaluating
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
+
+_RAMP = 10.0
+
+
+def reverse(x: Tensor, strength: float) -> Tensor:
+    """`x`, whose gradient is multiplied by `-strength` on its way back (Ganin and Lempitsky 2015, section 3.1)."""
+    reversed_: Tensor = _Reversal.apply(x, strength)
+    return reversed_
+
+
+def strength_at(progress: float, schedule: Literal["ramp", "constant"]) -> float:
+    """The reversal's strength at `progress` (0..1) of the run; a ramp spares the detector a critic that knows nothing.
+
+    The ramp is 2 / (1 + exp(-10 p)) - 1, from 0 to about 1 (Ganin and Lempitsky 2015, section 4).
+    """
+    return 1.0 if schedule == "constant" else 2.0 / (1.0 + math.exp(-_RAMP * progress)) - 1.0
+
+
+def focal_loss(logits: Tensor, domain: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma times the cross entropy, p the true domain's probability, element by element (SWDA, section 3.1).
+
+    Args:
+        logits: of the target domain.
+        domain: 0 for source, 1 for target; broadcast.
+        gamma: 0 is the cross entropy; the larger, the less a critic counts that is right.
+    """
+    right = torch.where(domain > 0, logits, -logits)
+    return -(1 - right.sigmoid()).pow(gamma) * F.logsigmoid(right)
+
+
+class Adversarial(Term):
+    """See the module. The critics are the term's own parameters, trained by the optimiser of the detector."""
+
+    views: ClassVar[tuple[View, ...]] = ("source_strong", "target_strong")
+    name: ClassVar[str] = "adversarial"
+
+    def __init__(self, config: AdversarialConfig, channels: Sequence[int], instance: int) -> None:
+        """For a pyramid of `channels` a level, and per-box features of size `instance` (`Detector.instances`)."""
+        super().__init__()
+        self.config = config
+        made = _DAFaster(config, channels, instance) if config.kind == "da-faster" else _StrongWeak(config, channels)
+        self.critics: nn.Module = made
+
+    @classmethod
+    def create(cls, options: AdversarialConfig, detector: Detector, source: LabelledSet) -> Adversarial:
+        """Critics that fit the features of `detector`, which are measured on one empty image."""
+        height, width = detector.spec.image_size
+        device = device_of(detector)
+        with evaluating(detector):
+            levels = detector.features(torch.zeros(1, 3, height, width, device=device))
+            whole = torch.tensor([[0.0, 0.0, width, height]], device=device)
+            instance = detector.instances(levels, [whole]).shape[1]
+        return cls(options, [level.shape[1] for level in levels], instance)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        strength = strength_at(step.progress, self.config.reversal)
+        losses: dict[str, Tensor] = self.critics(step, strength)
+        return {f"adversarial/{name}": self.config.weight * loss for name, loss in losses.items()}
+
+
+class _DAFaster(nn.Module):
+    """Chen et al. 2018, section 4.2: image level, instance level, consistency.
+
+    Sums are means here: over the locations or regions of an image, then its images. The consistency reaches the
+    detector unreversed: there it asks that a region looks as foreign as its image, which is no game. The paper leaves
+    this open, and its released code has no consistency.
+    """
+
+    def __init__(self, config: AdversarialConfig, channels: Sequence[int], instance: int) -> None:
+        super().__init__()
+        self.regions = config.regions
+        self.first = 0 if config.levels == "all" else len(channels) - 1
+        self.image = nn.ModuleList(_locations(c, config.hidden, 1) for c in channels[self.first :])
+        self.instance = nn.Sequential(
+            nn.Linear(instance, config.hidden), nn.ReLU(),
+            nn.Linear(config.hidden, config.hidden), nn.ReLU(),
+            nn.Linear(config.hidden, 1),
+        )  # fmt: skip
+
+    def forward(self, step: Step, strength: float) -> dict[str, Tensor]:
+        levels, domain = _both(step)
+        masks = _shown(step, levels)
+        boxes = [box for view in Adversarial.views for box in step.regions(view, self.regions)]
+        instances = step.detector.instances(levels, boxes)
+        owner = torch.repeat_interleave(torch.tensor([len(box) for box in boxes])).to(domain.device)
+
+        parts, seen = [], []
+        for critic, level, mask in zip(self.image, levels[self.first :], masks[self.first :], strict=True):
+            logits = critic(reverse(level, strength)).float()
+            wanted = domain[:, None, None, None].expand_as(logits)
+            parts.append(_mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), mask))
+            seen.append(_mean(critic(level).float().sigmoid(), mask))
+        logits = self.instance(reverse(instances, strength)).float()[:, 0]
+        each = F.binary_cross_entropy_with_logits(logits, domain[owner], reduction="none")
+        apart = (torch.stack(seen).mean(0)[owner] - self.instance(instances).float()[:, 0].sigmoid()).abs()
+        return {
+            "image": _halves(torch.stack(parts).mean(0), domain),
+            "instance": _halves(_by_image(each, owner, len(domain)), domain),
+            "consistency": _halves(_by_image(apart, owner, len(domain)), domain),
+        }
+
+
+class _StrongWeak(nn.Module):
+    """Saito et al. 2019, sections 3.1 (weak global alignment) and 3.2 (strong local alignment)."""
+
+    def __init__(self, config: AdversarialConfig, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.gamma = config.gamma
+        self.local = _locations(channels[0], config.hidden, 2)
+        self.scene = nn.Sequential(
+            *(
+                layer
+                for given in (channels[-1], config.hidden, config.hidden)
+                for layer in (nn.Conv2d(given, config.hidden, 3, stride=2, padding=1), nn.ReLU())
+            )
+        )
+        self.judge = nn.Linear(config.hidden, 1)
+
+    def forward(self, step: Step, strength: float) -> dict[str, Tensor]:
+        levels, domain = _both(step)
+        masks = _shown(step, levels)
+        found = self.local(reverse(levels[0], strength)).float().sigmoid()
+        local = (found - domain[:, None, None, None]).square()
+        # Outside the image a convolution over it sees zeros, as it does at the canvas's own border.
+        scene = self.scene(masks[-1] * reverse(levels[-1], strength)).float()
+        shown = F.adaptive_max_pool2d(masks[-1], (scene.shape[2], scene.shape[3]))
+        pooled = (scene * shown).sum((2, 3)) / shown.sum((2, 3)).clamp(min=1)
+        logits = self.judge(pooled).float()[:, 0]
+        return {
+            "local": _halves(_mean(local, masks[0]), domain),
+            "global": _halves(focal_loss(logits, domain, self.gamma), domain),
+        }
+
+
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return -ctx.strength * gradients[0], None
+
+
+def _locations(channels: int, hidden: int, depth: int) -> nn.Sequential:
+    """A critic of each location by itself: `depth` hidden 1x1 convolutions, then the logit of the target."""
+    layers: list[nn.Module] = []
+    for given in (channels, *[hidden] * (depth - 1)):
+        layers += [nn.Conv2d(given, hidden, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(hidden, 1, 1))
+
+
+def _both(step: Step) -> tuple[list[Tensor], Tensor]:
+    """The pyramid of source and target images as one batch, and each image's domain (B,): 0 source, 1 target."""
+    source, target = (step.features(view) for view in Adversarial.views)
+    domain = source[0].new_zeros(len(source[0]) + len(target[0]), dtype=torch.float32)
+    domain[len(source[0]) :] = 1.0
+    return [torch.cat(pair) for pair in zip(source, target, strict=True)], domain
+
+
+def _shown(step: Step, levels: Sequence[Tensor]) -> list[Tensor]:
+    """(B, 1, H_l, W_l) a level: 1 where a location is mostly image, 0 where it is mostly the canvas around it."""
+    # Strong views change the canvas's grey too; weak views share their geometry and leave it exact.
+    weak = torch.cat([step.images("source_weak"), step.images("target_weak")])
+    image = (weak != FILL).any(1, keepdim=True).float()
+    return [(F.adaptive_avg_pool2d(image, (level.shape[2], level.shape[3])) >= 0.5).float() for level in levels]
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(B,): the mean of (B, 1, H, W) values where the mask is 1; 0 for an image without such a place."""
+    return (values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
+
+
+def _by_image(values: Tensor, owner: Tensor, images: int) -> Tensor:
+    """(B,): the mean of each image's values (N,); 0 for an image that has none."""
+    total = values.new_zeros(images).index_add(0, owner, values)
+    return total / torch.bincount(owner, minlength=images).clamp(min=1)
+
+
+def _halves(values: Tensor, domain: Tensor) -> Tensor:
+    """The mean over images (B,) with each domain counting half, however many images it has."""
+    target = domain.sum()
+    return (values * torch.where(domain > 0, 0.5 / target, 0.5 / (len(domain) - target))).sum()
