@@ -21,6 +21,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[train] and [schedule]": config.ScheduleConfig,
     "[adapt]": config.AdaptConfig,
     "[adapt.teacher]": config.TeacherConfig,
+    "[adapt.adversarial]": config.AdversarialConfig,
     "[export]": config.ExportConfig,
     "[budget]": config.Budget,
     "[scenes]": config.ScenesConfig,

@@ -50,6 +50,8 @@ class TwoStageConfig(Options):
     """Boxes an image that the second stage looks at, in training and on the device."""
     hidden: int = Field(default=256, ge=8)
     """Width of the second stage's fully connected layers (1024 in the papers)."""
+    constraint: float | None = Field(default=0.2, gt=0, le=1)
+    """`disentangled`: margin by which training holds the head to beat the sibling beside it; None lets it free."""
     select: Literal["peaks", "nms"] = "peaks"
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
     anchors: tuple[float, ...] | None = None
@@ -85,7 +87,8 @@ class ModelConfig(Options):
 
 
 class AugmentConfig(Options):
-    """Random views. Probabilities are per image; `tone` and `invert` bend the grey curve, `style` needs a target."""
+    """Random views. Probabilities are per image; `tone` and `invert` bend the grey curve, `style` and `fourier` need a
+    target."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
@@ -102,6 +105,8 @@ class AugmentConfig(Options):
     """Adaptation only: chance that a source image takes on the colour statistics of a random target image."""
     fourier: float = Field(default=0.0, ge=0, le=1)
     """Adaptation only: chance that a source image takes on the low frequencies of a random target image (FDA)."""
+    fourier_beta: float = Field(default=0.02, ge=0, le=0.5)
+    """Largest frequency that `fourier` swaps, in cycles an image as a fraction of its height and width."""
 
 
 class ScheduleConfig(Options):

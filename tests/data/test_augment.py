@@ -15,6 +15,7 @@ from acclimate.data.augment import (
     FILL,
     MIN_SIDE_PX,
     MIN_VISIBLE,
+    fourier,
     geometry,
     on_canvas,
     restyle,
@@ -243,3 +244,62 @@ def test_grey_stays_grey_and_flat_images_survive(method: str) -> None:
     assert restyle(flat, statistics(look), rng, strength=1.0, method=method).std() == 0  # type: ignore[arg-type]
     tiny = restyle(np.zeros((1, 1, 3), np.uint8), statistics(flat), rng, strength=1.0, method=method)  # type: ignore[arg-type]
     np.testing.assert_allclose(tiny, 77, atol=2)
+
+
+def spectrum(image: Image) -> NDArray[np.complex128]:
+    return np.fft.fft2(image.astype(np.float64), axes=(0, 1))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    sides=st.tuples(st.integers(2, 60), st.integers(2, 60)),
+    beta=st.sampled_from([0.01, 0.05, 0.09, 0.2, 0.5]),
+)
+def test_fourier_is_the_swap_on_the_whole_transform(seed: int, sides: tuple[int, int], beta: float) -> None:
+    """Yang and Soatto 2020, eq. 3, by numpy's transform of the whole image."""
+    image, target = photo(*sides, seed), photo(*sides, seed + 1)
+    own, other = spectrum(image), spectrum(target)
+    low = np.ones(sides, bool)
+    for axis, side in enumerate(sides):
+        cycles = np.abs(np.fft.fftfreq(side) * side)
+        low &= (cycles <= min(int(beta * side), (side - 1) // 2)).reshape([-1, 1] if axis == 0 else [1, -1])
+    swapped = np.where(low[..., None], np.abs(other) * np.exp(1j * np.angle(own)), own)
+    expected = np.fft.ifft2(swapped, axes=(0, 1)).real
+    assert np.abs(fourier(image, target, beta) - expected.clip(0, 255)).max() <= 0.51
+
+
+def test_fourier_swaps_amplitudes_and_keeps_phases() -> None:
+    # Low contrast around the middle, so that nothing is clipped; only rounding is left.
+    image, target = (cv2.convertScaleAbs(photo(90, 120, seed), alpha=0.4, beta=80) for seed in (0, 1))
+    own, other, made = (spectrum(i) for i in (image, target, fourier(image, target, 0.05)))
+    rounding = 0.5 * np.sqrt(90 * 120) * 3
+    low = np.ix_(np.r_[0:5, -4:0], np.r_[0:7, -6:0])
+    assert np.abs(np.abs(made) - np.abs(other))[low].max() < rounding
+    assert np.abs(np.abs(made[low] - own[low])).max() > 10 * rounding
+    turned = np.abs(np.angle(made[low] / own[low]))
+    assert turned[np.abs(own[low]) > 100 * rounding].max() < 0.02
+    rest = np.ones(made.shape[:2], bool)
+    rest[low] = False
+    assert np.abs(made - own)[rest].max() < rounding
+
+
+def test_fourier_of_nothing_or_of_itself_changes_nothing() -> None:
+    image = photo()
+    np.testing.assert_array_equal(fourier(image, photo(seed=1), 0.0), image)
+    np.testing.assert_array_equal(fourier(image, image, 0.3), image)
+    flat, black = np.full((30, 40, 3), 77, np.uint8), np.zeros((30, 40, 3), np.uint8)
+    mean = photo(30, 40).mean((0, 1))
+    np.testing.assert_allclose(fourier(flat, photo(30, 40), 0.001), np.broadcast_to(mean, flat.shape), atol=0.51)
+    np.testing.assert_array_equal(fourier(black, black, 0.1), black)
+    np.testing.assert_array_equal(fourier(black[:1, :1], flat, 0.1), flat[:1, :1])
+
+
+def test_fourier_stretches_the_target_and_leaves_its_inputs_alone() -> None:
+    image, target = photo(80, 100), photo(160, 300, seed=2)
+    before = image.copy(), target.copy()
+    made = fourier(image, target, 0.03)
+    same_size = fourier(image, np.asarray(cv2.resize(target, (100, 80), interpolation=cv2.INTER_AREA), np.uint8), 0.03)
+    np.testing.assert_array_equal(made, same_size)
+    assert (made.shape, made.dtype) == (image.shape, np.uint8)
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(target, before[1])

@@ -192,6 +192,35 @@ def test_style_needs_a_target_and_touches_the_source_alone(source: LabelledSet, 
     torch.testing.assert_close(first.weak, first.strong)
 
 
+def test_fourier_needs_a_target_and_touches_the_source_alone(source: LabelledSet, target: UnlabelledSet) -> None:
+    mixed = PLAIN.model_copy(update={"fourier": 1.0, "fourier_beta": 0.05})
+    plain, plain_target = take(make(source, target, PLAIN), 1)[0]
+    without, _ = take(make(source, None, mixed), 1)[0]
+    assert same(plain, without)
+    unchanged = take(make(source, target, mixed.model_copy(update={"fourier_beta": 0.0})), 1)[0]
+    assert same(plain, unchanged[0])
+    first, second = take(make(source, target, mixed), 1)[0]
+    assert same(second, plain_target)
+    assert not torch.equal(first.weak, plain.weak)
+    torch.testing.assert_close(first.weak, first.strong)
+    assert first.targets is not None
+    assert plain.targets is not None
+    for item, other in zip(first.targets, plain.targets, strict=True):
+        np.testing.assert_array_equal(item.boxes, other.boxes)
+    again = take(make(source, target, mixed, workers=2), 1)[0]
+    assert same(first, again[0])
+    assert not same(first, take(make(source, target, mixed, seed=1), 1)[0][0])
+
+
+def test_a_damaged_target_is_left_out_of_fourier(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sets = labelled(tmp_path / "s", 4), bare(tmp_path / "t", 5)
+    sets[1].paths[1].write_bytes(b"no image")
+    with caplog.at_level(logging.WARNING):
+        got = take(make(*sets, PLAIN.model_copy(update={"fourier": 1.0})), 6)
+    assert len(got) == 6
+    assert [Path(record.getMessage().split(":")[0]).name for record in caplog.records] == ["t01.jpg"]
+
+
 def threads() -> int:
     return sum(thread.name.startswith("loader") for thread in threading.enumerate())
 

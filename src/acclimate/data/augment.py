@@ -278,3 +278,47 @@ def restyle(
     table = strength * table + (1.0 - strength) * _IDENTITY[:, None]
     lab = cv2.LUT(lab, np.asarray(np.clip(table + 0.5, 0, 255), np.uint8)[None])
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)
+
+
+def fourier(image: Image, target: Image, beta: float) -> Image:
+    """`image` with the amplitudes of a target image at the lowest frequencies, and its own phases (FDA).
+
+    Yang and Soatto 2020, section 3.1: amplitudes say how light and colour are spread over a picture, phases where its
+    edges are. The target is stretched to the image's size first, as there.
+
+    Args:
+        image: (H, W, 3) RGB.
+        target: the image whose look is taken on, of any size.
+        beta: frequencies up to `beta * H` and `beta * W` cycles an image are swapped; 0 keeps the image, 0.5 swaps all.
+    """
+    if beta == 0:
+        return image
+    height, width = image.shape[:2]
+    # Only these few are computed: two thin matrix products each way instead of a whole transform.
+    highest, across = (min(int(beta * side), (side - 1) // 2) for side in (height, width))
+    down, along = _waves(height, 0, highest), _waves(width, -across, across)
+    shrinks = target.shape[0] > height and target.shape[1] > width
+    target = np.asarray(
+        cv2.resize(target, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8
+    )
+    own, other = (_lowest(picture, down, along) for picture in (image, target))
+    change = (np.abs(other) - np.abs(own)) * np.exp(1j * np.angle(own)) / (height * width)
+    # Those of negative frequency down the image are their mirror images, with the same share in the sum.
+    change[1:] *= 2
+    spread = np.einsum("uvc,vx->uxc", change, along.conj(), optimize=True).reshape(len(down), -1)
+    moved = down.real.T @ spread.real + down.imag.T @ spread.imag
+    return np.asarray(np.clip(image + moved.reshape(image.shape) + 0.5, 0, 255), np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _waves(side: int, lowest: int, highest: int) -> NDArray[np.complex64]:
+    """exp(-2 pi i k n / side): a row for each k in lowest..highest, n = 0..side-1 along it."""
+    turns = np.outer(np.arange(lowest, highest + 1), np.arange(side)) % side / side
+    return np.asarray(np.exp(-2j * math.pi * turns), np.complex64)
+
+
+def _lowest(image: Image, down: NDArray[np.complex64], along: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """(U, V, 3): the coefficients of the discrete Fourier transform at the frequencies of two sets of waves."""
+    flat = image.reshape(len(image), -1).astype(np.float32)
+    rows = (down.real @ flat + 1j * (down.imag @ flat)).reshape(len(down), *image.shape[1:])
+    return np.asarray(np.einsum("uxc,vx->uvc", rows, along, optimize=True), np.complex64)

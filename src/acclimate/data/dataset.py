@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from acclimate.config import AugmentConfig, ScheduleConfig
-from acclimate.data.augment import Statistics, geometry, restyle, statistics, strong
+from acclimate.data.augment import Statistics, fourier, geometry, restyle, statistics, strong
 from acclimate.data.formats import LabelledSet, UnlabelledSet
 from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
@@ -117,7 +117,7 @@ class Loader:
         source: labelled images; its boxes become the targets.
         target: images without labels, or None to train on the source alone.
         image_size: (height, width) of the network's canvas.
-        augment: the random views. `style` acts where there is a target.
+        augment: the random views. `style` and `fourier` act where there is a target.
         schedule: batch size (over all processes), threads and cache size.
         seed: of everything random.
         rank: this process among `world`; it gets a contiguous part of each batch.
@@ -197,13 +197,23 @@ class Loader:
         for slot, position in enumerate(self._positions):
             rng = np.random.default_rng([self._seed, stream, step, position])
             image, annotations = self._sample(step, position, stream)
-            if stream == _SOURCE and self._target is not None and rng.random() < self._augment.style:
-                image = restyle(image, self._style(int(rng.integers(len(self._target)))), rng)
+            if stream == _SOURCE and self._target is not None:
+                image = self._disguised(image, len(self._target), rng)
             canvas, annotations = geometry(image, annotations, self._image_size, self._augment, rng)
             weak[slot] = canvas
             other[slot] = strong(canvas, self._augment, rng)
             targets.append(annotations)
         return Batch(_tensor(weak), _tensor(other), targets if stream == _SOURCE else None)
+
+    def _disguised(self, image: Image, targets: int, rng: np.random.Generator) -> Image:
+        """A source image with the colours, or the low frequencies, of random target images, as often as is asked."""
+        if rng.random() < self._augment.style:
+            image = restyle(image, self._style(int(rng.integers(targets))), rng)
+        # A chance of 0 draws nothing: the views of a job without it stay what they were.
+        if self._augment.fourier > 0 and rng.random() < self._augment.fourier:
+            _, target = self._readable(int(rng.integers(targets)), _TARGET)
+            image = fourier(image, target, self._augment.fourier_beta)
+        return image
 
     def _sample(self, step: int, position: int, stream: int) -> tuple[Image, Annotations]:
         """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
