@@ -235,6 +235,48 @@ def scenes(
 
 
 @app.command()
+def benchmark(
+    suite: Annotated[
+        str | None, typer.Argument(help="a TOML file, or the name of a suite that comes with the package")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs; default: runs/SUITE")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, with one torch thread each")] = 1,
+    methods: Annotated[list[str] | None, typer.Option(help="only these, as in a,b")] = None,
+    pairs: Annotated[list[str] | None, typer.Option(help="only these, as in 'a->b,a->c'")] = None,
+    seeds: Annotated[list[str] | None, typer.Option(help="these instead of the suite's, as in 0,1,2")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder of the data; default: $ACCLIMATE_DATA")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="run on a Ray cluster instead")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="print the table of what is done, and end")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="say what a suite, or each suite, is, and end")] = False,
+) -> None:
+    """Run methods by seeds by pairs of domains under one protocol: a CSV, and a table of what was won."""
+    from acclimate.benchmark import runner
+    from acclimate.benchmark import suite as suites
+
+    if suite is None:
+        if not listed:
+            raise AcclimateError(f"benchmark: name a suite, a TOML file or one of {', '.join(suites.shipped())}")
+        for name in suites.shipped():
+            _out.print(f"{name}: {suites.load(name).title}", markup=False, highlight=False)
+        return
+    if listed or summary:
+        lines = runner.listing(suite, out, root=root) if listed else [runner.summary(suite, out)]
+        for line in lines:
+            _out.print(line, markup=False, highlight=False)
+        return
+    done = runner.run(
+        suite, out, jobs=jobs, ray=ray, pairs=_separated(pairs), methods=_separated(methods),
+        seeds=_whole("--seeds", _separated(seeds)), root=root, console=_out,
+    )  # fmt: skip
+    _say("rows", done.csv)
+    _say("table", done.table)
+    if done.failed:
+        label, reason = next(iter(done.failed.items()))
+        more = f", and {len(done.failed) - 1} more" if len(done.failed) > 1 else ""
+        raise AcclimateError(f"{label} failed{more}; the same command tries again. It said: {reason}")
+
+
+@app.command()
 def doctor(deep: Annotated[bool, typer.Option(help="import torch and look for accelerators")] = False) -> None:
     """Say what is installed and what this machine can do."""
     from acclimate import doctor as checks
@@ -294,6 +336,17 @@ def _budget(text: str) -> Budget | None:
 def _one_of(option: str, value: str, *choices: str) -> None:
     if value not in choices:
         raise AcclimateError(f"{option} {value}: choose {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def _separated(texts: list[str] | None) -> list[str]:
+    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
+
+
+def _whole(option: str, texts: list[str]) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        raise AcclimateError(f"{option} {','.join(texts)}: whole numbers, as in 0,1,2") from None
 
 
 def _say(what: str, where: Path) -> None:

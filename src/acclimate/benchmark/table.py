@@ -1,0 +1,185 @@
+"""The rows of a suite in a CSV that processes share, and what they say: means, spreads, paired differences."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import statistics
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from acclimate.benchmark.suite import Suite
+from acclimate.errors import AcclimateError
+from acclimate.run import write_bytes, writing
+
+FIELDS = (
+    "pair", "seed", "method", "checkpoint", "target_ap50", "target_ap", "source_ap50", "source_ap",
+    "target_ap50_shared", "classes", "step", "tau_stability", "tau_agreement", "start", "image_size", "steps", "batch",
+    "test_images", "minutes", "processor", "threads", "torch", "role", "digest",
+)  # fmt: skip
+
+GAP = 0.02
+"""An oracle that leads by less than this leaves no gap to close a part of."""
+
+Row = dict[str, str]
+
+
+def read(file: Path) -> list[Row]:
+    """All whole rows; a line that a full disk cut short is left out.
+
+    Raises:
+        AcclimateError: the file is no results table of this version.
+    """
+    if not file.exists():
+        return []
+    with open(file, newline="") as opened:
+        lines = list(csv.reader(opened))
+    if lines and tuple(lines[0]) != FIELDS:
+        raise AcclimateError(f"{file}: its columns are not those of a benchmark; choose another --out, or move it away")
+    return [dict(zip(FIELDS, line, strict=True)) for line in lines[1:] if len(line) == len(FIELDS)]
+
+
+def append(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows in one system call, so that processes may share the file and a kill leaves all of them or none.
+
+    Raises:
+        AcclimateError: the file cannot be written.
+    """
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            # Linking the header into place fails where another process was first.
+            header = write_bytes(
+                file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.header"), _text([FIELDS])
+            )
+            with contextlib.suppress(FileExistsError):
+                os.link(header, file)
+            header.unlink()
+        with open(file, "ab+", buffering=0) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size - 1))
+            whole = opened.read(1) in {b"", b"\n"}
+            opened.write((b"" if whole else b"\n") + _text([[str(row[field]) for field in FIELDS] for row in rows]))
+
+
+def _text(lines: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue().encode()
+
+
+def tables(suite: Suite, rows: Sequence[Row], column: str = "target_ap50") -> Iterator[str]:
+    """Markdown lines: a table for each pair that has rows or published numbers, then one over all pairs.
+
+    Mean and standard deviation over seeds, in points. The number of a method is its chosen checkpoint's, or the last
+    one's where nothing chose. A difference is taken seed by seed to the method it is compared with.
+    """
+    if suite.title:
+        yield f"{suite.title}\n"
+    shown = [pair for pair in suite.pairs if any(row["pair"] == pair for row in rows) or pair in suite.published]
+    for pair in shown:
+        yield from _pair_table(suite, rows, pair, column)
+    if len({row["pair"] for row in rows}) > 1:
+        yield from _overall(suite, rows, column)
+    yield "Against: the method that the differences are taken to, seed by seed; in brackets the seeds in which it wins."
+    if suite.published and suite.published_from:
+        yield f"Published: {suite.published_from}"
+    if suite.note:
+        yield suite.note
+
+
+def _pair_table(suite: Suite, rows: Sequence[Row], pair: str, column: str) -> Iterator[str]:
+    published = suite.published.get(pair, {})
+    oracle = next((name for name, method in suite.methods.items() if method.role == "oracle"), None)
+    low, high = (_values(rows, pair, name, column) if name else {} for name in (suite.reference, oracle))
+    header = ["method", "seeds", "last", "chosen", "hindsight", "against", "difference", "gap closed", "source"]
+    header += ["published"] if published else []
+    yield f"### {pair}\n"
+    yield f"| {' | '.join(header)} |"
+    yield "|" + "---|" * len(header)
+    for method in suite.methods:
+        own = _values(rows, pair, method, column)
+        if not own and method not in published:
+            continue
+        other = suite.against(method)
+        paired = _differences(own, _values(rows, pair, other, column) if other else {})
+        cells = [method, str(len(own))]
+        cells += [
+            _mean(_values(rows, pair, method, column, checkpoint)) for checkpoint in ("last", "chosen", "hindsight")
+        ]
+        cells += [other if other and paired else "-", _difference(paired)]
+        cells += ["-" if method in (suite.reference, oracle) else _gap(own, low, high)]
+        cells += [_mean(_values(rows, pair, method, column.replace("target", "source")))]
+        cells += [f"{published[method]:.1f}" if method in published else "-"] if published else []
+        yield f"| {' | '.join(cells)} |"
+    for name in published:
+        if name not in suite.methods:
+            yield f"| {name} (published) | {' | '.join('-' * (len(header) - 2))} | {published[name]:.1f} |"
+    yield ""
+
+
+def _overall(suite: Suite, rows: Sequence[Row], column: str) -> Iterator[str]:
+    """Differences over all pairs and seeds, each pair weighing the same."""
+    yield "### all pairs\n"
+    yield "| method | pairs | against | mean difference | wins |"
+    yield "|---|---|---|---|---|"
+    for method in suite.methods:
+        other = suite.against(method)
+        if other is None:
+            continue
+        found = [
+            list(_differences(_values(rows, pair, method, column), _values(rows, pair, other, column)).values())
+            for pair in suite.pairs
+        ]
+        found = [paired for paired in found if paired]
+        if not found:
+            continue
+        mean = statistics.mean(statistics.mean(paired) for paired in found)
+        wins, count = sum(value > 0 for paired in found for value in paired), sum(map(len, found))
+        yield f"| {method} | {len(found)} | {other} | {100 * mean:+.1f} | {wins} of {count} |"
+    yield ""
+
+
+def _values(
+    rows: Sequence[Row], pair: str, method: str, column: str, checkpoint: str | None = None
+) -> dict[str, float]:
+    """Seed -> value; without a checkpoint the chosen one's, or the last one's where nothing chose."""
+    found: dict[str, float] = {}
+    for name in [checkpoint] if checkpoint else ["last", "chosen"]:
+        for row in rows:
+            if (row["pair"], row["method"], row["checkpoint"]) == (pair, method, name) and row.get(column):
+                found[row["seed"]] = float(row[column])
+    return found
+
+
+def _differences(own: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {seed: own[seed] - other[seed] for seed in own if seed in other}
+
+
+def _mean(values: dict[str, float]) -> str:
+    scaled = [100 * value for value in values.values()]
+    if not scaled:
+        return "-"
+    return f"{statistics.mean(scaled):.1f}" + (f" ± {statistics.stdev(scaled):.1f}" if len(scaled) > 1 else "")
+
+
+def _difference(paired: dict[str, float]) -> str:
+    scaled = [100 * value for value in paired.values()]
+    if not scaled:
+        return "-"
+    spread = f" ± {statistics.stdev(scaled):.1f}" if len(scaled) > 1 else ""
+    return f"{statistics.mean(scaled):+.1f}{spread} ({sum(value > 0 for value in scaled)} of {len(scaled)})"
+
+
+def _gap(own: dict[str, float], low: dict[str, float], high: dict[str, float]) -> str:
+    both = own.keys() & low.keys() & high.keys()
+    if not both:
+        return "-"
+    room = statistics.mean(high[seed] - low[seed] for seed in both)
+    if room <= GAP:
+        return "no gap"
+    return f"{100 * statistics.mean(own[seed] - low[seed] for seed in both) / room:.0f} %"
