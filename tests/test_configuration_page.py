@@ -22,6 +22,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[adapt]": config.AdaptConfig,
     "[adapt.teacher]": config.TeacherConfig,
     "[adapt.adversarial]": config.AdversarialConfig,
+    "[adapt.suppression]": config.SuppressionConfig,
     "[export]": config.ExportConfig,
     "[budget]": config.Budget,
     "[scenes]": config.ScenesConfig,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from acclimate.adapt.objective import GradientTransform, Objective
+from acclimate.adapt.objective import GradientTransform, Objective, Watcher
 from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import save_weights
@@ -89,6 +89,7 @@ def fit(
     start, window = _resume(run, acc)
     objective.train()
     rate = _Rate(schedule.batch_size * schedule.accumulate)
+    watchers = [cast(Watcher, transform) for transform in transforms if isinstance(transform, Watcher)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
     with _stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
@@ -107,11 +108,15 @@ def fit(
                     for name, value in parts.items():
                         losses[name] = losses.get(name, 0.0) + float(value.detach()) / schedule.accumulate
                 acc.unscale_gradients()
+                logged = step % schedule.log_every == 0 or step == schedule.steps
+                for watcher in watchers if logged else ():
+                    watcher.watch()
                 for transform in transforms:
                     transform(objective.detector)
                 norm = nn.utils.clip_grad_norm_(objective.parameters(), schedule.clip or math.inf)
                 lr = scheduler.get_last_lr()[0]
                 optimizer.step()
+                seen = {name: value for watcher in watchers for name, value in watcher.seen().items()}
                 scheduler.step()
                 optimizer.zero_grad()
                 objective.after_step(step)
@@ -128,10 +133,10 @@ def fit(
                 for name, value in losses.items():
                     window[name] = window.get(name, 0.0) + value
                 window["steps"] = window.get("steps", 0.0) + 1
-                if step % schedule.log_every == 0 or step == schedule.steps:
+                if logged:
                     if acc.is_main_process:
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
-                        run.log(step=step, lr=lr, images_per_s=round(rate.images_per_s(), 2), **means)
+                        run.log(step=step, lr=lr, images_per_s=round(rate.images_per_s(), 2), **means, **seen)
                     window = {}
                 advance(step, losses["loss"], rate.images_per_s())
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:

@@ -5,14 +5,14 @@ An adaptation method is a list of terms. The module that DistributedDataParallel
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from acclimate.adapt.suppression import folded, folded_state
 from acclimate.models.detector import Detector
 from acclimate.structures import Annotations, Batch
 
@@ -20,6 +20,17 @@ View = Literal["source_weak", "source_strong", "target_weak", "target_strong"]
 
 GradientTransform = Callable[[nn.Module], None]
 """Edits the gradients of a module in place, between backward (after unscaling) and the optimiser's step."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A gradient transform that measures what it does in the steps that are logged."""
+
+    def watch(self) -> None:
+        """Called before the transforms of such a step."""
+
+    def seen(self) -> dict[str, Any]:
+        """Called after the optimiser; what goes into the line of metrics.jsonl."""
 
 
 class Step:
@@ -123,14 +134,15 @@ class Term(nn.Module):
 class Objective(nn.Module):
     """The detector, the average of its weights, and the terms.
 
-    The average (Polyak averaging; Tarvainen and Valpola 2017 as a mean teacher) is what checkpoints hold.
+    The average (Polyak averaging; Tarvainen and Valpola 2017 as a mean teacher) is what checkpoints hold. It is a plain
+    detector: where a method has reparametrised the layers, what is averaged are the weights that they compute with.
     """
 
     def __init__(self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool) -> None:
         """`warm` lets the average follow quickly at first, for weights that start from nothing."""
         super().__init__()
         self.detector = detector
-        self.average = copy.deepcopy(detector).requires_grad_(False).eval()
+        self.average = folded(detector).requires_grad_(False).eval()
         self.terms = nn.ModuleList(terms)
         self.ema = ema
         self.warm = warm
@@ -154,7 +166,7 @@ class Objective(nn.Module):
     def after_step(self, step: int) -> None:
         """Move the average towards the weights just reached; then let the terms finish."""
         decay = min(self.ema, (1 + step) / (10 + step)) if self.warm else self.ema
-        own, average = self.detector.state_dict(), self.average.state_dict()
+        own, average = folded_state(self.detector), self.average.state_dict()
         moving = [name for name, value in average.items() if value.is_floating_point()]
         torch._foreach_lerp_([average[n] for n in moving], [own[n] for n in moving], 1 - decay)
         for name, value in average.items():
