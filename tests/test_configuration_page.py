@@ -17,6 +17,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "The job": config.Config,
     "[source], [source_test], [target_test], [oracle]": config.DataConfig,
     "[model]": config.ModelConfig,
+    "[model.two_stage]": config.TwoStageConfig,
     "[augment]": config.AugmentConfig,
     "[train] and [schedule]": config.ScheduleConfig,
     "[adapt]": config.AdaptConfig,

@@ -18,15 +18,20 @@ FORMAT = 1
 class Decode(BaseModel):
     """How the graph's raw outputs become boxes.
 
-    Only one kind exists so far. `dense`: outputs `logits` (1, A, C) and `distances` (1, A, 4), A locations in the
-    order of `strides`, each level row by row; score = sigmoid(logit), side distance = stride * softplus(raw) in
-    the order left, top, right, bottom from the location's centre ((x + 0.5) * stride, (y + 0.5) * stride).
+    `dense`: outputs `logits` (1, A, C) and `distances` (1, A, 4), A locations in the order of `strides`, each level row
+    by row; score = sigmoid(logit), side distance = stride * softplus(raw) in the order left, top, right, bottom from
+    the location's centre ((x + 0.5) * stride, (y + 0.5) * stride).
+
+    `two-stage`: outputs `logits` (1, K, C + 1), `offsets` (1, K, C + 1, 4) and `boxes` (1, K, 4); score = softmax over
+    the classes, of which the first is the background and never reported. Each class moves a box of centre x, y and
+    size w, h by its own offsets (a, b, c, d) to the centre x + w a / 10, y + h b / 10 and the size w exp(c / 5),
+    h exp(d / 5), where no exponent is above log(1000 / 16). A box of no area is padding. `strides` has no meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["dense"] = "dense"
-    strides: tuple[int, ...]
+    kind: Literal["dense", "two-stage"] = "dense"
+    strides: tuple[int, ...] = ()
     score_threshold: float = 0.01
     nms_iou: float = 0.6
     candidates: int = 400

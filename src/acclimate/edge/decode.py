@@ -15,23 +15,30 @@ from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections
 
+OFFSET_SCALES = (10.0, 10.0, 5.0, 5.0)
+"""What the offsets of a second stage are divided by (Girshick, Fast R-CNN, 2015, as released)."""
+LARGEST_LOG_SCALE = math.log(1000 / 16)
+"""A box is at most this much larger than the one it is relative to, so that exp cannot overflow."""
+
 
 def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
-    """Decode a batch of dense outputs as `Decode` documents them.
+    """Decode a batch of raw outputs as `Decode` documents them.
 
-    Locations below `options.score_threshold` are never decoded, and non-finite outputs are no detections.
+    What is below `options.score_threshold` is never decoded, and non-finite outputs are no detections.
 
     Args:
-        outputs: logits (B, A, C) and raw side distances (B, A, 4), float.
-        options: strides, thresholds and limits.
+        outputs: the network's, in the order of `Decode`, float; the first axis is the batch.
+        options: kind, thresholds and limits.
         image_size: (height, width) of the canvas in pixels.
 
     Returns:
         One `Detections` an image, boxes in canvas pixels and clipped to it, best first.
 
     Raises:
-        AcclimateError: the outputs do not have the shapes that `image_size` and `options.strides` imply.
+        AcclimateError: the outputs do not have the shapes that `options` and `image_size` imply.
     """
+    if options.kind == "two-stage":
+        return _decode_two_stage(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = _locations(image_size, options.strides)
     expected = len(strides)
@@ -92,27 +99,73 @@ def _decode_one(
     options: Decode,
     image_size: tuple[int, int],
 ) -> Detections:
-    flat = logits.ravel()
-    found = np.flatnonzero(flat >= _logit(options.score_threshold))
-    values = flat[found]
-    finite = np.isfinite(values)
-    if not finite.all():
-        found, values = found[finite], values[finite]
-    if len(found) > options.candidates:
-        best = np.argpartition(values, len(values) - options.candidates)[-options.candidates :]
-        found, values = found[best], values[best]
-    order = np.lexsort((found, -values))
-    found, values = found[order], values[order]
+    found, values = _best(logits.ravel(), _logit(options.score_threshold), options.candidates)
     where, labels = np.divmod(found, logits.shape[1])
     with np.errstate(all="ignore"):
         scores = (1 / (1 + np.exp(-values))).astype(np.float32)
         sides = np.logaddexp(np.float32(0), distances[where].astype(np.float32)) * strides[where, None]
-        corners = np.concatenate([centres[where] - sides[:, :2], centres[where] + sides[:, 2:]], axis=1)
-        boxes = corners.astype(np.float32)
-        usable = np.isfinite(boxes).all(axis=1)
+        boxes = np.concatenate([centres[where] - sides[:, :2], centres[where] + sides[:, 2:]], axis=1)
+    return _finish(boxes.astype(np.float32), scores, labels, options, image_size)
+
+
+def _decode_two_stage(
+    outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]
+) -> list[Detections]:
+    logits, offsets, boxes = outputs
+    if logits.ndim != 3 or offsets.shape != (*logits.shape, 4) or boxes.shape != (*logits.shape[:2], 4):
+        raise AcclimateError(
+            f"the network's outputs have shapes {logits.shape}, {offsets.shape} and {boxes.shape}, which are not those "
+            "of a two-stage detector; export the artifact again"
+        )
+    found = []
+    for one, moves, anchors in zip(logits, offsets, boxes, strict=True):
+        with np.errstate(all="ignore"):
+            grown = np.exp(one.astype(np.float32) - one.max(axis=1, keepdims=True))
+            probabilities = (grown / grown.sum(axis=1, keepdims=True))[:, 1:]
+        index, scores = _best(probabilities.ravel(), options.score_threshold, options.candidates)
+        where, labels = np.divmod(index, probabilities.shape[1])
+        moved = _move(anchors[where].astype(np.float32), moves[where, labels + 1].astype(np.float32))
+        found.append(_finish(moved, scores, labels, options, image_size))
+    return found
+
+
+def _move(anchors: NDArray[np.float32], offsets: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes (N, 4) after the offsets (N, 4) of their classes."""
+    scaled = offsets / np.array(OFFSET_SCALES, np.float32)
+    with np.errstate(all="ignore"):
+        size = anchors[:, 2:] - anchors[:, :2]
+        centre = anchors[:, :2] + 0.5 * size + scaled[:, :2] * size
+        half = 0.5 * np.exp(np.minimum(scaled[:, 2:], np.float32(LARGEST_LOG_SCALE))) * size
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _best(flat: NDArray[np.float32], threshold: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Where `flat` is finite and at least `threshold`, at most `count` places and their values, best first."""
+    found = np.flatnonzero(flat >= threshold)
+    values = flat[found]
+    finite = np.isfinite(values)
+    if not finite.all():
+        found, values = found[finite], values[finite]
+    if len(found) > count:
+        best = np.argpartition(values, len(values) - count)[-count:]
+        found, values = found[best], values[best]
+    order = np.lexsort((found, -values))
+    return found[order], values[order]
+
+
+def _finish(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    options: Decode,
+    image_size: tuple[int, int],
+) -> Detections:
+    """Boxes cut at the border, without those that are not finite or have no area, after NMS."""
+    usable = np.isfinite(boxes).all(axis=1)
     height, width = image_size
-    np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
-    usable &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    with np.errstate(all="ignore"):
+        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
+        usable &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if not usable.all():
         boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
     kept = nms(boxes, scores, labels, options.nms_iou)[: options.max_detections]

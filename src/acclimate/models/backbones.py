@@ -11,6 +11,7 @@ from typing import Any, Literal
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -35,14 +36,32 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, strides: tuple[int, ...], norm: Literal["batch", "frozen", "group"], freeze: int
+        self,
+        name: str,
+        strides: tuple[int, ...],
+        norm: Literal["batch", "frozen", "group"],
+        freeze: int,
+        modules: tuple[str, ...] = (),
     ) -> None:
         """Build the backbone without weights; see `load_weights`.
+
+        `modules` makes it torchvision's model of that name instead, with the outputs of these children as levels.
 
         Raises:
             AcclimateError: timm does not know `name`, it has no feature pyramid, or no level of a wanted stride.
         """
         super().__init__()
+        self.norm = norm
+        self._frozen: list[nn.Module] = []
+        self.strides = tuple(strides)
+        if modules:
+            trunk = Trunk(name, modules)
+            self.body: nn.Module = trunk
+            self.channels: tuple[int, ...] = trunk.channels
+            self.mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+            self.std: tuple[float, ...] = (0.229, 0.224, 0.225)
+            self._fixed_until = [child for child, stride in trunk.strides.items() if freeze and stride <= 2**freeze]
+            return
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
             raise AcclimateError(f"model.backbone: timm has no model {name!r}" + (f"; near: {close}" if close else ""))
@@ -58,16 +77,13 @@ class Backbone(nn.Module):
         body: Any = timm.create_model(name, features_only=True, out_indices=indices)
         if max(strides) < max(reductions):
             _drop_unused(body)
-        self.strides = tuple(strides)
-        self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
+        self.channels = tuple(body.feature_info.channels())
         config = getattr(timm.create_model(name), "pretrained_cfg", {})
-        self.mean: tuple[float, ...] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
-        self.std: tuple[float, ...] = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
+        self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
         info = getattr(body.feature_info, "info", [])
         self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
-        self._frozen: list[nn.Module] = []
-        self.body: nn.Module = body
-        self.norm = norm
+        self.body = body
         if norm == "group":
             _batch_to_group(self.body)
 
@@ -89,6 +105,41 @@ class Backbone(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+class Trunk(nn.Module):
+    """The children of a torchvision classifier (or of its `features`) up to the last of `levels`, one after the other.
+
+    Attributes:
+        channels: of the levels.
+        strides: of every child.
+    """
+
+    def __init__(self, name: str, levels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.levels = levels
+        self.channels: tuple[int, ...] = ()
+        self.strides: dict[str, int] = {}
+        model = torchvision.models.get_model(name, weights=None)
+        x, side = torch.zeros(1, 3, 64, 64), 64
+        with torch.no_grad():
+            for child, module in getattr(model, "features", model).named_children():
+                self.add_module(child, module)
+                x = module.eval()(x)
+                self.strides[child] = side // x.shape[-1]
+                if child in levels:
+                    self.channels += (x.shape[1],)
+                if child == levels[-1]:
+                    break
+        self.train()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for name, child in self.named_children():
+            x = child(x)
+            if name in self.levels:
+                found.append(x)
+        return found
 
 
 def _drop_unused(body: nn.Module) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from acclimate.edge.decode import LARGEST_LOG_SCALE, OFFSET_SCALES
+
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-"""Scale of the regressed offsets of the second stage (Girshick, Fast R-CNN, 2015, as released)."""
-LARGEST_LOG_SCALE = math.log(1000 / 16)
-"""A predicted box is at most this much larger than its anchor, so that exp cannot overflow."""
+ROI_WEIGHTS = OFFSET_SCALES
+"""Scale of the offsets of the second stage, which the device decodes."""
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:

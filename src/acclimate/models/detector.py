@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from acclimate.edge.artifact import Decode
@@ -24,8 +24,47 @@ from acclimate.structures import Annotations, Detections
 if TYPE_CHECKING:
     from acclimate.config import ModelConfig
 
-KINDS = {"dense": "acclimate.models.dense:DenseDetector"}
+KINDS = {
+    "dense": "acclimate.models.dense:DenseDetector",
+    "two-stage": "acclimate.models.two_stage:TwoStageDetector",
+}
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
+
+
+class TwoStageSpec(BaseModel):
+    """What determines a two-stage detector beyond its backbone and pyramid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: str = "sibling"
+    hidden: int = 256
+    head_layers: dict[str, int | float | None] = Field(default_factory=dict)
+    """Further arguments of the head's class."""
+    proposals: int = 64
+    """Boxes an image that `forward` looks at."""
+    samples: int = 64
+    """Boxes an image that the second stage trains on."""
+    select: Literal["peaks", "nms"] = "peaks"
+    """How proposals are chosen in eager mode; what is exported chooses by peaks."""
+    pyramid_norm: Literal["none", "batch", "group"] = "none"
+    extra_level: bool = False
+    """Whether proposals also come from every second cell of the coarsest level."""
+    anchors: tuple[tuple[float, ...], ...]
+    """Sides in pixels, for each level that proposals come from."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height to width."""
+    proposer_depth: int = 1
+    """3x3 convolutions before the objectness."""
+    pre_nms: int = 1000
+    """Anchors a level that NMS looks at; with `select = "nms"` alone, as the two below."""
+    proposal_iou: float = 0.7
+    objectness_threshold: float = 0.0
+    score_threshold: float = 0.01
+    nms_iou: float = 0.5
+    candidates: int = 400
+    max_detections: int = 100
+    modules: tuple[str, ...] = ()
+    """Modules of torchvision's backbone that give the levels; empty for a backbone of timm's."""
 
 
 class DetectorSpec(BaseModel):
@@ -45,6 +84,8 @@ class DetectorSpec(BaseModel):
     freeze: int = 0
     start: str = "random"
     """Where the backbone's first weights came from."""
+    two_stage: TwoStageSpec | None = None
+    """For the kind "two-stage" alone."""
 
 
 class Detector(nn.Module, ABC):
@@ -54,6 +95,8 @@ class Detector(nn.Module, ABC):
     trains_on_raw: ClassVar[bool] = True
     """Whether the losses are taken on what `head` returns. A two-stage detector samples its own boxes to train on, so
     a step need not run its head."""
+    output_names: ClassVar[tuple[str, ...]] = ("logits", "distances")
+    """Of `forward`'s outputs, as `edge.artifact.Decode` calls them."""
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -135,6 +178,7 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
     if not classes:
         raise AcclimateError("source: the data set names no class, so there is nothing to detect")
     return DetectorSpec(
+        kind=config.kind,
         classes=tuple(classes),
         image_size=(height, width),
         backbone=config.backbone or backbone,
@@ -143,6 +187,23 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         depth=depth if config.depth is None else config.depth,
         norm=config.norm,
         freeze=config.freeze,
+        two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
+    )
+
+
+def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageSpec:
+    options = config.two_stage
+    # One level has to answer for objects of all sizes.
+    scales = options.anchors or ((4.0,) if len(strides) > 1 else (2.0, 4.0, 8.0, 16.0))
+    return TwoStageSpec(
+        head=options.head,
+        hidden=options.hidden,
+        head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
+        proposals=options.proposals,
+        samples=options.proposals,
+        select=options.select,
+        pyramid_norm="group" if config.norm == "group" else "batch",
+        anchors=tuple(tuple(scale * stride for scale in scales) for stride in strides),
     )
 
 

@@ -38,13 +38,23 @@ def pool(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], size
         (B, K, C, size, size).
     """
     level = levels(boxes, strides)
-    pooled = None
+    if torch.compiler.is_exporting() or (features[0].is_cuda and _products_suit(features[0])):
+        pooled = features[0].new_zeros(())
+        for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+            mine = (level == i).to(feature.dtype)
+            pooled = pooled + roi_align_products(feature, boxes, 1 / stride, size, mine)
+        return pooled
+    parts, places = [], []
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        one = roi_align_products if _products_suit(feature) else _operator
-        part = one(feature, boxes, 1 / stride, size, (level == i).to(feature.dtype) if len(strides) > 1 else None)
-        pooled = part if pooled is None else pooled + part
-    assert pooled is not None
-    return pooled
+        image, row = (level == i).nonzero(as_tuple=True)
+        if len(row):
+            one = _by_image if _products_suit(feature) else _operator
+            parts.append(one(feature, boxes[image, row], image, 1 / stride, size))
+            places.append(image * boxes.shape[1] + row)
+    if not parts:
+        return features[0].new_zeros(*boxes.shape[:2], features[0].shape[1], size, size)
+    flat = torch.cat(parts)[torch.cat(places).argsort()]
+    return flat.view(*boxes.shape[:2], *flat.shape[1:])
 
 
 def levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
@@ -55,7 +65,7 @@ def levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
     # The small constant is torchvision's, so that a box exactly at a boundary goes where it goes there.
     exponent = (math.log2(CANONICAL_STRIDE) + (side / CANONICAL_SIDE).log2() + 1e-6).floor()
-    return exponent.clamp(finest, coarsest).sub(finest).long()
+    return exponent.nan_to_num().clamp(finest, coarsest).sub(finest).long()
 
 
 def roi_align_products(feature: Tensor, boxes: Tensor, scale: float, size: int, weight: Tensor | None = None) -> Tensor:
@@ -106,15 +116,24 @@ def sampling_weights(spans: Tensor, cells: int, size: int) -> Tensor:
 
 
 def _products_suit(feature: Tensor) -> bool:
-    return torch.compiler.is_exporting() or feature.shape[2] * feature.shape[3] <= LARGEST_PRODUCT
+    return feature.shape[2] * feature.shape[3] <= LARGEST_PRODUCT
 
 
-def _operator(feature: Tensor, boxes: Tensor, scale: float, size: int, weight: Tensor | None) -> Tensor:
-    batch, count = boxes.shape[:2]
-    wanted = torch.ones_like(boxes[..., 0], dtype=torch.bool) if weight is None else weight > 0
-    rows = wanted.flatten().nonzero()[:, 0]
-    image = torch.arange(batch, device=boxes.device).repeat_interleave(count)
-    listed = torch.cat([image[:, None].float(), boxes.reshape(-1, 4).float()], 1)[rows]
-    pooled: Tensor = roi_align(feature.float(), listed, size, scale, SAMPLES).to(feature.dtype)
-    out = pooled.new_zeros(batch * count, *pooled.shape[1:]).index_copy(0, rows, pooled)
-    return out.view(batch, count, *pooled.shape[1:])
+def _by_image(feature: Tensor, boxes: Tensor, image: Tensor, scale: float, size: int) -> Tensor:
+    """(N, C, size, size) of boxes (N, 4), grouped by the images (N,) that they are of.
+
+    What the products of one image make stays in a processor's cache, and each box is pooled from its own level alone.
+    """
+    counts = torch.bincount(image, minlength=len(feature)).tolist()
+    pooled = [
+        roi_align_products(one, mine[None], scale, size)[0]
+        for one, mine in zip(feature.split(1), boxes.split(counts), strict=True)
+        if len(mine)
+    ]
+    return torch.cat(pooled)
+
+
+def _operator(feature: Tensor, boxes: Tensor, image: Tensor, scale: float, size: int) -> Tensor:
+    listed = torch.cat([image[:, None].float(), boxes.float()], 1)
+    pooled: Tensor = roi_align(feature.float(), listed, size, scale, SAMPLES)
+    return pooled.to(feature.dtype)

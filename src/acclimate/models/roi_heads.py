@@ -134,7 +134,7 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / used
 
 
-def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor) -> Tensor:
+def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor, weight: Tensor | None = None) -> Tensor:
     """Smooth L1 of the labelled class's offsets, summed over the objects, divided by the number of boxes used.
 
     Args:
@@ -142,9 +142,11 @@ def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor) 
         anchors: (B, K, 4), what they are relative to; with gradients where the head moves them.
         labels: (B, K).
         matched: (B, K, 4).
+        weight: (B, K), of each object.
     """
     used = (labels >= 0).sum().clamp(min=1)
     image, row = torch.nonzero(labels > 0, as_tuple=True)
     own = offsets[image, row, labels[image, row]].float()
     wanted = box_math.encode(matched[image, row], anchors[image, row].float(), box_math.ROI_WEIGHTS)
-    return F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="sum") / used
+    loss = F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
+    return (loss if weight is None else loss * weight[image, row]).sum() / used

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ Network = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
 
 class Runtime(Protocol):
     """Exports a detector for one inference engine, and loads what it exported."""
+
+    precisions: ClassVar[tuple[Precision, ...]]
+    """What it exports; another one is refused before anything is trained or measured."""
 
     def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
         """Write `detector` to `folder` as an artifact; an artifact that is there is replaced.
@@ -95,6 +98,21 @@ def why_not(name: str, purpose: Literal["load", "export"] = "load") -> str:
     return f"{name} needs {', '.join(missing)}: pip install 'acclimate[{entry.extra}]'"
 
 
+def check_export(name: str, precisions: Sequence[str], key: str) -> None:
+    """Refuse what cannot be exported here, before time is spent on what leads up to it.
+
+    Raises:
+        AcclimateError: there is no runtime `name`, its packages are missing, or it does not carry one of
+            `precisions`, which came from the option `key`.
+    """
+    carried = runtime(name).precisions
+    if missing := why_not(name, "export"):
+        raise AcclimateError(missing)
+    for precision in precisions:
+        if precision not in carried:
+            raise AcclimateError(f"{key}: {name} does not export {precision}; choose {' or '.join(carried)}")
+
+
 def available(purpose: Literal["load", "export"] = "load") -> list[str]:
     """The runtimes whose packages are installed here."""
     return [name for name in RUNTIMES if not why_not(name, purpose)]
@@ -132,6 +150,7 @@ def write_artifact(
                 precision=precision,
                 classes=detector.spec.classes,
                 image_size=detector.spec.image_size,
+                output_names=detector.output_names,
                 decode=detector.decode_options(),
                 files={file.name: file_digest(file) for file in sorted(temporary.iterdir())},
                 calibration=calibration,

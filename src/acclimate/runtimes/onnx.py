@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +37,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPSET = 18
-INPUT, OUTPUTS = "images", ("logits", "distances")
+INPUT = "images"
 
 
 class Onnx:
     """ONNX Runtime on the CPU. The artifact is one `model.onnx`, batch 1, static shapes."""
 
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
+
     def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
         """See `Runtime.export`. INT8 keeps the first and the last convolutions in fp32."""
         check_precision(
-            precision, ("fp32", "int8"), "onnx", "ONNX Runtime's CPU kernels would convert it to fp32 and back"
+            precision, self.precisions, "onnx", "ONNX Runtime's CPU kernels would convert it to fp32 and back"
         )
         if missing := why_not("onnx", "export"):
             raise AcclimateError(missing)
@@ -78,7 +80,7 @@ class Onnx:
         return _session(artifact.file(".onnx"), threads, artifact.manifest.input_name, artifact.manifest.output_names)
 
 
-def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Sequence[str] = OUTPUTS) -> Network:
+def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Sequence[str] = ()) -> Network:
     try:
         import onnxruntime
     except ImportError:
@@ -99,7 +101,7 @@ def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Se
     absent = [name for name in output_names if name not in names]
     if absent:
         raise AcclimateError(f"{file}: has no output {', '.join(absent)}; export the artifact again")
-    wanted = list(output_names)
+    wanted = list(output_names) or None
 
     def run(images: NDArray[np.float32]) -> list[NDArray[Any]]:
         outputs: list[NDArray[Any]] = session.run(wanted, {input_name: images})
@@ -129,7 +131,7 @@ def _write_graph(frozen: Detector, file: Path) -> None:
             str(file),
             dynamo=True,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(frozen.output_names),
             opset_version=OPSET,
             external_data=False,
             verbose=False,
@@ -182,7 +184,11 @@ class _Reader:
 
 
 def _kept_in_float(graph: Any) -> list[str]:
-    """Names of the nodes from the input to the first convolution, and from the last convolutions to the outputs."""
+    """Names of the nodes from the input to the first convolution, and from the last convolutions to the outputs.
+
+    In a two-stage detector also what is done with the coordinates of the chosen boxes, from their choice (TopK) to the
+    layers of the second stage: pixels need more than 256 levels.
+    """
     maker = {output: node for node in graph.node for output in node.output}
     users: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -201,7 +207,16 @@ def _kept_in_float(graph: Any) -> list[str]:
         kept[node.name] = None
         if node.op_type not in {"Conv", "MatMul", "Gemm"}:
             waiting += [user for name in node.output for user in users.get(name, ())]
-    return list(kept)
+    learned = {value.name for value in graph.initializer}
+    waiting = [node for node in graph.node if node.op_type == "TopK"]
+    seen: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        layer = node.op_type in {"Conv", "MatMul", "Gemm"} and not learned.isdisjoint(node.input)
+        if node.name not in seen and not layer:
+            seen.add(node.name)
+            waiting += [user for name in node.output for user in users.get(name, ())]
+    return list(dict.fromkeys([*kept, *seen]))
 
 
 def _calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:

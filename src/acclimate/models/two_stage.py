@@ -1,0 +1,389 @@
+"""The two-stage, anchor-based detector: any backbone, a feature pyramid, proposals, and a head that looks at each.
+
+Ren et al. 2015 (Faster R-CNN), Lin et al. 2017 (feature pyramid), He et al. 2017 (RoIAlign). What differs from them is
+the choice of proposals: the peaks of the objectness map, which has static shapes, where they use NMS (`select`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from acclimate.edge.artifact import Decode
+from acclimate.models import boxes as box_math
+from acclimate.models.backbones import Backbone, load_weights
+from acclimate.models.detector import Detector, DetectorSpec, TwoStageSpec
+from acclimate.models.roi_heads import RoiHead, box_loss
+from acclimate.structures import Annotations
+
+HEADS = {
+    "sibling": "acclimate.models.roi_heads:SiblingHead",
+    "disentangled": "acclimate.models.disentangled:DisentangledHead",
+    "separate-fcs": "acclimate.models.disentangled:SeparateLayersHead",
+    "separate-backbone": "acclimate.models.disentangled:SeparateBackboneHead",
+}
+"""The second stages: what `TwoStageConfig.head` may be, and the `RoiHead` it names."""
+
+OBJECT, BACKGROUND = 0.7, 0.3
+"""Overlap from which an anchor is an object, and below which it is background."""
+ROI_OBJECT = 0.5
+"""Overlap from which a proposal is an object; all others are background."""
+ANCHOR_SAMPLES, ANCHOR_OBJECTS = 256, 0.5
+ROI_OBJECTS = 0.25
+"""Share of objects among the sampled anchors and proposals."""
+CANDIDATES = 4
+"""Proposals looked at in training, as a multiple of those sampled from them."""
+INSIDE_IGNORED = 0.5
+"""Share of a box's area inside an ignored region from which the box is left out of the losses."""
+SMALLEST = 1e-3
+"""Pixels; proposals and labelled boxes below it are dropped."""
+
+
+class Pyramid(nn.Module):
+    """1x1 laterals, nearest upsampling, a 3x3 convolution a level (Lin et al. 2017)."""
+
+    def __init__(self, channels: Sequence[int], out: int, norm: Literal["none", "batch", "group"]) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(_convolution(c, out, 1, norm) for c in channels)
+        self.smooth = nn.ModuleList(_convolution(out, out, 3, norm) for _ in channels)
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        merged = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
+        for i in range(len(merged) - 1, 0, -1):
+            height, width = merged[i - 1].shape[-2:]
+            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=(height, width), mode="nearest")
+        return [smooth(level) for smooth, level in zip(self.smooth, merged, strict=True)]
+
+
+class ProposalNetwork(nn.Module):
+    """Objectness and box offsets of every anchor, from convolutions that the levels share."""
+
+    def __init__(self, channels: int, anchors: int, convolutions: int) -> None:
+        super().__init__()
+        self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convolutions))
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.offsets = nn.Conv2d(channels, 4 * anchors, 1)
+        for layer in (*self.tower, self.objectness, self.offsets):
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Objectness maps (B, A, H_l, W_l), and the offsets (B, N, 4) of all anchors: level, row, column, anchor."""
+        objectness, offsets = [], []
+        for level in levels:
+            for layer in self.tower:
+                level = F.relu(layer(level))
+            objectness.append(self.objectness(level).float())
+            offsets.append(_listed(self.offsets(level).float(), 4))
+        return objectness, torch.cat(offsets, 1)
+
+
+class TwoStageDetector(Detector):
+    """See the module. Raw outputs: logits (B, K, C + 1), offsets (B, K, C + 1, 4) and the boxes (B, K, 4) that the
+    offsets are relative to, as `edge.artifact.Decode` says."""
+
+    trains_on_raw: ClassVar[bool] = False
+    output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets", "boxes")
+
+    mean: Tensor
+    std: Tensor
+    anchors: Tensor
+
+    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+        """Build from a specification; `weights` starts the backbone.
+
+        Raises:
+            AcclimateError: the backbone is unknown, lacks a level, or the weights do not fit.
+        """
+        super().__init__()
+        assert spec.two_stage is not None
+        self.options = options = spec.two_stage
+        head = _head_class(options.head)
+        self.backbones = nn.ModuleList()
+        self.pyramids = nn.ModuleList()
+        start = spec.start
+        for _ in range(head.pyramids):
+            backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze, options.modules)
+            if weights != "none":
+                start = load_weights(backbone, spec.backbone, weights)
+            backbone.settle()
+            self.backbones.append(backbone)
+            self.pyramids.append(Pyramid(backbone.channels, spec.channels, options.pyramid_norm))
+        self.spec = spec.model_copy(update={"start": start})
+        for name, values in (("mean", backbone.mean), ("std", backbone.std)):
+            self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.proposer = ProposalNetwork(
+            spec.channels, len(options.anchors[0]) * len(options.ratios), options.proposer_depth
+        )
+        self.roi_head: RoiHead = head(
+            spec.channels, spec.strides, len(spec.classes), options.hidden, **options.head_layers
+        )
+        self.register_buffer("anchors", _anchors(spec, options), persistent=False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        images = (images - self.mean) / self.std
+        levels: list[Tensor] = []
+        for backbone, pyramid in zip(self.backbones, self.pyramids, strict=True):
+            levels += pyramid(backbone(images))
+        return levels
+
+    def head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        proposals = self._select(*self._propose(features), self.options.proposals)
+        logits, offsets, boxes = self.roi_head(features, proposals)
+        return logits, offsets, boxes
+
+    def losses(
+        self, features: Sequence[Tensor], targets: Sequence[Annotations], raw: tuple[Tensor, ...] | None = None
+    ) -> dict[str, Tensor]:
+        """Proposals and head, each on a sample of boxes drawn with torch's generator (Ren et al. 2015, section 3.1.3).
+
+        Labelled boxes are among the proposals. A box that lies mostly inside an ignored region is in no sample.
+        """
+        objectness, offsets = self._propose(features)
+        truth = [_Truth(target, offsets.device) for target in targets]
+        proposals = self._select(objectness, offsets, CANDIDATES * self.options.samples)
+        losses = self._proposal_losses(torch.cat([_listed(level, 1) for level in objectness], 1), offsets, truth)
+        losses.update(self.roi_head.losses(features, *self._sample(proposals, truth)))
+        return losses
+
+    def distillation(
+        self,
+        features: Sequence[Tensor],
+        soft: tuple[Tensor, ...],
+        threshold: float,
+        raw: tuple[Tensor, ...] | None = None,
+    ) -> dict[str, Tensor]:
+        """The teacher's proposals through this head: cross entropy towards the teacher's probabilities, and smooth L1
+        towards its boxes where the probability of its best class reaches `threshold`, weighted by it.
+
+        As Kay et al. 2024 (ALDI) distil the second stage; both views share one geometry, so proposals correspond.
+        """
+        logits, offsets, boxes = (output.float() for output in soft)
+        own_logits, own_offsets, own_boxes = self.roi_head(features, boxes)
+        with torch.no_grad():
+            probabilities = logits.softmax(-1)
+            strength, best = probabilities[..., 1:].max(-1)
+            # Padding says nothing.
+            real = box_math.area(boxes) > 0
+            trusted = torch.where((strength >= threshold) & real, best + 1, torch.where(real, 0, -1))
+            at = best[..., None, None].expand(-1, -1, 1, 4) + 1
+            wanted = box_math.decode(offsets.gather(2, at)[:, :, 0], boxes, box_math.ROI_WEIGHTS)
+            wanted = box_math.clip(wanted, self.spec.image_size)
+            trusted[(wanted[..., 2:] - wanted[..., :2]).amin(-1) <= SMALLEST] = -1
+        cross_entropy = -(probabilities * own_logits.float().log_softmax(-1)).sum(-1)
+        return {
+            "roi_class": (cross_entropy * real).sum() / real.sum().clamp(min=1),
+            "roi_box": box_loss(own_offsets, own_boxes, trusted, wanted, strength),
+        }
+
+    @torch.no_grad()
+    def regions(self, features: Sequence[Tensor], count: int, raw: tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        """The best proposals."""
+        return list(self._select(*self._propose(features), count))
+
+    def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The head's features before its last layers."""
+        counts = [len(one) for one in boxes]
+        padded = nn.utils.rnn.pad_sequence([one.float() for one in boxes], batch_first=True).to(features[0].device)
+        found = self.roi_head.instances(features, padded)
+        return torch.cat([one[:count] for one, count in zip(found, counts, strict=True)])
+
+    def decode_options(self) -> Decode:
+        options = self.options
+        return Decode(
+            kind="two-stage",
+            score_threshold=options.score_threshold,
+            nms_iou=options.nms_iou,
+            candidates=options.candidates,
+            max_detections=options.max_detections,
+        )
+
+    def _propose(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Objectness maps of the levels, and the offsets (B, N, 4) of all anchors."""
+        levels = list(features[: len(self.spec.strides)])
+        if self.options.extra_level:
+            levels.append(levels[-1][..., ::2, ::2])
+        objectness, offsets = self.proposer(levels)
+        return objectness, offsets
+
+    @torch.no_grad()
+    def _select(self, objectness: Sequence[Tensor], offsets: Tensor, count: int) -> Tensor:
+        """Proposals (B, count, 4), best first, padded by boxes of no area; without gradients."""
+        if self.options.select == "nms" and not torch.compiler.is_exporting():
+            return self._select_by_nms(objectness, offsets, count)
+        # What is no peak of its own map comes after all that are.
+        scores = [torch.where(level == F.max_pool2d(level, 3, 1, 1), level, level - 1e4) for level in objectness]
+        flat = torch.cat([_listed(level, 1)[..., 0] for level in scores], 1)
+        best = flat.topk(min(count, flat.shape[1]), 1).indices
+        chosen = offsets.gather(1, best[..., None].expand(-1, -1, 4))
+        boxes = box_math.decode(chosen, self.anchors[best], box_math.RPN_WEIGHTS)
+        boxes = box_math.clip(boxes, self.spec.image_size)
+        return F.pad(boxes, (0, 0, 0, count - boxes.shape[1])) if boxes.shape[1] < count else boxes
+
+    def _select_by_nms(self, objectness: Sequence[Tensor], offsets: Tensor, count: int) -> Tensor:
+        """As torchvision: the best anchors of each level, NMS within each, the best of all."""
+        scores, rows, owners = [], [], []
+        start = 0
+        for i, level in enumerate(objectness):
+            flat = _listed(level, 1)[..., 0]
+            # Training looks at more, as torchvision does.
+            most = self.options.pre_nms * (2 if self.training else 1)
+            best = flat.topk(min(most, flat.shape[1]), 1)
+            scores.append(best.values.sigmoid())
+            rows.append(best.indices + start)
+            owners.append(torch.full_like(best.indices[0], i))
+            start += flat.shape[1]
+        row, score, owner = torch.cat(rows, 1), torch.cat(scores, 1), torch.cat(owners)
+        chosen = offsets.gather(1, row[..., None].expand(-1, -1, 4))
+        boxes = box_math.decode(chosen, self.anchors[row], box_math.RPN_WEIGHTS)
+        boxes = box_math.clip(boxes, self.spec.image_size)
+        out = boxes.new_zeros(len(boxes), count, 4)
+        for image, (box, value) in enumerate(zip(boxes, score, strict=True)):
+            usable = ((box[:, 2:] - box[:, :2]).amin(-1) >= SMALLEST) & (value >= self.options.objectness_threshold)
+            box, value, level_of = box[usable], value[usable], owner[usable]
+            kept = batched_nms(box, value, level_of, self.options.proposal_iou)[:count]
+            out[image, : len(kept)] = box[kept]
+        return out
+
+    def _proposal_losses(self, objectness: Tensor, offsets: Tensor, truth: Sequence[_Truth]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            found = [one.match_anchors(self.anchors) for one in truth]
+            labels, matched = (torch.stack(part) for part in zip(*found, strict=True))
+            image, row, label = _drawn(labels, ANCHOR_SAMPLES, ANCHOR_OBJECTS)
+            total = max(1, len(row))
+            objects = label > 0
+            own, at = image[objects], row[objects]
+            wanted = box_math.encode(matched[own, at], self.anchors[at], box_math.RPN_WEIGHTS)
+        box = F.smooth_l1_loss(offsets[own, at], wanted, beta=1 / 9, reduction="sum")
+        score = F.binary_cross_entropy_with_logits(objectness[image, row, 0], objects.float(), reduction="sum")
+        return {"proposal_score": score / total, "proposal_box": box / total}
+
+    @torch.no_grad()
+    def _sample(self, proposals: Tensor, truth: Sequence[_Truth]) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (B, S, 4), their labels (B, S) as a `RoiHead` takes them, and their labelled boxes (B, S, 4)."""
+        most = max(len(one.boxes) for one in truth)
+        labelled = torch.stack([F.pad(one.boxes, (0, 0, 0, most - len(one.boxes))) for one in truth])
+        boxes = torch.cat([labelled, proposals], 1)
+        found = [one.match_proposals(box) for one, box in zip(truth, boxes, strict=True)]
+        labels, matched = (torch.stack(part) for part in zip(*found, strict=True))
+        order, used = _sampled(labels, self.options.samples, ROI_OBJECTS)
+        wide = order[..., None].expand(-1, -1, 4)
+        labels = torch.where(used, labels.gather(1, order), -1)
+        return boxes.gather(1, wide), labels, matched.gather(1, wide)
+
+
+class _Truth:
+    """The labelled boxes of an image, and what it says about anchors and proposals."""
+
+    def __init__(self, target: Annotations, device: torch.device) -> None:
+        boxes = torch.as_tensor(target.boxes, dtype=torch.float32).reshape(-1, 4)
+        ignore = torch.as_tensor(target.ignore, dtype=torch.bool)
+        labels = torch.as_tensor(target.labels, dtype=torch.int64)
+        real = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(-1)
+        self.boxes = boxes[real & ~ignore].to(device)
+        self.labels = labels[real & ~ignore].to(device)
+        self.ignored = boxes[real & ignore].to(device)
+
+    def match_anchors(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N,): 1 object, 0 background, -1 neither; and the boxes (N, 4) that they answer for."""
+        if not len(self.boxes):
+            labels = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+            return self._without_ignored(labels, anchors), torch.zeros_like(anchors)
+        overlap = box_math.iou(self.boxes, anchors)
+        best, which = overlap.max(0)
+        labels = torch.where(best >= OBJECT, 1, torch.where(best < BACKGROUND, 0, -1))
+        # Each box has its best anchors, however small their overlap.
+        highest = overlap.amax(1, keepdim=True)
+        labels[((overlap == highest) & (highest > 0)).any(0)] = 1
+        return self._without_ignored(labels, anchors), self.boxes[which]
+
+    def match_proposals(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N,): c + 1 an object of class c, 0 background, -1 neither; and the boxes that they answer for."""
+        if len(self.boxes):
+            best, which = box_math.iou(self.boxes, proposals).max(0)
+            labels = torch.where(best >= ROI_OBJECT, self.labels[which] + 1, 0)
+            matched = self.boxes[which]
+        else:
+            labels = torch.zeros(len(proposals), dtype=torch.int64, device=proposals.device)
+            matched = torch.zeros_like(proposals)
+        labels[(proposals[:, 2:] - proposals[:, :2]).amin(-1) < SMALLEST] = -1
+        return self._without_ignored(labels, proposals), matched
+
+    def _without_ignored(self, labels: Tensor, boxes: Tensor) -> Tensor:
+        if not len(self.ignored):
+            return labels
+        inside = box_math.intersection(self.ignored, boxes).amax(0)
+        return torch.where((labels == 0) & (inside > INSIDE_IGNORED * box_math.area(boxes)), -1, labels)
+
+
+def _sampled(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor]:
+    """A random sample of each row of labels (B, N): at most the share `objects` of objects, the rest background.
+
+    Returns indices (B, S), S = min(count, N), and whether each was drawn (B, S); what was not is filling.
+    """
+    keys = torch.rand(labels.shape, device=labels.device)
+    count = min(count, labels.shape[1])
+    wanted = min(count, max(1, int(count * objects)))
+    best = torch.where(labels > 0, keys, -1.0).topk(wanted, 1).indices
+    taken = torch.zeros_like(labels, dtype=torch.bool).scatter_(1, best, True) & (labels > 0)
+    keys = torch.where(taken, keys + 2, torch.where(labels == 0, keys, -1.0))
+    drawn = keys.topk(count, 1)
+    return drawn.indices, drawn.values >= 0
+
+
+def _drawn(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The sample as image, row and label, each (S,)."""
+    rows, used = _sampled(labels, count, objects)
+    image, place = used.nonzero(as_tuple=True)
+    row = rows[image, place]
+    return image, row, labels[image, row]
+
+
+def _listed(level: Tensor, size: int) -> Tensor:
+    """Maps (B, A * size, H, W) as (B, H * W * A, size)."""
+    return level.permute(0, 2, 3, 1).reshape(len(level), -1, size)
+
+
+def _anchors(spec: DetectorSpec, options: TwoStageSpec) -> Tensor:
+    """(N, 4), xyxy pixels, in the order of `ProposalNetwork`; corners are rounded as torchvision rounds them."""
+    height, width = spec.image_size
+    grids = [(-(-height // stride), -(-width // stride)) for stride in spec.strides]
+    if options.extra_level:
+        grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
+    listed = []
+    ratios = torch.tensor(options.ratios).sqrt()[:, None]
+    for (rows, columns), sizes in zip(grids, options.anchors, strict=True):
+        sides = torch.tensor(sizes)[None]
+        half = torch.stack([(sides / ratios).flatten(), (sides * ratios).flatten()], 1) / 2
+        corners = torch.cat([-half, half], 1).round()
+        y, x = torch.meshgrid(
+            torch.arange(rows) * (height // rows), torch.arange(columns) * (width // columns), indexing="ij"
+        )
+        at = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
+        listed.append((at + corners).reshape(-1, 4))
+    return torch.cat(listed)
+
+
+def _convolution(before: int, after: int, side: int, norm: Literal["none", "batch", "group"]) -> nn.Sequential:
+    layer = nn.Conv2d(before, after, side, padding=side // 2, bias=norm == "none")
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    if norm == "none":
+        return nn.Sequential(layer)
+    return nn.Sequential(layer, nn.GroupNorm(8, after) if norm == "group" else nn.BatchNorm2d(after))
+
+
+def _head_class(name: str) -> type[RoiHead]:
+    module, attribute = HEADS[name].split(":")
+    found: type[RoiHead] = getattr(importlib.import_module(module), attribute)
+    return found
