@@ -306,8 +306,8 @@ def fourier(image: Image, target: Image, beta: float) -> Image:
     # Those of negative frequency down the image are their mirror images, with the same share in the sum.
     change[1:] *= 2
     spread = np.einsum("uvc,vx->uxc", change, along.conj(), optimize=True).reshape(len(down), -1)
-    moved = down.real.T @ spread.real + down.imag.T @ spread.imag
-    return np.asarray(np.clip(image + moved.reshape(image.shape) + 0.5, 0, 255), np.uint8)
+    moved = np.concatenate([down.real, down.imag]).T @ np.concatenate([spread.real, spread.imag])
+    return np.asarray(cv2.add(image, np.asarray(moved.reshape(image.shape), np.float32), dtype=cv2.CV_8U), np.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -320,5 +320,6 @@ def _waves(side: int, lowest: int, highest: int) -> NDArray[np.complex64]:
 def _lowest(image: Image, down: NDArray[np.complex64], along: NDArray[np.complex64]) -> NDArray[np.complex64]:
     """(U, V, 3): the coefficients of the discrete Fourier transform at the frequencies of two sets of waves."""
     flat = image.reshape(len(image), -1).astype(np.float32)
-    rows = (down.real @ flat + 1j * (down.imag @ flat)).reshape(len(down), *image.shape[1:])
+    real, imaginary = np.split(np.concatenate([down.real, down.imag]) @ flat, 2)
+    rows = (real + 1j * imaginary).reshape(len(down), *image.shape[1:])
     return np.asarray(np.einsum("uxc,vx->uvc", rows, along, optimize=True), np.complex64)
