@@ -224,6 +224,8 @@ def test_a_mistake_at_the_end_of_a_job_is_found_at_its_beginning(
     config = tiny_config(data, tmp_path / "job")
     for mistake, said in (
         ({"export": {"runtime": "tflite"}}, "unknown runtime 'tflite'"),
+        ({"export": {"precisions": ["fp32", "fp16"]}}, "export.precisions: onnx does not export fp16; choose fp32 or"),
+        ({"export": {"runtime": "eager"}}, "export.precisions: eager does not export int8; choose fp32"),
         ({"target_test": {"path": str(tmp_path / "none")}}, "target_test"),
         ({"source_test": {"path": str(tmp_path / "none")}}, "none: no such file or folder"),
         ({"target": str(tmp_path)}, "no image found"),
@@ -430,6 +432,35 @@ def test_a_job_may_make_its_own_scenes(data: Path, tmp_path: Path, nothing_is_re
     config = Config.model_validate((Run.open(tmp_path / "job" / "source")).read("config.json"))
     assert config.target == tmp_path / "scenes" / "fog-train" / "images"
     assert config.oracle == DataConfig(path=tmp_path / "scenes" / "fog-train" / "annotations.json")
+
+
+def test_changed_scenes_move_the_earlier_set_aside(data: Path, tmp_path: Path, nothing_is_repeated: None) -> None:
+    values = settings(data, tmp_path / "job")
+    for key in ("source", "target", "source_test", "target_test", "oracle"):
+        del values[key]
+    made = tmp_path / "scenes"
+
+    def generate(**scenes: Any) -> None:
+        wanted = {"out": str(made), "images": 2, "test_images": 1, "size": [96, 128], **scenes}
+        with pytest.raises(pytest.fail.Exception, match="repeated"):
+            workflow.run(Config.model_validate({**values, "out": str(tmp_path / "job"), "scenes": wanted}))
+        shutil.rmtree(tmp_path / "job")
+
+    generate()
+    before = tree(made)
+    index = (made / "fog-train" / "annotations.json").read_bytes()
+    generate(strength=0.5)
+    moved = list((made / "previous").iterdir())
+    assert sorted(folder.name.rpartition("-")[0] for folder in moved) == ["fog-test", "fog-train"]
+    (earlier,) = (folder for folder in moved if folder.name.startswith("fog-train"))
+    assert (earlier / "annotations.json").read_bytes() == index
+    assert (made / "fog-train" / "annotations.json").read_bytes() != index
+    now = tree(made)
+    assert {name: stamp for name, stamp in before.items() if name.startswith("clear")}.items() <= now.items()
+    (made / "fog-train" / "annotations.json").write_text('{"info": {"description": "years of work"}}')
+    with pytest.raises(AcclimateError, match="fog-train: holds another data set"):
+        generate(strength=0.7)
+    assert "years of work" in (made / "fog-train" / "annotations.json").read_text()
 
 
 @pytest.mark.slow

@@ -13,6 +13,14 @@ class AcclimateError(Exception):
     """
 
 
+class OtherInputsError(AcclimateError):
+    """The output folder holds earlier work of acclimate's own, made from other inputs, of this digest."""
+
+    def __init__(self, message: str, digest: str) -> None:
+        super().__init__(message)
+        self.digest = digest
+
+
 class Interrupted(KeyboardInterrupt):
     """The user or the system asked to stop; the state up to `step` is on disk and the same call goes on from there."""
 

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from acclimate.config import Config, parse
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.run import Manifest, Run, digest, writing
 
 if TYPE_CHECKING:
@@ -26,29 +26,22 @@ if TYPE_CHECKING:
 
     from acclimate.data.formats import LabelledSet, UnlabelledSet
 
+_T = TypeVar("_T")
 log = logging.getLogger(__name__)
-
-
-class OtherRunError(AcclimateError):
-    """The output folder holds a run with other inputs, of this digest."""
-
-    def __init__(self, message: str, digest: str) -> None:
-        super().__init__(message)
-        self.digest = digest
 
 
 def done_before(out: Path, manifest: Manifest, console: Console | None) -> Run | None:
     """The run in `out` where it is finished and has the same inputs; None where there is something to do.
 
     Raises:
-        OtherRunError: the folder holds a run with other inputs.
+        OtherInputsError: the folder holds a run with other inputs.
         AcclimateError: it holds a run that is damaged.
     """
     if not (out / "run.json").is_file():
         return None
     found = Run.open(out)
     if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
-        raise OtherRunError(
+        raise OtherInputsError(
             f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
             "choose another --out, or delete the folder",
             found.manifest.digest,
@@ -146,15 +139,15 @@ def configuration(run: Run) -> Config:
     return parse(Config, values, where=str(file))
 
 
-def take_place(path: Path, stage: Callable[[], Run], console: Console | None) -> Run:
-    """Run a stage; a run with other inputs that is in its way moves to `previous/` beside it.
+def take_place(path: Path, stage: Callable[[], _T], console: Console | None) -> _T:
+    """Run a stage; a run or a generated set from other inputs that is in its way moves to `previous/` beside it.
 
     Raises:
-        AcclimateError: as the stage does, or the earlier run cannot be moved.
+        AcclimateError: as the stage does, or what was there cannot be moved.
     """
     try:
         return stage()
-    except OtherRunError as error:
+    except OtherInputsError as error:
         aside = path.parent / "previous" / f"{path.name}-{error.digest}"
         number = 1
         while aside.exists():
@@ -164,7 +157,7 @@ def take_place(path: Path, stage: Callable[[], Run], console: Console | None) ->
             aside.parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside)
         if console is not None:
-            console.print(f"{path}: its inputs changed; the earlier run is now {aside}", markup=False, highlight=False)
+            console.print(f"{path}: its inputs changed; the earlier one is now {aside}", markup=False, highlight=False)
         return stage()
 
 

@@ -11,6 +11,7 @@ Functions that train need the `train` extra; heavy imports wait until a verb run
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +252,7 @@ def export(
 
     path = Path(path)
     run = stages.finished(path)
-    carrier = base.runtime(runtime)
+    base.check_export(runtime, [precision], "--precision")
     from acclimate.data import formats
     from acclimate.data.dataset import choose
     from acclimate.models import detector as models
@@ -277,7 +278,7 @@ def export(
     if console is not None:
         images_said = f", calibrated on {len(chosen)} images" if chosen else ""
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
-    artifact = carrier.export(models.load(run.path), folder, precision, chosen)
+    artifact = base.runtime(runtime).export(models.load(run.path), folder, precision, chosen)
     base.annotate(artifact, source_run=str(run.path), identity=identity)
     return folder
 
@@ -432,6 +433,9 @@ def run(config: Config, *, console: Console | None = None) -> Job:
         AcclimateError, Interrupted: as the stages do.
     """
     stages.one_process("run")
+    from acclimate.runtimes import base
+
+    base.check_export(config.export.runtime, config.export.precisions, "export.precisions")
     config = _with_scenes(config, console)
     target = config.target
     if config.source is None or target is None:
@@ -491,9 +495,13 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
         for split, count, offset in (("train", wanted.images, 0), ("test", wanted.test_images, 1)):
             seed = 10_000 * (2 * (condition is not None) + offset) + config.seed
             folder = wanted.out / f"{domain}-{split}"
-            made[domain, split] = scenes(
-                folder, count, wanted.size, seed, condition, wanted.strength, console=console
-            )  # fmt: skip
+            made[domain, split] = stages.take_place(
+                folder,
+                functools.partial(
+                    scenes, folder, count, wanted.size, seed, condition, wanted.strength, console=console
+                ),
+                console,
+            )
     target = wanted.condition
     return config.model_copy(
         update={
@@ -518,11 +526,7 @@ def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
 def _check_early(config: Config, tests: Sequence[tuple[DataConfig, str, Role]]) -> None:
     """Find a mistake in what the last stages need before the first has trained for hours; opens no target label."""
     from acclimate.data import formats
-    from acclimate.runtimes import base
 
-    base.runtime(config.export.runtime)
-    if missing := base.why_not(config.export.runtime, "export"):
-        raise AcclimateError(missing)
     assert config.source is not None
     assert config.target is not None
     classes = formats.read(config.source).classes

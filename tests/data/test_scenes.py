@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from acclimate.data import scenes, weather
 from acclimate.data.scenes import CLASSES, Camera, Scene
 from acclimate.edge.images import read_image
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, OtherInputsError
+from acclimate.run import digest
 
 SMALL = (96, 128)
 
@@ -271,9 +272,14 @@ def test_a_finished_set_is_left_alone_and_a_hole_is_filled(tmp_path: Path):
 def test_what_else_is_in_the_folder_is_not_overwritten(tmp_path: Path):
     index = scenes.generate(tmp_path / "set", 1, SMALL)
     before = index.read_bytes()
-    with pytest.raises(AcclimateError, match="another data set"):
+    with pytest.raises(OtherInputsError, match="another data set") as ours:
         scenes.generate(tmp_path / "set", 1, SMALL, seed=5)
     assert index.read_bytes() == before
+    assert ours.value.digest == digest(json.loads(before)["info"])
+    index.write_text('{"info": {"description": "mine"}}')
+    with pytest.raises(AcclimateError, match="another data set") as theirs:
+        scenes.generate(tmp_path / "set", 1, SMALL, seed=5)
+    assert not isinstance(theirs.value, OtherInputsError)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     with pytest.raises(AcclimateError, match="not empty"):
@@ -286,7 +292,7 @@ def test_an_unfinished_set_of_other_settings_is_named(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         scenes.generate(tmp_path / "set", 3, SMALL, progress=interrupt)
-    with pytest.raises(AcclimateError, match="unfinished"):
+    with pytest.raises(OtherInputsError, match="unfinished"):
         scenes.generate(tmp_path / "set", 3, SMALL, seed=1)
 
 

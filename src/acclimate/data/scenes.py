@@ -22,12 +22,15 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from acclimate.data import street, weather
-from acclimate.errors import AcclimateError
-from acclimate.run import write_bytes, write_text, writing
+from acclimate.errors import AcclimateError, OtherInputsError
+from acclimate.run import digest, write_bytes, write_text, writing
 from acclimate.structures import Annotations, Image
 
 CLASSES = street.CLASSES
 """Class names in label order."""
+
+GENERATOR = "acclimate.data.scenes"
+"""What a set's index says that made it; only such a set is ours to move."""
 
 VERSION = 1
 """Of the generator: the same version, seed, size and camera give the same pixels."""
@@ -130,13 +133,14 @@ def generate(
         The path of annotations.json.
 
     Raises:
-        AcclimateError: the folder holds something else or cannot be written, or the condition does not exist.
+        OtherInputsError: the folder holds a generated set of other settings.
+        AcclimateError: it holds something else or cannot be written, or the condition does not exist.
     """
     if condition is not None and condition not in weather.CONDITIONS:
         raise AcclimateError(f"condition {condition!r} does not exist; choose one of {', '.join(weather.CONDITIONS)}")
     info: dict[str, Any] = {
         "description": f"acclimate street scenes, {condition or 'clear'}",
-        "generator": "acclimate.data.scenes",
+        "generator": GENERATOR,
         "version": VERSION,
         "seed": seed,
         "images": images,
@@ -147,10 +151,11 @@ def generate(
     index = out / "annotations.json"
     partial = out / "annotations.partial.jsonl"
     if index.exists():
-        if _read_info(index) == info and _all_there(index):
+        found = _read_info(index)
+        if found == info and _all_there(index):
             return index
-        if _read_info(index) != info:
-            raise AcclimateError(f"{out}: holds another data set; choose another folder, or delete it")
+        if found != info:
+            raise _occupied(f"{out}: holds another data set; choose another folder, or delete it", found)
     records = _resume(out, partial, info)
     with writing(out):
         (out / "images").mkdir(parents=True, exist_ok=True)
@@ -255,8 +260,8 @@ def _resume(out: Path, partial: Path, info: dict[str, Any]) -> list[dict[str, An
                 except ValueError:
                     break
             if lines and lines[0] != info:
-                raise AcclimateError(
-                    f"{out}: holds an unfinished data set of other settings; delete it or choose another"
+                raise _occupied(
+                    f"{out}: holds an unfinished data set of other settings; delete it or choose another", lines[0]
                 )
         elif out.exists() and any(out.iterdir()) and not (out / "annotations.json").exists():
             raise AcclimateError(f"{out}: is not empty and is no generated data set; choose another folder")
@@ -267,6 +272,12 @@ def _resume(out: Path, partial: Path, info: dict[str, Any]) -> list[dict[str, An
             records.append(record)
     write_text(partial, "".join(json.dumps(line) + "\n" for line in [info, *records]))
     return records
+
+
+def _occupied(message: str, found: Any) -> AcclimateError:
+    """What to raise about a folder in which a set says of itself what is in `found`."""
+    ours = isinstance(found, dict) and found.get("generator") == GENERATOR
+    return OtherInputsError(message, digest(found)) if ours else AcclimateError(message)
 
 
 class _View:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 class Eager:
     """PyTorch on the CPU, fp32. Its artifact is `spec.json` and `model.safetensors`."""
 
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+
     def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
         """See `Runtime.export`; fp32 alone."""
         from acclimate.models import detector as detectors
 
-        check_precision(precision, ("fp32",), "eager", "it is the reference for the others")
+        check_precision(precision, self.precisions, "eager", "it is the reference for the others")
         frozen = frozen_copy(detector)
         return write_artifact(
             "eager",
