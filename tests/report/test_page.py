@@ -334,3 +334,36 @@ def test_the_invented_verification_has_the_real_ones_fields(measured: Callable[.
     assert accuracy.keys() <= verify.Accuracy.model_fields.keys()
     assert invented["parity"].keys() <= verify.Parity.model_fields.keys()
     assert invented["latency"].keys() <= Bench.model_fields.keys()
+
+
+def test_suppression_is_shown_layer_by_layer(make_run: MakeRun, tmp_path: Path) -> None:
+    def measured(cosine: float, update: float) -> dict[str, dict[str, float]]:
+        norms = {"gradient": 2.0, "suppressed": 1.5, "weight": 4.0, "chance": 0.1}
+        return {
+            "stem": {"cosine": cosine, "update": update, **norms},
+            "blocks.0": {"cosine": -cosine, "update": 2 * update, **norms},
+        }
+
+    folders = [make_run("with", "adapt"), make_run("without", "adapt")]
+    for folder, strength in zip(folders, (1, 0), strict=True):
+        run = Run.open(folder)
+        config = run.read("config.json")
+        run.write("config.json", {**config, "adapt": {"suppression": {"form": "gradient", "strength": strength}}})
+        for step, sign in ((610, 1), (620, -1)):
+            run.log(step=step, suppression=measured(0.3 * sign, 0.4))
+    page = Outline(report.write(folders, tmp_path / "report.html").read_text())
+    assert "Adapted (with) (suppression: gradient)" in page.text
+    assert "Adapted (without) (only measured)" in page.text
+    assert "The 2 layers stem blocks.0" in page.text
+    plots = [str(plot.get("aria-label")) for name, plot in page.elements if name == "svg" and "aria-label" in plot]
+    assert sum("over 2 layers" in label for label in plots) == 5
+    curves = [attributes["points"] for name, attributes in page.elements if name == "polyline"]
+    cosine, updates = curves[-10], curves[-2]
+    # Signs do not cancel, so both layers have 0.3; the second moves twice as far as the first.
+    assert cosine == "0.00,{0} 100.00,{0}".format(str(cosine).split()[0].split(",")[1])
+    first, second = (float(point.split(",")[1]) for point in str(updates).split())
+    assert second < first
+
+
+def test_without_measurements_suppression_is_not_mentioned(page_file: Path) -> None:
+    assert "Suppression" not in told(page_file)

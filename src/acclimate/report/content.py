@@ -417,6 +417,19 @@ def _short(data: str) -> str:
     return parts[-1][: len(stem)] if stem and last.lower() in _GENERIC else parts[-1]
 
 
+def layers(part: RunPart) -> dict[str, dict[str, float]]:
+    """What suppression measured of each convolution, in order: |cosine| and norms, means over the logged steps."""
+    sums: dict[str, Counter[str]] = {}
+    for line in part.metrics:
+        measured = line.get("suppression")
+        for layer, values in measured.items() if isinstance(measured, dict) else ():
+            if isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values()):
+                found = sums.setdefault(layer, Counter())
+                found.update({name: abs(value) for name, value in values.items()})
+                found["steps"] += 1
+    return {layer: {name: value / found["steps"] for name, value in found.items()} for layer, found in sums.items()}
+
+
 def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:
     missing = []
     kinds = {part.kind for part in parts}

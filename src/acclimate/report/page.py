@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,6 +92,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "base": content.source_only,
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
+        "suppression": _suppression(content),
         "selections": [_selection(part) for part in content.parts if part.selection],
         "parities": [
             (s, s.artifact.verified.parity)
@@ -234,6 +236,53 @@ def _family(key: str) -> tuple[int, str, str]:
 def _readable(key: str) -> str:
     known = {"lr": "learning rate", "images_per_s": "images per second", "loss": "loss, total"}
     return known.get(key, key.replace("_", " "))
+
+
+def _suppression(content: Content) -> dict[str, Any] | None:
+    """Layer by layer, what suppression had to act on and how far a step moved; None where no run measured it."""
+    measured = {_form(part): layers for part in content.parts if (layers := gathering.layers(part))}
+    if not measured:
+        return None
+    order = list(dict.fromkeys(layer for layers in measured.values() for layer in layers))
+
+    def chart(title: str, curves: dict[str, dict[str, float]], *, powers: bool = False) -> dict[str, Any]:
+        """Curves over the layers' numbers; `powers` draws logarithms, as layers differ by orders of magnitude."""
+        from acclimate.report import plot
+
+        drawn = []
+        for i, (label, values) in enumerate(curves.items()):
+            points = [(order.index(layer) + 1.0, value) for layer, value in values.items() if value > 0 or not powers]
+            points = [(x, math.log10(y)) for x, y in points] if powers else points
+            drawn.append(plot.Line(label, points, "abcde"[i % 5], dashed=i % 2 == 1))
+        told = f"{title}, over {len(order)} layers: {', '.join(curves)}"
+        legend = [(line.label, line.colour) for line in drawn]
+        return {"title": title, "plot": plot.lines(drawn, label=told, x_name="layer"), "legend": legend}
+
+    def column(layers: dict[str, dict[str, float]], name: str) -> dict[str, float]:
+        return {layer: values[name] for layer, values in layers.items() if name in values}
+
+    charts = []
+    for form, layers in measured.items():
+        along = {"measured": column(layers, "cosine"), "of a random direction": column(layers, "chance")}
+        charts.append(chart(f"{form}: cosine of gradient and weight, without its sign", along))
+        norms = {"without suppression": column(layers, "gradient"), "with it": column(layers, "suppressed")}
+        charts.append(chart(f"{form}: norm of the gradient, powers of ten", norms, powers=True))
+    moved = {
+        form: {layer: v["update"] / v["weight"] for layer, v in layers.items() if v.get("weight") and "update" in v}
+        for form, layers in measured.items()
+    }
+    charts.append(chart("Update in a step over the weight, norms, powers of ten", moved, powers=True))
+    return {"charts": charts, "layers": order}
+
+
+def _form(part: RunPart) -> str:
+    """A run and which form of suppression it had; one that only measured had none."""
+    method = part.config.get("adapt")
+    options = method.get("suppression") if isinstance(method, Mapping) else None
+    if not isinstance(options, Mapping):
+        return part.label
+    form = "only measured" if options.get("strength") == 0 else f"suppression: {options.get('form', 'gradient')}"
+    return f"{part.label} ({form})"
 
 
 def _selection(part: RunPart) -> dict[str, Any]:
