@@ -98,12 +98,16 @@ def accepted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["verify", ARTIFACT, "--budget", "latency=3"], "did you mean 'latency_ms'?"),
         (["verify", ARTIFACT, "--budget", "latency_ms=fast"], "latency_ms"),
         (["verify", ARTIFACT, "--budget", "latency_ms"], "'latency_ms': a limit is written key=value"),
+        (["export", "source", "--precision", "fp16"], "--precision: onnx does not export fp16; choose fp32 or int8"),
         (["verify", ARTIFACT, "split=test"], "'split=test'"),
+        (["evaluate", "source", "--data", "data/fog-test", "source.split=val"], "'source.split=val': an option of the"),
+        (["evaluate", "source", "--data", "data/fog-test", "data.spilt=val"], "did you mean 'split'?"),
         (["evaluate", "source"], "--data"),
         (["predict", ARTIFACT, TARGET, "--out", "x", "--threshold", "2"], "'--threshold'"),
         (["scenes", "x", "--condition", "snow"], "condition 'snow' does not exist"),
         (["scenes", "x", "--images", "0"], "'--images'"),
         (["run", "job.toml", "export.runtime=tflite"], "unknown runtime 'tflite'"),
+        (["run", "job.toml", "export.precisions=[]"], "export.precisions"),
         (["run", "empty.toml"], "[source]"),
         (["data", "data/fog-test", "spilt=test"], "did you mean 'split'?"),
         (["report"], "Missing argument"),
@@ -366,6 +370,21 @@ def test_an_unknown_class_is_named_with_its_ways_out(project: Path, capsys: pyte
     accepted(capsys, "evaluate", "source", 'drop=["tram"]', "--source", "data/clear-train")
 
 
+def test_each_of_two_data_sets_has_options_of_its_own(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from acclimate import workflow
+    from acclimate.config import DataConfig
+
+    seen: dict[str, DataConfig] = {}
+    monkeypatch.setattr(workflow, "evaluate", lambda path, one, name, role, **options: seen.update({role: one}))
+    options = ['ignore=["tram"]', "data.split=test", "split=val", "data.classes.bus=truck"]
+    accepted(capsys, "evaluate", "source", *options, "--data", "data/fog-test", "--source", "data/clear-test")
+    common = {"ignore": ("tram",)}
+    assert seen["target"] == DataConfig(path=Path("data/fog-test"), split="test", classes={"bus": "truck"}, **common)
+    assert seen["source"] == DataConfig(path=Path("data/clear-test"), split="val", **common)
+
+
 # Exit statuses, and what a verb says when it is done.
 
 
@@ -546,6 +565,29 @@ def test_a_signal_stops_training_where_it_can_go_on(stop: signal.Signals, projec
     assert Run.open(project / "x").manifest.status == "interrupted"
     assert main([*command[3:]]) == 0
     assert Run.open(project / "x").metrics()[-1]["step"] == 400
+
+
+@pytest.mark.slow
+def test_a_job_that_was_killed_while_it_adapted_goes_on(project: Path) -> None:
+    job = ["run", "job.toml", "schedule.steps=60", "schedule.checkpoint_every=3", "export.precisions=['fp32']"]
+    process = subprocess.Popen([sys.executable, "-m", "acclimate", *job], stdout=subprocess.DEVNULL)
+    while not (project / "job/adapted/state/step.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    adapted = Run.open(project / "job" / "adapted")
+    assert adapted.manifest.status == "running"
+    assert not adapted.has("model.safetensors")
+    began = adapted.manifest.created
+    whole = {file: file.stat().st_mtime_ns for file in project.glob("job/*/model.safetensors")}
+    assert {file.parent.name for file in whole} == {"source", "baseline"}
+    assert main(job) == 0
+    assert {file: file.stat().st_mtime_ns for file in whole} == whole
+    adapted = Run.open(project / "job" / "adapted")
+    assert (adapted.manifest.status, adapted.manifest.created) == ("done", began)
+    assert [line["step"] for line in adapted.metrics()] == list(range(1, 61))
+    assert not (project / "job" / "previous").exists()
+    assert (project / "job" / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -55,6 +55,10 @@ Overrides = Annotated[
 SetOptions = Annotated[
     list[str] | None, typer.Argument(help="key=value: of the data sets, for example split=test 'ignore=[\"DontCare\"]'")
 ]
+OwnOptions = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value: of both data sets; data.split=test or source.split=val of one of them"),
+]
 Target = Annotated[Path | None, typer.Option("--data", help="labelled images of the target, to measure accuracy on")]
 Source = Annotated[Path | None, typer.Option("--source", help="labelled images of the source, likewise")]
 Limits = Annotated[
@@ -127,7 +131,7 @@ def adapt(
 @app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run folder")],
-    options: SetOptions = None,
+    options: OwnOptions = None,
     data: Target = None,
     source: Source = None,
     hindsight: Annotated[
@@ -173,7 +177,7 @@ def export(
 @app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder")],
-    options: SetOptions = None,
+    options: OwnOptions = None,
     data: Target = None,
     source: Source = None,
     budget: Limits = "",
@@ -317,11 +321,23 @@ def _set(path: Path, options: list[str] | None) -> DataConfig:
 def _sets(
     source: Path | None, target: Path | None, options: list[str] | None
 ) -> list[tuple[DataConfig, str, Literal["source", "target"]]]:
+    """The sets that are named; an option with `data.` or `source.` before it is for that one alone, and comes last."""
+    given = {"data": target, "source": source}
+    shared: list[str] = []
+    own: dict[str, list[str]] = {"data": [], "source": []}
+    for option in options or ():
+        name, dot, rest = option.partition(".")
+        if not dot or name not in own:
+            shared.append(option)
+        elif given[name] is None:
+            raise AcclimateError(f"{option!r}: an option of the set that --{name} names, which is not given")
+        else:
+            own[name].append(rest)
     sets: list[tuple[DataConfig, str, Literal["source", "target"]]] = []
     if source is not None:
-        sets.append((_set(source, options), "source_test", "source"))
+        sets.append((_set(source, shared + own["source"]), "source_test", "source"))
     if target is not None:
-        sets.append((_set(target, options), "target_test", "target"))
+        sets.append((_set(target, shared + own["data"]), "target_test", "target"))
     if options and not sets:
         raise AcclimateError(f"{options[0]!r}: options of a data set, but none is named; add --data or --source")
     return sets
