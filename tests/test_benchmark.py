@@ -88,6 +88,8 @@ def test_the_suite_of_the_repository_is_the_one_the_issue_asks_for(repository: P
             assert (config.adapt.suppression is not None) == ("dss" in method)
             assert (config.adapt.teacher is not None) == ("teacher" in method)
             assert (config.adapt.adversarial is not None) == (method.startswith(("da-faster", "swda")))
+            assert (config.model.two_stage.head == "disentangled") == method.startswith("tsd")
+            assert (config.model.two_stage.constraint is None) == (method == "tsd")
             assert (chosen.role == "adapted") == (method.split("-dss")[0] in {"teacher", "da-faster", "swda"})
 
 

@@ -32,7 +32,10 @@ Role = Literal["source-only", "adapted", "oracle"]
 
 
 class Sections(Options):
-    """Parts of a job's configuration, as TOML has them; checked once they are put together."""
+    """Parts of a job's configuration, as TOML has them; checked once they are put together.
+
+    The word "none" is the absent value, which TOML cannot write, as it is on the command line.
+    """
 
     model: dict[str, Any] = Field(default_factory=dict)
     augment: dict[str, Any] = Field(default_factory=dict)
@@ -213,8 +216,11 @@ def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
-            below = merged.get(key)
-            merged[key] = _merged(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
+            if isinstance(value, Mapping):
+                below = merged.get(key)
+                merged[key] = _merged(below if isinstance(below, Mapping) else {}, value)
+            else:
+                merged[key] = None if value == "none" else value
     return merged
 
 
