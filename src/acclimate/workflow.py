@@ -130,8 +130,9 @@ def adapt(
     from acclimate.adapt.methods import method, uses_target
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
-    from acclimate.data.dataset import Loader
+    from acclimate.data.dataset import Loader, choose
     from acclimate.models import detector as models
+    from acclimate.models.statistics import IMAGES, recalibrate
     from acclimate.select.score import choose_checkpoint
 
     unlabelled = formats.unlabelled(target)
@@ -152,7 +153,9 @@ def adapt(
         return known
     torch.manual_seed(config.seed)
     chosen = method(config.adapt, detector, images)
-    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
+    if adapts and config.adapt.statistics == "target":
+        recalibrate(detector, choose(unlabelled.paths, IMAGES, config.seed))
+    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False, statistics=config.adapt.statistics)
     loader = Loader(
         images, unlabelled if adapts else None, detector.spec.image_size, config.augment, config.schedule,
         config.seed, acc.process_index, acc.num_processes,

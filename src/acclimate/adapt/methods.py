@@ -73,9 +73,9 @@ def source_only(config: Config) -> Config:
 
     It is the baseline that an adaptation must beat: what needs no target image, both have.
     """
-    off = dict.fromkeys(AdaptConfig.model_fields) | {"supervised": config.adapt.supervised or 1.0}
+    alone = AdaptConfig(supervised=config.adapt.supervised or 1.0, teacher=None)
     views = config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
-    return config.model_copy(update={"adapt": AdaptConfig.model_validate(off), "augment": views})
+    return config.model_copy(update={"adapt": alone, "augment": views})
 
 
 def _class(where: str) -> Any:
