@@ -476,7 +476,7 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
 def _alone(source: RunPart) -> str:
     """The overrides that leave the target out of an adaptation of this run."""
     method, views = source.config.get("adapt"), source.config.get("augment")
-    terms = [key for key, value in method.items() if value and key != "supervised"] if isinstance(method, dict) else []
+    terms = [key for key, value in method.items() if isinstance(value, dict)] if isinstance(method, dict) else []
     styles = [key for key in ("style", "fourier") if isinstance(views, dict) and views.get(key)]
     keys = [*(f"adapt.{key}=none" for key in terms), *(f"augment.{key}=0" for key in styles)]
     return " ".join(keys) or "adapt.teacher=none augment.style=0"
