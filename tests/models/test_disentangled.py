@@ -27,7 +27,6 @@ from acclimate.models.disentangled import (
     SeparateLayersHead,
     _sample_by_gather,
     _sample_by_grid,
-    _samples,
     box_constraint,
     class_constraint,
     pool_moved,
@@ -105,7 +104,7 @@ def test_each_bin_goes_its_own_way() -> None:
 def test_both_ways_to_sample_agree(seed: int, reach: float) -> None:
     features, boxes = pyramid(seed=seed, dtype=torch.float64), random_boxes(2, 5, seed, torch.float64)
     offsets = reach * torch.randn(no_offsets(boxes).shape, dtype=torch.float64)
-    one, other = (sample(features, *_samples(features, boxes, offsets, STRIDES)) for sample in SAMPLERS)
+    one, other = (sample(features, boxes, offsets, STRIDES) for sample in SAMPLERS)
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -117,7 +116,7 @@ def test_gradients_are_those_of_finite_differences(sample: Callable[..., Tensor]
     offsets = 5 * torch.randn(2, 2, 3, 3, 2, generator=generator, dtype=torch.float64)
 
     def pooled(offsets: Tensor, *features: Tensor) -> Tensor:
-        return sample(features, *_samples(features, boxes, offsets, STRIDES))
+        return sample(features, boxes, offsets, STRIDES)
 
     assert torch.autograd.gradcheck(pooled, (offsets.requires_grad_(), *features), eps=1e-7, fast_mode=True)
 
@@ -128,7 +127,7 @@ def test_the_level_is_that_of_the_box_where_it_was(sample: Callable[..., Tensor]
     boxes = torch.tensor([[[20.0, 20, 60, 60]], [[0, 0, 300, 300]]])
     for box, level in zip(boxes, (0, 1), strict=True):
         offsets = no_offsets(box[None]) + 11.0
-        sample(features, *_samples(features, box[None], offsets, STRIDES)).sum().backward()
+        sample(features, box[None], offsets, STRIDES).sum().backward()
         assert [feature.grad is not None and bool(feature.grad.any()) for feature in features] == [
             i == level for i in range(3)
         ]
@@ -142,7 +141,7 @@ class Pooling(nn.Module):
         self.sample = sample
 
     def forward(self, boxes: Tensor, offsets: Tensor, *features: Tensor) -> Tensor:
-        return self.sample(features, *_samples(features, boxes, offsets, STRIDES))
+        return self.sample(features, boxes, offsets, STRIDES)
 
 
 @pytest.mark.parametrize("sample", SAMPLERS)
@@ -407,7 +406,7 @@ def test_one_word_of_configuration_chooses(head: str) -> None:
     assert (logits.shape, offsets.shape, boxes.shape) == ((2, 8, 3), (2, 8, 3, 4), (2, 8, 4))
 
 
-@pytest.mark.parametrize("head", ["disentangled", "separate-backbone"])
+@pytest.mark.parametrize("head", ["disentangled", pytest.param("separate-backbone", marks=pytest.mark.slow)])
 def test_the_artifact_detects_what_the_detector_detects(head: str, tmp_path: Path) -> None:
     built = detector(head).eval()
     with torch.no_grad():
@@ -426,32 +425,34 @@ def test_the_artifact_detects_what_the_detector_detects(head: str, tmp_path: Pat
     assert len(eager) == len(from_artifact) > 0
     np.testing.assert_allclose(from_artifact.scores, eager.scores, atol=1e-3)
     np.testing.assert_allclose(from_artifact.boxes, eager.boxes, atol=0.1)
-
-
-def test_the_sibling_is_not_exported(tmp_path: Path) -> None:
-    built = detector("disentangled").eval()
-    artifact = runtime("onnx").export(built, tmp_path / "artifacts" / "tsd", "fp32", [])
     graph = onnx.load(artifact.file(".onnx")).graph
-    exported = [onnx.numpy_helper.to_array(constant) for constant in graph.initializer]
-    weight = built.roi_head.class_layers[0].weight.detach().numpy()
-    dropped = built.roi_head.sibling.layers[0].weight.detach().numpy()
+    assert holds(graph, built.roi_head.class_layers[0].weight)
+    if head == "disentangled":
+        assert not holds(graph, built.roi_head.sibling.layers[0].weight), "the sibling is exported"
 
-    def holds(wanted: np.ndarray[Any, Any]) -> bool:
-        return any(
-            array.size == wanted.size and np.allclose(np.sort(array.ravel()), np.sort(wanted.ravel()))
-            for array in exported
-        )
 
-    assert holds(weight)
-    assert not holds(dropped)
+def holds(graph: onnx.GraphProto, wanted: Tensor) -> bool:
+    """Whether a weight is among the graph's constants, transposed or not."""
+    values = np.sort(wanted.detach().numpy().ravel())
+    constants = (onnx.numpy_helper.to_array(constant) for constant in graph.initializer)
+    return any(array.size == values.size and np.allclose(np.sort(array.ravel()), values) for array in constants)
+
+
+@pytest.mark.parametrize("constraint", [None, 0.3])
+def test_the_constraint_is_an_option(constraint: float | None) -> None:
+    built = detector("disentangled", constraint=constraint)
+    assert built.roi_head.margin == constraint
+    image = Annotations(np.float32([[12, 10, 44, 42]]), np.array([0]), np.array([False]))
+    losses = built.losses(built.features(255 * torch.rand(1, 3, 64, 96)), [image])
+    assert ("constraint_class" in losses) == ("constraint_box" in losses) == (constraint is not None)
 
 
 def test_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    built = detector("disentangled")
+    built = detector("disentangled", constraint=0.25)
     models.save(built, tmp_path)
     again = models.load(tmp_path)
     assert torch.equal(again.roi_head.sibling.classify.weight, built.roi_head.sibling.classify.weight)
-    assert again.roi_head.margin == built.roi_head.margin
+    assert again.roi_head.margin == 0.25
 
 
 @pytest.mark.parametrize("head", KINDS)

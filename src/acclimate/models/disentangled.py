@@ -227,73 +227,82 @@ def pool_moved(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strid
         (B, K, C, size, size).
     """
     sample = _sample_by_gather if torch.compiler.is_exporting() else _sample_by_grid
-    return sample(features, *_samples(features, boxes, offsets, strides))
+    return sample(features, boxes, offsets, strides)
 
 
-def _samples(
-    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where to sample: points (B, K, size, size, SAMPLES ** 2, 2) in cells of their level, x and y, moved to the border
-    where they are beyond it; whether they count, the same without the last axis; and the level of each box (B, K)."""
-    level = levels(boxes, strides)
-    scale = (1 / boxes.new_tensor(strides))[level][..., None]
+def _points(
+    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], level: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Where to sample, in x and in y; a bin's samples are all pairs of its x and its y.
+
+    Returns:
+        For each axis, cells of the box's level, (B, K, size, size, SAMPLES), put on the border where they are beyond
+        it; and whether they count, of the same shape.
+    """
     size = offsets.shape[2]
-    start = boxes[..., :2] * scale
-    length = (boxes[..., 2:] * scale - start).clamp(min=1.0)
+    scale = (1 / boxes.new_tensor(strides))[level]
     fractions = (torch.arange(size * SAMPLES, device=boxes.device, dtype=boxes.dtype) + 0.5) / (size * SAMPLES)
-    # (B, K, bin, sample, 2): both axes at once, as the grid is regular before it is moved.
-    along = (start[:, :, None] + length[:, :, None] * fractions[:, None]).view(*boxes.shape[:2], size, SAMPLES, 2)
-    shape = (*boxes.shape[:2], size, size, SAMPLES, SAMPLES)
-    x = along[:, :, None, :, None, :, 0].expand(shape)
-    y = along[:, :, :, None, :, None, 1].expand(shape)
-    moved = torch.stack([x, y], -1).flatten(4, 5) + (offsets * scale[..., None, None])[..., None, :]
-    cells = boxes.new_tensor([feature.shape[:1:-1] for feature in features])[level][:, :, None, None, None]
-    counts = ((moved >= -1) & (moved <= cells)).all(-1)
-    return moved.clamp(min=0).minimum(cells - 1), counts, level
+    found = []
+    for axis in (0, 1):
+        start = boxes[..., axis] * scale
+        length = (boxes[..., axis + 2] * scale - start).clamp(min=1.0)
+        regular = (start[..., None] + length[..., None] * fractions).view(*boxes.shape[:2], size, SAMPLES)
+        regular = regular[:, :, :, None] if axis else regular[:, :, None]
+        moved = regular + (offsets[..., axis] * scale[..., None, None])[..., None]
+        cells = boxes.new_tensor([feature.shape[3 - axis] for feature in features])[level][:, :, None, None, None]
+        found.append((moved.clamp(min=0).minimum(cells - 1), (moved >= -1) & (moved <= cells)))
+    return found
 
 
-def _sample_by_grid(features: Sequence[Tensor], points: Tensor, counts: Tensor, level: Tensor) -> Tensor:
+def _sample_by_grid(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
     """`grid_sample` on one map: the levels below each other, and a row of zeros for the samples that do not count."""
+    level = levels(boxes, strides)
+    (x, in_x), (y, in_y) = _points(features, boxes, offsets, strides, level)
     width = max(feature.shape[3] for feature in features)
     sheets = [F.pad(feature, (0, width - feature.shape[3])) for feature in features]
-    sheet = F.pad(torch.cat(sheets, 2), (0, 0, 0, 1)).to(points.dtype)
+    sheet = F.pad(torch.cat(sheets, 2), (0, 0, 0, 1)).to(x.dtype)
     height = sheet.shape[2]
     first = list(itertools.accumulate((feature.shape[2] for feature in features[:-1]), initial=0))
-    top = points.new_tensor(first)[level][:, :, None, None, None]
-    x, y = points[..., 0], torch.where(counts, points[..., 1] + top, height - 1.0)
+    top = x.new_tensor(first)[level][:, :, None, None, None, None]
+    counts = in_y[..., :, None] & in_x[..., None, :]
+    y = torch.where(counts, y[..., :, None] + top, height - 1.0)
+    x = x[..., None, :].expand_as(y)
     grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / (height - 1) - 1], -1)
-    batch, count, size = points.shape[:3]
+    batch, count, size = offsets.shape[:3]
     found = F.grid_sample(sheet, grid.reshape(batch, count * size * size, -1, 2), align_corners=True)
     bins = found.mean(-1).view(batch, -1, count, size, size)
     return bins.transpose(1, 2).to(features[0].dtype)
 
 
-def _sample_by_gather(features: Sequence[Tensor], points: Tensor, counts: Tensor, level: Tensor) -> Tensor:
-    """The same by fetching the four cells around each sample, all channels at once, and one product a bin.
+def _sample_by_gather(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+    """The same by fetching the cells around the samples, all channels at once, and one product a bin.
 
-    ONNX Runtime's GridSample goes through the points anew for every channel and takes some sixty times as long.
+    ONNX Runtime's GridSample goes through the points anew for every channel and takes several times as long.
     """
+    level = levels(boxes, strides)
     cells = torch.cat([feature.flatten(2) for feature in features], 2).transpose(1, 2)
     batch, total, channels = cells.shape
     shapes = [feature.shape[2:] for feature in features]
     first = list(itertools.accumulate((height * width for height, width in shapes[:-1]), initial=0))
-    bottom, right, width, start = (
+    rights, bottoms, widths, starts = (
         torch.tensor(values, device=level.device)[level][:, :, None, None, None]
-        for values in ([s[0] - 1 for s in shapes], [s[1] - 1 for s in shapes], [s[1] for s in shapes], first)
+        for values in ([s[1] - 1 for s in shapes], [s[0] - 1 for s in shapes], [s[1] for s in shapes], first)
     )
-    near = points.floor()
-    x, y = near.long().unbind(-1)
-    across, down = (points - near).to(cells.dtype).unbind(-1)
-    start = start + total * torch.arange(batch, device=level.device).view(-1, 1, 1, 1, 1)
-    share = counts.to(cells.dtype) / points.shape[4]
-    rows, weights = [], []
-    for one_down, one_across in itertools.product((False, True), (False, True)):
-        rows.append(start + (y + one_down).minimum(bottom) * width + (x + one_across).minimum(right))
-        weights.append(share * (down if one_down else 1 - down) * (across if one_across else 1 - across))
+    indices, weights = [], []
+    for (at, counts), last in zip(_points(features, boxes, offsets, strides, level), (rights, bottoms), strict=True):
+        below = at.floor()
+        part = (at - below).to(cells.dtype)
+        near = below.long()
+        share = counts.to(cells.dtype) / SAMPLES
+        indices.append(torch.cat([near, (near + 1).minimum(last)], -1))
+        weights.append(torch.cat([share * (1 - part), share * part], -1))
+    starts = starts + total * torch.arange(batch, device=level.device).view(-1, 1, 1, 1, 1)
+    rows = ((indices[1] * widths + starts)[..., :, None] + indices[0][..., None, :]).flatten(4)
+    weight = (weights[1][..., :, None] * weights[0][..., None, :]).flatten(4)
     cells = cells.reshape(batch * total, channels)
     # A few boxes at a time, as what is fetched is sixteen times what is made of it.
-    parts = zip(*(torch.split(torch.cat(each, -1), FETCHED, 1) for each in (rows, weights)), strict=True)
-    found = torch.cat([(weight[..., None, :] @ cells[row])[..., 0, :] for row, weight in parts], 1)
+    parts = zip(*(torch.split(each, FETCHED, 1) for each in (rows, weight)), strict=True)
+    found = torch.cat([(one[..., None, :] @ cells[row])[..., 0, :] for row, one in parts], 1)
     return found.permute(0, 1, 4, 2, 3)
 
 
