@@ -11,6 +11,8 @@ from pathlib import Path
 
 import adaptation
 import rows
+from acclimate.benchmark import suite as suites
+from acclimate.benchmark import table as results
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -31,6 +33,12 @@ def adaptation_tables() -> Iterator[str]:
     yield from adaptation.summary("target_ap50_shared")
     yield "\nAP50 on the source's test images, before and after, and how well the scores ranked the checkpoints:\n"
     yield from adaptation.source_summary()
+
+
+def methods_tables() -> Iterator[str]:
+    suite = suites.load(HERE / "methods.toml")
+    # One heading less deep than the page's own.
+    yield from (line.replace("### ", "#### ") for line in results.tables(suite, results.read(HERE / "methods.csv")))
 
 
 def training_table() -> Iterator[str]:
@@ -54,7 +62,12 @@ def latency_table() -> Iterator[str]:
     )  # fmt: skip
 
 
-TABLES = {"adaptation": adaptation_tables, "training": training_table, "latency": latency_table}
+TABLES = {
+    "adaptation": adaptation_tables,
+    "methods": methods_tables,
+    "training": training_table,
+    "latency": latency_table,
+}
 
 
 def page() -> str:

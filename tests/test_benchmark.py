@@ -227,6 +227,10 @@ def test_a_line_that_was_cut_short_is_left_out_and_other_tables_are_refused(tmp_
         table.read(file)
 
 
+def test_a_table_without_rows_says_so() -> None:
+    assert list(table.tables(Suite.model_validate({"name": "x", **contents()}), [])) == ["No rows yet."]
+
+
 def test_means_spreads_differences_and_the_gap() -> None:
     low, chosen, high = (0.20, 0.24, 0.22), (0.30, 0.20, 0.34), (0.50, 0.54, 0.52)
     rows = []

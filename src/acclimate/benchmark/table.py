@@ -81,6 +81,9 @@ def tables(suite: Suite, rows: Sequence[Row], column: str = "target_ap50") -> It
     if suite.title:
         yield f"{suite.title}\n"
     shown = [pair for pair in suite.pairs if any(row["pair"] == pair for row in rows) or pair in suite.published]
+    if not shown:
+        yield "No rows yet."
+        return
     for pair in shown:
         yield from _pair_table(suite, rows, pair, column)
     if len({row["pair"] for row in rows}) > 1:
