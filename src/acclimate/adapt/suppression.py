@@ -54,6 +54,7 @@ NOTHING = 0.02
 leaves 1e-5 of it in float32 and 1e-2 in bfloat16, and of random directions 1.3 % have less."""
 _Module = TypeVar("_Module", bound=nn.Module)
 _PLAIN = {torch.float32, torch.float64}
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -86,7 +87,7 @@ class LayerWatch:
         self._names = list(trained)
         self._before = [self.layers[name].weight.detach().clone() for name in trained]
         weights, gradients = list(trained.values()), _gradients(trained.values())
-        dots = torch.stack([(g.float() * w.float()).sum() for g, w in zip(gradients, weights, strict=True)])
+        dots = torch.stack([_dot(g.float(), w.float()) for g, w in zip(gradients, weights, strict=True)])
         lengths = _lengths(gradients)
         self._transform(trained)
         self._measured = [dots / (lengths * _lengths(weights)), lengths, _lengths(gradients)]
@@ -161,6 +162,7 @@ class DomainSpecificSuppression(LayerWatch):
         self.strength = strength
         self.granularity = granularity
         self._checked = strength == 0
+        self._norms = [part for part in module.modules() if isinstance(part, _NORMS)]
 
     @classmethod
     def create(cls, options: SuppressionConfig, detector: Detector) -> LayerWatch:
@@ -213,8 +215,12 @@ class DomainSpecificSuppression(LayerWatch):
         plain = all(x.dtype in _PLAIN for x in (*weights, *gradients))
         wide_weights = weights if plain else [w.float() for w in weights]
         wide = gradients if plain else [g.float() for g in gradients]
-        dots = self._sums(torch._foreach_mul(wide, wide_weights))
-        squares = self._sums(torch._foreach_mul(wide_weights, wide_weights))
+        if self.granularity == "tensor":
+            dots = [_dot(g, w) for g, w in zip(wide, wide_weights, strict=True)]
+            squares = list(torch._foreach_pow(torch._foreach_norm(wide_weights), 2))
+        else:
+            dots = _channel_sums(torch._foreach_mul(wide, wide_weights))
+            squares = _channel_sums(torch._foreach_mul(wide_weights, wide_weights))
         # A weight of zeros has no direction.
         torch._foreach_clamp_min_(squares, torch.finfo(torch.float32).tiny)
         if not self._checked:
@@ -223,22 +229,18 @@ class DomainSpecificSuppression(LayerWatch):
         if not plain:
             torch._foreach_copy_(gradients, wide)
 
-    def _sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Over each tensor, or over each of its output channels; shaped to broadcast with it."""
-        if self.granularity == "tensor":
-            return [tensor.sum() for tensor in tensors]
-        return [tensor.sum(tuple(range(1, tensor.ndim)), keepdim=True) for tensor in tensors]
-
     def _check(
         self, names: Sequence[str], gradients: Sequence[Tensor], dots: Sequence[Tensor], squares: Sequence[Tensor]
     ) -> None:
-        """Warn, on the first gradients that are finite, where hardly anything of them lies along the weights."""
+        """Warn, on the first finite gradients, where a norm has left hardly anything of them along the weights."""
         along = torch.stack([(d * d / s).sum() for d, s in zip(dots, squares, strict=True)]).sqrt()
         share = (along / _lengths(gradients)).tolist()
         known = [value for value in share if math.isfinite(value)]
         if not known:
             return
         self._checked = True
+        if not any(norm.training or not isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in self._norms):
+            return
         least = [NOTHING * _chance(g.numel() / d.numel()) for g, d in zip(gradients, dots, strict=True)]
         empty = [name for name, value, bound in zip(names, share, least, strict=True) if value < bound]
         if 4 * len(empty) >= len(known):
@@ -425,6 +427,17 @@ def _chance(size: float) -> float:
 
 def _gradients(weights: Iterable[Tensor]) -> list[Tensor]:
     return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """The inner product of two tensors of one shape; in the order of the second's memory, so that nothing is copied."""
+    order = sorted(range(second.ndim), key=second.stride, reverse=True)
+    return torch.dot(first.permute(order).reshape(-1), second.permute(order).reshape(-1))
+
+
+def _channel_sums(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Over each output channel of each tensor, shaped to broadcast with it."""
+    return [tensor.sum(tuple(range(1, tensor.ndim)), keepdim=True) for tensor in tensors]
 
 
 def _lengths(tensors: Sequence[Tensor]) -> Tensor:
