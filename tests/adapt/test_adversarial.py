@@ -22,11 +22,11 @@ from acclimate.adapt.adversarial import Adversarial, focal_loss, reverse, streng
 from acclimate.adapt.objective import Objective, Step, Term
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import Teacher
-from acclimate.config import AdversarialConfig, TeacherConfig
+from acclimate.config import AdversarialConfig, ModelConfig, TeacherConfig, TwoStageConfig
 from acclimate.data.augment import FILL
 from acclimate.data.formats import LabelledSet
 from acclimate.errors import Interrupted
-from acclimate.models.detector import Detector, DetectorSpec, build
+from acclimate.models.detector import Detector, DetectorSpec, build, specify
 from acclimate.structures import Annotations, Batch
 
 NOTHING = LabelledSet("none", "coco", ("a", "b"), ())
@@ -184,6 +184,24 @@ def test_every_parameter_gets_a_gradient_and_the_average_none(kind: str, levels:
     assert all(parameter.grad is None for parameter in made.average.parameters())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_stage_detectors_too(kind: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        kind="two-stage", image_size=(64, 96), backbone="test_efficientnet", strides=(8, 16), channels=16, norm="group",
+        two_stage=TwoStageConfig(proposals=8, hidden=16),
+    )  # fmt: skip
+    made = build(specify(config, ["a", "b"]))
+    term = Adversarial.create(AdversarialConfig(kind=kind, regions=6), made, NOTHING)
+    both = Objective(made, [Supervised(), term], 0.9, warm=False).train()
+    losses = both(batch(1, labelled=True), batch(2), 0.5)
+    sum(losses.values()).backward()
+    assert sum(name.startswith("adversarial/") for name in losses) == len(term_of(both)(step_of(both)))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    gradients = {name: parameter.grad for name, parameter in both.named_parameters() if parameter.requires_grad}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+
+
 def test_the_level_option_takes_one_critic() -> None:
     assert len(term_of(objective(kind="da-faster")).critics.image) == 2
     assert len(term_of(objective(kind="da-faster", levels="last")).critics.image) == 1
@@ -229,16 +247,21 @@ def test_an_image_that_is_all_canvas_says_nothing() -> None:
             assert losses["adversarial/image"].item() == 0
 
 
-class NoRegions(ToyDetector):
-    """A detector that proposes nothing in its first image."""
+class FewRegions(ToyDetector):
+    """A detector that proposes nothing in its first image, or boxes of no area."""
+
+    def __init__(self, padded: bool) -> None:
+        super().__init__(norm=False)
+        self.padded = padded
 
     def regions(self, features: Sequence[Tensor], count: int, raw: tuple[Tensor, ...] | None = None) -> list[Tensor]:
-        found = super().regions(features, count, raw)
-        return [found[0][:0], *found[1:]]
+        first, *others = super().regions(features, count, raw)
+        return [0 * first if self.padded else first[:0], *others]
 
 
-def test_an_image_without_regions_counts_as_nothing() -> None:
-    toy = NoRegions(norm=False)
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_image_without_regions_counts_as_nothing(padded: bool) -> None:
+    toy = FewRegions(padded)
     term = Adversarial(AdversarialConfig(kind="da-faster", regions=3), [8], 8)
     views = [255 * torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     losses = term(Step(toy, toy, Batch(views[0], views[0]), Batch(views[1], views[1]), 1.0, Adversarial.views))

@@ -115,7 +115,9 @@ class _DAFaster(nn.Module):
     def forward(self, step: Step, strength: float) -> dict[str, Tensor]:
         levels, domain = _both(step)
         masks = _shown(step, levels)
-        boxes = [box for view in Adversarial.views for box in step.regions(view, self.regions)]
+        # A detector that finds fewer regions than it is asked for pads them with boxes of no area.
+        found = [region for view in Adversarial.views for region in step.regions(view, self.regions)]
+        boxes = [region[(region[:, 2:] > region[:, :2]).all(1)] for region in found]
         instances = step.detector.instances(levels, boxes)
         owner = torch.repeat_interleave(torch.tensor([len(box) for box in boxes])).to(domain.device)
 
