@@ -242,7 +242,7 @@ class Place:
     def of(cls, suite: Suite, out: str | Path | None = None, root: str | Path | None = None) -> Place:
         """`out` and `root` where they are given, else the environment's and the suite's."""
         folder = Path(out) if out is not None else Path("runs") / suite.name
-        data = Path(root or os.environ.get(ROOT) or suite.root).absolute()
+        data = Path(root or os.environ.get(ROOT) or suite.root).resolve()
         # A suite that names a CSV means its own runs; a folder that was asked for keeps everything together.
         csv = suite.csv if suite.csv is not None and out is None else folder / "results.csv"
         return cls(data, folder, csv)
