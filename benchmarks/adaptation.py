@@ -58,8 +58,8 @@ class Setting:
     augment: AugmentConfig
     steps: int
     adapt_steps: int
-    batch: int = 8
-    lr: float = 1e-3
+    batch: int = 4
+    lr: float = 1.5e-3
 
 
 LITE = {"backbone": "tf_efficientnet_lite0", "weights": "auto", "norm": "frozen", "freeze": 2, "depth": 1}
@@ -67,22 +67,20 @@ SETTINGS = {
     "blood": Setting(
         ModelConfig(**LITE, channels=48, image_size=(192, 192), strides=(8, 16, 32)),
         AugmentConfig(vertical_flip=0.5, scale=(0.7, 1.5)),
-        steps=200,
-        adapt_steps=160,
+        steps=800,
+        adapt_steps=300,
     ),
     "carla": Setting(
         ModelConfig(**LITE, channels=48, image_size=(256, 256), strides=(8, 16)),
         AugmentConfig(scale=(0.8, 2.0)),
-        steps=500,
-        adapt_steps=160,
-        batch=4,
+        steps=800,
+        adapt_steps=300,
     ),
     "thermal": Setting(
         ModelConfig(**LITE, channels=32, image_size=(320, 384), strides=(4, 8)),
         AugmentConfig(vertical_flip=0.5, scale=(0.8, 1.5), invert=0.3, tone=0.6),
-        steps=200,
-        adapt_steps=120,
-        lr=2e-3,
+        steps=1000,
+        adapt_steps=300,
     ),
 }
 PAIRS = {
@@ -123,16 +121,16 @@ def target_list(family: str, domain: str) -> Path:
 def config(pair: str, seed: int) -> Config:
     family, source, target = PAIRS[pair]
     setting = SETTINGS[family]
-    common: dict[str, Any] = {"batch_size": setting.batch, "ema": 0.99, "workers": 1, "warmup": 30}
+    common: dict[str, Any] = {"batch_size": setting.batch, "workers": 1, "warmup": 50}
     return Config(
         seed=seed,
         source=data(family, source, "train"),
         oracle=data(family, target, "train"),
         model=setting.model,
         augment=setting.augment,
-        train=ScheduleConfig(**common, steps=setting.steps, lr=setting.lr, checkpoint_every=setting.steps),
+        train=ScheduleConfig(**common, steps=setting.steps, lr=setting.lr, ema=0.995, checkpoint_every=setting.steps),
         schedule=ScheduleConfig(
-            **common, steps=setting.adapt_steps, lr=5e-4, checkpoint_every=setting.adapt_steps // 4
+            **common, steps=setting.adapt_steps, lr=1.5e-3, ema=0.98, checkpoint_every=setting.adapt_steps // 3
         ),
         adapt=AdaptConfig(teacher=TeacherConfig()),
     )

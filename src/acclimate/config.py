@@ -198,8 +198,8 @@ class AdaptConfig(Options):
     supervised: float = Field(default=1.0, ge=0)
     teacher: TeacherConfig | None = TeacherConfig()
     statistics: Literal["target", "mixed"] = "target"
-    """What BatchNorm's running statistics describe after a method that sees target images: the target alone, each
-    domain being normalised by its own, or the mixture of both."""
+    """What BatchNorm's running statistics describe after a method that sees target images: the target alone, from which
+    they are taken anew at the end, or the mixture that was trained on."""
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
 

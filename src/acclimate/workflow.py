@@ -153,9 +153,7 @@ def adapt(
         return known
     torch.manual_seed(config.seed)
     chosen = method(config.adapt, detector, images)
-    if adapts and config.adapt.statistics == "target":
-        recalibrate(detector, choose(unlabelled.paths, IMAGES, config.seed))
-    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False, statistics=config.adapt.statistics)
+    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
     loader = Loader(
         images, unlabelled if adapts else None, detector.spec.image_size, config.augment, config.schedule,
         config.seed, acc.process_index, acc.num_processes,
@@ -177,6 +175,12 @@ def adapt(
         )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
+            if adapts and config.adapt.statistics == "target":
+                seen = choose(unlabelled.paths, IMAGES, config.seed)
+                for file in checkpoints(run).values():
+                    models.load_weights(kept, file)
+                    recalibrate(kept, seen)
+                    models.save_weights(kept, file)
             if adapts:
                 with stages.counting(console, "checkpoints scored without labels") as tick:
                     selection = choose_checkpoint(

@@ -71,29 +71,6 @@ def test_the_average_gives_no_gradient_and_stays_in_eval_mode() -> None:
     assert all(parameter.grad is not None for parameter in made.detector.parameters())
 
 
-def test_each_domain_is_normalised_by_its_own_and_the_targets_statistics_remain() -> None:
-    made = Objective(ToyDetector(), [Supervised(), Teacher(SOFT, [0.3]), Asks()], 0.9, warm=False, statistics="target")
-    alone = Objective(ToyDetector(), [Supervised()], 0.9, warm=False)
-    other = ToyDetector().train()
-    source, target = ToyLoader(4).batch(0)
-    target.strong.add_(50)
-    losses = made.train()(source, target, 0.5)
-    assert made.detector.passes == [4, 4], "each view still goes through the detector once"
-    # The source's losses are those of a batch that holds the source alone; the statistics those of the target.
-    torch.testing.assert_close(losses["supervised/class"], alone.train()(source, None, 0.5)["supervised/class"])
-    other(target.strong)
-    torch.testing.assert_close(made.detector.norm.running_mean, other.norm.running_mean)
-    torch.testing.assert_close(made.detector.norm.running_var, other.norm.running_var)
-    assert not torch.allclose(made.detector.norm.running_mean, alone.detector.norm.running_mean)
-
-
-def test_without_target_views_the_statistics_are_the_sources() -> None:
-    made = Objective(ToyDetector(), [Supervised()], 0.9, warm=False, statistics="target").train()
-    before = made.detector.norm.running_mean.clone()
-    made(*ToyLoader(4).batch(0), 0.5)
-    assert not torch.equal(made.detector.norm.running_mean, before)
-
-
 def test_a_view_of_the_target_needs_target_images() -> None:
     made = objective(Supervised(), Teacher(SOFT, [0.3]))
     with pytest.raises(ValueError, match=r"no target images.*'target_"):

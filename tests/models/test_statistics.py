@@ -1,4 +1,4 @@
-"""Running statistics: taken anew from unlabelled images, or left alone in training."""
+"""Running statistics, taken anew from unlabelled images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, DetectorSpec, build
-from acclimate.models.statistics import keeping_statistics, recalibrate
+from acclimate.models.statistics import recalibrate
 
 
 def detector(norm: str = "batch", freeze: int = 0) -> Detector:
@@ -82,17 +82,3 @@ def test_without_batch_norm_nothing_is_read(tmp_path: Path) -> None:
 def test_images_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(AcclimateError, match=r"missing\.png"):
         recalibrate(detector(), [tmp_path / "missing.png"])
-
-
-def test_keeping_normalises_by_the_batch_and_forgets_it() -> None:
-    made = detector().train()
-    norm = first_norm(made)
-    images = torch.rand(2, 3, 64, 64) * 255
-    before = norm.running_mean.clone()
-    with keeping_statistics(made):
-        kept = made(images)
-    assert torch.equal(norm.running_mean, before)
-    for one, other in zip(made(images), kept, strict=True):
-        torch.testing.assert_close(one, other)
-    assert not torch.equal(norm.running_mean, before)
-    assert norm.momentum == 0.1

@@ -5,7 +5,6 @@ An adaptation method is a list of terms. The module that DistributedDataParallel
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -15,11 +14,7 @@ from torch import Tensor, nn
 
 from acclimate.adapt.suppression import folded, folded_state
 from acclimate.models.detector import Detector
-from acclimate.models.statistics import keeping_statistics
 from acclimate.structures import Annotations, Batch
-
-Statistics = Literal["mixed", "target"]
-"""What BatchNorm's running statistics describe: all that is trained on, or the target alone."""
 
 View = Literal["source_weak", "source_strong", "target_weak", "target_strong"]
 
@@ -41,10 +36,8 @@ class Watcher(Protocol):
 class Step:
     """One training step, shared by all terms. No view is forwarded twice, however many terms ask.
 
-    With "mixed" statistics the views that the terms train on go through the detector as one batch, so that batch
-    statistics see the mixture that the running statistics will describe. With "target" each domain is normalised by
-    its own (Chang et al. 2019, domain-specific batch normalisation), and the running statistics describe the target
-    alone, on which the detector will work (Li et al. 2016, AdaBN).
+    The views that the terms train on go through the detector as one batch, so that batch statistics see the mixture
+    that the running statistics will describe.
     """
 
     def __init__(
@@ -55,18 +48,14 @@ class Step:
         target: Batch | None,
         progress: float,
         views: Sequence[View],
-        statistics: Statistics = "mixed",
     ) -> None:
         self.detector = detector
         self.average = average
         self.source = source
         self.target = target
         self.progress = progress
-        domains = [tuple(view for view in views if view.startswith(domain)) for domain in ("source", "target")]
-        apart = statistics == "target" and all(domains)
-        self._groups = domains if apart else [tuple(views)]
-        self._kept = domains[:1] if apart else []
-        self._together: list[list[Tensor]] = []
+        self._views = tuple(views)
+        self._all: list[Tensor] = []
         self._features: dict[View, list[Tensor]] = {}
         self._raw: dict[View, tuple[Tensor, ...]] = {}
         self._average_raw: dict[View, tuple[Tensor, ...]] = {}
@@ -88,13 +77,10 @@ class Step:
         """The detector's raw outputs of such a view."""
         self._forward()
         if not self._raw:
-            for group, features in zip(self._groups, self._together, strict=True):
-                with self._statistics(group):
-                    outputs = self.detector.head(features)
-                sizes = [len(self._features[one][0]) for one in group]
-                parts = [torch.split(output, sizes) for output in outputs]
-                for i, one in enumerate(group):
-                    self._raw[one] = tuple(part[i] for part in parts)
+            sizes = [len(self._features[one][0]) for one in self._views]
+            outputs = [torch.split(output, sizes) for output in self.detector.head(self._all)]
+            for i, one in enumerate(self._views):
+                self._raw[one] = tuple(output[i] for output in outputs)
         return self._raw[view]
 
     def losses(self, view: View, targets: Sequence[Annotations]) -> dict[str, Tensor]:
@@ -119,17 +105,12 @@ class Step:
     def _forward(self) -> None:
         if self._features:
             return
-        for group in self._groups:
-            images = [self.images(view) for view in group]
-            with self._statistics(group):
-                features = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
-            self._together.append(features)
-            levels = [torch.split(level, [len(batch) for batch in images]) for level in features]
-            for i, view in enumerate(group):
-                self._features[view] = [level[i] for level in levels]
-
-    def _statistics(self, group: tuple[View, ...]) -> contextlib.AbstractContextManager[None]:
-        return keeping_statistics(self.detector) if group in self._kept else contextlib.nullcontext()
+        images = [self.images(view) for view in self._views]
+        sizes = [len(batch) for batch in images]
+        self._all = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
+        levels = [torch.split(level, sizes) for level in self._all]
+        for i, view in enumerate(self._views):
+            self._features[view] = [level[i] for level in levels]
 
     def _shared_raw(self, view: View) -> tuple[Tensor, ...] | None:
         return self.raw(view) if self.detector.trains_on_raw else None
@@ -157,24 +138,20 @@ class Objective(nn.Module):
     detector: where a method has reparametrised the layers, what is averaged are the weights that they compute with.
     """
 
-    def __init__(
-        self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool, statistics: Statistics = "mixed"
-    ) -> None:
-        """`warm` lets the average follow quickly at first, for weights that start from nothing; see `Step` for
-        `statistics`."""
+    def __init__(self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool) -> None:
+        """`warm` lets the average follow quickly at first, for weights that start from nothing."""
         super().__init__()
         self.detector = detector
         self.average = folded(detector).requires_grad_(False).eval()
         self.terms = nn.ModuleList(terms)
         self.ema = ema
         self.warm = warm
-        self.statistics: Statistics = statistics
         self.views: tuple[View, ...] = tuple(dict.fromkeys(view for term in terms for view in term.views))
         if not self.views:
             raise ValueError("an objective needs at least one term that trains on a view")
 
     def forward(self, source: Batch, target: Batch | None, progress: float) -> dict[str, Tensor]:
-        step = Step(self.detector, self.average, source, target, progress, self.views, self.statistics)
+        step = Step(self.detector, self.average, source, target, progress, self.views)
         losses: dict[str, Tensor] = {}
         for term in self.terms:
             losses.update(term(step))

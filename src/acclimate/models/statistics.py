@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: whose they are, and how to take them anew from unlabelled images.
+"""BatchNorm's running statistics, taken anew from unlabelled images.
 
 Li et al. 2016, "Revisiting Batch Normalization for Practical Domain Adaptation" (AdaBN): the statistics are what a
 network knows about its domain without any label. Layers that are folded or frozen have none to adapt.
@@ -6,7 +6,6 @@ network knows about its domain without any label. Layers that are folded or froz
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -54,20 +53,6 @@ def recalibrate(detector: Detector, images: Sequence[Path]) -> None:
             layer.momentum = momentum
         for part, training in modes:
             part.training = training
-
-
-@contextlib.contextmanager
-def keeping_statistics(detector: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm in training mode normalises by the batch as always, but its running statistics stay."""
-    layers = _layers(detector)
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
 
 
 def _layers(module: nn.Module) -> list[nn.BatchNorm2d]:
