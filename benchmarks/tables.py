@@ -62,11 +62,34 @@ def latency_table() -> Iterator[str]:
     )  # fmt: skip
 
 
+def suppression_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "suppression.csv"),
+        {
+            "model": "model", "form": "form", "layers": "layers", "weights": "weights", "step_ms": "step, ms",
+            "suppression_ms": "suppression, ms", "share_percent": "share, %",
+            "step_difference_percent": "longer step, %",
+        },
+    )  # fmt: skip
+
+
+def tsd_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "tsd.csv"),
+        {
+            "model": "model", "runtime": "runtime", "head": "head", "macs_m": "MACs (M)", "cpu_ms": "ms",
+            "ratio_median": "times sibling", "ratio_min": "lowest", "ratio_max": "highest",
+        },
+    )  # fmt: skip
+
+
 TABLES = {
     "adaptation": adaptation_tables,
     "methods": methods_tables,
     "training": training_table,
     "latency": latency_table,
+    "suppression": suppression_table,
+    "tsd": tsd_table,
 }
 
 
