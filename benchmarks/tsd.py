@@ -74,6 +74,7 @@ def rounds_of(calls: dict[str, Callable[[], Any]], rounds: int, runs: int) -> di
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="sibling is always among them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args(arguments)
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             image = (255 * np.random.default_rng(0).random((1, 3, *size))).astype(np.float32)
             tensor = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
             eager, exported, macs = {}, {}, {}
-            for head in HEADS:
+            for head in dict.fromkeys(["sibling", *options.heads]):
                 detector = build(MODELS[name], head)
                 macs[head] = complexity(detector)["macs_m"]
                 network = onnx.load(onnx.export(detector, Path(temporary) / name / head, "fp32", []), 1)
