@@ -75,7 +75,7 @@ def test_the_suites_that_ship_hold_together_and_the_published_numbers() -> None:
         assert len([task for task in tasks if task.method]) == len(suite.methods) * len(suite.pairs) * len(suite.seeds)
 
 
-def test_the_suite_of_the_repository_is_the_one_the_issue_asks_for(repository: Path) -> None:
+def test_the_suite_of_the_repository_compares_what_its_comments_say(repository: Path) -> None:
     suite = suites.load(repository / "benchmarks" / "methods.toml")
     assert list(suite.pairs) == ["day->night", "raabin->bccd"]
     assert Place.of(suite).csv == repository / "benchmarks" / "methods.csv"
