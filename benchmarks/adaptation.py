@@ -11,8 +11,6 @@ and by the evaluation at the end, never by the adaptation. What a row holds is i
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import statistics
 import time
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+import rows
 from acclimate import workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
@@ -42,12 +41,6 @@ TEST_IMAGES = 150
 """Test images of a domain, evenly spread; all where there are fewer."""
 FEW = 50
 """A class with fewer boxes than this in the source cannot be learned there; `shared` columns leave it out."""
-
-FIELDS = (
-    "pair", "seed", "method", "checkpoint", "target_ap50", "target_ap", "source_ap50", "source_ap",
-    "target_ap50_shared", "classes", "step", "tau_stability", "tau_agreement", "start", "image_size", "steps", "batch",
-    "test_images", "minutes", "processor", "threads", "torch",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def config(pair: str, seed: int) -> Config:
 
 def run_pair(pair: str, seed: int, methods: Sequence[str], console: Console) -> None:
     """The runs of one pair and seed. Source-only is trained on as long as adaptation takes; so is the oracle."""
-    done = {row["method"] for row in rows() if (row["pair"], row["seed"]) == (pair, str(seed))}
+    done = {row["method"] for row in rows.read(CSV) if (row["pair"], row["seed"]) == (pair, str(seed))}
     methods = [method for method in methods if method not in done]
     if not methods:
         return
@@ -223,7 +216,8 @@ def record(
     learnable = [c.ap50 for name, c in target.classes.items() if counts.get(name, 0) >= FEW and c.ap50 is not None]
     steps = setting.steps + setting.adapt_steps
     taus = taus or {}
-    write(
+    rows.append(
+        CSV,
         {
             "pair": pair,
             "seed": seed,
@@ -247,31 +241,13 @@ def record(
             "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-        }
+        },
     )
-
-
-def write(row: dict[str, Any]) -> None:
-    """Append one row in one system call, so that processes may share the file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    if not CSV.exists():
-        writer.writeheader()
-    writer.writerow(row)
-    with open(CSV, "a") as file:
-        file.write(text.getvalue())
-
-
-def rows() -> list[dict[str, str]]:
-    if not CSV.exists():
-        return []
-    with open(CSV, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def summary(column: str = "target_ap50") -> Iterator[str]:
     """A table in Markdown: mean and spread (standard deviation over seeds), and the fraction of the gap closed."""
-    table = rows()
+    table = rows.read(CSV)
 
     def values(pair: str, method: str, checkpoint: str, key: str) -> dict[str, float]:
         found = [r for r in table if (r["pair"], r["method"], r["checkpoint"]) == (pair, method, checkpoint)]
@@ -308,7 +284,7 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
 
 def source_summary() -> Iterator[str]:
     """What adaptation costs on the source, and Kendall's tau of each label-free score with AP50 in hindsight."""
-    table = rows()
+    table = rows.read(CSV)
 
     def mean(pair: str, method: str, checkpoint: str, key: str, scale: float, form: str) -> str:
         found = [r[key] for r in table if (r["pair"], r["method"], r["checkpoint"]) == (pair, method, checkpoint)]
