@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import adaptation
+import cosines
 import rows
 from acclimate.benchmark import suite as suites
 from acclimate.benchmark import table as results
@@ -85,6 +86,7 @@ def tsd_table() -> Iterator[str]:
 
 TABLES = {
     "adaptation": adaptation_tables,
+    "cosines": cosines.tables,
     "methods": methods_tables,
     "training": training_table,
     "latency": latency_table,

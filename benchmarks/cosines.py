@@ -1,0 +1,89 @@
+"""What suppression has to act on: the cosine of each convolution's gradient and weight in an adaptation.
+
+    python benchmarks/adaptation.py --pairs 'clear->fog' --seeds 0     # trains what this starts from
+    python benchmarks/cosines.py
+
+Adapts for a few steps, clear -> fog, with the projection on the whole weight and on each output channel, and writes a
+row a layer into cosines.csv, means over the steps: the |cosine|, what a direction drawn at random would have, and the
+share of the gradient's norm that was taken away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import adaptation
+import rows
+from acclimate import workflow
+from acclimate.config import SuppressionConfig
+
+CSV = Path(__file__).with_suffix(".csv")
+PAIR = "clear->fog"
+STEPS = 8
+
+
+def measure(granularity: str) -> None:
+    """Adapt with one granularity and append its rows."""
+    family, source, target = adaptation.PAIRS[PAIR]
+    config = adaptation.config(PAIR, 0)
+    suppression = SuppressionConfig.model_validate({"granularity": granularity})
+    schedule = {"steps": STEPS, "warmup": 0, "log_every": 1, "checkpoint_every": STEPS}
+    config = config.model_copy(
+        update={
+            "adapt": config.adapt.model_copy(update={"suppression": suppression}),
+            "schedule": config.schedule.model_copy(update=schedule),
+        }
+    )
+    start = adaptation.RUNS / f"{family}-{source}-0"
+    with tempfile.TemporaryDirectory() as folder:
+        run = workflow.adapt(start, adaptation.target_list(family, target), Path(folder) / "run", config=config)
+        steps = [line["suppression"] for line in run.metrics() if "suppression" in line]
+    for layer in steps[0]:
+        seen = [step[layer] for step in steps]
+        removed = statistics.mean(1 - one["suppressed"] / one["gradient"] for one in seen)
+        rows.append(
+            CSV,
+            {
+                "granularity": granularity,
+                "layer": layer,
+                "cosine": f"{statistics.mean(abs(one['cosine']) for one in seen):.5f}",
+                "chance": f"{seen[0]['chance']:.5f}",
+                "removed_percent": f"{100 * removed:.3f}",
+                "steps": len(seen),
+            },
+        )
+
+
+def summary(granularity: str) -> str:
+    """A row of a Markdown table: medians and maxima over the layers."""
+    table = [row for row in rows.read(CSV) if row["granularity"] == granularity]
+    cosine = [float(row["cosine"]) for row in table]
+    ratio = [float(row["cosine"]) / float(row["chance"]) for row in table]
+    removed = [float(row["removed_percent"]) for row in table]
+    cells = [granularity, str(len(table))]
+    cells += [f"{of(values):.2g}" for values in (cosine, ratio) for of in (statistics.median, max)]
+    cells.append(f"{max(removed):.2g}")
+    return f"| {' | '.join(cells)} |"
+
+
+def tables() -> list[str]:
+    """The table of docs/benchmarks.md."""
+    names = ("projection on", "layers", "cosine, median", "max", "of chance, median", "max", "removed, %, max")
+    kinds = dict.fromkeys(row["granularity"] for row in rows.read(CSV))
+    return [f"| {' | '.join(names)} |", "|" + "---|" * len(names), *map(summary, kinds)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
+    CSV.unlink(missing_ok=True)
+    for granularity in ("tensor", "channel"):
+        measure(granularity)
+    print(*tables(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
