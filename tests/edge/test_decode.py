@@ -6,6 +6,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection.roi_heads import RoIHeads
 
 from acclimate.edge.artifact import Decode
 from acclimate.edge.decode import decode, nms
@@ -154,3 +155,47 @@ def test_outputs_of_another_canvas_are_refused() -> None:
     logits, distances = raw(0)
     with pytest.raises(AcclimateError, match="locations"):
         decode([logits, distances[..., :3]], Decode(strides=STRIDES), SIZE)
+
+
+def raw_two_stage(seed: int, count: int = 40, classes: int = 3) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(-10, 130, (2, count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 60, (2, count, 2))], axis=2)
+    boxes[:, -3:] = 0
+    outputs = rng.normal(0, 2, (2, count, classes + 1)), rng.normal(0, 3, (2, count, classes + 1, 4)), boxes
+    return [output.astype(np.float32) for output in outputs]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("threshold", [0.05, 0.4])
+def test_two_stage_outputs_become_what_torchvision_makes_of_them(seed: int, threshold: float) -> None:
+    heads = RoIHeads(*[None] * 3, 0.5, 0.5, 1, 0.5, None, threshold, 0.4, 30)
+    logits, offsets, boxes = (torch.from_numpy(output) for output in raw_two_stage(seed))
+    expected = heads.postprocess_detections(
+        logits.flatten(0, 1), offsets.flatten(0, 1).flatten(1), list(boxes), [SIZE, SIZE]
+    )
+    options = Decode(kind="two-stage", score_threshold=threshold, nms_iou=0.4, candidates=1000, max_detections=30)
+    found = decode(raw_two_stage(seed), options, SIZE)
+    for one, box, score, label in zip(found, *expected, strict=True):
+        assert len(one) == len(score) > 0
+        np.testing.assert_allclose(one.scores, score.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(one.boxes, box.numpy(), atol=1e-3)
+        assert (one.labels == label.numpy() - 1).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_two_stage_outputs_that_are_not_finite_are_no_detections(bad: float) -> None:
+    options = Decode(kind="two-stage", score_threshold=0.05)
+    for index in range(3):
+        outputs = raw_two_stage(0)
+        outputs[index][:] = bad
+        for found in decode(outputs, options, SIZE):
+            assert np.isfinite(found.boxes).all()
+            assert np.isfinite(found.scores).all()
+            assert not len(found) or index == 1
+
+
+def test_two_stage_outputs_of_other_shapes_are_refused() -> None:
+    logits, offsets, boxes = raw_two_stage(0)
+    with pytest.raises(AcclimateError, match="two-stage"):
+        decode([logits, offsets[:, :5], boxes], Decode(kind="two-stage"), SIZE)

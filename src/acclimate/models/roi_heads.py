@@ -115,7 +115,7 @@ class SiblingHead(RoiHead):
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         pooled = pool(features, boxes, self.strides, BINS).flatten(0, 1)
         hidden: Tensor = self.layers(self.convolutions(pooled).flatten(1))
-        return hidden.view(*boxes.shape[:2], -1)
+        return hidden.view(*boxes.shape[:2], self.outputs)
 
 
 def predictors(hidden: int, classes: int) -> tuple[nn.Linear, nn.Linear]:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights, FastRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d, batched_nms
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from acclimate.edge.artifact import Decode
+from acclimate.errors import AcclimateError
 from acclimate.models import boxes as box_math
-from acclimate.models.backbones import Backbone, load_weights
+from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
 from acclimate.models.detector import Detector, DetectorSpec, TwoStageSpec
-from acclimate.models.roi_heads import RoiHead, box_loss
+from acclimate.models.roi_heads import BINS, RoiHead, box_loss
 from acclimate.structures import Annotations
 
 HEADS = {
@@ -153,6 +158,10 @@ class TwoStageDetector(Detector):
         proposals = self._select(objectness, offsets, CANDIDATES * self.options.samples)
         losses = self._proposal_losses(torch.cat([_listed(level, 1) for level in objectness], 1), offsets, truth)
         losses.update(self.roi_head.losses(features, *self._sample(proposals, truth)))
+        # Distributed training waits for a gradient of every parameter, and a second pyramid may have a level that no
+        # box was pooled from.
+        for level in features[len(self.spec.strides) :]:
+            losses["roi_box"] = losses["roi_box"] + 0.0 * level[..., 0, 0].sum()
         return losses
 
     def distillation(
@@ -387,3 +396,130 @@ def _head_class(name: str) -> type[RoiHead]:
     module, attribute = HEADS[name].split(":")
     found: type[RoiHead] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+BACKBONES = (
+    "resnet18", "resnet34", "resnet50", "mobilenet_v3_large", "resnet101", "resnet152", "mobilenet_v2",
+    "mobilenet_v3_small", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2",
+)  # fmt: skip
+"""torchvision's classifiers that its detectors are built on; one that another begins with stands before it."""
+
+
+def from_torchvision(
+    model: FasterRCNN, image_size: tuple[int, int], classes: Sequence[str] | None = None
+) -> TwoStageDetector:
+    """A torchvision Faster R-CNN as a detector of this package, in eval mode, with the same detections.
+
+    torchvision scales an image to its own size and pads it; this detector takes a canvas of `image_size` as it is. On
+    a canvas that torchvision leaves alone (no scaling, each side a multiple of 32) both detect the same, up to
+    rounding. Proposals are chosen by NMS, as there; `spec.two_stage.select` is "nms".
+
+    Args:
+        model: `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, `fasterrcnn_mobilenet_v3_large_fpn` or its 320
+            px version, or a `FasterRCNN` built of the same parts; trained or not.
+        image_size: (height, width) of the canvas, multiples of the largest stride.
+        classes: their names without the background; by default COCO's where there are as many, else numbers.
+
+    Raises:
+        AcclimateError: a part of the model is none that this detector has, or `classes` are too many or too few.
+    """
+    backbone, rpn, heads = model.backbone, model.rpn, model.roi_heads
+    known = isinstance(backbone, BackboneWithFPN) and isinstance(backbone.fpn.extra_blocks, LastLevelMaxPool)
+    if not known or not isinstance(heads.box_predictor, FastRCNNPredictor):
+        raise AcclimateError("from_torchvision: takes a FasterRCNN with a feature pyramid and its own predictor")
+    if tuple(heads.box_coder.weights) != box_math.ROI_WEIGHTS or heads.box_roi_pool.output_size != (BINS, BINS):
+        raise AcclimateError(f"from_torchvision: takes offsets in {box_math.ROI_WEIGHTS} and {BINS} x {BINS} bins")
+    modules = tuple(backbone.body.return_layers)
+    name = _named(backbone.body)
+    strides = Trunk(name, modules).strides
+    anchors = rpn.anchor_generator
+    if len(set(anchors.aspect_ratios)) > 1 or len({len(sizes) for sizes in anchors.sizes}) > 1:
+        raise AcclimateError("from_torchvision: takes as many anchors of the same aspect ratios at every level")
+    count = heads.box_predictor.cls_score.out_features - 1
+    names = tuple(classes) if classes is not None else _names(count)
+    if len(names) != count:
+        raise AcclimateError(f"from_torchvision: the model has {count} classes, and {len(names)} names are given")
+    convolutions = sum(isinstance(layer, nn.Sequential) for layer in heads.box_head.children())
+    layers = sum(isinstance(layer, nn.Linear) for layer in heads.box_head.children())
+    spec = DetectorSpec(
+        kind="two-stage",
+        classes=names,
+        image_size=image_size,
+        backbone=name,
+        strides=tuple(strides[module] for module in modules),
+        channels=backbone.out_channels,
+        depth=0,
+        start="torchvision",
+        two_stage=TwoStageSpec(
+            hidden=heads.box_predictor.cls_score.in_features,
+            head_layers={"convolutions": convolutions, "layers": layers},
+            proposals=rpn._post_nms_top_n["testing"],
+            samples=heads.fg_bg_sampler.batch_size_per_image,
+            select="nms",
+            pyramid_norm="batch" if len(backbone.fpn.inner_blocks[0]) > 1 else "none",
+            extra_level=True,
+            anchors=tuple(tuple(float(side) for side in sizes) for sizes in anchors.sizes),
+            ratios=tuple(anchors.aspect_ratios[0]),
+            proposer_depth=len(rpn.head.conv),
+            pre_nms=rpn._pre_nms_top_n["testing"],
+            proposal_iou=rpn.nms_thresh,
+            objectness_threshold=rpn.score_thresh,
+            score_threshold=heads.score_thresh,
+            nms_iou=heads.nms_thresh,
+            candidates=rpn._post_nms_top_n["testing"] * count,
+            max_detections=heads.detections_per_img,
+            modules=modules,
+        ),
+    )
+    detector = TwoStageDetector(spec)
+    if list(model.transform.image_mean) != [*IMAGENET_MEAN] or list(model.transform.image_std) != [*IMAGENET_STD]:
+        raise AcclimateError("from_torchvision: takes images normalised by ImageNet's mean and standard deviation")
+    trunk = detector.backbones[0]
+    assert isinstance(trunk, Backbone)
+    _copy(trunk.body, backbone.body)
+    # A frozen normalisation of torchvision's is one of ours.
+    if any(isinstance(module, FrozenBatchNorm2d) for module in backbone.body.modules()):
+        trunk.norm = "frozen"
+        trunk.settle()
+        detector.spec = detector.spec.model_copy(update={"norm": "frozen"})
+    _copy(detector.pyramids[0], backbone.fpn)
+    _copy(detector.proposer, rpn.head)
+    _copy(detector.roi_head, heads.box_head, heads.box_predictor)
+    return detector.eval()
+
+
+def _copy(module: nn.Module, *theirs: nn.Module) -> None:
+    """Fill `module` with the tensors of torchvision's `theirs`, which stand in the same order."""
+    pairs = [(part, name) for part in theirs for name in part.state_dict() if not name.endswith("num_batches_tracked")]
+    keys = [key for key in module.state_dict() if not key.endswith("num_batches_tracked")]
+    state = {key: part.state_dict()[name] for key, (part, name) in zip(keys, pairs, strict=True)}
+    for key, (part, name) in zip(keys, pairs, strict=True):
+        if key.endswith("running_var"):
+            # Their normalisation may have another epsilon than ours, which is not part of a state; the scale takes it.
+            prefix, path = key.removesuffix("running_var"), name.rpartition(".")[0]
+            own, other = (
+                state[key].double() + float(cast(float, norm.eps))
+                for norm in (module.get_submodule(prefix[:-1]), part.get_submodule(path))
+            )
+            state[f"{prefix}weight"] = (state[f"{prefix}weight"].double() * (own / other).sqrt()).float()
+    module.load_state_dict(state, strict=False)
+
+
+def _named(body: nn.Module) -> str:
+    """torchvision's name of a backbone, by the shapes of its tensors."""
+    shapes = {key: value.shape for key, value in body.state_dict().items()}
+    for name in BACKBONES:
+        with torch.device("meta"):
+            model = torchvision.models.get_model(name, weights=None)
+        own = getattr(model, "features", model).state_dict()
+        if all(key in own and own[key].shape == shape for key, shape in shapes.items()):
+            return name
+    raise AcclimateError(f"from_torchvision: the backbone is none of {', '.join(BACKBONES)}")
+
+
+def _names(count: int) -> tuple[str, ...]:
+    """COCO's categories where there are as many; those that COCO left out are called by their number."""
+    known = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+    if count != len(known):
+        known = ["N/A"] * count
+    return tuple(f"class {i + 1}" if name == "N/A" else name for i, name in enumerate(known))
