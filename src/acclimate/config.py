@@ -58,10 +58,19 @@ class TwoStageConfig(Options):
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
 
 
+class SlimmableConfig(Options):
+    """The widths of a detector of kind `slimmable` (`models/slimmable.py`)."""
+
+    choices: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    """Ratios of channels that each of its stages may keep, rising to 1."""
+    divisor: int = Field(default=8, ge=1)
+    """Channel counts are rounded to a multiple of it."""
+
+
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
 
-    kind: Literal["dense", "two-stage"] = "dense"
+    kind: Literal["dense", "two-stage", "slimmable"] = "dense"
 
     size: Literal["nano", "tiny", "small"] = "tiny"
     image_size: tuple[int, int] = (320, 320)
@@ -78,6 +87,7 @@ class ModelConfig(Options):
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
     two_stage: TwoStageConfig = TwoStageConfig()
+    slimmable: SlimmableConfig = SlimmableConfig()
 
     @field_validator("weights", mode="before")
     @classmethod

@@ -89,14 +89,19 @@ class Backbone(nn.Module):
         if norm == "group":
             _batch_to_group(self.body)
 
-    def settle(self) -> None:
-        """Freeze what the options say; called once the weights are in."""
+    def settle(self, fold: bool = True) -> None:
+        """Freeze what the options say; called once the weights are in.
+
+        Without `fold`, frozen BatchNorm stays a layer with fixed statistics, for what is narrowed later.
+        """
         for module in _first_stages(self.body, self._fixed_until):
             module.requires_grad_(False)
-        if self.norm == "frozen":
+        if self.norm == "frozen" and fold:
             _fold_batch_norm(self.body)
         # Folding puts other modules in their places.
         self._frozen = _first_stages(self.body, self._fixed_until)
+        if self.norm == "frozen" and not fold:
+            self._frozen += [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
         self.train(self.training)
 
     def forward(self, images: Tensor) -> list[Tensor]:

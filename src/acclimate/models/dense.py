@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from acclimate.edge.artifact import Decode
+from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, load_weights
+from acclimate.models.channels import Channels, cut, follow, sort
 from acclimate.models.detector import Detector, DetectorSpec
 from acclimate.structures import Annotations
 
@@ -68,7 +70,6 @@ class DenseDetector(Detector):
         super().__init__()
         self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
         from_where = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
-        self.backbone.settle()
         self.spec = spec.model_copy(update={"start": from_where})
         for name, values in (("mean", self.backbone.mean), ("std", self.backbone.std)):
             self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -90,6 +91,32 @@ class DenseDetector(Detector):
         points, strides = _locations(spec.image_size, spec.strides)
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("point_strides", strides, persistent=False)
+        self.finish(weights != "none")
+
+    def finish(self, pretrained: bool) -> None:
+        """The end of the construction: cut what `spec.widths` says, and freeze what the options say."""
+        if self.spec.widths is not None:
+            channels = self.sorted_channels(pretrained)
+            if len(self.spec.widths) != len(channels.stages):
+                raise AcclimateError(f"spec: widths must be {len(channels.stages)}, for {', '.join(channels.stages)}")
+            cut(self, channels.counts(self.spec.widths, self.spec.divisor))
+        self.backbone.settle()
+
+    def sorted_channels(self, pretrained: bool) -> Channels:
+        """Which layers share their channels, from the image to the head; pretrained ones are put in order first.
+
+        A stage is what the backbone computes at a stride; the last is the pyramid with the head.
+        """
+        levels: Any = self.backbone.body
+        ends = {
+            f"stride{entry['reduction']}": f"backbone.body.{_name_within(self.backbone.body, entry['module'])}"
+            for entry in levels.feature_info.info
+            if entry["reduction"] <= max(self.spec.strides)
+        }
+        channels = follow(self, {**ends, "head": ""})
+        if pretrained:
+            sort(self, channels, "backbone.")
+        return channels
 
     def features(self, images: Tensor) -> list[Tensor]:
         levels = self.backbone((images - self.mean) / self.std)
@@ -219,12 +246,17 @@ class DenseDetector(Detector):
         side = ((flat[:, 3] - flat[:, 1]) * (flat[:, 4] - flat[:, 2])).clamp(min=1).sqrt()
         strides = flat.new_tensor(self.spec.strides)
         level = (side[:, None] / (4 * strides)).log().abs().argmin(1)
-        out = flat.new_zeros(len(flat), self.spec.channels)
+        out = flat.new_zeros(len(flat), features[0].shape[1])
         for i, stride in enumerate(self.spec.strides):
             rows = (level == i).nonzero()[:, 0]
             pooled = roi_align(features[i].float(), flat[rows], 7, 1 / stride, 2, aligned=True).mean((2, 3))
             out = out.index_copy(0, rows, pooled)
         return out
+
+
+def _name_within(body: nn.Module, name: str) -> str:
+    """The name of one of timm's modules in an extractor, which may have flattened the first dot."""
+    return name if any(own == name for own, _ in body.named_modules()) else name.replace(".", "_")
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:

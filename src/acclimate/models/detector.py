@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "dense": "acclimate.models.dense:DenseDetector",
+    "slimmable": "acclimate.models.slimmable:SlimmableDetector",
     "two-stage": "acclimate.models.two_stage:TwoStageDetector",
 }
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
@@ -40,6 +41,10 @@ class TwoStageSpec(BaseModel):
     hidden: int = 256
     head_layers: dict[str, int | float | None] = Field(default_factory=dict)
     """Further arguments of the head's class."""
+    masks: bool = False
+    """Whether a mask branch trains beside the head; it is no part of `forward`."""
+    mask_norm: Literal["none", "batch"] = "none"
+    """Of the mask branch's convolutions."""
     proposals: int = 64
     """Boxes an image that `forward` looks at."""
     samples: int = 64
@@ -86,6 +91,17 @@ class DetectorSpec(BaseModel):
     """Where the backbone's first weights came from."""
     two_stage: TwoStageSpec | None = None
     """For the kind "two-stage" alone."""
+    choices: tuple[float, ...] = ()
+    """For the kind "slimmable" alone: the widths that each of its stages may have."""
+    widths: tuple[float, ...] | None = None
+    """For a slice of a slimmable detector: the ratio of the channels that each stage kept."""
+    divisor: int = 8
+    """Where channels are kept in part, their count is rounded to a multiple of it."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector learns masks, and so needs the outlines of its objects."""
+        return self.two_stage is not None and self.two_stage.masks
 
 
 class Detector(nn.Module, ABC):
@@ -188,6 +204,8 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         norm=config.norm,
         freeze=config.freeze,
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
+        choices=config.slimmable.choices if config.kind == "slimmable" else (),
+        divisor=config.slimmable.divisor,
     )
 
 
@@ -199,6 +217,7 @@ def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageS
         head=options.head,
         hidden=options.hidden,
         head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
+        masks=options.masks,
         proposals=options.proposals,
         samples=options.proposals,
         select=options.select,

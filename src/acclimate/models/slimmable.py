@@ -1,0 +1,526 @@
+"""Slimmable networks: one set of weights that computes at many widths, and the plain network of each.
+
+Yu et al. 2019 (slimmable networks: a leading part of the channels of every layer), Yu and Huang 2019 (universally
+slimmable: any width, statistics re-estimated afterwards), Cai et al. 2020 (once-for-all: pretrained channels sorted by
+importance before they are cut). What shares its channels is found in the network's graph (`channels.follow`), so any
+timm backbone of convolutions, sums and BatchNorm can be one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+
+from acclimate.errors import AcclimateError
+from acclimate.models.channels import Channels, cut, follow
+from acclimate.models.dense import DenseDetector
+from acclimate.models.detector import Detector, DetectorSpec, build, device_of
+
+Widths = tuple[float, ...]
+"""A ratio of channels for each stage."""
+
+CHOICES: Widths = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+"""Widths of a detector, unless others are given."""
+
+HALVINGS: Widths = (0.125, 0.177, 0.25, 0.354, 0.5, 0.707, 1.0)
+"""Widths whose squares halve: of the operations they leave about 1/64, 1/32, ... 1/2 and all."""
+
+
+class SlimmableConv2d(nn.Conv2d):
+    """A convolution of the leading channels: it reads as many as come in and makes as many as `slim` says.
+
+    A grouped (or depthwise) one keeps its leading groups, as many as come in.
+    """
+
+    def __init__(self, *arguments: Any, same: bool = False, **options: Any) -> None:
+        """As `nn.Conv2d`; `same` pads to ceil(size / stride) when it is called, as TensorFlow does."""
+        super().__init__(*arguments, **options)
+        self.same = same
+        self.active = self.out_channels
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> SlimmableConv2d:
+        """The slimmable layer with the parameters of a plain one."""
+        made = cls(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+            layer.groups, layer.bias is not None, same=isinstance(layer, Conv2dSame), device="meta",
+        )  # fmt: skip
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
+
+    def slim(self, count: int) -> None:
+        """Compute `count` channels from now on."""
+        self.active = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, H, W) -> (B, m, H', W')."""
+        reads = x.shape[1]
+        if self.groups == 1:
+            groups, each, makes = 1, reads, self.active
+        else:
+            each = self.in_channels // self.groups
+            groups = reads // each
+            makes = groups * (self.out_channels // self.groups)
+        if self.same:
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        weight = self.weight[:makes, :each].contiguous()
+        bias = None if self.bias is None else self.bias[:makes]
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+
+class SlimmableBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm of the leading channels, with one set of affine weights.
+
+    The running statistics are those of the full width, and only the full width trains them: in training mode a
+    narrower one normalises by its batch and leaves them alone. It is evaluated with their leading part, which does not
+    fit it, until `reset_running_stats` and a pass in training mode with `momentum = None` (`statistics.recalibrate`)
+    give it statistics of its own. Those last until the width changes or training goes on, and are in no checkpoint.
+    """
+
+    own_mean: Tensor | None
+    own_var: Tensor | None
+
+    def __init__(self, channels: int, drop: nn.Module | None = None, act: nn.Module | None = None, **options: Any):
+        """As `nn.BatchNorm2d`, followed by `drop` and `act` where they are given."""
+        super().__init__(channels, **options)
+        self.drop = drop or nn.Identity()
+        self.act = act or nn.Identity()
+        self.active = channels
+        self._seen = 0
+        self._forget()
+
+    @classmethod
+    def of(cls, layer: nn.BatchNorm2d) -> SlimmableBatchNorm2d:
+        """The slimmable layer with the parameters, statistics and activation of a plain one."""
+        made = cls(
+            layer.num_features, getattr(layer, "drop", None), getattr(layer, "act", None),
+            eps=layer.eps, momentum=layer.momentum, device="meta",
+        )  # fmt: skip
+        for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            setattr(made, name, value)
+        return made.train(layer.training)
+
+    def slim(self, count: int) -> None:
+        """Expect `count` channels from now on."""
+        if count != self.active:
+            self.active = count
+            self._forget()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance (n,) that the current width is evaluated with."""
+        if self.own_mean is not None and self.own_var is not None:
+            return self.own_mean, self.own_var
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean[: self.active], self.running_var[: self.active]
+
+    def reset_running_stats(self) -> None:
+        # Also called while the layer is constructed.
+        if getattr(self, "active", self.num_features) == self.num_features:
+            super().reset_running_stats()
+            return
+        self._seen = 0
+        self.own_mean = self.weight.new_zeros(self.active)
+        self.own_var = self.weight.new_ones(self.active)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, H, W) -> the same shape."""
+        if self.active == self.num_features:
+            x = super().forward(x)
+        else:
+            weight, bias = self.weight[: self.active], self.bias[: self.active]
+            mean, var, momentum = None, None, 0.0
+            if not self.training:
+                mean, var = self.statistics()
+            elif self.momentum is None and self.own_mean is not None:
+                self._seen += 1
+                mean, var, momentum = self.own_mean, self.own_var, 1.0 / self._seen
+            else:
+                self._forget()
+            x = F.batch_norm(x, mean, var, weight, bias, self.training, momentum, self.eps)
+        y: Tensor = self.act(self.drop(x))
+        return y
+
+    def _forget(self) -> None:
+        self.register_buffer("own_mean", None, persistent=False)
+        self.register_buffer("own_var", None, persistent=False)
+
+
+class SlimmableLinear(nn.Linear):
+    """A linear layer of the leading features: it reads as many as come in and makes as many as `slim` says."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.active = self.out_features
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> SlimmableLinear:
+        """The slimmable layer with the parameters of a plain one."""
+        made = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
+
+    def slim(self, count: int) -> None:
+        """Compute `count` features from now on."""
+        self.active = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., m)."""
+        weight = self.weight[: self.active, : x.shape[-1]].contiguous()
+        return F.linear(x, weight, None if self.bias is None else self.bias[: self.active])
+
+
+SlimmableLayer = SlimmableConv2d | SlimmableBatchNorm2d | SlimmableLinear
+
+
+def slimmable(layer: nn.Module) -> SlimmableLayer:
+    """The slimmable version of a plain layer, with its parameters."""
+    if isinstance(layer, nn.BatchNorm2d):
+        return SlimmableBatchNorm2d.of(layer)
+    if isinstance(layer, nn.Linear):
+        return SlimmableLinear.of(layer)
+    assert isinstance(layer, nn.Conv2d)
+    return SlimmableConv2d.of(layer)
+
+
+class Slimmable(nn.Module):
+    """What the slimmable networks share: a current width, for all stages or for each.
+
+    Attributes:
+        stages: what has a width of its own, in the order of the graph.
+        choices: the widths that a stage may have, rising to 1.
+        divisor: channel counts are rounded to multiples of it.
+        widths: the current width of each stage.
+    """
+
+    stages: tuple[str, ...]
+    choices: Widths
+    divisor: int
+    widths: Widths
+    channels: Channels
+    places: dict[tuple[int, int], dict[str, int]]
+    """Image size -> how many places each layer computes at; filled by `macs`."""
+
+    def make_slimmable(self, channels: Channels, choices: Sequence[float], divisor: int) -> None:
+        """Put slimmable layers in the places of plain ones; names, parameters and outputs stay.
+
+        Raises:
+            AcclimateError: `choices` do not rise to 1.
+        """
+        if list(choices) != sorted(set(choices)) or not choices or choices[0] <= 0 or choices[-1] != 1:
+            raise AcclimateError(f"model.slimmable.choices: {list(choices)} must rise from above 0 to 1")
+        for name in channels.layers:
+            parent, _, child = name.rpartition(".")
+            setattr(self.get_submodule(parent), child, slimmable(self.get_submodule(name)))
+        self.channels, self.stages = channels, channels.stages
+        self.choices, self.divisor = tuple(choices), divisor
+        self.widths = (1.0,) * len(self.stages)
+        self.places = {}
+
+    def set_width(self, width: float | Sequence[float]) -> None:
+        """Compute at `width`, one for all stages or one for each, from now on.
+
+        Raises:
+            AcclimateError: one of them is none of `choices`, or they are not as many as `stages`.
+        """
+        self.widths = self.check_widths(width)
+        for name, (_, makes) in self.channels.counts(self.widths, self.divisor).items():
+            layer = self.get_submodule(name)
+            assert isinstance(layer, SlimmableLayer)
+            layer.slim(makes)
+
+    def check_widths(self, width: float | Sequence[float]) -> Widths:
+        """`width` as a ratio for each stage.
+
+        Raises:
+            AcclimateError: as `set_width`.
+        """
+        widths = tuple(width) if isinstance(width, Sequence) else (width,) * len(self.stages)
+        if len(widths) != len(self.stages):
+            raise AcclimateError(f"widths: {len(widths)} are given for the {len(self.stages)} stages {self.stages}")
+        for stage, one in zip(self.stages, widths, strict=True):
+            if one not in self.choices:
+                raise AcclimateError(f"widths: {one} of {stage} is none of {', '.join(map(str, self.choices))}")
+        return widths
+
+    def macs(self, width: float | Sequence[float] | None = None, image_size: tuple[int, int] | None = None) -> int:
+        """Multiply-accumulates of one image at `width`, as `macs` below counts them; the current width stays.
+
+        Raises:
+            AcclimateError: as `set_width`.
+        """
+        size = image_size or _image_size(self)
+        if size not in self.places:
+            self.places[size] = _places(self, size)
+        counts = self.channels.counts(self.widths if width is None else self.check_widths(width), self.divisor)
+        total = 0
+        for name, places in self.places[size].items():
+            weight, (reads, makes) = _weights(self, name), counts[name]
+            grouped = getattr(self.get_submodule(name), "groups", 1) > 1
+            total += places * makes * (weight.shape[1] if grouped else reads) * weight[0, 0].numel()
+        return total
+
+    def slice_into(self, plain: nn.Module, widths: Widths) -> None:
+        """Give `plain`, which is this network cut to `widths`, its weights and statistics."""
+        state = self.state_dict()
+        if widths == self.widths:
+            for name, layer in self.named_modules():
+                if isinstance(layer, SlimmableBatchNorm2d):
+                    state[f"{name}.running_mean"], state[f"{name}.running_var"] = layer.statistics()
+        plain.load_state_dict({key: _leading(state[key], value) for key, value in plain.state_dict().items()})
+
+
+def _leading(value: Tensor, like: Tensor) -> Tensor:
+    return value[tuple(slice(side) for side in like.shape)]
+
+
+class SlimmableDetector(Slimmable, DenseDetector):
+    """The dense detector on a slimmable backbone, with a slimmable pyramid and head.
+
+    Its stages are the backbone's, by stride, and the pyramid with the head. At full width it computes what the
+    `DenseDetector` of the same weights computes. Pretrained channels are sorted by importance first (`channels.sort`).
+
+    With `norm = "frozen"` the backbone's statistics are fixed at those of the pretrained full width, for all widths,
+    and its affine weights train. They are folded into the convolutions by `extract`, which then agrees with the slice
+    up to rounding only.
+    """
+
+    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+        """See `DenseDetector`; `spec.choices` are the widths.
+
+        Raises:
+            AcclimateError: as there, or the backbone's channels cannot be narrowed.
+        """
+        DenseDetector.__init__(self, spec, weights)
+
+    def finish(self, pretrained: bool) -> None:
+        channels = self.sorted_channels(pretrained)
+        self.make_slimmable(channels, self.spec.choices or CHOICES, self.spec.divisor)
+        self.backbone.settle(fold=False)
+
+    def extract(self, width: float | Sequence[float] | None = None) -> Detector:
+        """The plain detector of a width, the current one by default, where this one is; it shares no memory.
+
+        Raises:
+            AcclimateError: as `set_width`.
+        """
+        widths = self.widths if width is None else self.check_widths(width)
+        spec = self.spec.model_copy(update={"kind": "dense", "widths": widths, "choices": ()})
+        unfolded = spec.model_copy(update={"norm": "batch"}) if spec.norm == "frozen" else spec
+        plain = DenseDetector(unfolded)
+        self.slice_into(plain, widths)
+        plain.spec, plain.backbone.norm = spec, spec.norm
+        plain.backbone.settle()
+        return plain.to(device_of(self)).train(self.training)
+
+
+class Classifier(nn.Module):
+    """A small image classifier of 28 to 64 pixels: a stem of stride 2, then three stages of halving resolution."""
+
+    def __init__(
+        self,
+        kind: Literal["resnet", "mobilenet"],
+        classes: int,
+        image_size: tuple[int, int] = (32, 32),
+        inputs: int = 3,
+        size: int = 64,
+        depth: int = 1,
+        widths: Widths | None = None,
+        divisor: int = 8,
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            kind: basic residual blocks (He et al. 2016), or inverted residuals (Sandler et al. 2018).
+            classes: how many logits.
+            image_size: (height, width) in pixels, which `macs` counts at.
+            inputs: channels of the images.
+            size: channels of the first stage; the others have two and four times as many.
+            depth: blocks a stage.
+            widths: the ratio of channels that each stage keeps, of a slice of a `SlimmableClassifier`.
+            divisor: what kept channels are rounded to a multiple of.
+
+        Raises:
+            AcclimateError: `widths` are not as many as the stages.
+        """
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "kind": kind, "classes": classes, "image_size": image_size, "inputs": inputs, "size": size,
+            "depth": depth, "divisor": divisor,
+        }  # fmt: skip
+        self.inputs, self.image_size = inputs, image_size
+        block = _Basic if kind == "resnet" else _Inverted
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, size // 2, 3, 2, 1, bias=False), nn.BatchNorm2d(size // 2), nn.ReLU()
+        )
+        self.stage1 = _stage(block, size // 2, size, 1, depth)
+        self.stage2 = _stage(block, size, 2 * size, 2, depth)
+        self.stage3 = _stage(block, 2 * size, 4 * size, 2, depth)
+        self.classify = nn.Linear(4 * size, classes)
+        if widths is not None:
+            channels = self.follow_channels()
+            if len(widths) != len(channels.stages):
+                raise AcclimateError(f"widths: {len(widths)} are given for the stages {', '.join(channels.stages)}")
+            cut(self, channels.counts(widths, divisor))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, D), averaged over the image."""
+        levels: Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return levels.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> logits (B, classes)."""
+        logits: Tensor = self.classify(self.features(x))
+        return logits
+
+    def follow_channels(self) -> Channels:
+        """Which layers share their channels, in the stages stem, stage1, stage2 and stage3."""
+        return follow(self, {name: name for name in ("stem", "stage1", "stage2", "stage3")})
+
+
+class SlimmableClassifier(Slimmable, Classifier):
+    """A classifier of many widths, on its own random weights; its smallest width has about 1/64 of the operations."""
+
+    def __init__(
+        self,
+        kind: Literal["resnet", "mobilenet"],
+        classes: int,
+        image_size: tuple[int, int] = (32, 32),
+        inputs: int = 3,
+        size: int = 64,
+        depth: int = 1,
+        choices: Sequence[float] = HALVINGS,
+        divisor: int = 4,
+    ) -> None:
+        """See `Classifier`.
+
+        Raises:
+            AcclimateError: `choices` do not rise to 1.
+        """
+        Classifier.__init__(self, kind, classes, image_size, inputs, size, depth, None, divisor)
+        self.make_slimmable(self.follow_channels(), choices, divisor)
+
+    def extract(self, width: float | Sequence[float] | None = None) -> Classifier:
+        """The plain classifier of a width, the current one by default; it shares no memory with this one.
+
+        Raises:
+            AcclimateError: as `set_width`.
+        """
+        widths = self.widths if width is None else self.check_widths(width)
+        plain = Classifier(**self.options, widths=widths)
+        self.slice_into(plain, widths)
+        return plain.to(device_of(self)).train(self.training)
+
+
+def _stage(block: type[_Basic] | type[_Inverted], reads: int, makes: int, stride: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(block(reads if i == 0 else makes, makes, stride if i == 0 else 1) for i in range(depth)),
+    )
+
+
+def _unit(
+    reads: int, makes: int, kernel: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+) -> nn.Sequential:
+    convolution = nn.Conv2d(reads, makes, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(makes), *([act] if act is not None else []))
+
+
+class _Basic(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016), which projects where the shape changes."""
+
+    def __init__(self, reads: int, makes: int, stride: int) -> None:
+        super().__init__()
+        self.first = _unit(reads, makes, 3, stride, act=nn.ReLU())
+        self.second = _unit(makes, makes, 3)
+        same = reads == makes and stride == 1
+        self.shortcut = nn.Identity() if same else _unit(reads, makes, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class _Inverted(nn.Module):
+    """Pointwise, depthwise and linear pointwise convolution (Sandler et al. 2018), with a shortcut where it fits."""
+
+    def __init__(self, reads: int, makes: int, stride: int, expansion: int = 4) -> None:
+        super().__init__()
+        inner = expansion * reads
+        self.layers = nn.Sequential(
+            _unit(reads, inner, 1, act=nn.ReLU6()),
+            _unit(inner, inner, 3, stride, inner, act=nn.ReLU6()),
+            _unit(inner, makes, 1),
+        )
+        self.residual = reads == makes and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return x + y if self.residual else y
+
+
+def macs(
+    model: nn.Module | DetectorSpec,
+    width: float | Sequence[float] | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> int:
+    """Multiply-accumulates of the convolutions and linear layers for one image.
+
+    The places that each layer computes at are found once for a slimmable network; then a width is a sum over layers.
+
+    Args:
+        model: a network of images, or the specification of a detector.
+        width: of a slimmable network, its current one by default; it stays at the width it has.
+        image_size: (height, width); by default what a detector or a `Classifier` is made for.
+
+    Raises:
+        AcclimateError: as `Slimmable.set_width`, or the specification cannot be built.
+    """
+    if isinstance(model, DetectorSpec):
+        return macs(build(model), width, image_size)
+    if isinstance(model, Slimmable):
+        return model.macs(width, image_size)
+    if width is not None:
+        raise AcclimateError("macs: a plain network has no widths to choose from")
+    places = _places(model, image_size or _image_size(model))
+    return sum(count * _weights(model, name).numel() for name, count in places.items())
+
+
+def _image_size(model: nn.Module) -> tuple[int, int]:
+    if isinstance(model, Detector):
+        return model.spec.image_size
+    if not isinstance(model, Classifier):
+        raise AcclimateError(f"macs: a {type(model).__name__} does not say its image size; give image_size")
+    return model.image_size
+
+
+def _weights(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _places(model: nn.Module, image_size: tuple[int, int]) -> dict[str, int]:
+    """How many places of one image each convolution and linear layer computes at, over all of its calls."""
+    found: dict[str, int] = {}
+    copied = copy.deepcopy(model).to("meta").eval()
+
+    def count(name: str, channels: int) -> Any:
+        def called(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            found[name] = found.get(name, 0) + output.numel() // output.shape[channels]
+
+        return called
+
+    for name, part in copied.named_modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.register_forward_hook(count(name, 1 if isinstance(part, nn.Conv2d) else -1))
+    reads = next(part.in_channels for part in copied.modules() if isinstance(part, nn.Conv2d))
+    with torch.no_grad():
+        copied(torch.zeros(1, reads, *image_size, device="meta"))
+    return found

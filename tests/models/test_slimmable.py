@@ -1,0 +1,430 @@
+"""Slimmable networks against the plain networks of timm and torch that their slices are."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from acclimate.edge.images import letterbox, read_image
+from acclimate.errors import AcclimateError
+from acclimate.models.channels import follow, round_channels, sort
+from acclimate.models.dense import DenseDetector
+from acclimate.models.detector import DetectorSpec, build, load, save
+from acclimate.models.slimmable import (
+    Classifier,
+    Slimmable,
+    SlimmableBatchNorm2d,
+    SlimmableClassifier,
+    SlimmableConv2d,
+    SlimmableDetector,
+    SlimmableLinear,
+    macs,
+)
+from acclimate.models.statistics import recalibrate
+
+CHOICES = (0.25, 0.5, 0.75, 1.0)
+BACKBONES = ("test_efficientnet", "test_resnet")
+"""Inverted residuals with squeeze and excitation; basic blocks."""
+
+
+def spec(backbone: str = "test_efficientnet", **changes: Any) -> DetectorSpec:
+    values: dict[str, Any] = {
+        "kind": "slimmable", "classes": ("a", "b"), "image_size": (64, 64), "backbone": backbone,
+        "strides": (8, 16, 32), "channels": 32, "depth": 1, "choices": CHOICES,
+    }  # fmt: skip
+    return DetectorSpec(**{**values, **changes})
+
+
+@torch.no_grad()
+def trained(module: nn.Module) -> nn.Module:
+    """The module as training would leave it: no two channels are alike, and no statistic is 0 or 1."""
+    generator = torch.Generator().manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for values, low in ((part.weight, 0.5), (part.bias, -0.5), (part.running_var, 0.5)):
+                values.uniform_(low, low + 1, generator=generator)
+            part.running_mean.normal_(0, 0.1, generator=generator)
+        elif isinstance(part, nn.Conv2d) and part.weight.std() < 0.02:
+            part.weight.normal_(0, 0.2, generator=generator)
+    return module
+
+
+def bank(backbone: str = "test_efficientnet", **changes: Any) -> SlimmableDetector:
+    torch.manual_seed(0)
+    made = trained(SlimmableDetector(spec(backbone, **changes)))
+    assert isinstance(made, SlimmableDetector)
+    return made.eval()
+
+
+BANKS = {name: bank(name) for name in BACKBONES}
+IMAGES = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def equal(found: Any, wanted: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3, 5]), st.integers(1, 2), st.booleans(), st.booleans()
+)
+@settings(max_examples=25, deadline=None)
+def test_a_convolution_is_the_one_of_its_leading_channels(
+    reads: int, makes: int, kernel: int, stride: int, bias: bool, same: bool
+) -> None:
+    plain: nn.Conv2d
+    if same:
+        plain = Conv2dSame(16, 32, kernel, stride, bias=bias)
+    else:
+        plain = nn.Conv2d(16, 32, kernel, stride, kernel // 2, bias=bias)
+    layer = SlimmableConv2d.of(plain)
+    x = torch.randn(2, 16, 9, 8)
+    assert torch.equal(layer(x), plain(x))
+    layer.slim(8 * makes)
+    x = x[:, : 4 * reads].contiguous()
+    # Inputs that are 0 say what the others alone give.
+    expected = plain(F.pad(x, (0, 0, 0, 0, 0, 16 - 4 * reads)))[:, : 8 * makes]
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("groups", "makes"), [(16, 16), (16, 32), (4, 16), (2, 8)])
+def test_a_grouped_convolution_keeps_its_leading_groups(groups: int, makes: int) -> None:
+    plain = nn.Conv2d(16, makes, 3, groups=groups, bias=False)
+    x = torch.randn(2, 8, 5, 5)
+    expected = plain(torch.cat([x, torch.randn(2, 8, 5, 5)], 1))[:, : makes // 2]
+    torch.testing.assert_close(SlimmableConv2d.of(plain)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_layer_is_the_one_of_its_leading_features() -> None:
+    layer = SlimmableLinear(12, 8)
+    layer.slim(3)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(layer(x), x @ layer.weight[:3, :5].T + layer.bias[:3])
+
+
+@given(st.integers(1, 400), st.floats(0.01, 1), st.sampled_from([1, 4, 8, 24]))
+def test_channels_are_rounded_to_the_nearest_multiple(size: int, ratio: float, divisor: int) -> None:
+    found = round_channels(size, ratio, divisor)
+    assert 1 <= found <= size
+    assert found == size or found % divisor == 0
+    assert abs(found - size * ratio) <= max(divisor / 2, divisor - size * ratio) + 1e-6
+    assert round_channels(size, 1.0, divisor) == size
+
+
+@given(st.sampled_from(BACKBONES), st.lists(st.sampled_from(CHOICES), min_size=6, max_size=6))
+@settings(max_examples=6, deadline=None)
+def test_what_is_extracted_is_the_slice_to_the_last_bit(backbone: str, widths: list[float]) -> None:
+    made = BANKS[backbone]
+    made.set_width(widths)
+    plain = made.extract()
+    assert not any(isinstance(p, SlimmableConv2d | SlimmableBatchNorm2d | SlimmableLinear) for p in plain.modules())
+    assert type(plain) is DenseDetector
+    assert plain.spec.widths == tuple(widths)
+    with torch.no_grad():
+        assert equal(plain(IMAGES), made(IMAGES))
+        assert equal(made.extract(1.0).features(IMAGES), _at(made, 1.0).features(IMAGES))
+
+
+def _at(made: SlimmableDetector, width: float) -> SlimmableDetector:
+    made.set_width(width)
+    return made
+
+
+def test_what_is_extracted_shares_no_memory() -> None:
+    made = bank()
+    plain = made.extract(0.5)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    for value in made.state_dict().values():
+        value.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "norm"), [(name, "batch") for name in (*BACKBONES, "lcnet_050")] + [("test_efficientnet", "frozen")]
+)
+def test_the_full_width_of_sorted_weights_is_the_plain_detector(tmp_path: Path, backbone: str, norm: str) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(trained(timm.create_model(backbone)).state_dict(), file)
+    torch.manual_seed(0)
+    plain = DenseDetector(spec(backbone, kind="dense", norm=norm), file).eval()
+    torch.manual_seed(0)
+    slim = build(spec(backbone, norm=norm), file).eval()
+    assert isinstance(slim, SlimmableDetector)
+    with torch.no_grad():
+        for ours, theirs in zip(slim.features(IMAGES), plain.features(IMAGES), strict=True):
+            assert theirs.std() > 0.05 * theirs.mean().abs()
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+        moved = [a for a, b in zip(slim.backbone(IMAGES), plain.backbone(IMAGES), strict=True) if not a.allclose(b)]
+    assert moved, "nothing was sorted"
+
+
+class Grouped(nn.Module):
+    """A residual group, a grouped convolution and a squeeze-and-excitation gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 24, 3, padding=1)
+        self.norm = nn.BatchNorm2d(24)
+        self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=4)
+        self.squeeze, self.gate = nn.Conv2d(24, 8, 1), nn.Conv2d(8, 24, 1)
+        self.second = nn.Conv2d(24, 24, 1)
+        self.last = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        y = self.grouped(x)
+        y = y * self.gate(F.relu(self.squeeze(y.mean((2, 3), keepdim=True)))).sigmoid()
+        z: Tensor = self.last((x + self.second(y)).mean((2, 3)))
+        return z
+
+
+def test_channels_are_sorted_by_importance_and_the_function_stays() -> None:
+    torch.manual_seed(0)
+    net = trained(Grouped()).eval()
+    channels = follow(net, {"all": ""})
+    # The grouped convolution and the sum put all but the squeezed channels into one space, of whole groups.
+    space = channels.spaces[channels.layers["second"][1]]
+    assert (space.size, space.unit, channels.layers["grouped"]) == (24, 6, channels.layers["second"])
+    assert channels.spaces[channels.layers["last"][1]].stage is None
+    x = torch.randn(2, 3, 8, 8)
+    before = net(x)
+    sort(net, channels)
+    torch.testing.assert_close(net(x), before)
+    scale = net.norm.weight.abs()
+    read = sum(layer.weight.abs().transpose(0, 1).flatten(1).sum(1) for layer in (net.squeeze, net.second, net.last))
+    groups = (scale * read).view(4, 6).sum(1)
+    assert (groups.diff() <= 0).all()
+    assert (net.gate.weight.abs().sum((0, 2, 3)).diff() <= 0).all()
+
+
+def test_channels_that_are_concatenated_or_in_groups_are_refused() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.layer(x), self.layer(x)], 1)
+
+    with pytest.raises(AcclimateError, match="cannot be narrowed at 'cat'"):
+        follow(Joined(), {"all": ""})
+    with pytest.raises(AcclimateError, match=r"cannot be narrowed at .*norm = 'batch' or 'frozen'"):
+        SlimmableDetector(spec(norm="group"))
+
+
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [(0.3, "0.3 of stride2 is none of 0.25, 0.5"), ((1.0, 0.5), "2 are given for the 6 stages")],
+)
+def test_a_bad_width_is_an_error_that_names_it(width: Any, message: str) -> None:
+    made = BANKS["test_efficientnet"]
+    with pytest.raises(AcclimateError, match=message):
+        made.set_width(width)
+    with pytest.raises(AcclimateError, match=message):
+        macs(made, width)
+    with pytest.raises(AcclimateError, match=r"choices: \[0\.5, 0\.25, 1\.0\] must rise"):
+        SlimmableClassifier("resnet", 2, choices=(0.5, 0.25, 1.0))
+    with pytest.raises(AcclimateError, match="spec: widths must be 6, for stride2"):
+        DenseDetector(spec(kind="dense", widths=(0.5,)))
+
+
+def test_what_is_extracted_is_saved_and_loaded(tmp_path: Path) -> None:
+    plain = BANKS["test_efficientnet"].extract((1.0, 0.25, 0.5, 0.75, 0.5, 0.25))
+    save(plain, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.spec == plain.spec
+    with torch.no_grad():
+        assert equal(loaded(IMAGES), plain(IMAGES))
+
+
+def test_a_bank_is_saved_and_loaded(tmp_path: Path) -> None:
+    made = BANKS["test_efficientnet"]
+    made.set_width(0.5)
+    save(made, tmp_path)
+    loaded = load(tmp_path)
+    assert isinstance(loaded, SlimmableDetector)
+    assert loaded.widths == (1.0,) * 6
+    loaded.set_width(0.5)
+    with torch.no_grad():
+        assert equal(loaded(IMAGES), made(IMAGES))
+
+
+def test_only_the_full_width_trains_the_running_statistics() -> None:
+    made = bank().train()
+    made.set_width(0.5)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    with torch.no_grad():
+        narrow = made(IMAGES)
+        assert equal(narrow, made.extract()(IMAGES))
+        assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+        made.set_width(1.0)
+        made(IMAGES)
+    moved = {name for name, value in made.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert moved == {name for name in before if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+
+
+def test_a_narrow_pass_trains_the_leading_channels_alone() -> None:
+    made = bank().train()
+    made.set_width(0.25)
+    sum(raw.square().mean() for raw in made(IMAGES)).backward()
+    for name, (reads, makes) in made.channels.counts(made.widths, 8).items():
+        layer = made.get_submodule(name)
+        grad = layer.weight.grad
+        assert grad is not None
+        assert grad[makes:].abs().sum() == 0
+        if grad.ndim > 1 and getattr(layer, "groups", 1) == 1:
+            assert grad[:, reads:].abs().sum() == 0
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(12)]
+    for path in paths:
+        cv2.imwrite(str(path), rng.integers(0, 200, (64, 64, 3), np.uint8))
+    return paths
+
+
+def test_a_width_takes_statistics_of_its_own(files: list[Path]) -> None:
+    made = bank()
+    made.set_width((0.5, 0.5, 0.75, 0.5, 0.5, 0.25))
+    stale, plain = made.extract(), made.extract()
+    full = {name: value.clone() for name, value in made.state_dict().items()}
+    recalibrate(made, files)
+    recalibrate(plain, files)
+    canvases = np.stack([letterbox(read_image(path), (64, 64))[0] for path in files])
+    seen = torch.from_numpy(canvases).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        assert equal(made(seen), plain(seen))
+        assert equal(made(seen), made.extract()(seen))
+        assert not equal(made(seen), stale(seen))
+        assert all(torch.equal(value, full[name]) for name, value in made.state_dict().items())
+        copied = copy.deepcopy(made)
+        made.set_width(made.widths)
+        assert equal(made(seen), copied(seen))
+        made.set_width(1.0)
+        made.set_width(copied.widths)
+        assert equal(made(seen), stale(seen))
+        # Training makes them stale.
+        copied.train()(seen)
+        assert equal(copied.eval()(seen), stale(seen))
+
+
+def test_recalibration_at_full_width_is_that_of_the_plain_detector(files: list[Path]) -> None:
+    made = bank()
+    plain = made.extract()
+    recalibrate(made, files[:4])
+    recalibrate(plain, files[:4])
+    assert all(torch.equal(value, made.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_frozen_statistics_are_folded_when_a_slice_is_extracted() -> None:
+    made = bank(norm="frozen").train()
+    before = {name: value.clone() for name, value in made.backbone.named_buffers()}
+    made.set_width((0.5, 0.75, 0.5, 1.0, 0.5, 0.5))
+    made.features(IMAGES)[0].mean().backward()
+    assert all(torch.equal(value, before[name]) for name, value in made.backbone.named_buffers())
+    assert made.backbone.body.bn1.weight.grad is not None
+    made.eval()
+    plain = made.extract()
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in plain.backbone.modules())
+    with torch.no_grad():
+        for ours, theirs in zip(plain.features(IMAGES), made.features(IMAGES), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_first_stages_stay_frozen() -> None:
+    made = bank(freeze=2).train()
+    fixed = {name for name, value in made.named_parameters() if not value.requires_grad}
+    plain = made.extract(0.5)
+    assert fixed
+    assert fixed == {name for name, value in plain.named_parameters() if not value.requires_grad}
+    assert not made.backbone.body.bn1.training
+    made.set_width(0.5)
+    before = made.backbone.body.bn1.running_mean.clone()
+    made(IMAGES)
+    assert torch.equal(made.backbone.body.bn1.running_mean, before)
+
+
+def test_a_copy_has_a_width_of_its_own() -> None:
+    made = BANKS["test_efficientnet"]
+    made.set_width(1.0)
+    average = copy.deepcopy(made)
+    average.set_width(0.25)
+    assert (made.widths, average.widths) == ((1.0,) * 6, (0.25,) * 6)
+    with torch.no_grad():
+        wide, narrow = made.features(IMAGES), average.features(IMAGES)
+    assert [(a.shape[1], b.shape[1]) for a, b in zip(wide, narrow, strict=True)] == [(32, 8)] * 3
+
+
+@pytest.mark.parametrize("width", [0.25, (1.0, 0.5, 0.25, 0.75, 0.5, 0.5), 1.0])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_macs_are_those_that_torch_counts(backbone: str, width: Any) -> None:
+    made = BANKS[backbone]
+    made.set_width(0.5)
+    plain = made.extract(width)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        plain(IMAGES[:1])
+    counted = counter.get_total_flops() // 2
+    assert counted == macs(made, width) == macs(plain) == macs(plain.spec)
+    assert made.widths == (0.5,) * 6
+
+
+KINDS: tuple[Literal["resnet", "mobilenet"], ...] = ("resnet", "mobilenet")
+CLASSIFIERS = {kind: trained(SlimmableClassifier(kind, 5, (28, 28), 1, 32, depth=2)).eval() for kind in KINDS}
+
+
+@given(st.sampled_from(KINDS), st.data())
+@settings(max_examples=6, deadline=None)
+def test_an_extracted_classifier_is_the_slice_to_the_last_bit(kind: str, data: st.DataObject) -> None:
+    made = CLASSIFIERS[kind]
+    assert isinstance(made, SlimmableClassifier)
+    made.set_width([data.draw(st.sampled_from(made.choices)) for _ in made.stages])
+    x = torch.randn(2, 1, 28, 28)
+    plain = made.extract()
+    assert type(plain) is Classifier
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = plain(x[:1])
+    assert torch.equal(logits, made(x[:1]))
+    assert torch.equal(plain.features(x), made.features(x))
+    assert counter.get_total_flops() == 2 * macs(made) == 2 * macs(plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_widths_of_a_classifier_halve_what_it_computes(kind: Literal["resnet", "mobilenet"]) -> None:
+    made = SlimmableClassifier(kind, 10)
+    shares = [macs(made) / macs(made, width) for width in reversed(made.choices)]
+    assert all(abs(math.log2(share) - i) < 0.4 for i, share in enumerate(shares)), shares
+
+
+def test_a_classifier_trains_at_every_width() -> None:
+    torch.manual_seed(0)
+    made = SlimmableClassifier("mobilenet", 2, (28, 28), 1, 32)
+    assert isinstance(made, Slimmable)
+    labels = torch.arange(32) % 2
+    images = torch.randn(32, 1, 28, 28) * 0.1 + labels[:, None, None, None]
+    optimiser = torch.optim.AdamW(made.parameters(), 1e-2)
+    losses: dict[float, list[float]] = {0.125: [], 1.0: []}
+    for _ in range(8):
+        for width, seen in losses.items():
+            made.set_width(width)
+            loss = F.cross_entropy(made(images), labels)
+            loss.backward()
+            seen.append(loss.item())
+        optimiser.step()
+        optimiser.zero_grad()
+    assert all(seen[-1] < 0.5 * seen[0] for seen in losses.values())
