@@ -56,6 +56,8 @@ class TwoStageConfig(Options):
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
     anchors: tuple[float, ...] | None = None
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
+    masks: bool = False
+    """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
 
 
 class SlimmableConfig(Options):
@@ -88,6 +90,11 @@ class ModelConfig(Options):
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
     two_stage: TwoStageConfig = TwoStageConfig()
     slimmable: SlimmableConfig = SlimmableConfig()
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether what is built learns masks, and so needs the outlines of its objects."""
+        return self.kind == "two-stage" and self.two_stage.masks
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -202,16 +209,44 @@ class SuppressionConfig(Options):
         return self
 
 
+class SlimConfig(Options):
+    """The widths of a slimmable detector, adapted together (`adapt/slim.py`)."""
+
+    models: int = Field(default=4, ge=2)
+    """Models a step: the largest, the smallest, and others at random between."""
+    each_stage: bool = True
+    """Whether the random ones have a width for each stage, or one for all."""
+    reduce: Literal["mean", "sum"] = "mean"
+    """How the losses of a step's models are put together."""
+    ensemble: float = Field(default=1.0, ge=0)
+    """Weight of the models' averaged predictions as soft targets of each (SEED); 0 leaves them out."""
+    confidence: Literal["uniform", "macs", "hinge"] = "uniform"
+    """What a model counts for in the average: all the same, in proportion to its multiply-accumulates, or the less the
+    farther its predictions are from the largest model's."""
+    margin: float = Field(default=1.0, gt=0)
+    """`hinge`: the distance from which a model counts for nothing."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sharpening of averaged probabilities, away from one half; 1 leaves them as they are."""
+    view: Literal["weak", "strong"] = "strong"
+    """Of the target images, what is averaged; the strong view is computed anyway."""
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    """Averaged score from which a location's averaged box is a target."""
+    ramp: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of the run over which the ensemble's weight rises from 0."""
+
+
 class AdaptConfig(Options):
     """An adaptation is a list of terms; a field that is None is a term that is not there."""
 
     supervised: float = Field(default=1.0, ge=0)
     teacher: TeacherConfig | None = TeacherConfig()
-    statistics: Literal["target", "mixed"] = "target"
-    """What BatchNorm's running statistics describe after a method that sees target images: the target alone, from which
-    they are taken anew at the end, or the mixture that was trained on."""
+    statistics: Literal["mixed", "target"] = "mixed"
+    """What BatchNorm's running statistics describe after a method that sees target images: the mixture that was trained
+    on, or the target alone, from which they are then taken anew at the end."""
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
+    slim: SlimConfig | None = None
+    """Of a slimmable detector: all the terms above, over a batch of its widths."""
 
 
 class ExportConfig(Options):
@@ -232,6 +267,11 @@ class Budget(Options):
     threads: int = Field(default=1, ge=1)
     max_ap50_drop: float = Field(default=0.01, ge=0, le=1)
     """Accuracy tolerance: how much AP50 the artifact may lose against the eager model."""
+
+    def limits(self) -> dict[str, float]:
+        """The limits on cost that are set."""
+        values = {name: getattr(self, name) for name in ("latency_ms", "size_mb", "memory_mb", "macs_m")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class ScenesConfig(Options):
@@ -363,6 +403,34 @@ def parse_budget(text: str) -> Budget:
         if "=" not in limit:
             raise AcclimateError(f"--budget: {limit!r}: a limit is written key=value, for example latency_ms=10")
     return parse(Budget, merge({}, limits), where="--budget")
+
+
+def load_budgets(path: str | Path) -> dict[str, Budget]:
+    """The budgets of a TOML file: one, named "", where its keys are limits; else one for each table, by its name.
+
+    Raises:
+        AcclimateError: the file is missing, is not TOML, sets no limit, or a limit is unknown or not positive.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise AcclimateError(f"{path}: cannot be read ({error.strerror}); give a TOML file with limits") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise AcclimateError(f"{path}: not valid TOML: {error}") from None
+    named = {key: value for key, value in values.items() if isinstance(value, dict)}
+    if named and len(named) < len(values):
+        loose = next(key for key in values if key not in named)
+        raise AcclimateError(f"{path}: {loose}: limits stand in tables or without any, not both")
+    budgets = {}
+    for name, limits in (named or {"": values}).items():
+        where = f"{path}: [{name}]" if name else str(path)
+        budgets[name] = parse(Budget, limits, where=where)
+        if not budgets[name].limits():
+            raise AcclimateError(f"{where}: no limit; set latency_ms, size_mb, memory_mb or macs_m")
+        if Path(name).name != name:
+            raise AcclimateError(f"{path}: {name!r}: a budget's name becomes a folder's, so it has no slash")
+    return budgets
 
 
 def _value(text: str) -> Any:
