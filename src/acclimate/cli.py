@@ -129,6 +129,55 @@ def adapt(
 
 
 @app.command()
+def slim(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained slimmable detector")],
+    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
+    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    overrides: Overrides = None,
+) -> None:
+    """Adapt all widths of a slimmable detector at once: a bank to search in. An interrupted run goes on."""
+    from acclimate import workflow
+
+    done = workflow.slim(source, target, out, overrides or (), console=_out)
+    _say("bank", done.path)
+
+
+@app.command()
+def search(
+    bank: Annotated[Path, typer.Argument(help="the run folder of a slimmable detector, adapted or not")],
+    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
+    budget: Annotated[Path, typer.Option(help="a TOML file: limits, or a table of limits for each of several")],
+    out: Annotated[Path, typer.Option(help="the run folder to write, or the folder of several")],
+    runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "int8",
+    evaluations: Annotated[
+        int | None, typer.Option(min=0, help="widths that evolution judges for each budget; default: 32")
+    ] = None,
+) -> None:
+    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met."""
+    from acclimate import workflow
+    from acclimate.config import load_budgets
+
+    _one_of("--precision", precision, "fp32", "fp16", "int8")
+    done = workflow.search(
+        bank,
+        target,
+        load_budgets(budget),
+        out,
+        runtime=runtime,
+        precision=cast(workflow.Precision, precision),
+        evaluations=evaluations,
+        console=_out,
+    )
+    for run in done.found.values():
+        _say("run", run.path)
+    for line in done.missed.values():
+        _err.print(line, style="red", markup=False, highlight=False)
+    if done.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run folder")],
     options: OwnOptions = None,
