@@ -25,6 +25,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[adapt.teacher]": config.TeacherConfig,
     "[adapt.adversarial]": config.AdversarialConfig,
     "[adapt.suppression]": config.SuppressionConfig,
+    "[adapt.slim]": config.SlimConfig,
     "[export]": config.ExportConfig,
     "[budget]": config.Budget,
     "[scenes]": config.ScenesConfig,

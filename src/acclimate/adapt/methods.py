@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from acclimate.adapt.objective import GradientTransform, Term
+from acclimate.adapt.slim import Slim
 from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
 
@@ -35,17 +36,23 @@ class Method:
     terms: tuple[Term, ...]
     transforms: tuple[GradientTransform, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Of the terms, one that wraps others before what it wraps."""
+        return [part.name for term in self.terms for part in term.modules() if isinstance(part, Term)]
 
-def method(config: AdaptConfig, detector: Detector, source: LabelledSet) -> Method:
+
+def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: int = 0) -> Method:
     """Make what `config` describes, for `detector`, which may be changed by it (reparametrised layers).
 
     Args:
         config: the method.
         detector: the source run's, about to be adapted.
         source: the labelled source images, for what a method measures before it starts.
+        seed: the run's, for what a method draws step by step.
 
     Raises:
-        AcclimateError: no term is left.
+        AcclimateError: no term is left, or the method is not for this kind of detector.
     """
     transforms = [
         made
@@ -59,21 +66,26 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet) -> Meth
     ]
     if not terms:
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
+    if config.slim:
+        terms = [Slim.create(config.slim, detector, terms, seed)]
     return Method(tuple(terms), tuple(transforms))
 
 
 def uses_target(config: Config) -> bool:
     """Whether the adaptation that `config` describes looks at target images at all."""
     views = [view for field, where in TERMS.items() if getattr(config.adapt, field) for view in _class(where).views]
-    return max(config.augment.style, config.augment.fourier) > 0 or any(view.startswith("target") for view in views)
+    ensemble = config.adapt.slim is not None and config.adapt.slim.ensemble > 0
+    styled = max(config.augment.style, config.augment.fourier) > 0
+    return styled or ensemble or any(view.startswith("target") for view in views)
 
 
 def source_only(config: Config) -> Config:
     """`config` without anything of the target: the source trained on for the same schedule, with the same views.
 
-    It is the baseline that an adaptation must beat: what needs no target image, both have.
+    It is the baseline that an adaptation must beat: what needs no target image, both have. A bank is trained on as one.
     """
-    alone = AdaptConfig(supervised=config.adapt.supervised or 1.0, teacher=None)
+    bank = config.adapt.slim and config.adapt.slim.model_copy(update={"ensemble": 0.0})
+    alone = AdaptConfig(supervised=config.adapt.supervised or 1.0, teacher=None, slim=bank)
     views = config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
     return config.model_copy(update={"adapt": alone, "augment": views})
 
