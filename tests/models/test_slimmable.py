@@ -19,11 +19,12 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acclimate.config import ModelConfig, SlimmableConfig
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.channels import follow, round_channels, sort
 from acclimate.models.dense import DenseDetector
-from acclimate.models.detector import DetectorSpec, build, load, save
+from acclimate.models.detector import DetectorSpec, build, load, parameters, save, specify
 from acclimate.models.slimmable import (
     Classifier,
     Slimmable,
@@ -35,6 +36,7 @@ from acclimate.models.slimmable import (
     macs,
 )
 from acclimate.models.statistics import recalibrate
+from acclimate.runtimes.onnx import Onnx
 
 CHOICES = (0.25, 0.5, 0.75, 1.0)
 BACKBONES = ("test_efficientnet", "test_resnet")
@@ -98,6 +100,17 @@ def test_a_convolution_is_the_one_of_its_leading_channels(
     # Inputs that are 0 say what the others alone give.
     expected = plain(F.pad(x, (0, 0, 0, 0, 0, 16 - 4 * reads)))[:, : 8 * makes]
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reads", [8, 16])
+def test_a_slice_keeps_the_memory_format(reads: int) -> None:
+    layer = SlimmableConv2d(16, 16, 3, padding=1)
+    x = torch.randn(2, reads, 5, 5)
+    layer.slim(8)
+    expected = layer(x)
+    found = layer.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("groups", "makes"), [(16, 16), (16, 32), (4, 16), (2, 8)])
@@ -241,6 +254,41 @@ def test_a_bad_width_is_an_error_that_names_it(width: Any, message: str) -> None
         DenseDetector(spec(kind="dense", widths=(0.5,)))
 
 
+def test_a_narrow_detector_of_pretrained_weights_is_the_slice(tmp_path: Path) -> None:
+    file, widths = tmp_path / "weights.pth", (1.0, 0.25, 0.5, 0.75, 0.5, 0.5)
+    torch.save(trained(timm.create_model("test_efficientnet")).state_dict(), file)
+    torch.manual_seed(0)
+    narrow = build(spec(kind="dense", widths=widths), file).eval()
+    torch.manual_seed(0)
+    made = build(spec(), file).eval()
+    assert isinstance(made, SlimmableDetector)
+    with torch.no_grad():
+        assert equal(narrow.features(IMAGES), made.extract(widths).features(IMAGES))
+
+
+@pytest.mark.slow
+def test_what_a_bank_exports_is_the_slice_of_its_width(tmp_path: Path) -> None:
+    made = bank("lcnet_050")
+    made.set_width((0.5, 0.5, 0.75, 0.5, 0.25, 1.0))
+    artifact = Onnx().export(made, tmp_path, "fp32", [])
+    found = Onnx().load(artifact, 1)(IMAGES[:1].numpy())
+    assert artifact.manifest.notes["macs_m"] == round(macs(made) / 1e6, 3)
+    assert artifact.manifest.notes["parameters"] == parameters(made.extract())
+    with torch.no_grad():
+        for ours, theirs in zip(found, made(IMAGES[:1]), strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_configuration_asks_for_a_bank() -> None:
+    config = ModelConfig(
+        kind="slimmable", backbone="lcnet_050", image_size=(64, 64), slimmable=SlimmableConfig(choices=(0.5, 1.0))
+    )
+    made = build(specify(config, ["a"]))
+    assert isinstance(made, SlimmableDetector)
+    assert made.choices == (0.5, 1.0)
+    assert made.stages == ("stride2", "stride4", "stride8", "stride16", "stride32", "head")
+
+
 def test_what_is_extracted_is_saved_and_loaded(tmp_path: Path) -> None:
     plain = BANKS["test_efficientnet"].extract((1.0, 0.25, 0.5, 0.75, 0.5, 0.25))
     save(plain, tmp_path)
@@ -264,7 +312,7 @@ def test_a_bank_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_only_the_full_width_trains_the_running_statistics() -> None:
     made = bank().train()
-    made.set_width(0.5)
+    made.set_width((0.5, 1.0, 0.5, 1.0, 0.5, 1.0))
     before = {name: value.clone() for name, value in made.state_dict().items()}
     with torch.no_grad():
         narrow = made(IMAGES)
@@ -301,7 +349,8 @@ def files(tmp_path: Path) -> list[Path]:
 
 def test_a_width_takes_statistics_of_its_own(files: list[Path]) -> None:
     made = bank()
-    made.set_width((0.5, 0.5, 0.75, 0.5, 0.5, 0.25))
+    # A stage of all of its channels still sees what narrower ones give it.
+    made.set_width((0.5, 0.5, 1.0, 0.5, 1.0, 0.25))
     stale, plain = made.extract(), made.extract()
     full = {name: value.clone() for name, value in made.state_dict().items()}
     recalibrate(made, files)

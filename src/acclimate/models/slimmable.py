@@ -71,18 +71,24 @@ class SlimmableConv2d(nn.Conv2d):
             makes = groups * (self.out_channels // self.groups)
         if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
-        weight = self.weight[:makes, :each].contiguous()
-        bias = None if self.bias is None else self.bias[:makes]
+        weight, bias = self.weight, self.bias
+        if weight.shape[:2] != (makes, each):
+            # What is cut out has the memory format that it was cut from, as a plain layer's weight would.
+            last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+            weight = weight[:makes, :each].contiguous(
+                memory_format=torch.channels_last if last else torch.contiguous_format
+            )
+            bias = None if bias is None else bias[:makes]
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
 
 class SlimmableBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm of the leading channels, with one set of affine weights.
 
-    The running statistics are those of the full width, and only the full width trains them: in training mode a
-    narrower one normalises by its batch and leaves them alone. It is evaluated with their leading part, which does not
-    fit it, until `reset_running_stats` and a pass in training mode with `momentum = None` (`statistics.recalibrate`)
-    give it statistics of its own. Those last until the width changes or training goes on, and are in no checkpoint.
+    The running statistics are those of the full network, which alone trains them: in training mode a narrower one
+    normalises by its batch and leaves them alone. It is evaluated with their leading part, which does not fit it, until
+    `reset_running_stats` and a pass in training mode with `momentum = None` (`statistics.recalibrate`) give it
+    statistics of its own. Those last until the width changes or training goes on, and are in no checkpoint.
     """
 
     own_mean: Tensor | None
@@ -93,7 +99,7 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels, **options)
         self.drop = drop or nn.Identity()
         self.act = act or nn.Identity()
-        self.active = channels
+        self.active, self.whole = channels, True
         self._seen = 0
         self._forget()
 
@@ -108,11 +114,13 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
             setattr(made, name, value)
         return made.train(layer.training)
 
-    def slim(self, count: int) -> None:
-        """Expect `count` channels from now on."""
-        if count != self.active:
-            self.active = count
-            self._forget()
+    def slim(self, count: int, whole: bool = False) -> None:
+        """Expect `count` channels from now on, of the `whole` network or of a narrower one.
+
+        A layer may have all of its channels and see what a narrower network before it computes.
+        """
+        self.active, self.whole = count, whole
+        self._forget()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (n,) that the current width is evaluated with."""
@@ -124,7 +132,7 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
 
     def reset_running_stats(self) -> None:
         # Also called while the layer is constructed.
-        if getattr(self, "active", self.num_features) == self.num_features:
+        if getattr(self, "whole", True):
             super().reset_running_stats()
             return
         self._seen = 0
@@ -133,7 +141,7 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, H, W) -> the same shape."""
-        if self.active == self.num_features:
+        if self.whole:
             x = super().forward(x)
         else:
             weight, bias = self.weight[: self.active], self.bias[: self.active]
@@ -231,11 +239,19 @@ class Slimmable(nn.Module):
         Raises:
             AcclimateError: one of them is none of `choices`, or they are not as many as `stages`.
         """
-        self.widths = self.check_widths(width)
-        for name, (_, makes) in self.channels.counts(self.widths, self.divisor).items():
+        widths = self.check_widths(width)
+        if widths == self.widths:
+            return
+        self.widths = widths
+        counts = self.channels.counts(widths, self.divisor)
+        whole = counts == self.channels.counts((1.0,) * len(widths), self.divisor)
+        for name, (_, makes) in counts.items():
             layer = self.get_submodule(name)
-            assert isinstance(layer, SlimmableLayer)
-            layer.slim(makes)
+            if isinstance(layer, SlimmableBatchNorm2d):
+                layer.slim(makes, whole)
+            else:
+                assert isinstance(layer, SlimmableConv2d | SlimmableLinear)
+                layer.slim(makes)
 
     def check_widths(self, width: float | Sequence[float]) -> Widths:
         """`width` as a ratio for each stage.

@@ -207,12 +207,17 @@ def describe_calibration(paths: Sequence[Path]) -> Calibration:
 def frozen_copy(detector: Detector) -> Detector:
     """A copy to export from: on the CPU, fp32, evaluation mode, without gradients; the original stays as it is.
 
+    Of a slimmable detector it is the plain one of the width that it has.
+
     Raises:
         AcclimateError: a weight is not finite.
     """
     import torch
 
-    copied = copy.deepcopy(detector).cpu().float().eval().requires_grad_(False)
+    from acclimate.models.slimmable import SlimmableDetector
+
+    copied = detector.extract() if isinstance(detector, SlimmableDetector) else copy.deepcopy(detector)
+    copied = copied.cpu().float().eval().requires_grad_(False)
     broken = [name for name, value in copied.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AcclimateError(
