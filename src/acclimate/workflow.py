@@ -158,7 +158,7 @@ def adapt(
     if (known := stages.done_before(Path(out), manifest, console)) is not None:
         return known
     torch.manual_seed(config.seed)
-    chosen = method(config.adapt, detector, images)
+    chosen = method(config.adapt, detector, images, config.seed)
     objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
     loader = Loader(
         images, unlabelled if adapts else None, detector.spec.image_size, config.augment, config.schedule,
@@ -168,7 +168,7 @@ def adapt(
     facts = {
         "start": f"the source run {source}",
         "source": stages.describe(images),
-        "method": [term.name for term in chosen.terms],
+        "method": chosen.names,
         "parameters": models.parameters(detector),
         "repeat": stages.repeat(),
     }
