@@ -244,9 +244,9 @@ def _refusal(where: str) -> AcclimateError:
 def sort(module: nn.Module, channels: Channels, within: str = "") -> None:
     """Put the channels of every space in the order of importance, the most important first; the function stays.
 
-    A channel is as important as the scale that normalisation gives it times what reads it: the sum of |gamma| over the
-    norms it passes, times the L1 norm of the weights that read it (Cai et al. 2020, Once-for-all, sort by the latter).
-    A residual group is one space, and a depthwise convolution has its producer's, so both keep to one order.
+    A channel is as important as the L1 norm of the weights that read it (Cai et al. 2020, Once-for-all); where nothing
+    does, as the sum of |gamma| over the norms that it passes. A residual group is one space, and a depthwise
+    convolution has its producer's, so both keep to one order.
 
     Args:
         module: changed in place.
@@ -269,7 +269,7 @@ def sort(module: nn.Module, channels: Channels, within: str = "") -> None:
             elif not _grouped(part):
                 assert isinstance(part.weight, Tensor)
                 read += part.weight.abs().transpose(0, 1).flatten(1).sum(1).cpu()
-        importance = (scale if scale.any() else 1.0) * (read if read.any() else torch.ones(space.size))
+        importance = read if read.any() else scale
         blocks = importance.view(-1, space.unit).sum(1).argsort(descending=True, stable=True)
         orders.append((blocks[:, None] * space.unit + torch.arange(space.unit)).flatten())
     for name, (reads, makes) in channels.layers.items():
