@@ -26,6 +26,7 @@ TOLERANCE = "max_ap50_drop"
 Kind = Literal["source", "baseline", "adapted", "artifact", "oracle"]
 """A baseline is the source run trained on for as long as adaptation takes, without anything of the target."""
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=BaseModel)
 _NAMES = {"source": "Source-only", "baseline": "Source-only", "adapted": "Adapted", "oracle": "Oracle"}
 _GENERIC = {"test", "val", "valid", "validation", "train", "images", "annotations", "labels", "instances", "data"}
 
@@ -76,6 +77,35 @@ class Verified(_Lenient):
             if isinstance(a.get("eager_ap50"), int | float) and isinstance(a.get("artifact_ap50"), int | float)
         ]
         return max(drops, default=None)
+
+
+class Priced(_Lenient):
+    """A width that a search judged: its distance to the bank's largest model, and its cost as predicted."""
+
+    width: tuple[float, ...]
+    upem: float
+    cost: dict[str, float | None]
+
+
+class Searched(_Lenient):
+    """`search.json` as far as the report reads it."""
+
+    name: str
+    budget: Budget
+    width: tuple[float, ...]
+    upem: float
+    predicted: dict[str, float | None]
+    measured: dict[str, float | None]
+    candidates: list[Priced] = Field(default_factory=list)
+    tries: list[Any] = Field(default_factory=list)
+    latency_error: float | None = None
+
+
+class Widths(_Lenient):
+    """`search/hindsight.json` of a bank: widths with their AP and AP50, 0..1, and Kendall's tau of each order."""
+
+    candidates: list[tuple[Priced, float, float]]
+    tau: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,6 +182,10 @@ class RunPart:
     metrics: Sequence[Mapping[str, Any]]
     selection: Selection | None
     albums: Mapping[str, pictures.Album]
+    found: Searched | None = None
+    """How a search came to this run's width; None for other runs."""
+    hindsight: Widths | None = None
+    """Of a bank that was searched: true accuracy of its widths, where it was measured."""
 
     @property
     def steps(self) -> int | None:
@@ -244,7 +278,7 @@ def _kind(run: Run, *, forced: bool = False) -> Kind:
     role = run.manifest.notes.get("role")
     if forced or role == "oracle":
         return "oracle"
-    if run.manifest.verb != "adapt":
+    if run.manifest.verb not in {"adapt", "search"}:
         return "source"
     return "baseline" if role == "baseline" else "adapted"
 
@@ -285,7 +319,13 @@ def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
         [line for line in _checked(run.path / "metrics.jsonl", run.metrics) if isinstance(line, dict)],
         _checked(run.path / "selection.json", run.selection),
         albums,
+        _model(run.path / "search.json", Searched),
+        _model(run.path / "search" / "hindsight.json", Widths),
     )
+
+
+def _model(file: Path, model: type[_M]) -> _M | None:
+    return _checked(file, lambda: model.model_validate(_mapping(file))) if file.is_file() else None
 
 
 def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
@@ -464,7 +504,7 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
         missing.append(
             "No oracle was trained (it needs target labels), so the share of the gap that was closed cannot be said."
         )
-    if any(p.kind == "adapted" and p.selection is None for p in parts):
+    if any(p.kind == "adapted" and p.selection is None and p.found is None for p in parts):
         missing.append("The adapted run holds no label-free scores of its checkpoints (selection.json).")
     if not any(part.metrics for part in parts):
         missing.append("No training curve was logged (metrics.jsonl).")

@@ -93,6 +93,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
         "suppression": _suppression(content),
+        "search": _search(content),
         "selections": [_selection(part) for part in content.parts if part.selection],
         "parities": [
             (s, s.artifact.verified.parity)
@@ -273,6 +274,68 @@ def _suppression(content: Content) -> dict[str, Any] | None:
     }
     charts.append(chart("Update in a step over the weight, norms, powers of ten", moved, powers=True))
     return {"charts": charts, "layers": order}
+
+
+def _search(content: Content) -> dict[str, Any] | None:
+    """Where each budget landed among the widths of a bank, and what labels say of them; None without a search."""
+    from acclimate.report import plot
+
+    landed = [(part, part.found) for part in content.parts if part.found is not None]
+    widths = next((part.hindsight for part in content.parts if part.hindsight is not None), None)
+    if not landed and widths is None:
+        return None
+    rows: list[dict[str, Any]] = []
+    for part, found in landed:
+        limits = found.budget.limits()
+        costs = [
+            f"{verdict.quantity(found.measured.get(name))} of {verdict.quantity(limit)} "
+            f"(predicted {verdict.quantity(found.predicted.get(name))})"
+            for name, limit in limits.items()
+        ]
+        subject = next((s for s in content.subjects if s.run is part.run and s.model == "eager"), None)
+        score = subject.on(content.target) if subject else None
+        rows.append(
+            {
+                "name": found.name or part.label,
+                "width": " / ".join(f"{one:g}" for one in found.width),
+                "upem": verdict.quantity(found.upem),
+                "limits": [f"{name}: {text}" for name, text in zip(limits, costs, strict=True)],
+                "tries": len(found.tries),
+                "ap50": score.ap50 if score else None,
+                "found": found,
+            }
+        )
+    charts = []
+    if widths is not None:
+        for title, key in (
+            ("AP50 in points over million multiply-accumulates", "macs_m"),
+            ("AP50 in points over latency in ms, as predicted", "latency_ms"),
+            ("AP50 in points over UPEM, which decided without labels", "upem"),
+        ):
+            marks = []
+            for one, _, ap50 in widths.candidates:
+                x = one.upem if key == "upem" else one.cost.get(key)
+                told = f"{' / '.join(f'{share:g}' for share in one.width)}: AP50 {verdict.points(ap50)} points"
+                if x is not None:
+                    marks.append(plot.Mark("", x, 100 * ap50, "c", told))
+            for row in rows:
+                x = row["found"].upem if key == "upem" else row["found"].measured.get(key)
+                if row["ap50"] is not None and x is not None:
+                    marks.append(plot.Mark(row["name"], x, 100 * row["ap50"], "adapted"))
+            if marks:
+                told = f"{title}, {len(marks)} widths, known only in hindsight"
+                charts.append({"title": title, "plot": plot.scatter(marks, label=told)})
+    elif landed[0][1].candidates:
+        judged = sorted((one.cost.get("macs_m") or 0.0, one.upem) for one in landed[0][1].candidates)
+        front: list[tuple[float, float]] = []
+        for macs, upem in judged:
+            if not front or upem < front[-1][1]:
+                front.append((macs, upem))
+        title = "UPEM of the widths that no other beats, over million multiply-accumulates"
+        told = f"{title}; {len(front)} of {len(judged)} that were judged"
+        curve = plot.lines([plot.Line("UPEM", front, "a", marks=True)], label=told, x_name="MACs, M", zero=True)
+        charts.append({"title": title, "plot": curve})
+    return {"rows": rows, "charts": charts, "tau": widths.tau if widths else {}}
 
 
 def _form(part: RunPart) -> str:

@@ -190,8 +190,8 @@ def scatter(
 ) -> Markup:
     """Points over latency (x, from 0) and accuracy (y), with the budget as a vertical line and the rest shaded.
 
-    `levels` are (name, y, colour) drawn as horizontal lines. The y axis spans at least ten units, so that a small
-    difference looks small.
+    A point without a name is drawn smaller. `levels` are (name, y, colour) drawn as horizontal lines. The y axis spans
+    at least ten units, so that a small difference looks small.
     """
     x_axis = axis([m.x for m in marks] + [0.0] + ([limit * 1.1] if limit else []), zero=True, count=5)
     ys = [m.y for m in marks] + [y for _, y, _ in levels]
@@ -211,9 +211,18 @@ def scatter(
             Markup('<rect class="over" x="{:.2f}%" y="0" width="{:.2f}%" height="100%"/>').format(at, 100 - at)
         )
         parts.append(_vertical(at, limit_text, "limit"))
-    xs = [x_axis.at(m.x) for m in marks] + [0.0] * len(levels)
-    rows = _spread([(x, height * (1 - y_axis.at(y) / 100)) for x, y in zip(xs, ys, strict=True)], height)
-    for m, text_y in zip(marks, rows, strict=False):
+    marks = sorted(marks, key=lambda m: not m.label)
+    named = [m for m in marks if m.label]
+    xs = [x_axis.at(m.x) for m in named] + [0.0] * len(levels)
+    heights = [height * (1 - y_axis.at(y) / 100) for y in [m.y for m in named] + [y for _, y, _ in levels]]
+    rows = _spread(list(zip(xs, heights, strict=True)), height)
+    parts += [
+        Markup('<g><title>{}</title><circle class="mark s-{}" cx="{:.2f}%" cy="{:.2f}%" r="4"/></g>').format(
+            m.detail, m.colour, x_axis.at(m.x), 100 - y_axis.at(m.y)
+        )
+        for m in marks[len(named) :]
+    ]
+    for m, text_y in zip(named, rows, strict=False):
         x = x_axis.at(m.x)
         right = x > 50
         parts.append(
@@ -232,7 +241,7 @@ def scatter(
                 m.label,
             )
         )
-    for (name, y, colour), text_y in zip(levels, rows[len(marks) :], strict=True):
+    for (name, y, colour), text_y in zip(levels, rows[len(named) :], strict=True):
         parts.append(
             Markup(
                 '<line class="level s-{}" x1="0" x2="100%" y1="{:.2f}%" y2="{:.2f}%"/>'

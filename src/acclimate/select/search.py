@@ -9,6 +9,7 @@ models of one bank and says nothing about how good that bank is.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -32,7 +33,6 @@ from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import recalibrate
 from acclimate.run import writing
-from acclimate.runtimes.base import frozen_copy
 from acclimate.select.budget import Cost, Limit, Table, Width
 
 LOCATIONS = 32
@@ -436,8 +436,8 @@ def counts(bank: SlimmableDetector) -> Callable[[Width], tuple[float, int]]:
     Each layer is counted once at full width: what a convolution computes is in proportion to the channels that it
     makes and, unless it is depthwise, to those that it reads.
     """
-    full, largest = frozen_copy(bank), (1.0,) * len(bank.stages)
-    cast(SlimmableDetector, full).set_width(1.0)
+    full, largest = copy.deepcopy(bank).cpu().eval(), (1.0,) * len(bank.stages)
+    full.set_width(1.0)
     with torch.no_grad(), FlopCounterMode(display=False, depth=999) as counter:
         full(torch.zeros(1, 3, *full.spec.image_size))
     flops = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
