@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -346,6 +349,21 @@ def test_a_run_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path) -> None:
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_same_models_as_one(tmp_path: Path) -> None:
+    """Both see the same images here, so they end where one process ends, if they draw the same widths."""
+    alone, _ = train(tmp_path / "one", steps=5)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, __file__, str(tmp_path / "two")], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = (safetensors.torch.load_file(checkpoint(run, 5)) for run in (Run.open(tmp_path / "two"), alone))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_bank_learns_at_every_width(tmp_path: Path) -> None:
     """The mean loss of the smallest and the largest model after training is below what it was."""
     source, _ = ToyLoader(8).batch(1000)
@@ -412,3 +430,7 @@ def test_critics_of_features_are_refused() -> None:
 def test_a_detector_of_one_width_is_refused() -> None:
     with pytest.raises(AcclimateError, match=r"adapt\.slim: a dense detector has one width"):
         Slim.create(SlimConfig(), ToyDetector(), [Supervised()], 0)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), steps=5)

@@ -86,6 +86,8 @@ class BankOptions:
 
     ensemble: float = 1.0
     """Weight of SEED; 0 is the slimmable baseline."""
+    ramp: bool = True
+    """Whether this weight rises as the domain confusion's does: at first the ensemble knows nothing."""
     third: bool = True
     """OSTC: the ensemble is distilled into a classifier C_a of its own, the one to deploy, rather than into C_s and
     C_t, whose other losses ask for something else."""
@@ -164,7 +166,8 @@ class Bank(nn.Module):
         if self.options.ensemble > 0:
             soft = self._ensemble(seen, macs)
             told = [self._told(f if self.options.reaches_features else f.detach()) for f in seen]
-            losses["ensemble"] = self.options.ensemble * torch.stack([distillation(log, soft) for log in told]).mean()
+            weight = self.options.ensemble * (ramp if self.options.ramp else 1.0)
+            losses["ensemble"] = weight * torch.stack([distillation(log, soft) for log in told]).mean()
         self._network.set_width(batch[0])
         return losses
 
