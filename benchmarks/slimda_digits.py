@@ -291,7 +291,8 @@ def summary(file: Path) -> None:
                 (max if method in BANKS else sum)(value for (own, _), value in once.items() if own == seed)
                 for seed in seeds
             ]
-            print(f"| {method} | " + " | ".join(cells) + f" | {statistics.mean(spent):.0f} |" if spent else "")
+            if spent:
+                print(f"| {method} | " + " | ".join(cells) + f" | {statistics.mean(spent):.0f} |")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
