@@ -176,10 +176,11 @@ def representative(choices: Sequence[Sequence[float]], count: int, seed: int) ->
 def interleaved(
     artifacts: Sequence[Path], images: Sequence[Image], threads: int, rounds: int, turn: int
 ) -> list[float]:
-    """Median latency in ms of each artifact, pre- and post-processing included.
+    """Latency in ms of each artifact, pre- and post-processing included: the median over its turns of a turn's fastest.
 
-    All artifacts are loaded, and take turns of `turn` timed images after one that warms the caches. A machine that
-    gets busier, or hotter, slows all of them.
+    On a busy machine half of all images may be interrupted, but seldom all of a turn. All artifacts are
+    loaded, and take turns of `turn` timed images after one that warms the caches. A machine that gets busier slows
+    all of them.
 
     Raises:
         AcclimateError: an artifact cannot be loaded.
@@ -194,14 +195,16 @@ def interleaved(
             order = list(enumerate(predictors))
             for index, predictor in order if number % 2 else reversed(order):
                 predictor(next(supply))
+                taken = []
                 for _ in range(turn):
                     image = next(supply)
                     start = time.perf_counter()
                     predictor(image)
-                    times[index].append(1e3 * (time.perf_counter() - start))
+                    taken.append(1e3 * (time.perf_counter() - start))
+                times[index].append(min(taken))
     finally:
         cv2.setNumThreads(before)
-    return [statistics.median(taken) for taken in times]
+    return [statistics.median(turns) for turns in times]
 
 
 def readable(paths: Iterable[Path], count: int) -> list[Image]:
