@@ -172,12 +172,15 @@ def plain(config: Config, *sections: str) -> dict[str, Any]:
 
 
 def labelled_digest(images: LabelledSet) -> str:
-    """Of a set's classes, files and boxes."""
+    """Of a set's classes, files, boxes and outlines."""
     state = hashlib.sha256(repr(images.classes).encode())
     for image in images.images:
         state.update(f"{image.path}:{_size(image.path)}".encode())
         for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):
             state.update(array.tobytes())
+        for outline in image.annotations.outlines or ():
+            for polygon in outline:
+                state.update(polygon.tobytes())
     return state.hexdigest()[:16]
 
 

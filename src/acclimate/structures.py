@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 """(H, W, 3), RGB, 0..255."""
 
+Outline = tuple[NDArray[np.float32], ...]
+"""The mask of one object: the union of polygons, each (M, 2), x and y in pixels; empty where it is not known."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
@@ -57,11 +60,13 @@ class Annotations:
         labels: (N,) int64, indices into the data set's classes; -1 where `ignore` holds and the class is unknown.
         ignore: (N,) bool; a detection that matches such a box counts neither for nor against, and no loss is
             taken inside it (COCO's crowd, KITTI's DontCare, VOC's difficult).
+        outlines: one for each box; None where nobody asked for masks.
     """
 
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.bool_]
+    outlines: tuple[Outline, ...] | None = None
 
     @classmethod
     def empty(cls) -> Annotations:
@@ -71,10 +76,25 @@ class Annotations:
         return len(self.labels)
 
     def __getitem__(self, index: NDArray[Any] | slice) -> Annotations:
-        return Annotations(self.boxes[index], self.labels[index], self.ignore[index])
+        outlines = self.outlines
+        if outlines is not None:
+            outlines = tuple(outlines[row] for row in np.arange(len(self))[index])
+        return Annotations(self.boxes[index], self.labels[index], self.ignore[index], outlines)
 
     def with_boxes(self, boxes: NDArray[np.float32]) -> Annotations:
         return replace(self, boxes=boxes)
+
+    def moved(self, scale: tuple[float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Annotations:
+        """Every x and y times its scale plus its shift; a negative scale mirrors, and boxes stay xyxy."""
+        boxes = self.boxes * np.array([*scale, *scale], np.float32) + np.array([*shift, *shift], np.float32)
+        for axis in (0, 1):
+            if scale[axis] < 0:
+                boxes[:, [axis, axis + 2]] = boxes[:, [axis + 2, axis]]
+        outlines = self.outlines
+        if outlines is not None:
+            factor, offset = np.array(scale, np.float32), np.array(shift, np.float32)
+            outlines = tuple(tuple(polygon * factor + offset for polygon in one) for one in outlines)
+        return replace(self, boxes=boxes, outlines=outlines)
 
 
 @dataclass(slots=True, eq=False)

@@ -65,7 +65,7 @@ def train(
     from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
-    images = formats.read(data)
+    images = formats.read(data, masks=config.model.has_masks)
     identity = digest(
         "train", role, stages.plain(config, "seed", "model", "augment", "train"), stages.labelled_digest(images)
     )
@@ -143,7 +143,7 @@ def adapt(
 
     unlabelled = formats.unlabelled(target)
     detector = models.load(parent.path)
-    images = formats.read(config.source, detector.spec.classes)
+    images = formats.read(config.source, detector.spec.classes, masks=detector.spec.has_masks)
     adapts = uses_target(config)
     identity = digest(
         "adapt",

@@ -259,6 +259,39 @@ def test_coco_bad_annotations_are_left_out_and_told(tmp_path: Path, annotation: 
     assert [len(image.annotations) for image in found.images] == [3, 2, 0]
 
 
+def test_outlines_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    index = coco_index()
+    first, crowd, lengths, damaged = index["annotations"][:4]
+    polygons = [[1, 2, 30, 2, 30, 40], [5.5, 6, 9, 6, 9, 8, 5.5, 8]]
+    first["segmentation"] = polygons
+    crowd.update(iscrowd=1, segmentation={"counts": [10, 5, 20], "size": [60, 100]})
+    lengths["segmentation"] = {"counts": "PQR", "size": [60, 100]}
+    damaged["segmentation"] = [[1, 2, 3, 4], [1, 2, 3], ["a"] * 6, [math.nan] * 6, polygons[0]]
+    path = write_coco(tmp_path, index)
+    plain, found = read(DataConfig(path=path)), read(DataConfig(path=path), masks=True)
+    assert all(image.annotations.outlines is None for image in plain.images)
+    outlines = [outline for image in found.images for outline in image.annotations.outlines or ()]
+    assert [len(outline) for outline in outlines[:4]] == [2, 0, 0, 1]
+    for polygon, expected in zip(outlines[0], polygons, strict=True):
+        assert np.array_equal(polygon, np.float32(expected).reshape(-1, 2))
+    for one, other in zip(plain.images, found.images, strict=True):
+        assert np.array_equal(one.annotations.boxes, other.annotations.boxes)
+        assert np.array_equal(one.annotations.ignore, other.annotations.ignore)
+    assert found.images[0].annotations.ignore.tolist() == [False, True, False]
+    told = [str(problem) for problem in found.problems]
+    assert sum("annotation 4: a polygon" in problem for problem in told) == 4
+    assert not any("annotation 2" in problem for problem in told), "a crowd has run lengths, which is as it should be"
+    assert any("annotation 3: has no polygons" in problem for problem in told)
+
+
+def test_masks_of_a_set_that_has_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AcclimateError, match="none of its objects has a polygon"):
+        read(DataConfig(path=write_coco(tmp_path / "coco")), masks=True)
+    write_voc(tmp_path / "voc")
+    with pytest.raises(AcclimateError, match="masks are read from COCO's polygons, and this is voc"):
+        read(DataConfig(path=tmp_path / "voc"), masks=True)
+
+
 def test_boxes_over_the_border_are_clipped(tmp_path: Path) -> None:
     index = coco_index()
     index["annotations"][0]["bbox"] = [-10, 12, 50, 38]

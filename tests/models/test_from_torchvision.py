@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
+from acclimate.models.masks import paste
 from acclimate.models.two_stage import from_torchvision
 from acclimate.structures import Annotations
 
@@ -35,10 +36,19 @@ def small(classes: int = CLASSES) -> FasterRCNN:
     return FasterRCNN(backbone, classes, rpn_post_nms_top_n_test=60)
 
 
-def named(name: str, proposals: int) -> Callable[[], FasterRCNN]:
+def small_with_masks() -> MaskRCNN:
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    return MaskRCNN(backbone, CLASSES, rpn_post_nms_top_n_test=60, box_detections_per_img=6)
+
+
+def named(name: str, proposals: int, detections: int = 100) -> Callable[[], FasterRCNN]:
     def make() -> FasterRCNN:
         model: FasterRCNN = getattr(detection, name)(
-            weights=None, weights_backbone=None, num_classes=CLASSES, rpn_post_nms_top_n_test=proposals
+            weights=None,
+            weights_backbone=None,
+            num_classes=CLASSES,
+            rpn_post_nms_top_n_test=proposals,
+            box_detections_per_img=detections,
         )
         return model
 
@@ -77,12 +87,15 @@ def lively(model: FasterRCNN, images: Tensor) -> FasterRCNN:
         model.backbone((images - mean) / std)
         model.eval()
         predictor = model.roi_heads.box_predictor
-        for layer, spread in (
+        layers = [
             (model.rpn.head.cls_logits, 2.0),
             (model.rpn.head.bbox_pred, 0.3),
             (predictor.cls_score, 1.0),
             (predictor.bbox_pred, 1.0),
-        ):
+        ]
+        if model.roi_heads.has_mask():
+            layers.append((model.roi_heads.mask_predictor.mask_fcn_logits, 2.0))
+        for layer, spread in layers:
             layer.weight.normal_(generator=generator)
             seen: list[Tensor] = []
             handle = layer.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
@@ -96,8 +109,10 @@ def compare(model: FasterRCNN, images: Tensor) -> None:
     ours = from_torchvision(model, (images.shape[-2], images.shape[-1]))
     with torch.inference_mode():
         expected = model(list(images))
-        found = ours.decode(ours(images * 255))
-    for theirs, mine in zip(expected, found, strict=True):
+        features = ours.features(images * 255)
+        found = ours.decode(ours.head(features))
+        masks = ours.masks(features, found) if model.roi_heads.has_mask() else [None] * len(found)
+    for theirs, mine, mask in zip(expected, found, masks, strict=True):
         assert len(mine) == len(theirs["scores"]) >= 5
         assert float(theirs["scores"].max() - theirs["scores"].min()) > 0.05
         # Nearly equal scores may change places, so each detection is held against the nearest of its class.
@@ -107,6 +122,10 @@ def compare(model: FasterRCNN, images: Tensor) -> None:
         assert len(set(partner)) == len(partner)
         assert apart.min(1).max() <= 0.1
         np.testing.assert_allclose(mine.scores[partner], theirs["scores"].numpy(), atol=1e-4)
+        if mask is not None:
+            pasted = paste(mask, mine.boxes, ours.spec.image_size)
+            assert mask.max() - mask.min() > 0.3
+            np.testing.assert_allclose(pasted[partner], theirs["masks"][:, 0].numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +136,9 @@ def compare(model: FasterRCNN, images: Tensor) -> None:
         pytest.param(named("fasterrcnn_mobilenet_v3_large_320_fpn", 60), id="mobilenet-320"),
         pytest.param(named("fasterrcnn_resnet50_fpn", 60), id="resnet50", marks=pytest.mark.slow),
         pytest.param(named("fasterrcnn_resnet50_fpn_v2", 20), id="resnet50-v2", marks=pytest.mark.slow),
+        pytest.param(small_with_masks, id="resnet18-masks"),
+        pytest.param(named("maskrcnn_resnet50_fpn", 60, 10), id="resnet50-masks", marks=pytest.mark.slow),
+        pytest.param(named("maskrcnn_resnet50_fpn_v2", 20, 10), id="resnet50-v2-masks", marks=pytest.mark.slow),
     ],
 )
 def test_detections_are_those_of_torchvision(make: Callable[[], FasterRCNN]) -> None:
@@ -141,13 +163,17 @@ def test_detections_on_real_images_are_those_of_torchvision(name: str, shared_da
 def test_a_saved_run_folder_says_it_all(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = scenes()
-    ours = from_torchvision(lively(small(), images), SIZE, ["a", "b", "c", "d"])
+    ours = from_torchvision(lively(small_with_masks(), images), SIZE, ["a", "b", "c", "d"])
     assert ours.spec.norm == "frozen"
     detectors.save(ours, tmp_path)
     loaded = detectors.load(tmp_path)
     with torch.inference_mode():
         for one, other in zip(ours(images * 255), loaded(images * 255), strict=True):
             assert torch.equal(one, other)
+        features = ours.features(images * 255)
+        found = ours.decode(ours.head(features))
+        for one, other in zip(ours.masks(features, found), loaded.masks(features, found), strict=True):
+            assert np.array_equal(one, other)
 
 
 def test_it_trains_on() -> None:
@@ -170,6 +196,10 @@ def test_what_does_not_fit_is_refused() -> None:
     model = small()
     with pytest.raises(AcclimateError, match="4 classes, and 2 names"):
         from_torchvision(model, SIZE, ["a", "b"])
+    masked = small_with_masks()
+    masked.roi_heads.mask_head = nn.Sequential(*list(masked.roi_heads.mask_head)[:2])
+    with pytest.raises(AcclimateError, match="mask branch of 4"):
+        from_torchvision(masked, SIZE)
     model.transform.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(AcclimateError, match="mean"):
         from_torchvision(model, SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ IMAGES = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(5)) * 2
 
 
 def test_raw_outputs_have_static_shapes_and_decode() -> None:
-    detector = lively(make())
+    detector = lively(make(masks=True))
     with torch.inference_mode():
         logits, offsets, boxes = detector(IMAGES)
     assert logits.shape == (2, 24, 4)
@@ -170,14 +171,18 @@ def test_peaks_are_local_maxima_and_come_best_first() -> None:
     torch.testing.assert_close(proposals, expected)
 
 
+@pytest.mark.parametrize("outlined", [True, False])
 @pytest.mark.parametrize("head", ["sibling", "disentangled", "separate-fcs", "separate-backbone"])
-def test_every_head_trains_every_parameter(head: str) -> None:
-    detector = make(head=head)
+def test_every_head_trains_every_parameter(head: str, outlined: bool) -> None:
+    detector = make(head=head, masks=True)
     features = detector.features(IMAGES)
-    targets = [annotations((10, 10, 40, 40)), Annotations.empty()]
+    corners = np.float32([[10, 10], [40, 10], [40, 40]])
+    first = annotations((10, 10, 40, 40))
+    targets = [replace(first, outlines=((corners,),)) if outlined else first, Annotations.empty()]
     losses = detector.losses(features, targets)
     sum(losses.values(), torch.zeros(())).backward()
-    assert {"proposal_score", "proposal_box", "roi_class", "roi_box"} <= losses.keys()
+    assert {"proposal_score", "proposal_box", "roi_class", "roi_box", "roi_mask"} <= losses.keys()
+    assert (losses["roi_mask"].item() > 0) == outlined
     silent = [name for name, parameter in detector.named_parameters() if parameter.grad is None]
     assert not silent
 
@@ -217,9 +222,10 @@ def test_boxes_inside_ignored_regions_are_in_no_loss() -> None:
 
 def test_an_object_beside_an_ignored_region_still_counts() -> None:
     both = Annotations(np.float32([[8, 8, 40, 40], [0, 0, 96, 64]]), np.array([1, -1]), np.array([False, True]))
-    labels, matched = two_stage._Truth(both, torch.device("cpu")).match_proposals(torch.tensor([[9.0, 9, 40, 40]]))
+    truth = two_stage._Truth(both, torch.device("cpu"))
+    labels, which = truth.match_proposals(torch.tensor([[9.0, 9, 40, 40]]))
     assert labels.tolist() == [2]
-    assert matched.tolist() == [[8, 8, 40, 40]]
+    assert truth.boxes_of(which).tolist() == [[8, 8, 40, 40]]
 
 
 def test_a_box_without_area_is_no_target() -> None:

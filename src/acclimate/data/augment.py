@@ -7,7 +7,7 @@ Every function draws from the generator that it is given and from nothing else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.config import AugmentConfig
-from acclimate.structures import Annotations, Image
+from acclimate.structures import Annotations, Image, Outline
 
 FILL = 114
 """Grey of the canvas outside the image, as in `edge.images.letterbox`."""
@@ -69,11 +69,6 @@ def geometry(
     # Edges, not pixel centres: canvas = a * image + b.
     ax, bx = (-scale, x + scale * width) if flip_x else (scale, x)
     ay, by = (-scale, y + scale * height) if flip_y else (scale, y)
-    boxes = annotations.boxes * np.array([ax, ay, ax, ay], np.float32) + np.array([bx, by, bx, by], np.float32)
-    if flip_x:
-        boxes = boxes[:, [2, 1, 0, 3]]
-    if flip_y:
-        boxes = boxes[:, [0, 3, 2, 1]]
 
     # Bilinear sampling skips pixels below half size; a power of two is averaged away first.
     shrink = 2 ** max(0, math.floor(math.log2(1.0 / scale) + 1e-9)) if scale < 1.0 else 1
@@ -92,11 +87,14 @@ def geometry(
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(FILL, FILL, FILL),
     )
-    return np.asarray(canvas, np.uint8), on_canvas(annotations.with_boxes(boxes), image_size)
+    return np.asarray(canvas, np.uint8), on_canvas(annotations.moved((ax, ay), (bx, by)), image_size)
 
 
 def on_canvas(annotations: Annotations, image_size: tuple[int, int]) -> Annotations:
-    """Annotations clipped to a canvas of (height, width), without those of which too little is left."""
+    """Annotations clipped to a canvas of (height, width), without those of which too little is left.
+
+    Outlines are clipped too; a box keeps the extent that its own clipping gives it.
+    """
     if not len(annotations):
         return annotations
     boxes = annotations.boxes
@@ -107,7 +105,38 @@ def on_canvas(annotations: Annotations, image_size: tuple[int, int]) -> Annotati
     before = boxes[:, 2:] - boxes[:, :2]
     after = clipped[:, 2:] - clipped[:, :2]
     kept = (after.min(axis=1) >= MIN_SIDE_PX) & (after.prod(axis=1) >= MIN_VISIBLE * before.prod(axis=1))
-    return annotations.with_boxes(clipped)[kept]
+    found = annotations.with_boxes(clipped)[kept]
+    if found.outlines is None:
+        return found
+    return replace(found, outlines=tuple(clipped_outline(one, image_size) for one in found.outlines))
+
+
+def clipped_outline(outline: Outline, image_size: tuple[int, int]) -> Outline:
+    """The part of an outline on a canvas of (height, width), one side after the other (Sutherland and Hodgman 1974).
+
+    What is left of a polygon in several pieces stays one, its pieces joined along the border by edges of no area.
+    """
+    rows, columns = image_size
+    kept = []
+    for polygon in outline:
+        for axis, limit, sign in ((0, 0, 1), (0, columns, -1), (1, 0, 1), (1, rows, -1)):
+            distance = sign * (polygon[:, axis] - limit)
+            if len(polygon) and distance.min() < 0:
+                polygon = _half(polygon, distance, axis, limit)
+        if len(polygon) >= 3:
+            kept.append(polygon)
+    return tuple(kept)
+
+
+def _half(polygon: NDArray[np.float32], distance: NDArray[np.float32], axis: int, limit: float) -> NDArray[np.float32]:
+    """The part of a polygon (M, 2) at a `distance` (M,) of at least 0 from a line across `axis` at `limit`."""
+    after, beyond = np.roll(polygon, -1, axis=0), np.roll(distance, -1)
+    crosses = (distance >= 0) != (beyond >= 0)
+    part = np.divide(distance, distance - beyond, out=np.zeros_like(distance), where=crosses)
+    crossing = polygon + part[:, None] * (after - polygon)
+    crossing[:, axis] = limit
+    # Each vertex inside, and after it the point where its edge crosses.
+    return np.asarray(np.stack([polygon, crossing], 1)[np.stack([distance >= 0, crosses], 1)], np.float32)
 
 
 def strong(canvas: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:

@@ -226,7 +226,7 @@ class Loader:
         sx, sy = image.shape[1] / item.width, image.shape[0] / item.height
         if sx == sy == 1.0:
             return image, item.annotations
-        return image, item.annotations.with_boxes(item.annotations.boxes * np.array([sx, sy, sx, sy], np.float32))
+        return image, item.annotations.moved((sx, sy))
 
     def _readable(self, index: int, stream: int) -> tuple[int, Image]:
         """The image at `index`, or the next one in the set that can be read."""

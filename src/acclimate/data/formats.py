@@ -31,7 +31,7 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from acclimate.config import DataConfig
 from acclimate.edge.images import SUFFIXES, read_image
 from acclimate.errors import AcclimateError
-from acclimate.structures import Annotations
+from acclimate.structures import Annotations, Outline
 
 Format = Literal["coco", "yolo", "voc", "kitti", "cityscapes"]
 
@@ -102,7 +102,7 @@ class UnlabelledSet:
         return len(self.paths)
 
 
-def read(config: DataConfig, classes: Sequence[str] | None = None) -> LabelledSet:
+def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool = False) -> LabelledSet:
     """Read a labelled data set.
 
     Args:
@@ -110,10 +110,13 @@ def read(config: DataConfig, classes: Sequence[str] | None = None) -> LabelledSe
         classes: the detector's classes; the set's classes are mapped to them by name, after `config.classes` renamed
             them. Without it the classes are the set's own, in the order of its index, or by name where the format has
             none (VOC, KITTI).
+        masks: also read the objects' outlines: COCO's polygons. An object whose mask is written as run lengths keeps
+            its box and has an empty outline; as a rule it is a crowd, and ignored.
 
     Raises:
         AcclimateError: the path is missing or of no known format, the index is damaged, the split or fog level is not
-            there, a class has no counterpart in `classes`, or nothing usable remains.
+            there, a class has no counterpart in `classes`, nothing usable remains, or `masks` are asked of a set that
+            has none.
     """
     path = config.path
     if not path.exists():
@@ -126,7 +129,13 @@ def read(config: DataConfig, classes: Sequence[str] | None = None) -> LabelledSe
         )
     if config.fog_level is not None and found != "cityscapes":
         raise AcclimateError(f"{path}: fog_level is for Foggy Cityscapes, and this is {found}; remove the key")
-    return _assemble(config, _READERS[found](config), found, classes)
+    if masks and found != "coco":
+        raise AcclimateError(
+            f"{path}: masks are read from COCO's polygons, and this is {found}; convert it, or set "
+            "model.two_stage.masks = false"
+        )
+    raw = _read_coco(config, outlined=True) if masks else _READERS[found](config)
+    return _assemble(config, raw, found, classes, masks)
 
 
 def detect(path: Path) -> Format | None:
@@ -215,6 +224,7 @@ class _Object:
     box: tuple[float, float, float, float]
     where: str
     ignore: bool = False
+    outline: Outline = ()
 
 
 @dataclass(slots=True)
@@ -242,7 +252,9 @@ class _Raw:
         self.problems.append(Problem(str(where), what))
 
 
-def _assemble(config: DataConfig, raw: _Raw, format_: Format, classes: Sequence[str] | None) -> LabelledSet:
+def _assemble(
+    config: DataConfig, raw: _Raw, format_: Format, classes: Sequence[str] | None, masks: bool = False
+) -> LabelledSet:
     kept: list[tuple[_Sample, int, int, list[_Object]]] = []
     seen: set[Path] = set()
     for sample in raw.samples:
@@ -270,6 +282,7 @@ def _assemble(config: DataConfig, raw: _Raw, format_: Format, classes: Sequence[
             np.array([o.box for o in objects], np.float32).reshape(-1, 4),
             np.array([mapping.labels.get(o.name, -1) for o in objects], np.int64),
             np.array([o.ignore or o.name in mapping.ignored for o in objects], np.bool_),
+            tuple(o.outline for o in objects) if masks else None,
         )
         images.append(LabelledImage(sample.path, height, width, annotations))
     if not any((~image.annotations.ignore).any() for image in images):
@@ -277,6 +290,11 @@ def _assemble(config: DataConfig, raw: _Raw, format_: Format, classes: Sequence[
         first = f" ({count} problem{'s' * (count > 1)}, the first: {raw.problems[0]})" if count else ""
         what = f"none of its {len(images)} images has a usable box" if images else "no usable image"
         raise AcclimateError(f"{config.path}: {what}{first}")
+    if masks and not any(any(image.annotations.outlines or ()) for image in images):
+        raise AcclimateError(
+            f"{config.path}: none of its objects has a polygon (`segmentation`), and masks are to be learnt; set "
+            "model.two_stage.masks = false"
+        )
     return LabelledSet(raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems))
 
 
@@ -305,7 +323,7 @@ def _usable(sample: _Sample, height: int, width: int, raw: _Raw) -> list[_Object
         if key in usable:
             raw.problem(item.where, f"{item.name}: the same box a second time; left out")
             continue
-        usable[key] = _Object(item.name, box, item.where, item.ignore)
+        usable[key] = _Object(item.name, box, item.where, item.ignore, item.outline)
     return list(usable.values())
 
 
@@ -369,7 +387,7 @@ def _numbers(*values: float) -> str:
     return ", ".join(f"{value:.1f}" for value in values)
 
 
-def _read_coco(config: DataConfig) -> _Raw:
+def _read_coco(config: DataConfig, outlined: bool = False) -> _Raw:
     file = config.path if config.path.is_file() else _coco_index(config.path, config.split)
     if config.path.is_file() and config.split is not None:
         raise AcclimateError(f"{file}: `split` is for a folder; a COCO json is one split already, so remove the key")
@@ -438,8 +456,29 @@ def _read_coco(config: DataConfig) -> _Raw:
             raw.problem(where, "the annotation id is listed twice; both boxes are kept")
         ignore = bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
         box = (left, top, left + width, top + height)
-        sample.objects.append(_Object(kind, box, where, ignore))
+        outline = _coco_outline(annotation, where, ignore, raw) if outlined else ()
+        sample.objects.append(_Object(kind, box, where, ignore, outline))
     return raw
+
+
+def _coco_outline(annotation: dict[str, Any], where: str, ignore: bool, raw: _Raw) -> Outline:
+    """The polygons of an annotation's `segmentation`; none where it has run lengths instead, as crowds have."""
+    found = annotation.get("segmentation")
+    if not isinstance(found, list):
+        if not ignore:
+            raw.problem(where, "has no polygons; its box is kept, and its mask is not learnt")
+        return ()
+    outline = []
+    for listed in found:
+        try:
+            polygon = np.array(listed, np.float32).reshape(-1, 2)
+        except (TypeError, ValueError):
+            polygon = np.zeros((0, 2), np.float32)
+        if len(polygon) >= 3 and np.isfinite(polygon).all():
+            outline.append(polygon)
+        else:
+            raw.problem(where, "a polygon is not a list of at least three x, y; left out")
+    return tuple(outline)
 
 
 def _coco_indices(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """The two-stage, anchor-based detector: any backbone, a feature pyramid, proposals, and a head that looks at each.
 
-Ren et al. 2015 (Faster R-CNN), Lin et al. 2017 (feature pyramid), He et al. 2017 (RoIAlign). What differs from them is
-the choice of proposals: the peaks of the objectness map, which has static shapes, where they use NMS (`select`).
+Ren et al. 2015 (Faster R-CNN), Lin et al. 2017 (feature pyramid), He et al. 2017 (RoIAlign, and the mask branch). What
+differs from them is the choice of proposals: the peaks of the objectness map, which has static shapes, where they use
+NMS (`select`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights, FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, batched_nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -25,8 +30,11 @@ from acclimate.errors import AcclimateError
 from acclimate.models import boxes as box_math
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
 from acclimate.models.detector import Detector, DetectorSpec, TwoStageSpec
+from acclimate.models.masks import BINS as MASK_BINS
+from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
+from acclimate.models.masks import MaskHead
 from acclimate.models.roi_heads import BINS, RoiHead, box_loss
-from acclimate.structures import Annotations
+from acclimate.structures import Annotations, Detections
 
 HEADS = {
     "sibling": "acclimate.models.roi_heads:SiblingHead",
@@ -132,7 +140,15 @@ class TwoStageDetector(Detector):
         self.roi_head: RoiHead = head(
             spec.channels, spec.strides, len(spec.classes), options.hidden, **options.head_layers
         )
+        self.mask_head = (
+            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm) if options.masks else None
+        )
         self.register_buffer("anchors", _anchors(spec, options), persistent=False)
+
+    @property
+    def backbone(self) -> nn.ModuleList:
+        """The backbones: one, or the two of a head that shares nothing. What methods act on that leave heads alone."""
+        return self.backbones
 
     def features(self, images: Tensor) -> list[Tensor]:
         images = (images - self.mean) / self.std
@@ -151,13 +167,19 @@ class TwoStageDetector(Detector):
     ) -> dict[str, Tensor]:
         """Proposals and head, each on a sample of boxes drawn with torch's generator (Ren et al. 2015, section 3.1.3).
 
-        Labelled boxes are among the proposals. A box that lies mostly inside an ignored region is in no sample.
+        Labelled boxes are among the proposals. A box that lies mostly inside an ignored region is in no sample. Masks
+        are learnt of the objects that have an outline; pseudo-labels, for one, have none.
         """
         objectness, offsets = self._propose(features)
         truth = [_Truth(target, offsets.device) for target in targets]
         proposals = self._select(objectness, offsets, CANDIDATES * self.options.samples)
         losses = self._proposal_losses(torch.cat([_listed(level, 1) for level in objectness], 1), offsets, truth)
-        losses.update(self.roi_head.losses(features, *self._sample(proposals, truth)))
+        boxes, labels, objects = self._sample(proposals, truth)
+        matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
+        losses.update(self.roi_head.losses(features, boxes, labels, matched))
+        if self.mask_head is not None:
+            outlines = [one.outlines for one in truth]
+            losses["roi_mask"] = self.mask_head.loss(features, boxes, labels, objects, outlines)
         # Distributed training waits for a gradient of every parameter, and a second pyramid may have a level that no
         # box was pooled from.
         for level in features[len(self.spec.strides) :]:
@@ -205,6 +227,32 @@ class TwoStageDetector(Detector):
         padded = nn.utils.rnn.pad_sequence([one.float() for one in boxes], batch_first=True).to(features[0].device)
         found = self.roi_head.instances(features, padded)
         return torch.cat([one[:count] for one, count in zip(found, counts, strict=True)])
+
+    @torch.no_grad()
+    def masks(self, features: Sequence[Tensor], detections: Sequence[Detections]) -> list[NDArray[np.float32]]:
+        """Which part of each box its object covers; eager mode alone, as what is exported gives boxes.
+
+        Args:
+            features: of the images that the detections were made from, as `features` returns them.
+            detections: of each image, on the canvas.
+
+        Returns:
+            (N, 28, 28) probabilities for the N detections of each image, in their order; `models.masks.paste` puts them
+            on the canvas.
+
+        Raises:
+            AcclimateError: the detector has no mask branch.
+        """
+        if self.mask_head is None:
+            raise AcclimateError("this detector has no mask branch; train one with model.two_stage.masks = true")
+        device = features[0].device
+        counts = [len(one) for one in detections]
+        boxes = nn.utils.rnn.pad_sequence([torch.from_numpy(one.boxes) for one in detections], batch_first=True)
+        chosen = torch.arange(boxes.shape[1]) < torch.tensor(counts)[:, None]
+        logits = self.mask_head(features, boxes.to(device), chosen.to(device)).float()
+        labels = torch.from_numpy(np.concatenate([one.labels for one in detections])).to(device) + 1
+        found = logits[torch.arange(len(labels), device=device), labels].sigmoid().cpu()
+        return [one.numpy() for one in found.split(counts)]
 
     def decode_options(self) -> Decode:
         options = self.options
@@ -278,16 +326,15 @@ class TwoStageDetector(Detector):
 
     @torch.no_grad()
     def _sample(self, proposals: Tensor, truth: Sequence[_Truth]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, S, 4), their labels (B, S) as a `RoiHead` takes them, and their labelled boxes (B, S, 4)."""
+        """Boxes (B, S, 4), their labels (B, S) as a `RoiHead` takes them, and which labelled boxes they are (B, S)."""
         most = max(len(one.boxes) for one in truth)
         labelled = torch.stack([F.pad(one.boxes, (0, 0, 0, most - len(one.boxes))) for one in truth])
         boxes = torch.cat([labelled, proposals], 1)
         found = [one.match_proposals(box) for one, box in zip(truth, boxes, strict=True)]
-        labels, matched = (torch.stack(part) for part in zip(*found, strict=True))
+        labels, objects = (torch.stack(part) for part in zip(*found, strict=True))
         order, used = _sampled(labels, self.options.samples, ROI_OBJECTS)
-        wide = order[..., None].expand(-1, -1, 4)
         labels = torch.where(used, labels.gather(1, order), -1)
-        return boxes.gather(1, wide), labels, matched.gather(1, wide)
+        return boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels, objects.gather(1, order)
 
 
 class _Truth:
@@ -298,8 +345,10 @@ class _Truth:
         ignore = torch.as_tensor(target.ignore, dtype=torch.bool)
         labels = torch.as_tensor(target.labels, dtype=torch.int64)
         real = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(-1)
-        self.boxes = boxes[real & ~ignore].to(device)
-        self.labels = labels[real & ~ignore].to(device)
+        kept = real & ~ignore
+        self.outlines = [target.outlines[row] for row in kept.nonzero()[:, 0].tolist()] if target.outlines else []
+        self.boxes = boxes[kept].to(device)
+        self.labels = labels[kept].to(device)
         self.ignored = boxes[real & ignore].to(device)
 
     def match_anchors(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,16 +365,18 @@ class _Truth:
         return self._without_ignored(labels, anchors), self.boxes[which]
 
     def match_proposals(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (N,): c + 1 an object of class c, 0 background, -1 neither; and the boxes that they answer for."""
+        """Labels (N,): c + 1 an object of class c, 0 background, -1 neither; and which boxes they answer for (N,)."""
         if len(self.boxes):
             best, which = box_math.iou(self.boxes, proposals).max(0)
             labels = torch.where(best >= ROI_OBJECT, self.labels[which] + 1, 0)
-            matched = self.boxes[which]
         else:
-            labels = torch.zeros(len(proposals), dtype=torch.int64, device=proposals.device)
-            matched = torch.zeros_like(proposals)
+            labels, which = torch.zeros(2, len(proposals), dtype=torch.int64, device=proposals.device)
         labels[(proposals[:, 2:] - proposals[:, :2]).amin(-1) < SMALLEST] = -1
-        return self._without_ignored(labels, proposals), matched
+        return self._without_ignored(labels, proposals), which
+
+    def boxes_of(self, which: Tensor) -> Tensor:
+        """(N, 4): the labelled boxes of these numbers (N,); zeros where the image has none."""
+        return self.boxes[which] if len(self.boxes) else self.boxes.new_zeros(len(which), 4)
 
     def _without_ignored(self, labels: Tensor, boxes: Tensor) -> Tensor:
         if not len(self.ignored):
@@ -408,15 +459,16 @@ BACKBONES = (
 def from_torchvision(
     model: FasterRCNN, image_size: tuple[int, int], classes: Sequence[str] | None = None
 ) -> TwoStageDetector:
-    """A torchvision Faster R-CNN as a detector of this package, in eval mode, with the same detections.
+    """A torchvision Faster or Mask R-CNN as a detector of this package, in eval mode, with the same detections.
 
-    torchvision scales an image to its own size and pads it; this detector takes a canvas of `image_size` as it is. On
-    a canvas that torchvision leaves alone (no scaling, each side a multiple of 32) both detect the same, up to
-    rounding. Proposals are chosen by NMS, as there; `spec.two_stage.select` is "nms".
+    Masks too, by `TwoStageDetector.masks` and `models.masks.paste`. torchvision scales an image to its own size and
+    pads it; this detector takes a canvas of `image_size` as it is. On a canvas that torchvision leaves alone (no
+    scaling, each side a multiple of 32) both detect the same, up to rounding. Proposals are chosen by NMS, as there;
+    `spec.two_stage.select` is "nms".
 
     Args:
         model: `fasterrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn_v2`, `fasterrcnn_mobilenet_v3_large_fpn` or its 320
-            px version, or a `FasterRCNN` built of the same parts; trained or not.
+            px version, `maskrcnn_resnet50_fpn` or its `_v2`, or a model built of the same parts; trained or not.
         image_size: (height, width) of the canvas, multiples of the largest stride.
         classes: their names without the background; by default COCO's where there are as many, else numbers.
 
@@ -439,6 +491,9 @@ def from_torchvision(
     names = tuple(classes) if classes is not None else _names(count)
     if len(names) != count:
         raise AcclimateError(f"from_torchvision: the model has {count} classes, and {len(names)} names are given")
+    masks = bool(heads.has_mask())
+    if masks:
+        _check_masks(heads, backbone.out_channels)
     convolutions = sum(isinstance(layer, nn.Sequential) for layer in heads.box_head.children())
     layers = sum(isinstance(layer, nn.Linear) for layer in heads.box_head.children())
     spec = DetectorSpec(
@@ -453,6 +508,8 @@ def from_torchvision(
         two_stage=TwoStageSpec(
             hidden=heads.box_predictor.cls_score.in_features,
             head_layers={"convolutions": convolutions, "layers": layers},
+            masks=masks,
+            mask_norm="batch" if masks and _has_norm(heads.mask_head) else "none",
             proposals=rpn._post_nms_top_n["testing"],
             samples=heads.fg_bg_sampler.batch_size_per_image,
             select="nms",
@@ -485,7 +542,26 @@ def from_torchvision(
     _copy(detector.pyramids[0], backbone.fpn)
     _copy(detector.proposer, rpn.head)
     _copy(detector.roi_head, heads.box_head, heads.box_predictor)
+    if detector.mask_head is not None:
+        _copy(detector.mask_head, heads.mask_head, heads.mask_predictor)
     return detector.eval()
+
+
+def _check_masks(heads: RoIHeads, channels: int) -> None:
+    """Refuse a mask branch of torchvision's that `MaskHead` is not."""
+    layers = [layer for layer in heads.mask_head.modules() if isinstance(layer, nn.Conv2d)]
+    regular = all(layer.out_channels == channels and layer.dilation == (1, 1) for layer in layers)
+    own = isinstance(heads.mask_predictor, MaskRCNNPredictor)
+    if not regular or len(layers) != MASK_CONVOLUTIONS or not own or heads.mask_predictor[0].out_channels != channels:
+        raise AcclimateError(
+            f"from_torchvision: takes a mask branch of {MASK_CONVOLUTIONS} convolutions as wide as the pyramid"
+        )
+    if heads.mask_roi_pool.output_size != (MASK_BINS, MASK_BINS):
+        raise AcclimateError(f"from_torchvision: takes a mask branch on {MASK_BINS} x {MASK_BINS} bins")
+
+
+def _has_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
 def _copy(module: nn.Module, *theirs: nn.Module) -> None:
