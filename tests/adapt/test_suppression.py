@@ -38,7 +38,7 @@ from acclimate.adapt.suppression import (
     rescale,
 )
 from acclimate.adapt.teacher import Teacher
-from acclimate.config import ModelConfig, SuppressionConfig, TeacherConfig, parse
+from acclimate.config import ModelConfig, SuppressionConfig, TeacherConfig, TwoStageConfig, parse
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import build, specify
 
@@ -588,6 +588,24 @@ def test_each_form_is_made_from_its_options(form: str) -> None:
     assert (set(detector.state_dict()) == plain) == (form == "gradient")
     objective = Objective(detector, toy_terms(), ema=0.5, warm=False)
     assert set(objective.average.state_dict()) == plain
+
+
+def test_of_a_two_stage_detector_the_backbone_alone_is_suppressed() -> None:
+    config = ModelConfig(
+        kind="two-stage", image_size=(64, 96), backbone="lcnet_050", weights="none", channels=16,
+        two_stage=TwoStageConfig(proposals=8, hidden=16, masks=True),
+    )  # fmt: skip
+    detector = build(specify(config, ["a", "b"]))
+    suppression = DomainSpecificSuppression.create(SuppressionConfig(), detector)
+    generator = torch.Generator().manual_seed(0)
+    before = {}
+    for name, parameter in detector.named_parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) + parameter.detach()
+        before[name] = parameter.grad.clone()
+    suppression(detector)
+    changed = {name for name, parameter in detector.named_parameters() if not torch.equal(parameter.grad, before[name])}
+    assert changed
+    assert changed <= {f"backbones.{name}.weight" for name in convolutions(detector.backbone)}
 
 
 def test_options_that_say_nothing_are_refused() -> None:
