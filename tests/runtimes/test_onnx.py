@@ -16,6 +16,7 @@ from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
 from acclimate.run import file_digest
 from acclimate.runtimes import base
+from acclimate.runtimes import onnx as onnx_runtime
 from acclimate.runtimes.eager import network
 
 
@@ -243,3 +244,29 @@ def test_a_real_detector_on_real_images(tmp_path: Path, shared_data: Path) -> No
             np.testing.assert_allclose(b, a, atol=1e-4)
             assert np.corrcoef(a.ravel(), c.ravel())[0, 1] > 0.95
     assert int8.size_mb < 0.45 * fp32.size_mb
+
+
+def test_int8_leaves_coordinates_alone() -> None:
+    """From the choice of boxes to the layers of the second stage, products with pooling weights included."""
+    float_type, helper = onnx.TensorProto.FLOAT, onnx.helper
+    values: list[tuple[str, tuple[int, ...]]] = [("filter", (4, 3, 1, 1)), ("a", (4, 4)), ("b", (4, 2))]
+    values += [(name, (1,)) for name in ("shape", "count", "stride")]
+    steps = [
+        ("Conv", "first", ["images", "filter"], ["stem"]),
+        ("Conv", "second", ["stem", "filter"], ["map"]),
+        ("Reshape", "listed", ["map", "shape"], ["flat"]),
+        ("TopK", "choice", ["flat", "count"], ["score", "place"]),
+        ("Mul", "pixels", ["place", "stride"], ["boxes"]),
+        ("MatMul", "pooling", ["boxes", "flat"], ["pooled"]),
+        ("Gemm", "hidden", ["pooled", "a"], ["features"]),
+        ("Relu", "relu", ["features"], ["positive"]),
+        ("Gemm", "last", ["positive", "b"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, outputs, name=name) for kind, name, inputs, outputs in steps],
+        "two stages",
+        [helper.make_tensor_value_info("images", float_type, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", float_type, [1, 2])],
+        [helper.make_tensor(name, float_type, dims, np.zeros(dims).flatten()) for name, dims in values],
+    )
+    assert set(onnx_runtime._kept_in_float(graph)) == {"first", "choice", "pixels", "pooling", "last"}
