@@ -382,6 +382,11 @@ def _nudged(annotations: Annotations) -> Annotations:
     return annotations.with_boxes(annotations.boxes + np.float32(0.5))
 
 
+def _outlined(annotations: Annotations) -> Annotations:
+    corners = np.float32([[0, 0], [9, 0], [9, 9]])
+    return replace(annotations, outlines=tuple((corners,) for _ in range(len(annotations))))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -390,9 +395,12 @@ def _nudged(annotations: Annotations) -> Annotations:
         lambda s: replace(
             s, images=(replace(s.images[0], annotations=_nudged(s.images[0].annotations)), *s.images[1:])
         ),
+        lambda s: replace(
+            s, images=(replace(s.images[0], annotations=_outlined(s.images[0].annotations)), *s.images[1:])
+        ),
         lambda s: replace(s, images=(replace(s.images[0], path=s.images[0].path.with_name("b.jpg")), *s.images[1:])),
     ],
-    ids=["classes", "an image less", "a box moved", "another file"],
+    ids=["classes", "an image less", "a box moved", "other outlines", "another file"],
 )
 def test_a_change_of_the_source_is_noticed(change: Callable[[Any], Any], data: Path) -> None:
     from acclimate.data import formats
