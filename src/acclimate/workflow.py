@@ -305,11 +305,10 @@ def search(
     space = searching.Space.of(detector)
     paths = choose(images.paths, searching.IMAGES, config.seed)
     ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
-    count = searching.counts(detector)
     missed: dict[str, str] = {}
     for threads in sorted({budget.threads for budget, _ in waiting.values()}):
         group = {name: one for name, one in waiting.items() if one[0].threads == threads}
-        survey = searching.Survey(detector, space, count, paths, paths, ledger, _every_tenth(console))
+        survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(console))
         if any(budget.latency_ms or budget.size_mb for budget, _ in group.values()):
             survey.table = _latency_table(parent, survey, space, paths, runtime, precision, threads, console)
         searching.greedy(space, survey.judge, [budget for budget, _ in group.values()])

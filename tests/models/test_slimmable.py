@@ -429,7 +429,7 @@ def test_a_copy_has_a_width_of_its_own() -> None:
 
 @pytest.mark.parametrize("width", [0.25, (1.0, 0.5, 0.25, 0.75, 0.5, 0.5), 1.0])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_macs_are_those_that_torch_counts(backbone: str, width: Any) -> None:
+def test_macs_are_those_that_torch_counts_and_size_is_the_extracted_detectors(backbone: str, width: Any) -> None:
     made = BANKS[backbone]
     made.set_width(0.5)
     plain = made.extract(width)
@@ -437,6 +437,7 @@ def test_macs_are_those_that_torch_counts(backbone: str, width: Any) -> None:
         plain(IMAGES[:1])
     counted = counter.get_total_flops() // 2
     assert counted == macs(made, width) == macs(plain) == macs(plain.spec)
+    assert made.size(width) == parameters(plain)
     assert made.widths == (0.5,) * 6
 
 

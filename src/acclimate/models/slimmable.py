@@ -284,6 +284,24 @@ class Slimmable(nn.Module):
             total += places * makes * (weight.shape[1] if grouped else reads) * weight[0, 0].numel()
         return total
 
+    def size(self, width: float | Sequence[float] | None = None) -> int:
+        """Parameters of what `extract` would make of `width`; the current width stays.
+
+        Raises:
+            AcclimateError: as `set_width`.
+        """
+        counts = self.channels.counts(self.widths if width is None else self.check_widths(width), self.divisor)
+        total = sum(parameter.numel() for parameter in self.parameters())
+        for name, (reads, makes) in counts.items():
+            layer = self.get_submodule(name)
+            grouped = getattr(layer, "groups", 1) > 1
+            for parameter in layer.parameters(recurse=False):
+                # A weight has an entry for each channel that it reads; a bias and a normalisation have one a channel.
+                wide = parameter.ndim > 1
+                each = (parameter.shape[1] if grouped else reads) * parameter[0, 0].numel() if wide else 1
+                total += makes * each - parameter.numel()
+        return total
+
     def slice_into(self, plain: nn.Module, widths: Widths) -> None:
         """Give `plain`, which is this network cut to `widths`, its weights and statistics."""
         state = self.state_dict()

@@ -9,7 +9,6 @@ models of one bank and says nothing about how good that bank is.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -23,7 +22,6 @@ import torch
 from pydantic import BaseModel, Field
 from scipy.stats import kendalltau
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from acclimate.config import Budget
 from acclimate.data.dataset import plain_images
@@ -429,41 +427,9 @@ class Bank(Protocol):
 
     def extract(self, width: Sequence[float]) -> Detector: ...
 
+    def macs(self, width: Sequence[float]) -> int: ...
 
-def counts(bank: SlimmableDetector) -> Callable[[Width], tuple[float, int]]:
-    """Exact multiply-accumulates (millions) and parameters of any width, without extracting it.
-
-    Each layer is counted once at full width: what a convolution computes is in proportion to the channels that it
-    makes and, unless it is depthwise, to those that it reads.
-    """
-    full, largest = copy.deepcopy(bank).cpu().eval(), (1.0,) * len(bank.stages)
-    full.set_width(1.0)
-    with torch.no_grad(), FlopCounterMode(display=False, depth=999) as counter:
-        full(torch.zeros(1, 3, *full.spec.image_size))
-    flops = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    layers = {name: full.get_submodule(name) for name in bank.channels.layers}
-    whole = bank.channels.counts(largest, bank.divisor)
-    rest = counter.get_total_flops() - sum(flops.get(name, 0) for name in layers)
-    own = {name: sum(p.numel() for p in layer.parameters(recurse=False)) for name, layer in layers.items()}
-    other = sum(p.numel() for p in full.parameters()) - sum(own.values())
-
-    def count(width: Width) -> tuple[float, int]:
-        macs, parameters = rest / 2e6, float(other)
-        for name, (reads, makes) in bank.channels.counts(width, bank.divisor).items():
-            layer, (all_reads, all_makes) = layers[name], whole[name]
-            share = makes / all_makes
-            weight = getattr(layer, "weight", None)
-            if weight is not None and weight.dim() > 1:
-                bias = getattr(layer, "bias", None)
-                biases = 0 if bias is None else bias.numel()
-                shared = share if getattr(layer, "groups", 1) > 1 else share * reads / all_reads
-                macs += flops.get(name, 0) / 2e6 * shared
-                parameters += (own[name] - biases) * shared + biases * share
-            else:
-                parameters += own[name] * share
-        return round(macs, 3), round(parameters)
-
-    return count
+    def size(self, width: Sequence[float]) -> int: ...
 
 
 class Survey:
@@ -473,7 +439,6 @@ class Survey:
         self,
         bank: Bank,
         space: Space,
-        count: Callable[[Width], tuple[float, int]],
         statistics_from: Sequence[Path],
         judged_on: Sequence[Path],
         ledger: Ledger,
@@ -483,7 +448,6 @@ class Survey:
         Args:
             bank: the slimmable detector.
             space: its widths.
-            count: exact multiply-accumulates (millions) and parameters of a width.
             statistics_from: target images that each width's BatchNorm statistics are taken from.
             judged_on: target images that outputs are compared on.
             ledger: where distances are kept.
@@ -492,7 +456,7 @@ class Survey:
         self.table: Table | None = None
         """Predicts latency and size; without it costs are exact counts alone."""
         self.judged: dict[Width, Candidate] = {}
-        self._bank, self._space, self._count = bank, space, count
+        self._bank, self._space = bank, space
         self._ledger, self._progress = ledger, progress
         self._statistics_from, self._judged_on = statistics_from, judged_on
         self._counts: dict[Width, tuple[float, int]] = {}
@@ -511,7 +475,7 @@ class Survey:
     def cost(self, width: Width) -> Cost:
         """Exact counts, and the rest as the table predicts it."""
         if width not in self._counts:
-            self._counts[width] = self._count(width)
+            self._counts[width] = round(self._bank.macs(width) / 1e6, 3), self._bank.size(width)
         macs_m, parameters = self._counts[width]
         if self.table is None:
             return Cost(macs_m=macs_m, parameters=parameters)
