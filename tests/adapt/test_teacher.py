@@ -150,6 +150,15 @@ def test_each_kind_of_target_has_its_weight() -> None:
         assert found[name].item() == pytest.approx(factor * value.item(), rel=1e-5)
 
 
+def test_boxes_move_by_their_own_share() -> None:
+    plain, made = objective(regression=1.0), objective(regression=0.25, boxes=2.0)
+    made.load_state_dict(plain.state_dict())
+    expected, found = plain.terms[0](step_of(plain)), made.terms[0](step_of(made))
+    assert found["teacher/class"].item() == pytest.approx(2 * expected["teacher/class"].item(), rel=1e-5)
+    assert found["teacher/box"].item() == pytest.approx(0.5 * expected["teacher/box"].item(), rel=1e-5)
+    assert expected["teacher/box"].item() > 0
+
+
 def test_a_teacher_that_teaches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="teaches nothing"):
         TeacherConfig(boxes=0, soft=0)

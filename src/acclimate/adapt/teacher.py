@@ -79,7 +79,8 @@ class Teacher(Term):
             thresholds = self._current(found)
             targets = [self._targets(one, thresholds) for one in found]
             for name, loss in step.losses(view, targets).items():
-                losses[f"teacher/{name}"] = ramp * self.config.boxes * loss
+                weight = self.config.boxes * (self.config.regression if name.endswith("box") else 1.0)
+                losses[f"teacher/{name}"] = ramp * weight * loss
         if self.config.soft > 0:
             trusted = float(self.thresholds.min())
             for name, loss in step.distillation(view, seen, trusted).items():
