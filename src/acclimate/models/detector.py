@@ -298,12 +298,18 @@ def device_of(module: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets its own mode back, also when something fails."""
+    """Evaluation mode without gradients; every submodule gets its own mode back, as `keeping_modes` does it."""
+    with keeping_modes(module), torch.inference_mode():
+        module.eval()
+        yield
+
+
+@contextlib.contextmanager
+def keeping_modes(module: nn.Module) -> Iterator[None]:
+    """Every submodule leaves in the mode in which it came, training or evaluation, also when something fails."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for part, training in modes:
             part.training = training

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from acclimate.data.dataset import plain_images
-from acclimate.models.detector import Detector, device_of
+from acclimate.models.detector import Detector, device_of, keeping_modes
 
 IMAGES = 96
 """How many images statistics are taken from: a layer sees thousands of locations in each."""
@@ -33,26 +33,23 @@ def recalibrate(detector: Detector, images: Sequence[Path]) -> None:
     Raises:
         AcclimateError: more than half of the images cannot be read.
     """
-    modes = [(part, part.training) for part in detector.modules()]
-    detector.train()
-    layers = _layers(detector)
-    momenta = [layer.momentum for layer in layers]
-    try:
+    with keeping_modes(detector):
+        layers = _layers(detector.train())
+        momenta = [layer.momentum for layer in layers]
         detector.eval()
-        for layer in layers:
-            layer.train()
-            layer.reset_running_stats()
-            layer.momentum = None
-        if layers:
-            device = device_of(detector)
-            with torch.no_grad():
-                for batch in _batches(images, detector.spec.image_size):
-                    detector(batch.to(device))
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for part, training in modes:
-            part.training = training
+        try:
+            for layer in layers:
+                layer.train()
+                layer.reset_running_stats()
+                layer.momentum = None
+            if layers:
+                device = device_of(detector)
+                with torch.no_grad():
+                    for batch in _batches(images, detector.spec.image_size):
+                        detector(batch.to(device))
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
 
 
 def _layers(module: nn.Module) -> list[nn.BatchNorm2d]:
