@@ -151,7 +151,7 @@ class TeacherConfig(Options):
 
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the teacher's detections as target boxes."""
-    regression: float = Field(default=1.0, ge=0)
+    regression: float = Field(default=0.0, ge=0)
     """Of these, the share of the losses that move boxes: a score says that an object is there, not that its box is."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
