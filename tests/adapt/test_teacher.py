@@ -80,7 +80,7 @@ def test_target_boxes_are_the_teachers_sure_detections_and_the_doubtful_are_igno
         assert len(scores) > 5
         sure.append(float((scores[-2] + scores[-3]) / 2))
     doubt = float(scores[len(scores) // 2]) / sure[1]
-    made.terms[0] = Teacher(TeacherConfig(doubt=doubt), sure)
+    made.terms[0] = Teacher(TeacherConfig(doubt=doubt, regression=1.0), sure)
     losses = made.terms[0](step_of(made, target))
     targets = []
     for one in found:
@@ -140,7 +140,8 @@ def test_the_weights_rise_over_the_ramp(progress: float, ramp: float, factor: fl
 
 
 def test_each_kind_of_target_has_its_weight() -> None:
-    plain, made = objective(soft=1.0, boxes=1.0), objective(soft=0.25, boxes=3.0)
+    plain = objective(soft=1.0, boxes=1.0, regression=1.0)
+    made = objective(soft=0.25, boxes=3.0, regression=1.0)
     made.load_state_dict(plain.state_dict())
     expected, found = plain.terms[0](step_of(plain)), made.terms[0](step_of(made))
     assert set(found) == {"teacher/class", "teacher/box", "teacher/soft_class", "teacher/soft_box"}
