@@ -232,6 +232,7 @@ def record(
             "step": setting.steps + (setting.adapt_steps if step is None else step),
             "tau_stability": f"{taus['stability']:.3f}" if "stability" in taus else "",
             "tau_agreement": f"{taus['agreement']:.3f}" if "agreement" in taus else "",
+            "tau_consensus": f"{taus['consensus']:.3f}" if "consensus" in taus else "",
             "start": models.load(run.path).spec.start,
             "image_size": "x".join(map(str, setting.model.image_size)),
             "steps": steps,
@@ -291,14 +292,15 @@ def source_summary() -> Iterator[str]:
         known = [scale * float(value) for value in found if value]
         return format(statistics.mean(known), form) if known else "-"
 
-    yield "| pair | source-only | adapted, chosen | tau of stability | tau of agreement |"
-    yield "|---|---|---|---|---|"
+    yield "| pair | source-only | adapted, chosen | tau of stability | tau of agreement | tau of consensus |"
+    yield "|---|---|---|---|---|---|"
     for pair in PAIRS:
         cells = [
             mean(pair, "source-only", "last", "source_ap50", 100, ".1f"),
             mean(pair, "adapted", "chosen", "source_ap50", 100, ".1f"),
             mean(pair, "adapted", "chosen", "tau_stability", 1, "+.2f"),
             mean(pair, "adapted", "chosen", "tau_agreement", 1, "+.2f"),
+            mean(pair, "adapted", "chosen", "tau_consensus", 1, "+.2f"),
         ]
         yield f"| {pair} | {' | '.join(cells)} |"
 

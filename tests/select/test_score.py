@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from acclimate.config import AugmentConfig
 from acclimate.models.detector import Detector, DetectorSpec, build, load_weights, save_weights
 from acclimate.run import Candidate, Selection
-from acclimate.select.score import RULE, SHOWN, agreement, choose_checkpoint, rank, score, stability
+from acclimate.select.score import RULE, SHOWN, agreement, choose_checkpoint, consensus, rank, score, stability
 from acclimate.structures import Annotations, Detections
 
 SIZE = (64, 64)
@@ -50,7 +50,7 @@ def test_identical_detections_score_one(measure) -> None:  # type: ignore[no-unt
     assert measure(same, same) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("measure", [stability, agreement])
+@pytest.mark.parametrize("measure", [stability, agreement, consensus])
 def test_a_detector_that_shows_nothing_scores_zero(measure) -> None:  # type: ignore[no-untyped-def]
     faint = detections((0, 0, 10, 10, 0, SHOWN - 0.01))
     for nothing in (Detections.empty(), faint):
@@ -60,7 +60,7 @@ def test_a_detector_that_shows_nothing_scores_zero(measure) -> None:  # type: ig
     assert measure([], []) == 0
 
 
-@pytest.mark.parametrize("measure", [stability, agreement])
+@pytest.mark.parametrize("measure", [stability, agreement, consensus])
 def test_boxes_of_other_classes_or_places_do_not_match(measure) -> None:  # type: ignore[no-untyped-def]
     assert measure([detections(A)], [detections((0, 0, 10, 10, 1, 0.9))]) == 0
     assert measure([detections(A)], [detections((10, 0, 20, 10, 0, 0.9))]) == 0
@@ -85,6 +85,17 @@ def test_agreement_worked_by_hand() -> None:
     assert agreement(weak, strong) == pytest.approx(2 * (0.4 / 3) / (0.9 + 0.6 + 0.4))
     # The same boxes, less sure: Dice of the scores.
     assert agreement([detections(A)], [detections((0, 0, 10, 10, 0, 0.5))]) == pytest.approx(2 * 0.5 / 1.4)
+
+
+def test_consensus_counts_what_both_views_find() -> None:
+    weak, strong = [detections(A, B), Detections.empty()], [detections((5, 0, 15, 10, 0, 0.4)), detections(A)]
+    assert consensus(weak, strong) == pytest.approx((0.4 / 3) / 2)
+    assert consensus([detections(A, B)], [detections(A, B)]) == pytest.approx(0.9 + 0.6)
+    # Finding more counts for it, as long as the other view finds it too.
+    fewer, more = [detections(A)], [detections(A, B)]
+    assert agreement(fewer, fewer) == pytest.approx(agreement(more, more))
+    assert consensus(fewer, fewer) < consensus(more, more) == pytest.approx(1.5)
+    assert consensus(more, fewer) == pytest.approx(consensus(fewer, fewer))
 
 
 def test_matching_is_the_best_one_to_one_and_not_greedy() -> None:

@@ -212,6 +212,7 @@ def _rows(task: Task, made: Run) -> list[dict[str, Any]]:
             "step": before + step,
             "tau_stability": f"{taus['stability']:.3f}" if "stability" in taus else "",
             "tau_agreement": f"{taus['agreement']:.3f}" if "agreement" in taus else "",
+            "tau_consensus": f"{taus['consensus']:.3f}" if "consensus" in taus else "",
         }
         for name, step in steps.items()
     ]

@@ -18,8 +18,8 @@ from acclimate.run import write_bytes, writing
 
 FIELDS = (
     "pair", "seed", "method", "checkpoint", "target_ap50", "target_ap", "source_ap50", "source_ap",
-    "target_ap50_shared", "classes", "step", "tau_stability", "tau_agreement", "start", "image_size", "steps", "batch",
-    "test_images", "minutes", "processor", "threads", "torch", "role", "digest",
+    "target_ap50_shared", "classes", "step", "tau_stability", "tau_agreement", "tau_consensus", "start", "image_size",
+    "steps", "batch", "test_images", "minutes", "processor", "threads", "torch", "role", "digest",
 )  # fmt: skip
 
 GAP = 0.02
