@@ -105,6 +105,41 @@ def test_the_oracle_is_marked_and_trained_on_the_target(job: workflow.Job, data:
         workflow.train(changed(tiny_config(data, Path("x")), oracle=None), "x", role="oracle")
 
 
+@pytest.mark.parametrize(("models", "narrowest"), [(1, None), (2, 0.25)])
+def test_a_bank_trains_on_the_source_by_the_sandwich_rule(
+    models: int, narrowest: float | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step runs the largest and the smallest width, unless the full width is to be trained alone."""
+    from acclimate.models.slimmable import SlimmableDetector
+
+    seen: list[float] = []
+    forward = SlimmableDetector.features
+
+    def features(self: SlimmableDetector, images: Any) -> Any:
+        # While it is built, its graph is traced.
+        if "widths" in self.__dict__:
+            assert len(set(self.widths)) == 1
+            seen.append(self.widths[0])
+        return forward(self, images)
+
+    monkeypatch.setattr(SlimmableDetector, "features", features)
+    bank = {"kind": "slimmable", "slimmable": {"models": models}}
+    run = workflow.train(changed(tiny_config(data, tmp_path), model=bank, train={"steps": 2}), tmp_path / "bank")
+    assert seen == [1.0, *([narrowest] if narrowest else [])] * 2
+    assert run.read("spec.json")["kind"] == "slimmable"
+    assert {"supervised/class", "supervised/box"} <= set(run.metrics()[-1])
+
+
+def test_the_sandwich_is_no_change_of_a_detector_of_one_width(data: Path) -> None:
+    config = tiny_config(data, Path("x"))
+    for kind, known in (("dense", True), ("two-stage", True), ("slimmable", False)):
+        plain = [
+            stages.plain(changed(config, model={"kind": kind, "slimmable": {"models": models}}), "model", "train")
+            for models in (2, 3)
+        ]
+        assert (plain[0] == plain[1]) == known
+
+
 def test_the_baseline_trains_as_long_and_uses_nothing_of_the_target(job: workflow.Job) -> None:
     baseline, adapted = Run.open(job.baseline.path), Run.open(job.adapted.path)
     assert baseline.path.name == "baseline"

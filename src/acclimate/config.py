@@ -67,6 +67,9 @@ class SlimmableConfig(Options):
     """Ratios of channels that each of its stages may keep, rising to 1."""
     divisor: int = Field(default=8, ge=1)
     """Channel counts are rounded to a multiple of it."""
+    models: int = Field(default=4, ge=1)
+    """Widths that a step of the source training runs: the largest, the smallest, and others at random between; 1 trains
+    the full width alone."""
 
 
 class ModelConfig(Options):
@@ -235,6 +238,18 @@ class SlimConfig(Options):
     """Averaged score from which a location's averaged box is a target."""
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the run over which the ensemble's weight rises from 0."""
+    third: bool = False
+    """Whether the ensemble teaches a head of its own, which gets nothing else and is the one that is kept (OSTC)."""
+    reaches_features: bool = True
+    """`third`: whether what the ensemble teaches trains the features too, or that head alone."""
+
+    @model_validator(mode="after")
+    def _ensemble_teaches_the_third(self) -> SlimConfig:
+        if self.third and self.ensemble == 0:
+            raise ValueError("third is a head that the ensemble alone teaches; set ensemble above 0")
+        if not self.third and not self.reaches_features:
+            raise ValueError("reaches_features = false is an option of third = true")
+        return self
 
 
 class AdaptConfig(Options):

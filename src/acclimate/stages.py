@@ -164,6 +164,9 @@ def take_place(path: Path, stage: Callable[[], _T], console: Console | None) -> 
 def plain(config: Config, *sections: str) -> dict[str, Any]:
     """The sections that determine a result; how it is loaded and logged does not."""
     values = config.model_dump(mode="json", include=set(sections))
+    if "model" in values and config.model.kind != "slimmable":
+        # Others have one width, whatever it says.
+        del values["model"]["slimmable"]["models"]
     for section in values.values():
         if isinstance(section, dict):
             for key in ("workers", "cache_mb", "log_every"):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Budget, Config, DataConfig, merge, parse
+from acclimate.config import Budget, Config, DataConfig, SlimConfig, merge, parse
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
 
@@ -46,6 +46,7 @@ def train(
 ) -> Run:
     """Train a detector on the labelled source images of `config`, or go on with a run that was interrupted.
 
+    A slimmable detector trains at `model.slimmable.models` widths a step (the sandwich rule, see `adapt.slim`).
     With `role="oracle"` it trains on `config.oracle`, the labelled target images, for comparison alone. The run keeps
     the averaged weights of the last step: no labelled image chooses a checkpoint.
 
@@ -59,7 +60,8 @@ def train(
     import torch
 
     from acclimate.adapt.engine import accelerator, fit
-    from acclimate.adapt.objective import Objective
+    from acclimate.adapt.objective import Objective, Term
+    from acclimate.adapt.slim import Slim
     from acclimate.adapt.supervised import Supervised
     from acclimate.data import formats
     from acclimate.data.dataset import Loader
@@ -75,7 +77,10 @@ def train(
         return known
     torch.manual_seed(config.seed)
     detector = models.build(models.specify(config.model, images.classes), config.model.weights)
-    objective = Objective(detector, [Supervised()], config.train.ema, warm=True)
+    terms: list[Term] = [Supervised()]
+    if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
+        terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
+    objective = Objective(detector, terms, config.train.ema, warm=True)
     loader = Loader(
         images, None, detector.spec.image_size, config.augment, config.train, config.seed,
         acc.process_index, acc.num_processes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 from toy_training import ToyDetector, ToyLoader, schedule
@@ -45,8 +46,8 @@ from acclimate.config import (
 )
 from acclimate.data.formats import LabelledSet
 from acclimate.errors import AcclimateError
-from acclimate.models.detector import Detector, build, specify
-from acclimate.models.slimmable import Slimmable, Widths
+from acclimate.models.detector import Detector, build, load, save, specify
+from acclimate.models.slimmable import Slimmable, SlimmableDetector, Widths
 from acclimate.run import Manifest, Run
 from acclimate.structures import Annotations, Batch
 
@@ -408,6 +409,98 @@ def test_a_real_bank_adapts(kind: str) -> None:
     total.backward()
     assert all(parameter.grad is not None for parameter in detector.parameters() if parameter.requires_grad)
     objective.after_step(1)
+
+
+def step_of(objective: Objective) -> dict[str, Tensor]:
+    """The losses of a step on random images with a box."""
+    images = 255 * torch.rand(2, 3, 64, 64)
+    box = Annotations(np.float32([[8, 8, 40, 40]]), np.array([0]), np.array([False]))
+    losses: dict[str, Tensor] = objective(
+        Batch(images, images, [box, box]), Batch(images.flip(1), images.flip(1)), progress=0.5
+    )
+    return losses
+
+
+def reached(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> set[str]:
+    """The names of the parameters that a loss has a gradient for, other than zero everywhere."""
+    names, values = zip(*parameters, strict=True)
+    found = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
+    return {name for name, gradient in zip(names, found, strict=True) if gradient is not None and gradient.any()}
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_the_third_head_is_taught_by_the_ensemble_and_by_nothing_else(reaches: bool) -> None:
+    detector, chosen = real(third=True, reaches_features=reaches, threshold=0)
+    objective = Objective(detector, chosen.terms, 0.9, warm=False).train()
+    (slim,) = chosen.terms
+    assert isinstance(slim, Slim)
+    assert slim.third is not None
+    losses = step_of(objective)
+    taught = losses["slim/class"] + losses["slim/box"]
+    rest = sum((loss for name, loss in losses.items() if not name.startswith("slim/")), torch.zeros(()))
+    own = {name for name, _ in detector.named_parameters() if name.split(".")[0] in detector.predictors}
+    third = {name for name, _ in slim.third.named_parameters()}
+    assert third == own, "it has the places of the detector's own head"
+    assert reached(rest, slim.third.named_parameters()) == set()
+    assert reached(taught, slim.third.named_parameters()) == third
+    by_ensemble = reached(taught, detector.named_parameters())
+    assert by_ensemble.isdisjoint(own), "the ensemble's members do not learn from it"
+    assert bool(by_ensemble) == reaches
+    scores = {name for name in own if name.startswith(("class_tower", "classify"))}
+    assert scores <= reached(rest, detector.named_parameters())
+
+
+def test_the_third_head_starts_as_the_detector_s_own() -> None:
+    """Before any step the ensemble's losses of both heads are equal, at every width."""
+    detector, chosen = real(third=True)
+    (slim,) = chosen.terms
+    assert isinstance(slim, Slim)
+    assert isinstance(detector, SlimmableDetector)
+    detector.eval()
+    images = 255 * torch.rand(2, 3, 64, 64)
+    batch = Batch(images, images)
+    for width in (1.0, 0.5, 0.25):
+        detector.set_width(width)
+        one = Step(detector, detector, batch, batch, 0.0, ("target_strong",))
+        soft = dense_ensemble([detector(images.flip(0))], [1.0], 1.0)
+        found, expected = slim._taught(one, soft), one.distillation("target_strong", soft, slim.config.threshold)
+        for name, loss in expected.items():
+            torch.testing.assert_close(found[name], loss)
+
+
+def test_checkpoints_hold_the_third_head_and_every_width_deploys_it(tmp_path: Path) -> None:
+    detector, chosen = real(third=True)
+    objective = Objective(detector, chosen.terms, 0.0, warm=False).train()
+    (slim,) = chosen.terms
+    assert isinstance(slim, Slim)
+    assert slim.third is not None
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
+    for step in range(2):
+        sum(step_of(objective).values(), torch.zeros(())).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step(step + 1)
+    save(objective.average, tmp_path)
+    bank = load(tmp_path)
+    kept, own, third = bank.state_dict(), detector.state_dict(), slim.third.state_dict()
+    for name, value in own.items():
+        assert torch.equal(kept[name], third.get(name, value)), name
+    norm = "class_tower.0.first.0.running_mean"
+    for name in ("class_tower.0.pointwise.weight", "regress.bias", norm):
+        assert not torch.equal(third[name], own[name]), name
+    assert isinstance(bank, SlimmableDetector)
+    plain = bank.extract(0.5)
+    found = plain.get_parameter("class_tower.0.pointwise.weight")
+    assert torch.equal(found, third["class_tower.0.pointwise.weight"][: len(found), : found.shape[1]])
+
+
+def test_options_of_a_third_head_that_nothing_teaches_are_refused() -> None:
+    with pytest.raises(ValidationError, match="third is a head that the ensemble alone teaches"):
+        SlimConfig(third=True, ensemble=0)
+    with pytest.raises(ValidationError, match="reaches_features = false is an option of third"):
+        SlimConfig(reaches_features=False)
+    config = Config(adapt=AdaptConfig(slim=SlimConfig(third=True, reaches_features=False)))
+    assert source_only(config).adapt.slim == SlimConfig(ensemble=0), "the baseline has no ensemble, so no third"
 
 
 def test_the_baseline_is_a_bank_without_the_target() -> None:

@@ -84,7 +84,8 @@ def source_only(config: Config) -> Config:
 
     It is the baseline that an adaptation must beat: what needs no target image, both have. A bank is trained on as one.
     """
-    bank = config.adapt.slim and config.adapt.slim.model_copy(update={"ensemble": 0.0})
+    none = {"ensemble": 0.0, "third": False, "reaches_features": True}
+    bank = config.adapt.slim and config.adapt.slim.model_copy(update=none)
     alone = AdaptConfig(supervised=config.adapt.supervised or 1.0, teacher=None, slim=bank)
     views = config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
     return config.model_copy(update={"adapt": alone, "augment": views})

@@ -130,12 +130,17 @@ class Term(nn.Module):
     def after_step(self, detector: Detector) -> None:
         """Called after the optimiser's step."""
 
+    def deployed(self) -> dict[str, Tensor]:
+        """Weights and statistics, by the detector's names, that the average follows in place of the detector's own."""
+        return {}
+
 
 class Objective(nn.Module):
     """The detector, the average of its weights, and the terms.
 
     The average (Polyak averaging; Tarvainen and Valpola 2017 as a mean teacher) is what checkpoints hold. It is a plain
-    detector: where a method has reparametrised the layers, what is averaged are the weights that they compute with.
+    detector: where a method has reparametrised the layers, what is averaged are the weights that they compute with, and
+    where a term has trained a part to be deployed in place of the detector's own (`Term.deployed`), that part.
     """
 
     def __init__(self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool) -> None:
@@ -167,6 +172,9 @@ class Objective(nn.Module):
         """Move the average towards the weights just reached; then let the terms finish."""
         decay = min(self.ema, (1 + step) / (10 + step)) if self.warm else self.ema
         own, average = folded_state(self.detector), self.average.state_dict()
+        for term in self.terms:
+            assert isinstance(term, Term)
+            own |= term.deployed()
         moving = [name for name, value in average.items() if value.is_floating_point()]
         torch._foreach_lerp_([average[n] for n in moving], [own[n] for n in moving], 1 - decay)
         for name, value in average.items():

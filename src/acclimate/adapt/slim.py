@@ -9,12 +9,17 @@ The averaged weights stay at full width. So does what they are normalised by: th
 model alone. A mean teacher inside is therefore the full average, whatever the width that it teaches; the statistics of
 a narrower model are taken anew before it is judged or extracted.
 
+With a third head (SlimDA's OSTC) the detector's own head is left to the terms, and provides the ensemble. What the
+ensemble says is taught to a copy of that head alone, at every width, and the average of the weights follows the copy:
+checkpoints are plain banks whose head is the copy, so whatever loads one deploys it.
+
 All models' activations are kept until the one backward pass of the step: memory grows with their number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Literal
@@ -23,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate.adapt.adversarial import Adversarial
@@ -135,13 +141,28 @@ class Slim(Term):
 
     done: Tensor
 
-    def __init__(self, config: SlimConfig, terms: Sequence[Term], macs: Callable[[Widths], float], seed: int) -> None:
-        """`macs` counts what a model computes, in any unit; `seed` is the run's."""
+    def __init__(
+        self,
+        config: SlimConfig,
+        terms: Sequence[Term],
+        macs: Callable[[Widths], float],
+        seed: int,
+        third: nn.ModuleDict | None = None,
+    ) -> None:
+        """
+        Args:
+            config: the options.
+            terms: what each model trains on.
+            macs: counts what a model computes, in any unit.
+            seed: the run's.
+            third: a copy of the detector's `predictors`, by their names, that the ensemble teaches in their place.
+        """
         super().__init__()
         self.config = config
         self.terms = nn.ModuleList(terms)
         self.macs = macs
         self.seed = seed
+        self.third = third
         self.inner: tuple[View, ...] = tuple(dict.fromkeys(view for term in terms for view in term.views))
         if config.ensemble > 0:
             seen: View = "target_weak" if config.view == "weak" else "target_strong"
@@ -165,7 +186,9 @@ class Slim(Term):
                 "adapt.adversarial: a critic is made for one number of channels, and widths differ in it; set it to "
                 "none or leave out adapt.slim"
             )
-        return cls(options, terms, functools.partial(macs, detector), seed)
+        copied = {name: copy.deepcopy(detector.get_submodule(name)) for name in detector.predictors}
+        third = nn.ModuleDict(copied) if options.third else None
+        return cls(options, terms, functools.partial(macs, detector), seed, third)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         detector, average = step.detector, step.average
@@ -186,7 +209,7 @@ class Slim(Term):
         try:
             for i, (widths, one) in enumerate(zip(batch, steps, strict=True)):
                 detector.set_width(widths)
-                with contextlib.nullcontext() if i == 0 else _statistics_kept(step.detector):
+                with _statistics_of_the_largest(i, detector):
                     for term in self.terms:
                         _add(losses, term(one), scale)
                     if self.config.ensemble > 0:
@@ -194,9 +217,10 @@ class Slim(Term):
             if self.config.ensemble > 0:
                 weight = self.config.ensemble * min(1.0, step.progress / self.config.ramp if self.config.ramp else 1.0)
                 soft = self._ensemble(batch, [one.raw(self.seen) for one in steps])
-                for widths, one in zip(batch, steps, strict=True):
+                for i, (widths, one) in enumerate(zip(batch, steps, strict=True)):
                     detector.set_width(widths)
-                    found = one.distillation("target_strong", soft, self.config.threshold)
+                    with _statistics_of_the_largest(i, detector):
+                        found = self._taught(one, soft)
                     _add(losses, {f"slim/{name}": loss for name, loss in found.items()}, scale * weight)
         finally:
             detector.set_width(batch[0])
@@ -207,6 +231,25 @@ class Slim(Term):
         for term in self.terms:
             assert isinstance(term, Term)
             term.after_step(detector)
+
+    def deployed(self) -> dict[str, Tensor]:
+        return {} if self.third is None else self.third.state_dict()
+
+    def _taught(self, one: Step, soft: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What one model still has to learn of the ensemble: its own head, or the third on its features."""
+        if self.third is None:
+            return one.distillation("target_strong", soft, self.config.threshold)
+        features = one.features("target_strong")
+        if not self.config.reaches_features:
+            features = [level.detach() for level in features]
+        # The detector's layers know the width; they compute with the third head's weights, and keep its statistics.
+        state = {
+            f"detector.{name}": value
+            for values in (self.third.named_parameters(), self.third.named_buffers())
+            for name, value in values
+        }
+        raw = functional_call(_Head(one.detector), state, (features,))
+        return one.detector.distillation(features, soft, self.config.threshold, raw)
 
     @torch.no_grad()
     def _ensemble(self, batch: Sequence[Widths], raws: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
@@ -231,14 +274,28 @@ class _OneModel(Step):
         return self._batch.average_raw(view)
 
 
+class _Head(nn.Module):
+    """A detector's head alone, as a module that is called."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self.detector.head(features)
+
+
 def _add(losses: dict[str, Tensor], more: dict[str, Tensor], scale: float) -> None:
     for name, loss in more.items():
         losses[name] = losses[name] + scale * loss if name in losses else scale * loss
 
 
 @contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batches are normalised as ever, and the running statistics do not hear of it."""
+def _statistics_of_the_largest(place: int, module: nn.Module) -> Iterator[None]:
+    """Batches are normalised as ever; running statistics hear of those of the model at place 0 alone, the largest."""
+    if place == 0:
+        yield
+        return
     layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

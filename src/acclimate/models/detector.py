@@ -113,6 +113,8 @@ class Detector(nn.Module, ABC):
     a step need not run its head."""
     output_names: ClassVar[tuple[str, ...]] = ("logits", "distances")
     """Of `forward`'s outputs, as `edge.artifact.Decode` calls them."""
+    predictors: ClassVar[tuple[str, ...]] = ()
+    """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
