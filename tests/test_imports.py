@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "acclimate"
 ARCHITECTURE = SOURCE.parents[1] / "docs" / "architecture.md"
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "hotcoco", "openvino", "scipy"}
-DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "onnxruntime", "rich", "typer", "acclimate"}
+DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "packaging", "onnxruntime", "rich", "typer", "acclimate"}
 DEVICE_PARTS = {"edge", "structures", "errors"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "core", "base_utils"}
 

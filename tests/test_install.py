@@ -105,8 +105,20 @@ def test_an_artifact_detects_there_what_it_detects_here(base: Path, tmp_path: Pa
 
     done = acclimate(base, tmp_path, "predict", "artifact", "images", "--out", "there", "--threshold", "0.005")
     assert done.returncode == 0, done.stdout + done.stderr
+    # The same as a package, packed there and run by itself.
+    packed = acclimate(base, tmp_path, "package", "artifact", "--out", "site.zip")
+    assert packed.returncode == 0, packed.stdout + packed.stderr
+    (tmp_path / "artifact").rename(tmp_path / "away")
+    done = subprocess.run(
+        [str(base / "python"), "site.zip", "predict", "images", "--out", "packed", "--threshold", "0.005"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "away").rename(tmp_path / "artifact")
     predict_folder(artifact.folder, tmp_path / "images", tmp_path / "here", threshold=0.005)
     (there,) = json.loads((tmp_path / "there" / "detections.json").read_text())["images"]
+    (from_package,) = json.loads((tmp_path / "packed" / "detections.json").read_text())["images"]
     (here,) = json.loads((tmp_path / "here" / "detections.json").read_text())["images"]
     assert here["detections"]
     assert there["detections"] == here["detections"]
+    assert from_package["detections"] == here["detections"]

@@ -61,6 +61,7 @@ OwnOptions = Annotated[
 ]
 Target = Annotated[Path | None, typer.Option("--data", help="labelled images of the target, to measure accuracy on")]
 Source = Annotated[Path | None, typer.Option("--source", help="labelled images of the source, likewise")]
+Digest = Annotated[str, typer.Option("--digest", help="of a package: refuse another one than `package` printed")]
 Limits = Annotated[
     str, typer.Option("--budget", help="latency_ms=10,size_mb=4,memory_mb=200,macs_m=500,threads=1,max_ap50_drop=0.01")
 ]
@@ -224,21 +225,34 @@ def export(
 
 
 @app.command()
-def verify(
+def package(
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder")],
+    out: Annotated[Path, typer.Option(help="the file to write, such as site.zip")],
+) -> None:
+    """Pack an artifact into one file for a device: with checksums, exact versions, and a way to run it."""
+    from acclimate import workflow
+
+    workflow.package(artifact, out, console=_out)
+    _say("package", out)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     options: OwnOptions = None,
     data: Target = None,
     source: Source = None,
     budget: Limits = "",
+    digest: Digest = "",
 ) -> None:
     """Measure an artifact on its runtime. Exit status 1 when the budget or the accuracy tolerance is broken."""
     from acclimate import workflow
-    from acclimate.verify import print_verification
+    from acclimate.verify import print_verification, saved
 
     limits = _budget(budget)
-    result = workflow.verify(artifact, _sets(source, data, options), limits, console=_out)
+    result = workflow.verify(artifact, _sets(source, data, options), limits, expected=digest, console=_out)
     print_verification(result, _out)
-    _say("verification", artifact / "verification.json")
+    _say("verification", saved(artifact))
     if not result.passed:
         _say_missed([result])
         raise typer.Exit(1)
@@ -246,16 +260,17 @@ def verify(
 
 @app.command()
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="an artifact's folder")],
+    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     images: Annotated[Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list or a video")],
     out: Annotated[Path, typer.Option(help="where JSON and pictures go")],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is reported")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    digest: Digest = "",
 ) -> None:
     """Detect in images or a video: JSON and annotated pictures. Needs no torch."""
     from acclimate import workflow
 
-    workflow.predict(artifact, images, out, threshold=threshold, threads=threads, console=_out)
+    workflow.predict(artifact, images, out, threshold=threshold, threads=threads, expected=digest, console=_out)
 
 
 @app.command()

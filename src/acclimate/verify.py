@@ -204,10 +204,16 @@ def verify(
     return judge(loaded.folder, verification, budget)
 
 
+def saved(artifact: Path) -> Path:
+    """Where the verification of an artifact is: in its folder, or beside the package that it came in."""
+    artifact = Path(artifact)
+    return artifact.with_suffix(".verification.json") if artifact.is_file() else artifact / "verification.json"
+
+
 def stored(folder: Path) -> Verification | None:
     """The last verification of the artifact in `folder`; None where there is none, or none that can be used."""
     try:
-        return Verification.model_validate(read_json(Path(folder) / "verification.json"))
+        return Verification.model_validate(read_json(saved(folder)))
     except (AcclimateError, ValidationError):
         return None
 
@@ -217,7 +223,7 @@ def judge(folder: Path, verification: Verification, budget: Budget) -> Verificat
     judged = verification.model_copy(update={"budget": budget})
     checks = tuple(_checks(judged))
     judged = judged.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
-    write_text(Path(folder) / "verification.json", judged.model_dump_json(indent=1) + "\n")
+    write_text(saved(folder), judged.model_dump_json(indent=1) + "\n")
     return judged
 
 

@@ -24,11 +24,12 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.config import Budget, Config, DataConfig, SlimConfig, merge, parse
 from acclimate.errors import AcclimateError
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, writing
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.data.inspect import DataSummary
+    from acclimate.edge.package import Package
     from acclimate.models.detector import Detector
     from acclimate.models.slimmable import SlimmableDetector
     from acclimate.select.budget import Cost, Table, Width
@@ -628,31 +629,76 @@ def _export(run: Run, runtime: str, precision: Precision, calibration: Sequence[
     return folder
 
 
+def package(artifact: str | Path, out: str | Path, *, console: Console | None = None) -> Package:
+    """Pack an artifact into the one file that goes to a device; see `edge.package`. Needs no torch.
+
+    Args:
+        artifact: an artifact's folder, or a package, which is packed anew.
+        out: the file to write.
+        console: where the summary goes.
+
+    Raises:
+        AcclimateError: the artifact is damaged, what it runs on is not installed, or `out` cannot be written.
+    """
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.package import locked, opened, pack
+    from acclimate.runtimes.base import distributions
+
+    with opened(Path(artifact)) as folder:
+        lock = locked(["acclimate", *distributions(Artifact.open(folder).manifest.runtime)])
+        packed = pack(folder, Path(out), lock)
+    if console is not None:
+        size, count = Path(out).stat().st_size / 1e6, len(lock)
+        console.print(f"packed {packed.manifest.artifact}: {size:.2f} MB, {count} packages locked", highlight=False)
+        console.print(f"digest: {packed.digest}", highlight=False)
+    return packed
+
+
 def verify(
     artifact: str | Path,
     data: Sequence[tuple[DataConfig, str, Role]] = (),
     budget: Budget | None = None,
     *,
     again: bool = True,
+    expected: str = "",
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact on its own runtime: accuracy against the eager model, parity, latency, size, memory.
 
     Args:
-        artifact: an artifact's folder.
+        artifact: an artifact's folder, or a package.
         data: labelled sets, each with a name and its domain; none measures latency and size alone.
         budget: what must hold; None holds the accuracy tolerance alone.
         again: False takes what was measured before on the same inputs, and holds it against `budget`; a latency that
             broke the budget is measured again all the same, as the machine may have been busy.
+        expected: the digest that the package must have; none means any.
         console: where progress goes.
 
     Raises:
         AcclimateError: the artifact is damaged, or a set cannot be used.
     """
+    from acclimate.edge.package import opened
+    from acclimate.verify import saved
+
+    with opened(Path(artifact), expected) as folder:
+        result = _verify(folder, data, budget, again, console)
+        if Path(artifact).is_file():
+            with writing(Path(artifact).parent):
+                shutil.copyfile(saved(folder), saved(Path(artifact)))
+    return result
+
+
+def _verify(
+    folder: Path,
+    data: Sequence[tuple[DataConfig, str, Role]],
+    budget: Budget | None,
+    again: bool,
+    console: Console | None,
+) -> Verification:
     from acclimate import verify as verification
     from acclimate.edge.artifact import Artifact
 
-    loaded = Artifact.open(Path(artifact))
+    loaded = Artifact.open(folder)
     sets = []
     if data:
         from acclimate.data import formats
@@ -675,20 +721,22 @@ def predict(
     *,
     threshold: float | None = None,
     threads: int = 1,
+    expected: str = "",
     console: Console | None = None,
 ) -> Path:
-    """Detect with an artifact in an image, a folder, a .txt list or a video; the path of the JSON file. Needs no torch.
+    """Detect with an artifact or a package in an image, a folder, a list or a video; the JSON file. Needs no torch.
 
     See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
+    Unless `expected` is empty, a package must have that digest.
 
     Raises:
         AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.
     """
+    from acclimate.edge.package import opened
     from acclimate.edge.predict import predict_folder
 
-    return predict_folder(
-        Path(artifact), Path(images), Path(out), threshold=threshold, threads=threads, console=console
-    )
+    with opened(Path(artifact), expected) as folder:
+        return predict_folder(folder, Path(images), Path(out), threshold=threshold, threads=threads, console=console)
 
 
 def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budget: Budget | None = None) -> Path:

@@ -20,6 +20,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
 from acclimate.edge.images import SUFFIXES, Letterbox, letterbox, read_image, to_input
+from acclimate.edge.package import opened
 from acclimate.errors import AcclimateError
 from acclimate.run import write_text, writing
 from acclimate.structures import Detections, Image
@@ -45,12 +46,13 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1) -> Predictor:
-        """Check the artifact in `folder` and load it.
+        """Check the artifact in `folder`, or in the package of that name, and load it.
 
         Raises:
-            AcclimateError: see `Artifact.open` and the class.
+            AcclimateError: see `Artifact.open`, `edge.package.unpack` and the class.
         """
-        return cls(Artifact.open(Path(folder)), threads)
+        with opened(Path(folder)) as found:
+            return cls(Artifact.open(found), threads)
 
     def __call__(self, image: Image) -> Detections:
         """What is in `image` ((H, W, 3) RGB uint8): boxes in its pixels, best first, down to the decoding threshold."""
@@ -94,7 +96,7 @@ def predict_folder(
     called again with the same artifact and threshold it goes on there. A video starts anew.
 
     Args:
-        artifact: an artifact's folder.
+        artifact: an artifact's folder, or a package.
         source: an image, a folder (with its subfolders), a .txt list (a path a line, relative to the list), a video.
         out: the folder to write.
         threshold: lowest score that is reported; None means the artifact's own.

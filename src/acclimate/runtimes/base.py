@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
+from importlib import metadata
 from numpy.typing import NDArray
 
 from acclimate import __version__
@@ -108,6 +109,19 @@ def check_export(name: str, precisions: Sequence[str], key: str) -> None:
     carried = runtime(name).precisions
     if missing := why_not(name, "export"):
         raise AcclimateError(missing)
+def distributions(name: str) -> list[str]:
+    """The packages, as `pip` names them, that bring what the runtime `name` loads artifacts with.
+
+    Raises:
+        AcclimateError: there is none of that name, or its packages are not installed.
+    """
+    runtime(name)
+    if missing := why_not(name):
+        raise AcclimateError(missing)
+    carriers = metadata.packages_distributions()
+    return sorted({carriers[module][0] for module in RUNTIMES[name].load})
+
+
     for precision in precisions:
         if precision not in carried:
             raise AcclimateError(f"{key}: {name} does not export {precision}; choose {' or '.join(carried)}")

@@ -1,0 +1,341 @@
+"""The package: one file that takes an artifact to a device, and is looked through before anything in it is used.
+
+It is a zip file without compression that holds, in this order,
+
+    package.json        what it is, and the SHA-256 of every other file (`PackageManifest`)
+    __main__.py         `python site.zip VERB ...` means `acclimate VERB site.zip ...`, with the acclimate of the device
+    requirements.txt    exact versions of acclimate and of all that the artifact's runtime needs, for pip
+    artifact/           the artifact's folder
+
+Without compression its bytes depend on nothing but what is in it, and it cannot unpack to more than its own size; the
+weights of a detector would shrink by a sixth at most. A package is accepted when packing its files anew gives the same
+bytes: that leaves no place for a link, a path out of the folder, a file that the list does not have, or a changed byte.
+The SHA-256 of package.json is the package's *digest*. Who compares it with the one that `acclimate package` printed
+knows that it is the same package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import hmac
+import json
+import logging
+import re
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel, ConfigDict
+
+from acclimate import __version__
+from acclimate.edge.artifact import Artifact
+from acclimate.errors import AcclimateError
+from acclimate.run import file_digest, write_bytes, writing
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""The package format that this version writes, and the newest it reads."""
+LARGEST = 512 * 2**20
+"""Bytes of the largest package that is written or read."""
+FILES = 64
+"""A package holds no more files than this."""
+LARGEST_LIST = 2**20
+"""Bytes of the largest package.json."""
+
+_LIST, _MAIN, _LOCK, _ARTIFACT = "package.json", "__main__.py", "requirements.txt", "artifact/"
+_NAME = re.compile(r"(artifact/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_END = struct.Struct("<4s4H2LH")
+_ZIP64 = b"PK\x06\x07"
+
+_PROGRAM = '''\
+"""python site.zip VERB ARGUMENTS: the same as acclimate VERB site.zip ARGUMENTS, with the acclimate installed here."""
+
+import sys
+
+package = sys.path.pop(0)
+try:
+    from acclimate.cli import main
+except ModuleNotFoundError as missing:
+    unpack = f"python -m zipfile -e {package} site && python -m pip install -r site/requirements.txt"
+    sys.exit(f"error: {missing.name} is not installed here: {unpack}")
+if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+    sys.exit(f"usage: python {package} VERB ...; for example: python {package} predict images --out found")
+sys.exit(main([sys.argv[1], package, *sys.argv[2:]]))
+'''
+
+
+class PackageManifest(BaseModel):
+    """Written as `package.json`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format: int = FORMAT
+    artifact: str
+    """Name of the artifact inside."""
+    runtime: str
+    precision: str
+    files: dict[str, str]
+    """Path in the package -> SHA-256, in the package's order."""
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package that was written, or was looked through and found whole."""
+
+    manifest: PackageManifest
+    digest: str
+    """SHA-256 of package.json, hexadecimal."""
+
+
+def pack(artifact: Path, out: Path, requirements: Sequence[str]) -> Package:
+    """Write the package of an artifact; the same input gives the same bytes.
+
+    Args:
+        artifact: its folder.
+        out: the file to write; one that is there is replaced.
+        requirements: lines of requirements.txt; see `locked`.
+
+    Raises:
+        AcclimateError: the artifact is damaged or larger than any package, or `out` cannot be written.
+    """
+    opened_artifact = Artifact.open(artifact)
+    folder, out = opened_artifact.folder, Path(out)
+    names = ["artifact.json", *sorted(opened_artifact.manifest.files)]
+    size = sum((folder / name).stat().st_size for name in names)
+    if size > LARGEST:
+        raise AcclimateError(f"{folder}: is {size / 1e6:.0f} MB, and a package holds at most {LARGEST / 1e6:.0f} MB")
+    contents = {_MAIN: _PROGRAM.encode(), _LOCK: "".join(f"{line}\n" for line in requirements).encode()}
+    contents |= {_ARTIFACT + name: (folder / name).read_bytes() for name in names}
+    for name in contents:
+        if not _NAME.fullmatch(name):
+            raise AcclimateError(f"{folder / Path(name).name}: a package holds no file of such a name; rename it")
+    manifest = PackageManifest(
+        artifact=opened_artifact.manifest.name,
+        runtime=opened_artifact.manifest.runtime,
+        precision=opened_artifact.manifest.precision,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    )
+    listed = (manifest.model_dump_json(indent=1) + "\n").encode()
+    buffer = BytesIO()
+    _write(buffer, {_LIST: BytesIO(listed), **{name: BytesIO(data) for name, data in contents.items()}})
+    if out.is_dir():
+        raise AcclimateError(f"{out}: is a folder; name the file to write, such as {out / 'site.zip'}")
+    write_bytes(out, buffer.getvalue())
+    return Package(manifest, hashlib.sha256(listed).hexdigest())
+
+
+def unpack(file: Path, folder: Path, expected: str = "") -> Package:
+    """Look a package through and put its files into `folder`, all of them or none.
+
+    Args:
+        file: the package.
+        folder: does not exist yet; afterwards it holds what the package does, the artifact in `artifact/`.
+        expected: the digest that it must have; none means any.
+
+    Raises:
+        AcclimateError: it is no package, damaged, changed, too large, from a newer version, not the expected one, or
+            `folder` cannot be written.
+    """
+    file, folder = Path(file), Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True)
+    try:
+        with writing(folder), _reading(file), open(file, "rb") as stream:
+            _check_end(file, stream)
+            with zipfile.ZipFile(stream) as archive:
+                package = _extract(file, archive, folder)
+            with tempfile.TemporaryFile(dir=folder.parent) as again, contextlib.ExitStack() as stack:
+                names = [_LIST, *package.manifest.files]
+                _write(again, {name: stack.enter_context(open(folder / name, "rb")) for name in names})
+                if not _same(stream, again):
+                    raise AcclimateError(f"{file}: is not as it was packed; copy the package again")
+        if expected and not hmac.compare_digest(package.digest, expected.lower()):
+            raise AcclimateError(f"{file}: is another package: its digest is {package.digest}, not {expected}")
+        Artifact.open(folder / _ARTIFACT)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return package
+
+
+@contextlib.contextmanager
+def opened(path: Path, expected: str = "") -> Iterator[Path]:
+    """The artifact's folder, whether `path` is that folder or a package, which is unpacked for as long as needed.
+
+    Args:
+        path: an artifact's folder or a package.
+        expected: the digest that the package must have; none means any.
+
+    Raises:
+        AcclimateError: see `unpack`; or `expected` is given for a folder, which has none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        if expected:
+            raise AcclimateError(f"{path}: only a package has a digest to compare with; leave --digest out")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="acclimate-") as temporary:
+        folder = Path(temporary) / "package"
+        unpack(path, folder, expected)
+        if unlike := differences(folder / _LOCK):
+            log.warning("%s: was packed with other versions than are installed here: %s", path, ", ".join(unlike))
+        yield folder / _ARTIFACT
+
+
+def locked(packages: Sequence[str]) -> list[str]:
+    """`name==version` of installed packages and of all that they need, sorted; no registry is named.
+
+    Args:
+        packages: distributions, as `pip` names them.
+
+    Raises:
+        AcclimateError: one of them is not installed.
+    """
+    versions: dict[str, str] = {}
+    waiting = [Requirement(name) for name in packages]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            raise AcclimateError(
+                f"{name} is not installed, so its version cannot be locked: pip install {name}"
+            ) from None
+        stated = [Requirement(text) for text in metadata.requires(name) or ()]
+        for extra in extras or {""}:
+            waiting += [one for one in stated if one.marker is None or one.marker.evaluate({"extra": extra})]
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def differences(lock: Path) -> list[str]:
+    """What is installed here in another version than `lock` says: "numpy 2.0 instead of 2.1"."""
+    found = []
+    for line in lock.read_text().splitlines():
+        name, _, version = line.partition("==")
+        with contextlib.suppress(metadata.PackageNotFoundError, ValueError):
+            if (here := metadata.version(name)) != version:
+                found.append(f"{name} {here} instead of {version}")
+    return found
+
+
+def _write(target: IO[bytes], contents: Mapping[str, IO[bytes]]) -> None:
+    """The zip file of `contents`, in their order; of the machine and the day nothing goes into it."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, stream in contents.items():
+            entry = zipfile.ZipInfo(name)
+            entry.create_system = 3
+            entry.external_attr = 0o100644 << 16
+            with archive.open(entry, "w") as member:
+                shutil.copyfileobj(stream, member)
+
+
+def _check_end(file: Path, stream: IO[bytes]) -> None:
+    """Refuse, from the last bytes alone, what is no zip file or would cost memory to list."""
+    size = stream.seek(0, 2)
+    if size > LARGEST + LARGEST_LIST:
+        raise AcclimateError(f"{file}: is {size / 1e6:.0f} MB, and no package is larger than {LARGEST / 1e6:.0f} MB")
+    stream.seek(max(0, size - _END.size - 20))
+    tail = stream.read()
+    end = tail[-_END.size :]
+    if len(end) < _END.size or not end.startswith(b"PK\x05\x06"):
+        raise AcclimateError(f"{file}: not a package, or cut short; `acclimate package` makes one")
+    count, length = _END.unpack(end)[4:6]
+    if count > FILES or length > FILES * 256 or tail.startswith(_ZIP64):
+        raise AcclimateError(f"{file}: holds more files than any package; `acclimate package` makes one")
+    stream.seek(0)
+
+
+def _extract(file: Path, archive: zipfile.ZipFile, folder: Path) -> Package:
+    """Write the files that the list names, each with the digest that it names; nothing is written outside `folder`."""
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if len(entries) != len(archive.infolist()):
+        raise AcclimateError(f"{file}: holds a file twice; copy the package again")
+    first = entries.pop(_LIST, None)
+    if first is None or first.file_size > LARGEST_LIST:
+        raise AcclimateError(f"{file}: not a package (it has no {_LIST}); `acclimate package` makes one")
+    for name, entry in {_LIST: first, **entries}.items():
+        if not _NAME.fullmatch(name) or entry.compress_type != zipfile.ZIP_STORED:
+            raise AcclimateError(f"{file}: holds {name[:100]!r}, as no package does; `acclimate package` makes one")
+    # Without compression, files that are larger together than the whole lie over one another.
+    if sum(entry.file_size for entry in (first, *entries.values())) > LARGEST + LARGEST_LIST:
+        raise AcclimateError(f"{file}: unpacks to more than any package; `acclimate package` makes one")
+    listed = archive.read(first)
+    manifest = _manifest(file, listed)
+    for name in [*manifest.files, *entries]:
+        if name not in entries:
+            raise AcclimateError(f"{file}: {name} is missing; copy the package again")
+        if name not in manifest.files:
+            raise AcclimateError(f"{file}: {name} was added to what was packed; copy the package again")
+    (folder / _ARTIFACT).mkdir()
+    (folder / _LIST).write_bytes(listed)
+    for name, expected in manifest.files.items():
+        with archive.open(entries[name]) as member, open(folder / name, "wb") as target:
+            shutil.copyfileobj(member, target)
+        if file_digest(folder / name) != expected:
+            raise AcclimateError(f"{file}: {name} is not what was packed (its SHA-256 differs); copy the package again")
+    return Package(manifest, hashlib.sha256(listed).hexdigest())
+
+
+def _manifest(file: Path, listed: bytes) -> PackageManifest:
+    try:
+        values = json.loads(listed)
+        version = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
+        if isinstance(version, int) and version > FORMAT:
+            raise AcclimateError(
+                f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
+                f"this one reads up to format {FORMAT}: update acclimate on this machine"
+            )
+        manifest = PackageManifest.model_validate(values)
+    except ValueError:
+        raise AcclimateError(f"{file}: its {_LIST} is damaged; copy the package again") from None
+    if _LOCK not in manifest.files:
+        raise AcclimateError(f"{file}: {_LOCK} is missing; `acclimate package` makes a package with it")
+    return manifest
+
+
+def _same(first: IO[bytes], second: IO[bytes]) -> bool:
+    """Whether two files hold the same bytes, read from the start."""
+    first.seek(0)
+    second.seek(0)
+    while True:
+        one, other = first.read(2**20), second.read(2**20)
+        if one != other:
+            return False
+        if not one:
+            return True
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what `zipfile` makes of a damaged file into one clear line."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
+    except OSError as error:
+        # An offset that leads before the start of the file.
+        if error.errno != errno.EINVAL:
+            raise
+        raise AcclimateError(f"{file}: is a damaged package; copy it again") from None
+    # A damaged zip file ends in any of these, from the module and from what it uses.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error) as error:
+        raise AcclimateError(f"{file}: is a damaged package ({error}); copy it again") from None

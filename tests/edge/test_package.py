@@ -1,0 +1,337 @@
+"""A package is whole or it is refused, in one line, before anything in it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+
+import coloured_squares as squares
+from acclimate import workflow
+from acclimate.edge import package
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
+from acclimate.edge.package import FILES, FORMAT, Package, differences, locked, opened, pack, unpack
+from acclimate.edge.predict import Predictor, predict_folder
+from acclimate.errors import AcclimateError
+from acclimate.run import file_digest
+from acclimate.runtimes import base
+
+LOCK = ["numpy==2.0.0", "onnxruntime==1.0.0"]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifacts") / "onnx-fp32"
+    return base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a few bytes that no runtime would load."""
+    folder = tmp_path_factory.mktemp("artifacts") / "small"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(bytes(range(256)))
+    manifest = ArtifactManifest(
+        name="small",
+        runtime="onnx",
+        precision="fp32",
+        classes=("car",),
+        image_size=(64, 64),
+        decode=Decode(strides=(8,)),
+        files={"model.onnx": file_digest(folder / "model.onnx")},
+    )
+    (folder / "artifact.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(small: Path) -> Path:
+    pack(small, small.parent / "small.zip", LOCK)
+    return small.parent / "small.zip"
+
+
+def refused(file: Path, folder: Path, match: str, expected: str = "") -> None:
+    with pytest.raises(AcclimateError, match=match) as caught:
+        unpack(file, folder, expected)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert not folder.exists()
+
+
+def members(file: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(file) as archive:
+        return {entry.filename: archive.read(entry) for entry in archive.infolist()}
+
+
+def forge(target: Path, contents: dict[str, bytes], relist: bool = False, **marks: int) -> Path:
+    """A zip file that is like a package to the letter, but for what `contents` and `marks` of its entries say."""
+    if relist:
+        listed = json.loads(contents["package.json"])
+        rest = {name: data for name, data in contents.items() if name != "package.json"}
+        listed["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in rest.items()}
+        contents = {"package.json": json.dumps(listed).encode(), **rest}
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name)
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            for mark, value in marks.items():
+                setattr(entry, mark, value)
+            archive.writestr(entry, data)
+    return target
+
+
+def test_the_file_is_the_zip_format_and_nothing_else(small: Path, packed: Path) -> None:
+    contents = members(packed)
+    expected, directory = b"", b""
+    for name, data in contents.items():
+        # PKWARE's APPNOTE 6.3.4, 4.3.7 and 4.3.12: version 2.0, no flag, stored, 1980-01-01.
+        common = struct.pack("<5H3I2H", 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0)
+        central = struct.pack("<4s2B", b"PK\x01\x02", 20, 3) + common
+        directory += central + struct.pack("<3H2I", 0, 0, 0, 0o100644 << 16, len(expected)) + name.encode()
+        expected += b"PK\x03\x04" + common + name.encode() + data
+    count, start = len(contents), len(expected)
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(directory), start, 0)
+    assert packed.read_bytes() == expected + directory + end
+
+
+def test_the_same_input_gives_the_same_bytes(small: Path, packed: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(small, tmp_path / "elsewhere")
+    (copied / "verification.json").write_text("{}")
+    pack(copied, tmp_path / "again.zip", LOCK)
+    assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
+    assert pack(small, tmp_path / "other.zip", LOCK[:1]).digest != pack(small, tmp_path / "third.zip", LOCK).digest
+
+
+def test_what_was_packed_comes_out(small: Path, packed: Path, tmp_path: Path) -> None:
+    found = unpack(packed, tmp_path / "out")
+    assert found.manifest.artifact == "small"
+    assert found.digest == hashlib.sha256(members(packed)["package.json"]).hexdigest()
+    assert (tmp_path / "out" / "artifact" / "model.onnx").read_bytes() == bytes(range(256))
+    assert (tmp_path / "out" / "requirements.txt").read_text() == "numpy==2.0.0\nonnxruntime==1.0.0\n"
+    assert Artifact.open(tmp_path / "out" / "artifact").digest == Artifact.open(small).digest
+    assert not any(path.is_symlink() or path.stat().st_mode & stat.S_IXUSR for path in tmp_path.rglob("*.*"))
+
+
+def test_another_package_than_expected_is_refused(packed: Path, tmp_path: Path) -> None:
+    digest = unpack(packed, tmp_path / "any").digest
+    assert unpack(packed, tmp_path / "right", digest.upper()).digest == digest
+    refused(packed, tmp_path / "wrong", "is another package: its digest is", "0" * 64)
+
+
+@given(data=st.data(), flip=st.integers(1, 255))
+def test_a_changed_byte_is_refused(packed: Path, tmp_path_factory: pytest.TempPathFactory, data, flip: int) -> None:
+    changed = bytearray(packed.read_bytes())
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= flip
+    folder = tmp_path_factory.mktemp("changed")
+    (folder / "site.zip").write_bytes(changed)
+    refused(folder / "site.zip", folder / "out", "package")
+
+
+def test_a_changed_byte_of_any_header_is_refused(packed: Path, tmp_path: Path) -> None:
+    whole = packed.read_bytes()
+    with zipfile.ZipFile(packed) as archive:
+        entries = archive.infolist()
+        places = set(range(archive.start_dir, len(whole)))
+    for entry in entries:
+        places |= set(range(entry.header_offset, entry.header_offset + 30 + len(entry.filename)))
+    for place in sorted(places):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (tmp_path / "site.zip").write_bytes(changed)
+        refused(tmp_path / "site.zip", tmp_path / "out", "package")
+
+
+@given(cut=st.integers(0, 2000), junk=st.binary(max_size=100))
+def test_a_cut_or_longer_file_is_refused(
+    packed: Path, tmp_path_factory: pytest.TempPathFactory, cut: int, junk: bytes
+) -> None:
+    whole = packed.read_bytes()
+    folder = tmp_path_factory.mktemp("cut")
+    for data in (whole[: min(cut, len(whole) - 1)] + junk, whole[cut:] + b"x" + junk, b"x" + junk + whole, junk):
+        (folder / "site.zip").write_bytes(data)
+        refused(folder / "site.zip", folder / "out", "package")
+
+
+def test_a_missing_or_added_file_is_named(packed: Path, tmp_path: Path) -> None:
+    contents = members(packed)
+    without = {name: data for name, data in contents.items() if not name.endswith("model.onnx")}
+    refused(forge(tmp_path / "a.zip", without), tmp_path / "out", r"artifact/model.onnx is missing; copy the package")
+    added = {**contents, "artifact/more.bin": b"1"}
+    refused(forge(tmp_path / "b.zip", added), tmp_path / "out", r"artifact/more.bin was added")
+    changed = {**contents, "artifact/model.onnx": b"1" * 256}
+    refused(forge(tmp_path / "c.zip", changed), tmp_path / "out", r"model.onnx is not what was packed \(its SHA-256")
+    unlisted = {name: data for name, data in contents.items() if name != "package.json"}
+    refused(forge(tmp_path / "d.zip", unlisted), tmp_path / "out", "it has no package.json")
+    lockless = {name: data for name, data in contents.items() if name != "requirements.txt"}
+    refused(forge(tmp_path / "e.zip", lockless, relist=True), tmp_path / "out", "requirements.txt is missing")
+    bare = {name: data for name, data in contents.items() if not name.startswith("artifact/")}
+    with pytest.raises(AcclimateError, match="not an artifact"):
+        unpack(forge(tmp_path / "f.zip", bare, relist=True), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/tmp/evil", "artifact/../../evil", "artifact/deep/evil", "artifact\\evil", "ä", ".hidden", ""]
+)
+def test_a_name_that_leads_elsewhere_is_refused(packed: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    evil = forge(tmp_path / "in" / "site.zip", {**members(packed), name: b"x"}, relist=True)
+    before = sorted(tmp_path.rglob("*"))
+    refused(evil, tmp_path / "in" / "out", "holds .*, as no package does")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_compression_and_doubles_are_refused(packed: Path, tmp_path: Path) -> None:
+    contents = members(packed)
+    link = forge(tmp_path / "link.zip", contents, external_attr=(stat.S_IFLNK | 0o777) << 16)
+    refused(link, tmp_path / "out", "is not as it was packed")
+    bomb = {**contents, "artifact/zeros.bin": bytes(10**7)}
+    squeezed = forge(tmp_path / "bomb.zip", bomb, relist=True, compress_type=zipfile.ZIP_DEFLATED)
+    refused(squeezed, tmp_path / "out", "as no package does")
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "link.zip", "a") as archive:
+        archive.writestr("artifact/model.onnx", b"second")
+    refused(tmp_path / "link.zip", tmp_path / "out", "holds a file twice")
+
+
+def test_what_would_unpack_to_more_than_any_package_is_refused(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {**members(packed), **{f"artifact/{number}": b"" for number in range(FILES)}}
+    refused(forge(tmp_path / "many.zip", many, relist=True), tmp_path / "out", "more files than any package")
+    # All entries lie over one large file: each is stored, and together they are larger than the whole.
+    large = {**members(packed), **{f"artifact/{number}": bytes(10**5) for number in range(40)}}
+    data = forge(tmp_path / "large.zip", large, relist=True).read_bytes()
+    monkeypatch.setattr(package, "LARGEST", 10**6)
+    monkeypatch.setattr(package, "LARGEST_LIST", 10**5)
+    refused(tmp_path / "large.zip", tmp_path / "out", "no package is larger than 1 MB")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        starts = {entry.filename: entry.header_offset for entry in archive.infolist()}
+        directory = bytearray(data[archive.start_dir :])
+    first = starts["artifact/0"]
+    for name, start in starts.items():
+        if name.startswith("artifact/") and name[-1].isdigit():
+            place = directory.index(struct.pack("<I", start) + name.encode())
+            directory[place : place + 4] = struct.pack("<I", first)
+    body = data[: first + 10**5 + 100]
+    count, length = len(starts), len(directory) - 22
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, length, len(body), 0)
+    (tmp_path / "overlap.zip").write_bytes(body + directory[:-22] + end)
+    refused(tmp_path / "overlap.zip", tmp_path / "out", "unpacks to more than any package")
+
+
+def test_a_newer_format_says_update(packed: Path, tmp_path: Path) -> None:
+    contents = members(packed)
+    newer = json.dumps({"format": FORMAT + 1, "version": "9.0", "shape": "unheard of"}).encode()
+    forged = forge(tmp_path / "site.zip", {**contents, "package.json": newer})
+    refused(forged, tmp_path / "out", rf"format {FORMAT + 1} was written by a newer acclimate \(9.0\).*: update")
+    for damaged in (b"{", b"[]", b"\xff", b'{"format": "one"}'):
+        forged = forge(tmp_path / "site.zip", {**contents, "package.json": damaged})
+        refused(forged, tmp_path / "out", "package.json is damaged")
+
+
+def test_bad_paths(small: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(tmp_path / "none.zip", tmp_path / "out", "cannot be read")
+    with pytest.raises(AcclimateError, match="is a folder; name the file"):
+        pack(small, tmp_path, LOCK)
+    with pytest.raises(AcclimateError, match=r"not an artifact"):
+        pack(tmp_path, tmp_path / "site.zip", LOCK)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(AcclimateError, match="there: cannot be written"):
+        unpack(packed, tmp_path / "there")
+    monkeypatch.setattr(package, "LARGEST", 100)
+    with pytest.raises(AcclimateError, match="a package holds at most"):
+        pack(small, tmp_path / "site.zip", LOCK)
+    assert not (tmp_path / "site.zip").exists()
+
+
+def test_opened_is_the_folder_itself_or_a_package_for_a_while(small: Path, packed: Path, tmp_path: Path) -> None:
+    with opened(small) as folder:
+        assert folder == small
+    with opened(packed) as folder:
+        assert Artifact.open(folder).manifest.name == "small"
+    assert not folder.exists()
+    with pytest.raises(AcclimateError, match="only a package has a digest"), opened(small, "0" * 64):
+        pass
+
+
+def test_other_versions_are_told(packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), opened(packed):
+        pass
+    assert f"numpy {metadata.version('numpy')} instead of 2.0.0" in caplog.text
+    lock = tmp_path / "requirements.txt"
+    lock.write_text(f"numpy=={metadata.version('numpy')}\nno-such-package==1\n\nnonsense\n")
+    assert differences(lock) == []
+
+
+def test_the_lock_holds_all_that_is_needed_and_no_more() -> None:
+    lock = locked(["acclimate"])
+    names = [line.split("==")[0] for line in lock]
+    assert names == sorted(set(names))
+    assert {"acclimate", "numpy", "onnxruntime", "pydantic-core"} <= set(names)
+    assert "torch" not in names
+    for line in lock:
+        pin = Requirement(line)
+        assert pin.url is None
+        assert str(pin.specifier) == f"=={metadata.version(pin.name)}"
+    # Whatever an installed package of the lock needs here is in the lock too, and meets its range.
+    pinned = {pin.name: pin for pin in map(Requirement, lock)}
+    for name in names:
+        for needed in map(Requirement, metadata.requires(name) or ()):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                (version,) = pinned[needed.name.lower().replace("_", "-")].specifier
+                assert needed.specifier.contains(version.version, True)
+    assert {"torch"} <= {line.split("==")[0] for line in locked(["acclimate[train]"])}
+    with pytest.raises(AcclimateError, match="no-such-package is not installed"):
+        locked(["no-such-package"])
+
+
+def test_a_package_detects_as_its_artifact_does(artifact: Path, tmp_path: Path) -> None:
+    squares.write_scenes(tmp_path / "scenes", 2)
+    packed = workflow.package(artifact, tmp_path / "site.zip")
+    assert isinstance(packed, Package)
+    file = predict_folder(artifact, tmp_path / "scenes", tmp_path / "here")
+    here = json.loads(file.read_text())
+    done = subprocess.run(
+        [sys.executable, "site.zip", "predict", "scenes", "--out", "there", "--digest", packed.digest],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    there = json.loads((tmp_path / "there" / "detections.json").read_text())
+    assert here["images"][0]["detections"]
+    assert [one["detections"] for one in there["images"]] == [one["detections"] for one in here["images"]]
+    assert there["artifact"] == here["artifact"]
+    image = squares.scene(3)[0]
+    assert Predictor.load(tmp_path / "site.zip")(image).boxes.tolist() == Predictor.load(artifact)(image).boxes.tolist()
+
+
+def test_a_package_without_acclimate_says_what_to_install(packed: Path, tmp_path: Path) -> None:
+    for arguments, said in ((["-S"], "python -m pip install -r site/requirements.txt"), ([], "usage: python")):
+        done = subprocess.run(
+            [sys.executable, *arguments, str(packed)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_verification_of_a_package_lies_beside_it(artifact: Path, tmp_path: Path) -> None:
+    workflow.package(artifact, tmp_path / "site.zip")
+    result = workflow.verify(tmp_path / "site.zip")
+    assert result.artifact == "onnx-fp32"
+    written = json.loads((tmp_path / "site.verification.json").read_text())
+    assert written["latency"]["median_ms"] == result.latency.median_ms
+    assert not (artifact / "verification.json").exists()
