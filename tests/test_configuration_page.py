@@ -18,6 +18,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[source], [source_test], [target_test], [oracle]": config.DataConfig,
     "[model]": config.ModelConfig,
     "[model.two_stage]": config.TwoStageConfig,
+    "[model.ssd]": config.SsdConfig,
     "[model.slimmable]": config.SlimmableConfig,
     "[augment]": config.AugmentConfig,
     "[train] and [schedule]": config.ScheduleConfig,

@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -60,6 +60,21 @@ class TwoStageConfig(Options):
     """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
 
 
+class SsdConfig(Options):
+    """The levels and default boxes of an SSD (`models/ssd.py`)."""
+
+    lite: bool = False
+    """SSDLite: predictors and added levels are depthwise separable."""
+    extra: int = Field(default=3, ge=0, le=8)
+    """Levels added behind the backbone's, each with half the rows and columns of the one before."""
+    scales: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Sides of the default boxes in sides of the canvas, one a level and one beyond the last; by default 0.15 at the
+    second level to 0.9 at the last, and half of 0.15 at the first."""
+    ratios: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Aspect ratios beside 1, each lying and standing, at every level; by default 2 and 3, and 2 alone at the first and
+    the last two levels of a plain SSD."""
+
+
 class SlimmableConfig(Options):
     """The widths of a detector of kind `slimmable` (`models/slimmable.py`)."""
 
@@ -75,7 +90,7 @@ class SlimmableConfig(Options):
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
 
-    kind: Literal["dense", "two-stage", "slimmable"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "slimmable"] = "dense"
 
     size: Literal["nano", "tiny", "small"] = "tiny"
     image_size: tuple[int, int] = (320, 320)
@@ -92,6 +107,7 @@ class ModelConfig(Options):
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
     two_stage: TwoStageConfig = TwoStageConfig()
+    ssd: SsdConfig = SsdConfig()
     slimmable: SlimmableConfig = SlimmableConfig()
 
     @property

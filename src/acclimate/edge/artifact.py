@@ -15,6 +15,19 @@ FORMAT = 1
 """The manifest format that this version writes, and the newest it reads."""
 
 
+class Priors(BaseModel):
+    """The default boxes of one level: boxes of all `sizes` at the centre of each of `rows` x `columns` cells."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int
+    columns: int
+    step: tuple[float, float]
+    """From a centre to the next below it and to its right, in pixels; the first is half of it from the corner."""
+    sizes: tuple[tuple[float, float], ...]
+    """(width, height) in pixels."""
+
+
 class Decode(BaseModel):
     """How the graph's raw outputs become boxes.
 
@@ -26,16 +39,24 @@ class Decode(BaseModel):
     the classes, of which the first is the background and never reported. Each class moves a box of centre x, y and
     size w, h by its own offsets (a, b, c, d) to the centre x + w a / 10, y + h b / 10 and the size w exp(c / 5),
     h exp(d / 5), where no exponent is above log(1000 / 16). A box of no area is padding. `strides` has no meaning.
+
+    `ssd`: outputs `logits` (1, A, C + 1) and `offsets` (1, A, 4), A default boxes in the order of `priors`, each level
+    row by row, column by column, size by size; score as of `two-stage`, and the offsets move a default box as there,
+    whatever the class. `strides` has no meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["dense", "two-stage"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd"] = "dense"
     strides: tuple[int, ...] = ()
+    priors: tuple[Priors, ...] = ()
+    """Of `ssd` alone."""
     score_threshold: float = 0.01
     nms_iou: float = 0.6
     candidates: int = 400
     """Before NMS, the best (location, class) pairs that are looked at."""
+    class_candidates: int | None = None
+    """Of `ssd` alone: of these, the most of one class; None has no such limit."""
     max_detections: int = 100
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.edge.artifact import Decode
+from acclimate.edge.artifact import Decode, Priors
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections
 
@@ -39,6 +39,8 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
     """
     if options.kind == "two-stage":
         return _decode_two_stage(outputs, options, image_size)
+    if options.kind == "ssd":
+        return _decode_ssd(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = _locations(image_size, options.strides)
     expected = len(strides)
@@ -119,14 +121,69 @@ def _decode_two_stage(
         )
     found = []
     for one, moves, anchors in zip(logits, offsets, boxes, strict=True):
-        with np.errstate(all="ignore"):
-            grown = np.exp(one.astype(np.float32) - one.max(axis=1, keepdims=True))
-            probabilities = (grown / grown.sum(axis=1, keepdims=True))[:, 1:]
+        probabilities = _foreground(one.astype(np.float32))
         index, scores = _best(probabilities.ravel(), options.score_threshold, options.candidates)
         where, labels = np.divmod(index, probabilities.shape[1])
         moved = _move(anchors[where].astype(np.float32), moves[where, labels + 1].astype(np.float32))
         found.append(_finish(moved, scores, labels, options, image_size))
     return found
+
+
+@lru_cache(maxsize=8)
+def default_boxes(priors: tuple[Priors, ...]) -> NDArray[np.float32]:
+    """The default boxes (A, 4) of all levels, xyxy pixels, in the order of `Decode`; they may reach over the border."""
+    boxes = []
+    for level in priors:
+        y, x = np.mgrid[: level.rows, : level.columns].reshape(2, -1)
+        centres = np.stack([x + 0.5, y + 0.5], axis=1) * (level.step[1], level.step[0])
+        half = np.array(level.sizes) / 2
+        corners = [centres[:, None] - half, centres[:, None] + half]
+        boxes.append(np.concatenate(corners, axis=2).reshape(-1, 4))
+    return np.concatenate(boxes).astype(np.float32)
+
+
+def _decode_ssd(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
+    logits, offsets = outputs
+    priors = default_boxes(options.priors)
+    if logits.ndim != 3 or logits.shape[1] != len(priors) or offsets.shape != (logits.shape[0], len(priors), 4):
+        raise AcclimateError(
+            f"the network's outputs have shapes {logits.shape} and {offsets.shape}, but the artifact has {len(priors)} "
+            "default boxes; export the artifact again"
+        )
+    lowest = np.float32(_logit(options.score_threshold))
+    found = []
+    for one, moves in zip(logits, offsets, strict=True):
+        with np.errstate(all="ignore"):
+            # A class is at most as likely as against the background alone: few boxes need their softmax.
+            columns = np.ascontiguousarray(one.T, np.float32)
+            able = np.flatnonzero(columns[1:].max(axis=0) >= columns[0] + lowest)
+        probabilities = _foreground(one[able].astype(np.float32))
+        limit = options.class_candidates
+        count = options.candidates if limit is None else probabilities.size
+        index, scores = _best(probabilities.ravel(), options.score_threshold, count)
+        if limit is not None:
+            first = _first_of_each(index % probabilities.shape[1], limit)[: options.candidates]
+            index, scores = index[first], scores[first]
+        row, labels = np.divmod(index, probabilities.shape[1])
+        moved = _move(priors[able[row]], moves[able[row]].astype(np.float32))
+        found.append(_finish(moved, scores, labels, options, image_size))
+    return found
+
+
+def _foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax of logits (N, C + 1), without the first class, which is the background."""
+    with np.errstate(all="ignore"):
+        grown = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float32] = (grown / grown.sum(axis=1, keepdims=True))[:, 1:]
+    return probabilities
+
+
+def _first_of_each(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Places of the first `count` of each label, in their order."""
+    order = np.argsort(labels, kind="stable")
+    ranked = labels[order]
+    rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+    return np.sort(order[rank < count])
 
 
 def _move(anchors: NDArray[np.float32], offsets: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ START_DISTANCE = 2.0
 _START = math.log(math.expm1(START_DISTANCE))
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
+def normalisation(kind: str, channels: int) -> nn.Module:
     """GroupNorm (Wu and He 2018) throughout where it is asked for; else BatchNorm, which folds for the device."""
     return nn.GroupNorm(math.gcd(8, channels), channels) if kind == "group" else nn.BatchNorm2d(channels)
 
@@ -45,8 +45,8 @@ class _Separable(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.first = nn.ModuleList(_norm(norm, channels) for _ in range(levels))
-        self.second = nn.ModuleList(_norm(norm, channels) for _ in range(levels))
+        self.first = nn.ModuleList(normalisation(norm, channels) for _ in range(levels))
+        self.second = nn.ModuleList(normalisation(norm, channels) for _ in range(levels))
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         x = F.relu(self.first[level](self.depthwise(x)))
@@ -76,7 +76,8 @@ class DenseDetector(Detector):
             self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         channels, levels, norm = spec.channels, len(spec.strides), spec.norm
         self.lateral = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), _norm(norm, channels)) for c in self.backbone.channels
+            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), normalisation(norm, channels))
+            for c in self.backbone.channels
         )
         self.smooth = _Separable(channels, levels, norm)
         self.class_tower = nn.ModuleList(_Separable(channels, levels, norm) for _ in range(spec.depth))
@@ -149,7 +150,7 @@ class DenseDetector(Detector):
     ) -> dict[str, Tensor]:
         logits, distances = self.head(features) if raw is None else raw
         logits, boxes = logits.float(), self.boxes(distances)
-        truth = [_to_tensors(target, boxes.device) for target in targets]
+        truth = [to_tensors(target, boxes.device) for target in targets]
         with torch.no_grad():
             parts = [
                 self._assign(logit.sigmoid(), box, *image)
@@ -157,7 +158,7 @@ class DenseDetector(Detector):
             ]
             quality, matched, weight = (torch.stack(part) for part in zip(*parts, strict=True))
             strength = quality.amax(-1)
-            total = _share_of_total(strength.sum())
+            total = share_of_total(strength.sum())
         positive = strength > 0
         box_loss = (generalized_box_iou_loss(boxes[positive], matched[positive]) * strength[positive]).sum()
         return {
@@ -224,7 +225,7 @@ class DenseDetector(Detector):
             scores, teacher_boxes = soft[0].float().sigmoid(), self.boxes(soft[1])
             strength = scores.amax(-1)
             trusted = strength >= threshold
-            total = _share_of_total((strength * trusted).sum())
+            total = share_of_total((strength * trusted).sum())
         box = (generalized_box_iou_loss(boxes[trusted], teacher_boxes[trusted]) * strength[trusted]).sum()
         return {"class": quality_focal_loss(logits, scores).sum() / total, "box": BOX_WEIGHT * box / total}
 
@@ -277,7 +278,8 @@ def _locations(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor,
     return torch.cat(points), torch.cat(owners)
 
 
-def _to_tensors(target: Annotations, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def to_tensors(target: Annotations, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (M, 4), labels (M,) and ignore (M,) of an image."""
     return (
         torch.as_tensor(target.boxes, dtype=torch.float32, device=device).reshape(-1, 4),
         torch.as_tensor(target.labels, dtype=torch.int64, device=device),
@@ -301,7 +303,7 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (areas[0][:, None] + areas[1][None] - inter).clamp(min=1e-9)
 
 
-def _share_of_total(value: Tensor) -> Tensor:
+def share_of_total(value: Tensor) -> Tensor:
     """This process's share of the sum over all processes, which is at least 1.
 
     A loss divided by it and averaged over the processes is normalised by the global batch, however many there are.

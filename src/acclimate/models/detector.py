@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from acclimate.edge.artifact import Decode
+from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
 from acclimate.errors import AcclimateError
 from acclimate.run import read_json, write_bytes, write_text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 KINDS = {
     "dense": "acclimate.models.dense:DenseDetector",
     "slimmable": "acclimate.models.slimmable:SlimmableDetector",
+    "ssd": "acclimate.models.ssd:SSDDetector",
     "two-stage": "acclimate.models.two_stage:TwoStageDetector",
 }
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
@@ -72,6 +74,26 @@ class TwoStageSpec(BaseModel):
     """Modules of torchvision's backbone that give the levels; empty for a backbone of timm's."""
 
 
+class SsdSpec(BaseModel):
+    """What determines an SSD beyond its backbone and the width of its added levels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lite: bool = False
+    priors: tuple[Priors, ...]
+    """Of every level; those behind the strides' are added to the backbone's."""
+    torchvision: bool = False
+    """Whether the backbone, with the added levels, is one of `models.ssd.EXTRACTORS`."""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    """Of the pixels in 0..1; the backbone's own where None."""
+    score_threshold: float = 0.01
+    nms_iou: float = 0.45
+    candidates: int = 400
+    class_candidates: int | None = None
+    max_detections: int = 100
+
+
 class DetectorSpec(BaseModel):
     """Everything that determines a detector's graph; saved beside the weights as spec.json."""
 
@@ -91,6 +113,8 @@ class DetectorSpec(BaseModel):
     """Where the backbone's first weights came from."""
     two_stage: TwoStageSpec | None = None
     """For the kind "two-stage" alone."""
+    ssd: SsdSpec | None = None
+    """For the kind "ssd" alone."""
     choices: tuple[float, ...] = ()
     """For the kind "slimmable" alone: the widths that each of its stages may have."""
     widths: tuple[float, ...] | None = None
@@ -206,6 +230,7 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         norm=config.norm,
         freeze=config.freeze,
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
+        ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
         choices=config.slimmable.choices if config.kind == "slimmable" else (),
         divisor=config.slimmable.divisor,
     )
@@ -226,6 +251,55 @@ def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageS
         pyramid_norm="group" if config.norm == "group" else "batch",
         anchors=tuple(tuple(scale * stride for scale in scales) for stride in strides),
     )
+
+
+SMALLEST_SCALE, LARGEST_SCALE = 0.15, 0.9
+"""Of an SSD's default boxes from the second level to the last, in sides of the canvas (Liu et al. 2016, for COCO)."""
+
+
+def _specify_ssd(config: ModelConfig, strides: Sequence[int]) -> SsdSpec:
+    """Default boxes as in Liu et al. 2016, section 2.2; on an oblong canvas they keep their aspect."""
+    options = config.ssd
+    height, width = config.image_size
+    grids = [(height // stride, width // stride) for stride in strides]
+    for added in range(options.extra):
+        rows, columns = grids[-1]
+        if rows == columns == 1:
+            raise AcclimateError(
+                f"model.ssd.extra: a canvas of {height} x {width} has room for {added} levels behind the stride "
+                f"{strides[-1]}, not {options.extra}"
+            )
+        grids.append((-(-rows // 2), -(-columns // 2)))
+    levels = len(grids)
+    scales = options.scales or _default_scales(levels)
+    if len(scales) != levels + 1:
+        raise AcclimateError(f"model.ssd.scales: {levels} levels need {levels + 1} scales, not {len(scales)}")
+    priors = []
+    for i, (rows, columns) in enumerate(grids):
+        scale = math.sqrt(height * width) * scales[i]
+        between = scale * math.sqrt(scales[i + 1] / scales[i])
+        sizes = [(scale, scale), (between, between)]
+        few = not options.lite and (i == 0 or i >= levels - 2)
+        for ratio in options.ratios if options.ratios is not None else (2.0,) if few else (2.0, 3.0):
+            long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+            sizes += [(long, short), (short, long)]
+        priors.append(
+            Priors(
+                rows=rows,
+                columns=columns,
+                step=(height / rows, width / columns),
+                sizes=tuple((min(w, width), min(h, height)) for w, h in sizes),
+            )
+        )
+    return SsdSpec(lite=options.lite, priors=tuple(priors))
+
+
+def _default_scales(levels: int) -> tuple[float, ...]:
+    """Evenly spread from the second level to the last, and one step beyond; the first level has half of the second."""
+    if levels == 1:
+        return SMALLEST_SCALE, LARGEST_SCALE
+    step = (LARGEST_SCALE - SMALLEST_SCALE) / max(1, levels - 2)
+    return SMALLEST_SCALE / 2, *(SMALLEST_SCALE + i * step for i in range(levels))
 
 
 def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> Detector:

@@ -96,7 +96,7 @@ class ProposalNetwork(nn.Module):
             for layer in self.tower:
                 level = F.relu(layer(level))
             objectness.append(self.objectness(level).float())
-            offsets.append(_listed(self.offsets(level).float(), 4))
+            offsets.append(anchor_rows(self.offsets(level).float(), 4))
         return objectness, torch.cat(offsets, 1)
 
 
@@ -173,7 +173,7 @@ class TwoStageDetector(Detector):
         objectness, offsets = self._propose(features)
         truth = [_Truth(target, offsets.device) for target in targets]
         proposals = self._select(objectness, offsets, CANDIDATES * self.options.samples)
-        losses = self._proposal_losses(torch.cat([_listed(level, 1) for level in objectness], 1), offsets, truth)
+        losses = self._proposal_losses(torch.cat([anchor_rows(level, 1) for level in objectness], 1), offsets, truth)
         boxes, labels, objects = self._sample(proposals, truth)
         matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
         losses.update(self.roi_head.losses(features, boxes, labels, matched))
@@ -279,7 +279,7 @@ class TwoStageDetector(Detector):
             return self._select_by_nms(objectness, offsets, count)
         # What is no peak of its own map comes after all that are.
         scores = [torch.where(level == F.max_pool2d(level, 3, 1, 1), level, level - 1e4) for level in objectness]
-        flat = torch.cat([_listed(level, 1)[..., 0] for level in scores], 1)
+        flat = torch.cat([anchor_rows(level, 1)[..., 0] for level in scores], 1)
         best = flat.topk(min(count, flat.shape[1]), 1).indices
         chosen = offsets.gather(1, best[..., None].expand(-1, -1, 4))
         boxes = box_math.decode(chosen, self.anchors[best], box_math.RPN_WEIGHTS)
@@ -291,7 +291,7 @@ class TwoStageDetector(Detector):
         scores, rows, owners = [], [], []
         start = 0
         for i, level in enumerate(objectness):
-            flat = _listed(level, 1)[..., 0]
+            flat = anchor_rows(level, 1)[..., 0]
             # Training looks at more, as torchvision does.
             most = self.options.pre_nms * (2 if self.training else 1)
             best = flat.topk(min(most, flat.shape[1]), 1)
@@ -408,7 +408,7 @@ def _drawn(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor, 
     return image, row, labels[image, row]
 
 
-def _listed(level: Tensor, size: int) -> Tensor:
+def anchor_rows(level: Tensor, size: int) -> Tensor:
     """Maps (B, A * size, H, W) as (B, H * W * A, size)."""
     return level.permute(0, 2, 3, 1).reshape(len(level), -1, size)
 
@@ -488,7 +488,7 @@ def from_torchvision(
     if len(set(anchors.aspect_ratios)) > 1 or len({len(sizes) for sizes in anchors.sizes}) > 1:
         raise AcclimateError("from_torchvision: takes as many anchors of the same aspect ratios at every level")
     count = heads.box_predictor.cls_score.out_features - 1
-    names = tuple(classes) if classes is not None else _names(count)
+    names = tuple(classes) if classes is not None else category_names(count)
     if len(names) != count:
         raise AcclimateError(f"from_torchvision: the model has {count} classes, and {len(names)} names are given")
     masks = bool(heads.has_mask())
@@ -533,17 +533,17 @@ def from_torchvision(
         raise AcclimateError("from_torchvision: takes images normalised by ImageNet's mean and standard deviation")
     trunk = detector.backbones[0]
     assert isinstance(trunk, Backbone)
-    _copy(trunk.body, backbone.body)
+    copy_tensors(trunk.body, backbone.body)
     # A frozen normalisation of torchvision's is one of ours.
     if any(isinstance(module, FrozenBatchNorm2d) for module in backbone.body.modules()):
         trunk.norm = "frozen"
         trunk.settle()
         detector.spec = detector.spec.model_copy(update={"norm": "frozen"})
-    _copy(detector.pyramids[0], backbone.fpn)
-    _copy(detector.proposer, rpn.head)
-    _copy(detector.roi_head, heads.box_head, heads.box_predictor)
+    copy_tensors(detector.pyramids[0], backbone.fpn)
+    copy_tensors(detector.proposer, rpn.head)
+    copy_tensors(detector.roi_head, heads.box_head, heads.box_predictor)
     if detector.mask_head is not None:
-        _copy(detector.mask_head, heads.mask_head, heads.mask_predictor)
+        copy_tensors(detector.mask_head, heads.mask_head, heads.mask_predictor)
     return detector.eval()
 
 
@@ -564,7 +564,7 @@ def _has_norm(module: nn.Module) -> bool:
     return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
-def _copy(module: nn.Module, *theirs: nn.Module) -> None:
+def copy_tensors(module: nn.Module, *theirs: nn.Module) -> None:
     """Fill `module` with the tensors of torchvision's `theirs`, which stand in the same order."""
     pairs = [(part, name) for part in theirs for name in part.state_dict() if not name.endswith("num_batches_tracked")]
     keys = [key for key in module.state_dict() if not key.endswith("num_batches_tracked")]
@@ -593,7 +593,7 @@ def _named(body: nn.Module) -> str:
     raise AcclimateError(f"from_torchvision: the backbone is none of {', '.join(BACKBONES)}")
 
 
-def _names(count: int) -> tuple[str, ...]:
+def category_names(count: int) -> tuple[str, ...]:
     """COCO's categories where there are as many; those that COCO left out are called by their number."""
     known = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
     if count != len(known):
