@@ -130,6 +130,26 @@ def adapt(
 
 
 @app.command()
+def distil(
+    teacher: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of the large detector that teaches")],
+    student: Annotated[
+        str, typer.Option(help="a TOML file with a [model] section, one key=value, or a run folder to start from")
+    ],
+    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Annotated[
+        Path | None, typer.Option(help="a folder of unlabelled target images; default: the source alone")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a small detector that learns from a large one, on unlabelled target images too. An interrupted run goes
+    on."""
+    from acclimate import workflow
+
+    done = workflow.distil(teacher, student, out, overrides or (), target=target, console=_out)
+    _say("run", done.path)
+
+
+@app.command()
 def slim(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained slimmable detector")],
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],

@@ -230,6 +230,81 @@ class SuppressionConfig(Options):
         return self
 
 
+class GanConfig(Options):
+    """Critics that tell the teacher's features from the student's (`adapt/distillation.py`)."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Of the loss of a student that is found out."""
+    mode: Literal["hinge", "wasserstein-clip", "gradient-penalty"] = "hinge"
+    """What critics minimise and what keeps them smooth: a hinge and spectral norms, clipped weights (as published), or
+    a penalty on their gradient."""
+    until: float = Field(default=0.7, gt=0, le=1)
+    """Fraction of the run after which the student trains on without critics."""
+    width: int | Literal["map"] = 512
+    """Channels of the critics' convolutions; `map` takes as many as the teacher's map has."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Of the critics' own optimiser, Adam."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    critic_steps: int = Field(default=1, ge=1)
+    """Of the critics, for each of the student's."""
+    clip: float = Field(default=0.03, gt=0)
+    """`wasserstein-clip`: the largest weight."""
+    penalty: float = Field(default=10.0, gt=0)
+    """`gradient-penalty`: its weight."""
+
+    @model_validator(mode="after")
+    def _some_width(self) -> GanConfig:
+        if isinstance(self.width, int) and self.width < 1:
+            raise ValueError(f"width is a number of channels or 'map', not {self.width}")
+        return self
+
+
+class ImitationConfig(Options):
+    """The teacher's features near objects (`adapt/distillation.py`)."""
+
+    weight: float = Field(default=0.01, gt=0)
+    near: float = Field(default=0.5, ge=0, lt=1)
+    """Share of an object's largest overlap with any anchor from which a place is near it."""
+    anchors: tuple[float, ...] = Field(default=(4.0,), min_length=1)
+    """Sides of these anchors, in strides of their level."""
+
+
+class ChannelConfig(Options):
+    """Where each channel is active (`adapt/distillation.py`)."""
+
+    weight: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    """The higher, the more places count."""
+
+
+class DistillationConfig(Options):
+    """A larger, frozen detector teaches the one that is trained (`adapt/distillation.py`)."""
+
+    teacher: Path
+    """Its run folder; `acclimate distil` fills it in."""
+    response: float = Field(default=1.0, ge=0)
+    """Weight of its outputs as soft targets, or of its detections as boxes where the outputs do not correspond."""
+    gan: GanConfig | None = None
+    imitation: ImitationConfig | None = None
+    channel: ChannelConfig | None = None
+    view: Literal["weak", "strong"] = "weak"
+    """Which view the teacher sees; the student sees the strong one."""
+    head: Literal["own", "teacher"] = "own"
+    """Whether the student's head starts as it is or from the teacher's trained one."""
+    threshold: float | Literal["source"] = "source"
+    """Score from which a detection of the teacher is an object; `source` measures it as `teacher.threshold` does."""
+    doubt: float = Field(default=0.2, ge=0, le=1)
+    """Fraction of it from which a detection is at least ignored rather than taken for background."""
+
+    @model_validator(mode="after")
+    def _something_to_teach(self) -> DistillationConfig:
+        if not (self.response or self.gan or self.imitation or self.channel):
+            raise ValueError("response is 0 and gan, imitation and channel are off, so the teacher teaches nothing")
+        if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a score in 0..1 or 'source', not {self.threshold}")
+        return self
+
+
 class SlimConfig(Options):
     """The widths of a slimmable detector, adapted together (`adapt/slim.py`)."""
 
@@ -278,6 +353,7 @@ class AdaptConfig(Options):
     on, or the target alone, from which they are then taken anew at the end."""
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
+    distillation: DistillationConfig | None = None
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
 
@@ -373,6 +449,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
     """
+    return parse(Config, merge(read(path), overrides), where=str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a TOML or JSON file holds, before anything in it is looked at.
+
+    Raises:
+        AcclimateError: the file is missing, or neither.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -387,7 +472,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise AcclimateError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise AcclimateError(f"{path}: not a configuration; give a TOML file or the config.json of a run")
-    return parse(Config, merge(values, overrides), where=str(path))
+    return values
+
+
+def overlay(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `more` in their place, section by section."""
+    merged = dict(values)
+    for key, value in more.items():
+        below = merged.get(key)
+        merged[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def merge(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

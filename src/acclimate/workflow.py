@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Budget, Config, DataConfig, SlimConfig, merge, parse
+from acclimate.config import Budget, Config, DataConfig, SlimConfig, merge, overlay, parse, read
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, writing
 
@@ -128,10 +128,14 @@ def adapt(
     parent = stages.finished(source)
     if config is None:
         config = stages.configuration(parent)
+        if parent.manifest.verb == "distil":
+            # What taught a run is no part of what it is adapted with, unless that is asked for.
+            config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"distillation": None})})
     if overrides:
         merged = merge(config.model_dump(mode="json"), overrides)
         config = parse(Config, merged, where="the source run's config with overrides")
     config = config.model_copy(update={"target": target})
+    taught = _taught_by(config)
     if config.source is None:
         raise AcclimateError(
             f"{source}: its configuration names no source data set, and adaptation keeps it in the mix"
@@ -157,6 +161,7 @@ def adapt(
         stages.labelled_digest(images),
         stages.unlabelled_digest(unlabelled) if adapts else None,
         file_digest(parent.path / "model.safetensors"),
+        *taught,
     )
     acc = accelerator(config.schedule.precision)
     role = "adapted" if adapts else "baseline"
@@ -203,6 +208,138 @@ def adapt(
                     console.print(f"chosen: step {selection.chosen_step}, by {selection.rule}", highlight=False)
             models.save(kept, run.path)
     return run
+
+
+def distil(
+    teacher: str | Path,
+    student: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    target: str | Path | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train a small detector that learns from the run `teacher`, on its source and the unlabelled images in `target`.
+
+    `student` is the run of a detector to start from, a TOML file with a [model] section (and others where they are to
+    differ), or one `key=value`. A student of its own model has the teacher's kind, canvas, strides and classes unless
+    told otherwise, starts from its backbone's weights and trains for the schedule `train`; one that is a run trains on
+    for `schedule`. Everything else is the teacher's configuration, changed by the `key=value` of `overrides`, but for
+    the section `adapt`, of which `adapt.distillation` alone is on. The run keeps the averaged weights of the last step.
+
+    Raises:
+        AcclimateError: a run is not finished, an option does not fit, or the two detectors have different classes or
+            canvases, or no stride in common.
+        Interrupted: on SIGINT or SIGTERM; the same call goes on.
+    """
+    parent = stages.finished(Path(teacher))
+    start, config = _student(parent, str(student), overrides)
+    config = config.model_copy(update={"target": Path(target) if target is not None else None})
+    taught = _taught_by(config)
+    if config.source is None:
+        raise AcclimateError(f"{teacher}: its configuration names no source data set; name one: source.path=FOLDER")
+    import torch
+
+    from acclimate.adapt.engine import accelerator, fit
+    from acclimate.adapt.methods import method
+    from acclimate.adapt.objective import Objective
+    from acclimate.data import formats
+    from acclimate.data.dataset import Loader, choose
+    from acclimate.models import detector as models
+    from acclimate.models.statistics import IMAGES, recalibrate
+
+    unlabelled = formats.unlabelled(config.target) if config.target is not None else None
+    classes = (start or parent).read("spec.json")["classes"]
+    images = formats.read(config.source, classes, masks=config.model.has_masks)
+    section = "train" if start is None else "schedule"
+    schedule = config.train if start is None else config.schedule
+    identity = digest(
+        "distil",
+        stages.plain(config, "seed", "model", "augment", "adapt", section),
+        stages.labelled_digest(images),
+        stages.unlabelled_digest(unlabelled) if unlabelled is not None else None,
+        *taught,
+        file_digest(start.path / "model.safetensors") if start is not None else None,
+    )
+    acc = accelerator(schedule.precision)
+    parents = tuple(str(run.path) for run in (parent, start) if run is not None)
+    notes = {"role": "source" if unlabelled is None else "adapted"}
+    manifest = Manifest(verb="distil", digest=identity, parents=parents, seed=config.seed, notes=notes)
+    if (known := stages.done_before(Path(out), manifest, console)) is not None:
+        return known
+    torch.manual_seed(config.seed)
+    if start is None:
+        detector = models.build(models.specify(config.model, classes), config.model.weights)
+    else:
+        detector = models.load(start.path)
+    chosen = method(config.adapt, detector, images, config.seed)
+    blind = [term.name for term in chosen.terms if term.needs_target and any("target" in view for view in term.views)]
+    if unlabelled is None and blind:
+        raise AcclimateError(f"adapt.{blind[0]} learns from target images; give --target FOLDER, or set it to none")
+    objective = Objective(detector, chosen.terms, schedule.ema, warm=start is None)
+    loader = Loader(
+        images, unlabelled, detector.spec.image_size, config.augment, schedule, config.seed,
+        acc.process_index, acc.num_processes,
+    )  # fmt: skip
+    run = stages.start(acc, Path(out), manifest, console)
+    facts = {
+        "start": detector.spec.start if start is None else f"the run {start.path}",
+        "teacher": str(parent.path),
+        "schedule": section,
+        "source": stages.describe(images),
+        "method": chosen.names,
+        "class_boxes": stages.class_boxes(images),
+        "parameters": models.parameters(detector),
+        "repeat": stages.repeat(),
+    }
+    if unlabelled is not None:
+        facts["target"] = {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]}
+    with stages.running(run, acc, config, facts):
+        fit(
+            run, objective, loader, schedule, acc,
+            transforms=chosen.transforms, console=console, title="distil",
+        )  # fmt: skip
+        if acc.is_main_process:
+            if unlabelled is not None and config.adapt.statistics == "target":
+                recalibrate(objective.average, choose(unlabelled.paths, IMAGES, config.seed))
+            models.save(objective.average, run.path)
+    return run
+
+
+def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run | None, Config]:
+    """The run that a student starts from, if any, and the configuration of its training."""
+    values = stages.configuration(teacher).model_dump(mode="json")
+    spec = teacher.read("spec.json")
+    start: Run | None = None
+    more: dict[str, Any] = {}
+    changes = list(overrides)
+    path = Path(student)
+    if path.is_dir():
+        start = stages.finished(path)
+        values["model"] = stages.configuration(start).model.model_dump(mode="json")
+    else:
+        # A bank's student is a plain detector.
+        kind = "dense" if spec.get("kind", "dense") == "slimmable" else spec.get("kind", "dense")
+        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": spec["strides"]}
+        if "=" in student and not path.exists():
+            changes.insert(0, student)
+        else:
+            more = read(path)
+    values["adapt"] = {"teacher": None, "distillation": {"teacher": str(teacher.path)}}
+    where = f"{student} and the teacher's config" if more or start else "the teacher's config with overrides"
+    config = parse(Config, merge(overlay(values, more), changes), where=where)
+    if start is not None and config.model != stages.configuration(start).model:
+        raise AcclimateError(f"{student}: the student is this run, so its model stays; leave out model.*")
+    if config.adapt.distillation is None or config.adapt.distillation.teacher != teacher.path:
+        raise AcclimateError("adapt.distillation: the teacher is the first argument of distil; leave it out here")
+    return start, config
+
+
+def _taught_by(config: Config) -> tuple[str, ...]:
+    """The digest of the weights of the configuration's teacher, if it has one, which must be a finished run."""
+    if config.adapt.distillation is None:
+        return ()
+    return (file_digest(stages.finished(config.adapt.distillation.teacher).path / "model.safetensors"),)
 
 
 def slim(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import NEVER, Teacher, source_thresholds
+from acclimate.adapt.teacher import NEVER, Teacher, as_targets, source_thresholds
 from acclimate.config import TeacherConfig
 from acclimate.models.detector import Detector, DetectorSpec, build
 from acclimate.structures import Annotations, Batch, Detections
@@ -285,9 +285,8 @@ def test_the_sources_thresholds_stay_where_they_are_not_to_be_matched() -> None:
 
 
 def test_a_class_that_is_never_sure_is_ignored_rather_than_unlearned() -> None:
-    teacher = Teacher(TeacherConfig(doubt=0.4), [NEVER, 0.5])
     found = found_at((0, 0, 0.99), (20, 0, 0.21), (40, 0, 0.19), (60, 1, 0.6), (80, 1, 0.3), (100, 1, 0.1))
-    targets = teacher._targets(found, np.array([NEVER, 0.5], np.float32))
+    targets = as_targets(found, np.array([NEVER, 0.5], np.float32), 0.4)
     assert sorted(zip(targets.boxes[:, 0].tolist(), targets.ignore.tolist(), strict=True)) == [
         (0, True), (20, True), (60, False), (80, True),
     ]  # fmt: skip

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -89,7 +89,7 @@ def fit(
     start, window = _resume(run, acc)
     objective.train()
     rate = _Rate(schedule.batch_size * schedule.accumulate)
-    watchers = [cast(Watcher, transform) for transform in transforms if isinstance(transform, Watcher)]
+    watchers = [part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
     with _stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:

@@ -22,6 +22,7 @@ TERMS = {
     "supervised": "acclimate.adapt.supervised:Supervised",
     "teacher": "acclimate.adapt.teacher:Teacher",
     "adversarial": "acclimate.adapt.adversarial:Adversarial",
+    "distillation": "acclimate.adapt.distillation:Distillation",
 }
 """Field of `AdaptConfig` -> the `Term` whose `create(options, detector, source)` makes it."""
 

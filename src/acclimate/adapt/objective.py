@@ -24,10 +24,10 @@ GradientTransform = Callable[[nn.Module], None]
 
 @runtime_checkable
 class Watcher(Protocol):
-    """A gradient transform that measures what it does in the steps that are logged."""
+    """A gradient transform or a term that measures what it does in the steps that are logged."""
 
     def watch(self) -> None:
-        """Called before the transforms of such a step."""
+        """Called after the terms and before the transforms of such a step."""
 
     def seen(self) -> dict[str, Any]:
         """Called after the optimiser; what goes into the line of metrics.jsonl."""
@@ -54,7 +54,7 @@ class Step:
         self.source = source
         self.target = target
         self.progress = progress
-        self._views = tuple(views)
+        self.views = tuple(views)
         self._all: list[Tensor] = []
         self._features: dict[View, list[Tensor]] = {}
         self._raw: dict[View, tuple[Tensor, ...]] = {}
@@ -77,9 +77,9 @@ class Step:
         """The detector's raw outputs of such a view."""
         self._forward()
         if not self._raw:
-            sizes = [len(self._features[one][0]) for one in self._views]
+            sizes = [len(self._features[one][0]) for one in self.views]
             outputs = [torch.split(output, sizes) for output in self.detector.head(self._all)]
-            for i, one in enumerate(self._views):
+            for i, one in enumerate(self.views):
                 self._raw[one] = tuple(output[i] for output in outputs)
         return self._raw[view]
 
@@ -105,11 +105,11 @@ class Step:
     def _forward(self) -> None:
         if self._features:
             return
-        images = [self.images(view) for view in self._views]
+        images = [self.images(view) for view in self.views]
         sizes = [len(batch) for batch in images]
         self._all = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
         levels = [torch.split(level, sizes) for level in self._all]
-        for i, view in enumerate(self._views):
+        for i, view in enumerate(self.views):
             self._features[view] = [level[i] for level in levels]
 
     def _shared_raw(self, view: View) -> tuple[Tensor, ...] | None:
@@ -121,6 +121,8 @@ class Term(nn.Module):
 
     views: ClassVar[tuple[View, ...]] = ()
     """The views that the term takes gradients through."""
+    needs_target: ClassVar[bool] = True
+    """Whether its views of the target must be there; False is a term that does with the others (`Step.views`)."""
     name: ClassVar[str] = ""
 
     @abstractmethod
@@ -152,11 +154,14 @@ class Objective(nn.Module):
         self.ema = ema
         self.warm = warm
         self.views: tuple[View, ...] = tuple(dict.fromkeys(view for term in terms for view in term.views))
+        needed = {view for term in terms for view in term.views if term.needs_target or not view.startswith("target")}
+        self._without_target = tuple(view for view in self.views if view in needed)
         if not self.views:
             raise ValueError("an objective needs at least one term that trains on a view")
 
     def forward(self, source: Batch, target: Batch | None, progress: float) -> dict[str, Tensor]:
-        step = Step(self.detector, self.average, source, target, progress, self.views)
+        views = self._without_target if target is None else self.views
+        step = Step(self.detector, self.average, source, target, progress, views)
         losses: dict[str, Tensor] = {}
         for term in self.terms:
             losses.update(term(step))

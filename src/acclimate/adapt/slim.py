@@ -32,6 +32,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate.adapt.adversarial import Adversarial
+from acclimate.adapt.distillation import Distillation
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.config import SlimConfig
 from acclimate.errors import AcclimateError
@@ -185,6 +186,11 @@ class Slim(Term):
             raise AcclimateError(
                 "adapt.adversarial: a critic is made for one number of channels, and widths differ in it; set it to "
                 "none or leave out adapt.slim"
+            )
+        if any(isinstance(term, Distillation) and term.compares_features for term in terms):
+            raise AcclimateError(
+                "adapt.distillation: gan, imitation and channel are made for one number of channels, and widths differ "
+                "in it; keep response alone or leave out adapt.slim"
             )
         copied = {name: copy.deepcopy(detector.get_submodule(name)) for name in detector.predictors}
         third = nn.ModuleDict(copied) if options.third else None

@@ -62,12 +62,7 @@ class Teacher(Term):
         classes = len(detector.spec.classes)
         if not isinstance(options.threshold, str):
             return cls(options, [float(options.threshold)] * classes)
-        images = source.images[:: max(1, len(source.images) // MEASURED)]
-        found = predict(detector, [image.path for image in images])
-        thresholds = source_thresholds(found, [image.annotations for image in images], classes)
-        scores = [np.concatenate([one.scores[one.labels == label] for one in found]) for label in range(classes)]
-        rates = [float((mine >= needed).sum()) / len(found) for mine, needed in zip(scores, thresholds, strict=True)]
-        return cls(options, thresholds, rates)
+        return cls(options, *measure(detector, source))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         view: View = "target_strong"
@@ -77,7 +72,7 @@ class Teacher(Term):
         if self.config.boxes > 0:
             found = step.average.decode(seen)
             thresholds = self._current(found)
-            targets = [self._targets(one, thresholds) for one in found]
+            targets = [as_targets(one, thresholds, self.config.doubt) for one in found]
             for name, loss in step.losses(view, targets).items():
                 weight = self.config.boxes * (self.config.regression if name.endswith("box") else 1.0)
                 losses[f"teacher/{name}"] = ramp * weight * loss
@@ -102,12 +97,6 @@ class Teacher(Term):
         matched = np.where(enough, np.arange(BINS, dtype=np.float32) / BINS, 0).max(1)
         return np.asarray(np.clip(matched, MATCHED * thresholds, thresholds), np.float32)
 
-    def _targets(self, found: Detections, thresholds: NDArray[np.float32]) -> Annotations:
-        """Sure detections as boxes, doubtful ones as regions to ignore; what is below both is background."""
-        needed = thresholds[found.labels]
-        kept = found.scores >= self.config.doubt * np.minimum(needed, UNSURE)
-        return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
-
 
 MEASURED = 96
 """Source images that the thresholds are measured on, evenly spread."""
@@ -118,13 +107,47 @@ MIN_PRECISION = 0.5
 NEVER = 2.0
 """A threshold that no score reaches."""
 UNSURE = 0.5
-"""What `TeacherConfig.doubt` is a fraction of where the threshold is higher: what a class that is never sure may be
+"""What `doubt` is a fraction of where the threshold is higher: what a class that is never sure may be
 is not background either."""
 MATCHED = 0.5
 """How far a threshold may fall to match the source's rate of detections."""
 BINS = 100
 MEMORY = 0.95
 """Of the running histogram of the teacher's scores, a step."""
+
+
+def as_targets(found: Detections, thresholds: NDArray[np.float32], doubt: float) -> Annotations:
+    """Sure detections as boxes, doubtful ones as regions to ignore; what is below both is background.
+
+    Args:
+        found: of one image.
+        thresholds: (C,), the score from which a detection of each class is sure.
+        doubt: the fraction of it from which it is doubtful.
+    """
+    needed = thresholds[found.labels]
+    kept = found.scores >= doubt * np.minimum(needed, UNSURE)
+    return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
+
+
+def measure(detector: Detector, source: LabelledSet) -> tuple[list[float], list[float]]:
+    """`source_thresholds` of each of the source's classes, on `MEASURED` of its images, and each one's detections an
+    image.
+
+    Args:
+        detector: knows the same classes, in whatever order.
+        source: labelled images.
+    """
+    classes = len(source.classes)
+    images = source.images[:: max(1, len(source.images) // MEASURED)]
+    order = np.array([source.classes.index(name) for name in detector.spec.classes])
+    found = [
+        Detections(one.boxes, order[one.labels], one.scores)
+        for one in predict(detector, [image.path for image in images])
+    ]
+    thresholds = source_thresholds(found, [image.annotations for image in images], classes)
+    scores = [np.concatenate([one.scores[one.labels == label] for one in found]) for label in range(classes)]
+    rates = [float((mine >= needed).sum()) / len(found) for mine, needed in zip(scores, thresholds, strict=True)]
+    return thresholds, rates
 
 
 def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:

@@ -190,7 +190,8 @@ class RunPart:
     @property
     def steps(self) -> int | None:
         """Of this run alone, without those of the run it started from."""
-        section = self.config.get("schedule" if self.kind in {"baseline", "adapted"} else "train")
+        known = "schedule" if self.kind in {"baseline", "adapted"} else "train"
+        section = self.config.get(self.run.manifest.notes.get("schedule", known))
         return _whole(section.get("steps")) if isinstance(section, dict) else None
 
 
@@ -278,9 +279,10 @@ def _kind(run: Run, *, forced: bool = False) -> Kind:
     role = run.manifest.notes.get("role")
     if forced or role == "oracle":
         return "oracle"
-    if run.manifest.verb not in {"adapt", "search"}:
+    if run.manifest.verb not in {"adapt", "search", "distil"}:
         return "source"
-    return "baseline" if role == "baseline" else "adapted"
+    # A student that was distilled without a target saw the source alone.
+    return "baseline" if role == "baseline" else "source" if role == "source" else "adapted"
 
 
 def _checked(file: Path, read: Callable[[], _T]) -> _T:
