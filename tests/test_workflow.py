@@ -362,7 +362,7 @@ def test_an_interrupted_export_leaves_nothing_and_can_be_repeated(copy: Config) 
 
     artifacts = copy.out / "adapted" / "artifacts"
     before = tree(artifacts)
-    with failing(onnx, "_write_graph", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+    with failing(onnx, "write_graph", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         workflow.export(copy.out / "adapted", precision="fp32")
     assert tree(artifacts) == before
     folder = workflow.export(str(copy.out / "adapted"), precision="fp32")

@@ -338,7 +338,8 @@ def _runtimes() -> Iterator[Check]:
         elif export:
             yield Check("runtimes", name, "ok", f"loads artifacts; to export, {export}")
         else:
-            yield Check("runtimes", name, "ok", "loads and exports artifacts")
+            precisions = ", ".join(base.runtime(name).precisions)
+            yield Check("runtimes", name, "ok", f"loads artifacts, exports {precisions}")
 
 
 def _chromium() -> Check:

@@ -5,22 +5,26 @@ Importing this module, or a runtime's own, needs the base package alone: a devic
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
+import io
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
-from importlib import metadata
 from numpy.typing import NDArray
 
 from acclimate import __version__
-from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, Reference
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, write_text, writing
 
@@ -73,6 +77,12 @@ class Entry:
 RUNTIMES = {
     "eager": Entry("acclimate.runtimes.eager:Eager", ("torch",), ("torch", "timm"), "train"),
     "onnx": Entry("acclimate.runtimes.onnx:Onnx", ("onnxruntime",), ("torch", "onnx", "onnxscript"), "train"),
+    "openvino": Entry(
+        "acclimate.runtimes.openvino:OpenVino",
+        ("openvino",),
+        ("torch", "onnx", "onnxscript", "openvino", "nncf"),
+        "openvino",
+    ),
 }
 """Every runtime, by the name that `--runtime` and the manifest use."""
 
@@ -96,19 +106,10 @@ def why_not(name: str, purpose: Literal["load", "export"] = "load") -> str:
     missing = [module for module in getattr(entry, purpose) if importlib.util.find_spec(module) is None]
     if not missing:
         return ""
-    return f"{name} needs {', '.join(missing)}: pip install 'acclimate[{entry.extra}]'"
+    extras = {"load": entry.extra, "export": ",".join(dict.fromkeys(["train", entry.extra]))}
+    return f"{name} needs {', '.join(missing)}: pip install 'acclimate[{extras[purpose]}]'"
 
 
-def check_export(name: str, precisions: Sequence[str], key: str) -> None:
-    """Refuse what cannot be exported here, before time is spent on what leads up to it.
-
-    Raises:
-        AcclimateError: there is no runtime `name`, its packages are missing, or it does not carry one of
-            `precisions`, which came from the option `key`.
-    """
-    carried = runtime(name).precisions
-    if missing := why_not(name, "export"):
-        raise AcclimateError(missing)
 def distributions(name: str) -> list[str]:
     """The packages, as `pip` names them, that bring what the runtime `name` loads artifacts with.
 
@@ -122,6 +123,25 @@ def distributions(name: str) -> list[str]:
     return sorted({carriers[module][0] for module in RUNTIMES[name].load})
 
 
+def engine(name: str) -> str:
+    """The package that runs artifacts of the runtime `name` here, with its version.
+
+    Raises:
+        AcclimateError: see `distributions`.
+    """
+    return ", ".join(f"{package} {metadata.version(package)}" for package in distributions(name))
+
+
+def check_export(name: str, precisions: Sequence[str], key: str) -> None:
+    """Refuse what cannot be exported here, before time is spent on what leads up to it.
+
+    Raises:
+        AcclimateError: there is no runtime `name`, its packages are missing, or it does not carry one of
+            `precisions`, which came from the option `key`.
+    """
+    carried = runtime(name).precisions
+    if missing := why_not(name, "export"):
+        raise AcclimateError(missing)
     for precision in precisions:
         if precision not in carried:
             raise AcclimateError(f"{key}: {name} does not export {precision}; choose {' or '.join(carried)}")
@@ -186,11 +206,14 @@ def write_artifact(
     return Artifact(folder, manifest)
 
 
-def annotate(artifact: Artifact, *, source_run: str | None = None, **notes: Any) -> Artifact:
-    """`artifact` with its manifest's `source_run` and notes completed, on disk too."""
+def annotate(
+    artifact: Artifact, *, source_run: str | None = None, reference: Reference | None = None, **notes: Any
+) -> Artifact:
+    """`artifact` with its manifest's `source_run`, reference and notes completed, on disk too."""
     manifest = artifact.manifest.model_copy(
         update={
             "source_run": artifact.manifest.source_run if source_run is None else source_run,
+            "reference": artifact.manifest.reference if reference is None else reference,
             "notes": {**artifact.manifest.notes, **notes},
         }
     )
@@ -256,3 +279,20 @@ def complexity(frozen: Detector) -> dict[str, float]:
         "macs_m": round(counter.get_total_flops() / 2e6, 3),
         "parameters": sum(parameter.numel() for parameter in frozen.parameters()),
     }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters print progress and warn about their own deprecations; none of it is for the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

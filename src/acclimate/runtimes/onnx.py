@@ -5,11 +5,7 @@ Loading imports onnxruntime alone; torch and onnx are imported by `export`.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.edge.artifact import Artifact
-from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
 from acclimate.runtimes.base import (
     Network,
@@ -26,15 +22,15 @@ from acclimate.runtimes.base import (
     complexity,
     describe_calibration,
     frozen_copy,
+    quiet,
     why_not,
     write_artifact,
 )
+from acclimate.runtimes.quantise import Node, calibration_canvases, check_finite, kept_in_float
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
-
-log = logging.getLogger(__name__)
 
 OPSET = 18
 INPUT = "images"
@@ -59,17 +55,17 @@ class Onnx:
                 frozen,
                 folder,
                 precision,
-                lambda temporary: _write_graph(frozen, temporary / "model.onnx"),
+                lambda temporary: write_graph(frozen, temporary / "model.onnx"),
                 notes=complexity(frozen),
             )
-        canvases, used = _calibration_canvases(calibration, frozen.spec.image_size)
+        canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
 
         def build(temporary: Path) -> None:
             single = temporary / "fp32.onnx"
-            _write_graph(frozen, single)
+            write_graph(frozen, single)
             quantize(single, temporary / "model.onnx", canvases)
             single.unlink()
-            _check_finite(temporary / "model.onnx", canvases[:4])
+            check_finite(_session(temporary / "model.onnx", 1), canvases[:4])
 
         return write_artifact(
             "onnx", frozen, folder, precision, build, describe_calibration(used), notes=complexity(frozen)
@@ -119,12 +115,12 @@ def _has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def _write_graph(frozen: Detector, file: Path) -> None:
+def write_graph(frozen: Detector, file: Path) -> None:
     """The detector's forward as an ONNX file."""
     import torch
 
     image = torch.zeros(1, 3, *frozen.spec.image_size)
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             frozen,
             (image,),
@@ -155,7 +151,7 @@ def quantize(single: Path, file: Path, canvases: Sequence[Image]) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = file.with_name("prepared.onnx")
-    with _quiet():
+    with quiet():
         quant_pre_process(single, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
         quantize_static(
@@ -184,79 +180,20 @@ class _Reader:
 
 
 def _kept_in_float(graph: Any) -> list[str]:
-    """Names of the nodes from the input to the first convolution, and from the last convolutions to the outputs.
-
-    In a two-stage detector also what is done with the coordinates of the chosen boxes, from their choice (TopK) to the
-    layers of the second stage: pixels need more than 256 levels.
-    """
-    maker = {output: node for node in graph.node for output in node.output}
-    users: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    kept: dict[str, None] = {}
-    waiting = [maker[output.name] for output in graph.output]
-    while waiting:
-        node = waiting.pop()
-        kept[node.name] = None
-        if node.op_type not in {"Conv", "MatMul", "Gemm"}:
-            waiting += [maker[name] for name in node.input if name in maker]
-    waiting = list(users.get(INPUT, ()))
-    while waiting:
-        node = waiting.pop()
-        kept[node.name] = None
-        if node.op_type not in {"Conv", "MatMul", "Gemm"}:
-            waiting += [user for name in node.output for user in users.get(name, ())]
+    """See `quantise.kept_in_float`, of an ONNX graph."""
     learned = {value.name for value in graph.initializer}
-    waiting = [node for node in graph.node if node.op_type == "TopK"]
-    seen: set[str] = set()
-    while waiting:
-        node = waiting.pop()
-        layer = node.op_type in {"Conv", "MatMul", "Gemm"} and not learned.isdisjoint(node.input)
-        if node.name not in seen and not layer:
-            seen.add(node.name)
-            waiting += [user for name in node.output for user in users.get(name, ())]
-    return list(dict.fromkeys([*kept, *seen]))
-
-
-def _calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
-    canvases, used, problems = [], [], []
-    for path in paths:
-        try:
-            canvases.append(letterbox(read_image(path), size)[0])
-        except AcclimateError as error:
-            problems.append(str(error))
-        else:
-            used.append(path)
-    if not canvases:
-        first = f" (first: {problems[0]})" if problems else ""
-        raise AcclimateError(
-            f"int8 needs calibration images from the target, and none of {len(paths)} could be read{first}; "
-            "give a folder of unlabelled target images with --calibration"
+    maker = {output: node.name for node in graph.node for output in node.output}
+    nodes = {
+        node.name: Node(
+            layer=node.op_type in {"Conv", "MatMul", "Gemm"},
+            learned=not learned.isdisjoint(node.input),
+            chooses=node.op_type == "TopK",
+            before=[maker[name] for name in node.input if name in maker],
         )
-    for problem in problems:
-        log.warning("left out of the calibration: %s", problem)
-    return canvases, used
-
-
-def _check_finite(file: Path, canvases: Sequence[Image]) -> None:
-    run = _session(file, 1)
-    if not all(np.isfinite(output).all() for canvas in canvases for output in run(to_input(canvas))):
-        raise AcclimateError("int8: the quantised network's output is not finite; export fp32 instead")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters print progress and warn about their own deprecations; none of it is for the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        for node in graph.node
+    }
+    for name, node in nodes.items():
+        for before in node.before:
+            nodes[before].after.append(name)
+    inputs = [node.name for node in graph.node if INPUT in node.input]
+    return kept_in_float(nodes, inputs, [maker[output.name] for output in graph.output])

@@ -1,0 +1,110 @@
+"""What every INT8 export shares, whatever quantises: the images, what stays in floating point, the check of the result.
+
+Which parts of a network lose by 256 levels is a matter of the network, not of the tool: box sides and low scores need
+more, so the last layers stay in floating point; the first one has three input channels, which fill too little of an
+INT8 dot product to gain anything; and coordinates are pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.errors import AcclimateError
+from acclimate.runtimes.base import Network
+from acclimate.structures import Image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Node:
+    """An operation of a graph, as far as the choice of what stays in floating point asks.
+
+    Attributes:
+        layer: whether it is a convolution or a matrix product.
+        learned: whether one of its inputs is a constant.
+        chooses: whether it picks the best of many, as a two-stage detector picks proposals.
+        before: names of the operations whose results it takes.
+        after: names of the operations that take its results.
+    """
+
+    layer: bool = False
+    learned: bool = False
+    chooses: bool = False
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+
+def kept_in_float(nodes: Mapping[str, Node], inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:
+    """Names of the operations from the input to the first layers, and from the last layers to the outputs.
+
+    In a two-stage detector also what is done with the coordinates of the chosen boxes, from their choice to the layers
+    of the second stage.
+
+    Args:
+        nodes: the operations by name.
+        inputs: those that take the image.
+        outputs: those that give the outputs.
+    """
+    layers = {name for name, node in nodes.items() if node.layer}
+    before = {name: node.before for name, node in nodes.items()}
+    after = {name: node.after for name, node in nodes.items()}
+    ends = _reached(outputs, before, layers) | _reached(inputs, after, layers)
+    learned = {name for name in layers if nodes[name].learned}
+    coordinates = _reached([name for name, node in nodes.items() if node.chooses], after, learned) - learned
+    return sorted(ends | coordinates)
+
+
+def _reached(starts: Iterable[str], onward: Mapping[str, Sequence[str]], last: Collection[str]) -> set[str]:
+    """All that `starts` lead to, themselves included; what is in `last` is reached and leads no further."""
+    reached: set[str] = set()
+    waiting = list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += [] if name in last else onward[name]
+    return reached
+
+
+def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
+    """The images on the network's canvas (height, width), and which of `paths` they came from.
+
+    What cannot be read is left out with a warning.
+
+    Raises:
+        AcclimateError: there is none.
+    """
+    canvases, used, problems = [], [], []
+    for path in paths:
+        try:
+            canvases.append(letterbox(read_image(path), size)[0])
+        except AcclimateError as error:
+            problems.append(str(error))
+        else:
+            used.append(path)
+    if not canvases:
+        first = f" (first: {problems[0]})" if problems else ""
+        raise AcclimateError(
+            f"int8 needs calibration images from the target, and none of {len(paths)} could be read{first}; "
+            "give a folder of unlabelled target images with --calibration"
+        )
+    for problem in problems:
+        log.warning("left out of the calibration: %s", problem)
+    return canvases, used
+
+
+def check_finite(run: Network, canvases: Sequence[Image]) -> None:
+    """Run the quantised network on `canvases`.
+
+    Raises:
+        AcclimateError: an output is not finite.
+    """
+    if not all(np.isfinite(output).all() for canvas in canvases for output in run(to_input(canvas))):
+        raise AcclimateError("int8: the quantised network's output is not finite; export fp32 instead")
