@@ -101,9 +101,9 @@ def data(family: str, domain: str, split: str) -> DataConfig:
     return DataConfig(path=file, classes=LIGHTS_AND_SIGNS)
 
 
-def target_list(family: str, domain: str) -> Path:
+def target_list(family: str, domain: str, folder: Path = RUNS) -> Path:
     """A list of the target's training images: what an engineer would have as a folder. Written once, without labels."""
-    file = RUNS / f"{family}-{domain}-images.txt"
+    file = folder / f"{family}-{domain}-images.txt"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         paths = formats.read(data(family, domain, "train")).paths
@@ -163,6 +163,15 @@ def run_pair(pair: str, seed: int, methods: Sequence[str], console: Console) -> 
         record(pair, seed, "oracle", "last", run, *evaluate(run, pair))
 
 
+def test_images(family: str, domain: str, classes: Sequence[str], count: int) -> formats.LabelledSet:
+    """So many of a domain's test images, evenly spread, or all."""
+    truth = formats.read(data(family, domain, "test"), classes)
+    kept = set(choose(truth.paths, count, 0))
+    return formats.LabelledSet(
+        truth.name, truth.format, truth.classes, tuple(i for i in truth.images if i.path in kept), truth.problems
+    )
+
+
 def evaluate(
     run: Run, pair: str, weights: Path | None = None, source: bool = True
 ) -> tuple[Evaluation, Evaluation | None]:
@@ -172,11 +181,7 @@ def evaluate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: list[Evaluation] = []
     for domain, role in ((domains[1], "target"), (domains[0], "source"))[: 2 if source else 1]:
-        truth = formats.read(data(family, domain, "test"), detector.spec.classes)
-        kept = set(choose(truth.paths, TEST_IMAGES, 0))
-        truth = formats.LabelledSet(
-            truth.name, truth.format, truth.classes, tuple(i for i in truth.images if i.path in kept), truth.problems
-        )
+        truth = test_images(family, domain, detector.spec.classes, TEST_IMAGES)
         found.append(evaluate_detector(detector, truth, domain, role, device=device))
     return found[0], found[1] if source else None
 

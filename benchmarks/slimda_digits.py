@@ -6,7 +6,7 @@
 Needs scikit-learn, which ships the handwriting (1,797 images, 43 writers; the last 500 are kept for the test). What is
 compared is in `TRAININGS`; each is measured at 1 to 1/64 of the full network's operations. A width trained alone is one
 run and one row of slimda_digits.csv, a bank is one run and a row for each width. What has its rows is not run again.
-Labels of handwriting are read by the evaluation alone. What a row holds is in docs/concepts/slimda.md.
+Labels of handwriting are read by the evaluation alone. What a row holds is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -273,13 +273,16 @@ class Experiment:
         print({key: row[key] for key in list(row)[:8]}, flush=True)
 
 
-def summary(file: Path) -> None:
-    """Accuracy on handwriting in percent: the mean over seeds, for each network, method and width."""
+def summary(file: Path) -> Iterator[str]:
+    """A table in Markdown for each network: accuracy on handwriting in percent, mean over seeds."""
     found = rows.read(file)
-    for network in dict.fromkeys(row["network"] for row in found):
+    for i, network in enumerate(dict.fromkeys(row["network"] for row in found)):
+        if i:
+            yield ""
         mine = [row for row in found if row["network"] == network]
         shares = dict.fromkeys(row["share"] for row in sorted(mine, key=lambda row: -float(row["share"])))
-        print(f"\n| {network} | " + " | ".join(shares) + " | training, s |\n|---|" + "---|" * (len(shares) + 1))
+        yield f"| {network} | {' | '.join(shares)} | training, s |"
+        yield "|---" * (len(shares) + 2) + "|"
         for method in METHODS:
             cells = []
             for share in shares:
@@ -292,7 +295,7 @@ def summary(file: Path) -> None:
                 for seed in seeds
             ]
             if spent:
-                print(f"| {method} | " + " | ".join(cells) + f" | {statistics.mean(spent):.0f} |")
+                yield f"| {method} | " + " | ".join(cells) + f" | {statistics.mean(spent):.0f} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -306,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--summary", action="store_true", help="print the rows as tables and run nothing")
     options = parser.parse_args(arguments)
     if options.summary:
-        summary(options.csv)
+        print(*summary(options.csv), sep="\n")
         return
     torch.set_num_threads(1)
     data = domains()

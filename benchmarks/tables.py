@@ -12,6 +12,8 @@ from pathlib import Path
 import adaptation
 import cosines
 import rows
+import slimda
+import slimda_digits
 from acclimate.benchmark import suite as suites
 from acclimate.benchmark import table as results
 
@@ -84,10 +86,17 @@ def tsd_table() -> Iterator[str]:
     )  # fmt: skip
 
 
+def digits_tables() -> Iterator[str]:
+    file = HERE / "slimda_digits.csv"
+    yield from slimda_digits.summary(file) if rows.read(file) else ["No rows yet."]
+
+
 TABLES = {
     "adaptation": adaptation_tables,
     "cosines": cosines.tables,
     "methods": methods_tables,
+    "slimda": slimda.tables,
+    "slimda_digits": digits_tables,
     "training": training_table,
     "latency": latency_table,
     "suppression": suppression_table,
