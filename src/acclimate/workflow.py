@@ -320,7 +320,8 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
     else:
         # A bank's student is a plain detector.
         kind = "dense" if spec.get("kind", "dense") == "slimmable" else spec.get("kind", "dense")
-        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": spec["strides"]}
+        sections = {name: values["model"][name] for name in ("two_stage", "ssd")}
+        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": spec["strides"], **sections}
         if "=" in student and not path.exists():
             changes.insert(0, student)
         else:

@@ -49,6 +49,7 @@ from acclimate.config import (
     ImitationConfig,
     ModelConfig,
     SlimConfig,
+    SsdConfig,
     TwoStageConfig,
 )
 from acclimate.data.formats import LabelledSet
@@ -413,6 +414,7 @@ def test_a_run_with_two_optimisers_goes_on_exactly(mode: str, step: int, tmp_pat
 
 def detector(**changes: Any) -> Detector:
     values = {"backbone": "test_efficientnet", "weights": "none", "image_size": (64, 64), "strides": (8, 16)}
+    values["ssd"] = SsdConfig(extra=1)
     torch.manual_seed(0)
     config = ModelConfig(**{**values, "channels": 16, "depth": 1, **changes})
     return build(specify(config, ("car", "person")))
@@ -432,7 +434,10 @@ def test_levels_are_matched_by_the_size_of_their_maps() -> None:
 
 
 def test_outputs_correspond_on_one_grid_of_one_kind() -> None:
-    two = detector(kind="two-stage", two_stage=TwoStageConfig(hidden=16))
+    two, ssd = detector(kind="two-stage", two_stage=TwoStageConfig(hidden=16)), detector(kind="ssd")
+    assert correspond(ssd, detector(kind="ssd", backbone="lcnet_050"))
+    assert not correspond(ssd, detector(kind="ssd", strides=(4, 8)))
+    assert not correspond(ssd, two)
     assert correspond(detector(), detector(channels=24, depth=0))
     assert correspond(detector(), detector(kind="slimmable"))
     assert correspond(two, detector(kind="two-stage", two_stage=TwoStageConfig(hidden=8, proposals=8)))
@@ -440,8 +445,9 @@ def test_outputs_correspond_on_one_grid_of_one_kind() -> None:
     assert not correspond(detector(), two)
 
 
-def test_a_student_takes_over_the_teachers_head_alone() -> None:
-    student, teacher = detector(), detector()
+@pytest.mark.parametrize("kind", ["dense", "two-stage", "ssd"])
+def test_a_student_takes_over_the_teachers_head_alone(kind: str) -> None:
+    student, teacher = (detector(kind=kind, two_stage=TwoStageConfig(hidden=16)) for _ in range(2))
     for parameter in teacher.parameters():
         nn.init.normal_(parameter)
     before = {name: value.clone() for name, value in student.state_dict().items()}
@@ -450,7 +456,7 @@ def test_a_student_takes_over_the_teachers_head_alone() -> None:
         head = name.split(".")[0] in student.predictors
         assert torch.equal(value, (teacher.state_dict() if head else before)[name]), name
     with pytest.raises(AcclimateError, match=r"runs/teacher does not fit the student .*; use head=own, or give"):
-        take_head(detector(channels=24), teacher, Path("runs/teacher"))
+        take_head(detector(strides=(4, 8, 16)), teacher, Path("runs/teacher"))
 
 
 @pytest.mark.parametrize(
@@ -493,6 +499,8 @@ def test_a_teacher_of_other_classes_is_refused_and_of_another_order_understood(t
     [
         ({}, {"channels": 24}, {"soft_class", "soft_box"}),
         ({}, {"kind": "two-stage"}, {"box_class", "box_box"}),
+        ({"kind": "ssd"}, {"kind": "ssd", "backbone": "lcnet_050"}, {"soft_class", "soft_box"}),
+        ({"kind": "ssd"}, {}, {"box_class", "box_box"}),
         ({"kind": "two-stage"}, {}, {"box_proposal_score", "box_proposal_box", "box_roi_class", "box_roi_box"}),
         (
             {"kind": "two-stage"},

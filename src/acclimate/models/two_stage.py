@@ -106,6 +106,7 @@ class TwoStageDetector(Detector):
 
     trains_on_raw: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets", "boxes")
+    predictors: ClassVar[tuple[str, ...]] = ("proposer", "roi_head")
 
     mean: Tensor
     std: Tensor

@@ -472,6 +472,57 @@ def layers(part: RunPart) -> dict[str, dict[str, float]]:
     return {layer: {name: value / found["steps"] for name, value in found.items()} for layer, found in sums.items()}
 
 
+@dataclass(frozen=True)
+class Critic:
+    """What the critic of one level said of features, over the logged steps.
+
+    Attributes:
+        stride: of its level.
+        teacher, student: (step, mean score) of either side.
+        spread: how far the scores of images were from their side's mean, at the same steps.
+    """
+
+    stride: str
+    teacher: Sequence[tuple[float, float]]
+    student: Sequence[tuple[float, float]]
+    spread: Sequence[float]
+
+    @property
+    def collapsed(self) -> bool:
+        """At the end it says the same of both sides and of every image, measured by the widest gap it has known."""
+        gaps = [abs(own[1] - other[1]) for own, other in zip(self.teacher, self.student, strict=True)]
+        end = max(1, len(gaps) // 4)
+        known = max(gaps)
+        flat = (sum(values[-end:]) / end <= max(FLAT * known, NOTHING) for values in (gaps, list(self.spread)))
+        return known <= NOTHING or all(flat)
+
+
+FLAT = 0.05
+"""Share of a critic's widest gap below which its last gaps, and its last scores' spread, are nothing."""
+NOTHING = 1e-3
+"""A gap that no training learns from."""
+
+
+def critics(part: RunPart) -> list[Critic]:
+    """The critics of a distillation, from the finest level on, as far as the run logged them."""
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for line in part.metrics:
+        step, scores = line.get("step"), line.get("critics")
+        for stride, one in scores.items() if isinstance(scores, dict) else ():
+            values = [one.get(name) for name in ("teacher", "student", "spread")] if isinstance(one, dict) else [None]
+            if all(isinstance(value, int | float) for value in (step, *values)):
+                found.setdefault(stride, []).append((step, *values))
+    return [
+        Critic(
+            stride,
+            [(step, teacher) for step, teacher, _, _ in rows],
+            [(step, student) for step, _, student, _ in rows],
+            [spread for *_, spread in rows],
+        )
+        for stride, rows in found.items()
+    ]
+
+
 def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:
     missing = []
     kinds = {part.kind for part in parts}
@@ -506,7 +557,7 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
         missing.append(
             "No oracle was trained (it needs target labels), so the share of the gap that was closed cannot be said."
         )
-    if any(p.kind == "adapted" and p.selection is None and p.found is None for p in parts):
+    if any(p.kind == "adapted" and p.run.manifest.verb == "adapt" and p.selection is None for p in parts):
         missing.append("The adapted run holds no label-free scores of its checkpoints (selection.json).")
     if not any(part.metrics for part in parts):
         missing.append("No training curve was logged (metrics.jsonl).")

@@ -93,6 +93,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
         "suppression": _suppression(content),
+        "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
         "search": _search(content),
         "selections": [_selection(part) for part in content.parts if part.selection],
         "parities": [
@@ -274,6 +275,22 @@ def _suppression(content: Content) -> dict[str, Any] | None:
     }
     charts.append(chart("Update in a step over the weight, norms, powers of ten", moved, powers=True))
     return {"charts": charts, "layers": order}
+
+
+def _critics(part: RunPart, found: Sequence[gathering.Critic]) -> dict[str, Any]:
+    """The scores of each level's critic on both sides, and which critics have collapsed."""
+    from acclimate.report import plot
+
+    charts = []
+    for one in found:
+        title = f"Critic at stride {one.stride}"
+        gap, last = one.student[-1][1] - one.teacher[-1][1], one.student[-1][0]
+        told = f"{part.label}: {title}, scores of both sides over {len(one.teacher)} logged steps, "
+        told += f"{verdict.quantity(gap)} apart at step {plot.number(last)}"
+        curves = [plot.Line("teacher", one.teacher, "a"), plot.Line("student", one.student, "b")]
+        charts.append({"title": title, "plot": plot.lines(curves, label=told), "collapsed": one.collapsed})
+    dead = [one.stride for one in found if one.collapsed]
+    return {"label": part.label, "charts": charts, "collapsed": dead, "path": part.run.path}
 
 
 def _search(content: Content) -> dict[str, Any] | None:
