@@ -69,6 +69,8 @@ class SlicedNorm(nn.BatchNorm2d):
 class ToyBank(Slimmable, ToyDetector):
     """Two sliced convolutions; raw outputs like a dense detector's, one class."""
 
+    predictors = ("predict",)
+
     def __init__(self) -> None:
         ToyDetector.__init__(self)
         self.choices = CHOICES
@@ -320,13 +322,14 @@ def test_running_statistics_are_those_of_the_largest_model() -> None:
 # In the loop.
 
 
-def train(path: Path, stop: int | None = None, **changes: Any) -> tuple[Run, Objective]:
+def train(path: Path, stop: int | None = None, third: bool = False, **changes: Any) -> tuple[Run, Objective]:
     """Train the bank into `path`, or go on there; everything but the run folder is new, as in another process."""
     torch.manual_seed(7)
     settings = schedule(**changes)
     detector = ToyBank()
     terms = [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), [0.3]), Restless()]
-    objective = Objective(detector, [Slim.create(SlimConfig(models=3), detector, terms, 5)], 0.9, warm=True)
+    slim = Slim.create(SlimConfig(models=3, third=third), detector, terms, 5)
+    objective = Objective(detector, [slim], 0.9, warm=True)
 
     def at(step: int) -> None:
         if stop is not None and step == stop:
@@ -337,11 +340,12 @@ def train(path: Path, stop: int | None = None, **changes: Any) -> tuple[Run, Obj
     return run, objective
 
 
-def test_a_run_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path) -> None:
-    whole, _ = train(tmp_path / "whole")
+@pytest.mark.parametrize("third", [False, True])
+def test_a_run_that_was_killed_goes_on_to_the_last_bit(third: bool, tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole", third=third)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", stop=8)
-    killed, _ = train(tmp_path / "killed")
+        train(tmp_path / "killed", stop=8, third=third)
+    killed, _ = train(tmp_path / "killed", third=third)
     assert {k: v for line in killed.metrics() for k, v in line.items() if k != "images_per_s"} == {
         k: v for line in whole.metrics() for k, v in line.items() if k != "images_per_s"
     }
