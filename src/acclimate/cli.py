@@ -294,6 +294,49 @@ def predict(
 
 
 @app.command()
+def watch(
+    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
+    source: Annotated[
+        str, typer.Option(help="a camera's number, rtsp://..., a video, or a folder that is being filled")
+    ],
+    out: Annotated[Path, typer.Option(help="where lines, alarms and collected frames go")] = Path("watched"),
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is written")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    fps: Annotated[float | None, typer.Option(help="frames a second at most, evenly spaced")] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="end with the video or the folder's last image, and drop no frame")
+    ] = False,
+    page: Annotated[bool, typer.Option(help="serve the live page")] = True,
+    bind: Annotated[str, typer.Option(help="address of the page; other than a local one it needs a token")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the page; 0 is any that is free")] = 8350,
+    token: Annotated[
+        str | None, typer.Option(envvar="ACCLIMATE_PAGE_TOKEN", help="of the page; made where it is needed")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=0, max=2000, help="frames worth sending home, at most")] = 100,
+    learn: Annotated[
+        int, typer.Option(min=8, max=20000, help="first frames that count as the domain where the artifact has none")
+    ] = 200,
+    adjust: Annotated[
+        bool, typer.Option("--adjust", help="let thresholds and reference follow the site, inside bounds")
+    ] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="first forget what was adjusted and learnt")] = False,
+    file_mb: Annotated[float, typer.Option(min=0.01, help="size of a file of lines, MB")] = 16.0,
+    files: Annotated[int, typer.Option(min=2, help="files of lines, at most")] = 16,
+) -> None:
+    """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
+    torch."""
+    from acclimate import workflow
+
+    workflow.watch(
+        artifact, source, out, threshold=threshold, threads=threads, fps=fps, once=once, page=page, bind=bind,
+        port=port, token=token, keep=keep, learn=learn, adjust=adjust, reset=reset, file_mb=file_mb, files=files,
+        console=_out,
+    )  # fmt: skip
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders: source, adapted, oracle")],
     out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),

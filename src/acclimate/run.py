@@ -22,9 +22,12 @@ import hashlib
 import json
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,6 +36,9 @@ from acclimate import __version__
 from acclimate.errors import AcclimateError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+AGAIN_S = 1.0
+"""Signals closer together than this are one: torchrun passes on the Ctrl-C that a terminal has sent to all already."""
 
 _REFUSED = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 """Errors of a write that another folder would mend."""
@@ -258,6 +264,32 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in _REFUSED:
             raise AcclimateError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
         raise
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; a later second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    first = 0.0
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if not event.is_set():
+            first = time.monotonic()
+            event.set()
+        elif time.monotonic() - first > AGAIN_S:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -12,6 +12,7 @@ Functions that train need the `train` extra; heavy imports wait until a verb run
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.data.inspect import DataSummary
     from acclimate.edge.package import Package
+    from acclimate.edge.watch import Summary
     from acclimate.models.detector import Detector
     from acclimate.models.slimmable import SlimmableDetector
     from acclimate.select.budget import Cost, Table, Width
     from acclimate.select.search import Candidate, Outcome, Space, Survey
     from acclimate.verify import Verification
+
+log = logging.getLogger(__name__)
 
 Role = Literal["source", "target"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -744,7 +748,9 @@ def export(
 
 def _export(run: Run, runtime: str, precision: Precision, calibration: Sequence[Path], console: Console | None) -> Path:
     """The artifact of a run's weights; kept where it is there already."""
+    from acclimate.edge import monitor
     from acclimate.edge.artifact import Artifact
+    from acclimate.edge.predict import Predictor
     from acclimate.models import detector as models
     from acclimate.runtimes import base
 
@@ -763,8 +769,26 @@ def _export(run: Run, runtime: str, precision: Precision, calibration: Sequence[
         images_said = f", calibrated on {len(calibration)} images" if calibration else ""
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
     artifact = base.runtime(runtime).export(models.load(run.path), folder, precision, calibration)
-    base.annotate(artifact, source_run=str(run.path), identity=identity)
+    reference = monitor.reference(Predictor(artifact), calibration or _of_the_domain(run))
+    base.annotate(artifact, source_run=str(run.path), reference=reference, identity=identity)
     return folder
+
+
+def _of_the_domain(run: Run) -> Sequence[Path]:
+    """Images of the domain that a run's detector is for: its target, or what it was trained on."""
+    from acclimate.data import formats
+    from acclimate.data.dataset import choose
+    from acclimate.edge.monitor import IMAGES
+
+    config = stages.configuration(run)
+    try:
+        if config.target is not None:
+            return choose(formats.unlabelled(config.target).paths, IMAGES, config.seed)
+        if config.source is not None:
+            return choose([image.path for image in formats.read(config.source).images], IMAGES, config.seed)
+    except AcclimateError as error:
+        log.warning("the artifact gets no reference statistics: %s", error)
+    return ()
 
 
 def package(artifact: str | Path, out: str | Path, *, console: Console | None = None) -> Package:
@@ -875,6 +899,21 @@ def predict(
 
     with opened(Path(artifact), expected) as folder:
         return predict_folder(folder, Path(images), Path(out), threshold=threshold, threads=threads, console=console)
+
+
+def watch(
+    artifact: str | Path, source: str, out: str | Path, *, console: Console | None = None, **options: Any
+) -> Summary:
+    """Detect in what a camera, a stream, a video or a folder gives until asked to stop. Needs no torch.
+
+    See `edge.watch.watch` for the options and for what is written.
+
+    Raises:
+        AcclimateError: the artifact cannot be used, `out` cannot be written, or options do not go together.
+    """
+    from acclimate.edge.watch import watch
+
+    return watch(artifact, source, out, console=console, **options)
 
 
 def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budget: Budget | None = None) -> Path:

@@ -23,6 +23,7 @@ import toy_training
 from torch import Tensor, nn
 from toy_training import Restless, ToyDetector, ToyLoader, schedule, train
 
+from acclimate import run as runs
 from acclimate.adapt import engine
 from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, discard_state, fit
 from acclimate.adapt.objective import Objective, Step, Term, View
@@ -122,7 +123,7 @@ def test_a_signal_in_the_last_step_ends_the_run_as_usual(uninterrupted: Run, tmp
 
 
 def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(engine, "AGAIN_S", -1.0)
+    monkeypatch.setattr(runs, "AGAIN_S", -1.0)
 
     def twice() -> None:
         interrupt()
@@ -131,7 +132,7 @@ def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(KeyboardInterrupt) as caught:
         train(tmp_path / "run", terms, at(3, twice))
     assert not isinstance(caught.value, Interrupted)
-    monkeypatch.setattr(engine, "AGAIN_S", 60.0)
+    monkeypatch.setattr(runs, "AGAIN_S", 60.0)
     with pytest.raises(Interrupted):
         train(tmp_path / "other", terms, at(3, twice))
 

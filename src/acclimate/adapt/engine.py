@@ -11,12 +11,9 @@ import json
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +28,7 @@ from acclimate.adapt.objective import GradientTransform, Objective, Watcher
 from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import save_weights
-from acclimate.run import Run, write_text, writing
+from acclimate.run import Run, stop_signal, write_text, writing
 
 if TYPE_CHECKING:
     from acclimate.data.dataset import Loader
@@ -40,10 +37,6 @@ log = logging.getLogger(__name__)
 
 _STATE_ROOM = 2**24
 """Bytes; with less than this left, a state that could not be written met a full disk."""
-
-
-AGAIN_S = 1.0
-"""Signals closer together than this are one: torchrun passes on the Ctrl-C that a terminal has sent to all already."""
 
 
 def accelerator(precision: str) -> Accelerator:
@@ -92,7 +85,7 @@ def fit(
     watchers = [part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
-    with _stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
+    with stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
         try:
             for step in range(start + 1, schedule.steps + 1):
                 losses: dict[str, float] = {}
@@ -242,32 +235,6 @@ def _resume(run: Run, acc: Accelerator) -> tuple[int, dict[str, float]]:
     if acc.is_main_process:
         run.rewind(0)
     return 0, {}
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a later second one stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    first = 0.0
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if not event.is_set():
-            first = time.monotonic()
-            event.set()
-        elif time.monotonic() - first > AGAIN_S:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

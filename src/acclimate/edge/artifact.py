@@ -68,6 +68,25 @@ class Calibration(BaseModel):
     source: str
 
 
+class Reference(BaseModel):
+    """How frames of the domain that an artifact was made for look to it; `edge.monitor` makes and reads it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    images: int
+    features: tuple[str, ...]
+    """Names of the P features of a frame."""
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+    """Standard deviations, with a floor."""
+    correlation: tuple[tuple[float, ...], ...]
+    """(P, P), shrunk towards the identity."""
+    log_distance: tuple[float, float]
+    """Mean and standard deviation of the logarithm of the distance of images that were left out."""
+    rates: tuple[float, ...] = ()
+    """Mean number of boxes of each class an image, from `show_threshold` up."""
+
+
 class ArtifactManifest(BaseModel):
     """Written as `artifact.json`.
 
@@ -94,6 +113,8 @@ class ArtifactManifest(BaseModel):
     files: dict[str, str] = Field(default_factory=dict)
     """File name -> SHA-256; checked before loading."""
     calibration: Calibration | None = None
+    reference: Reference | None = None
+    """What `watch` compares frames with; None where there were too few images of the domain."""
     source_run: str = ""
     version: str = ""
     notes: dict[str, Any] = Field(default_factory=dict)
@@ -153,7 +174,7 @@ class Artifact:
     @property
     def digest(self) -> str:
         """Short, and the same for two artifacts that give the same detections."""
-        return digest(self.manifest.model_dump(mode="json", exclude={"name", "source_run", "notes"}))
+        return digest(self.manifest.model_dump(mode="json", exclude={"name", "source_run", "notes", "reference"}))
 
     def file(self, suffix: str) -> Path:
         """The one model file whose name ends in `suffix`.

@@ -170,7 +170,7 @@ def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lo
         "width": image.shape[1],
         "height": image.shape[0],
         "picture": picture,
-        "detections": _as_json(detections, predictor.manifest.classes),
+        "detections": as_json(detections, predictor.manifest.classes),
     }
 
 
@@ -190,7 +190,7 @@ def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float,
                 for time_s, frame in _shown(reader, console, reader.frames):
                     detections = predictor(frame).above(lowest)
                     writer.write(draw(frame, detections, predictor.manifest.classes))
-                    found = _as_json(detections, predictor.manifest.classes)
+                    found = as_json(detections, predictor.manifest.classes)
                     frames.append({"frame": len(frames), "time_s": round(time_s, 4), "detections": found})
             if len(frames) < reader.frames - 1 or not frames:
                 problems.append(
@@ -220,7 +220,8 @@ def _header(predictor: Predictor, source: Path, lowest: float) -> dict[str, Any]
     }
 
 
-def _as_json(detections: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+def as_json(detections: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Detections as all JSON of the device has them: `box` (xyxy pixels), `label`, `name` and `score`."""
     return [
         {
             "box": [round(float(value), 2) for value in box],

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import watched
+from rich.console import Console
+from typer.testing import CliRunner
+
+import acclimate
+from acclimate import cli
+from acclimate.data import formats
+from acclimate.edge import source as sources
+from acclimate.edge import watch as watching
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.watch import watch
+from acclimate.errors import AcclimateError
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return watched.export(tmp_path_factory.mktemp("artifacts") / "known")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact without a reference."""
+    return watched.export(tmp_path_factory.mktemp("artifacts") / "stranger", known=False)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(sources, "SETTLED_S", 0.0)
+    monkeypatch.setattr(sources, "POLL_S", 0.01)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "it did not come to it"
+        time.sleep(0.01)
+
+
+def test_a_folder_becomes_lines_that_predict_would_write(artifact: Path, tmp_path: Path) -> None:
+    watched.put_images(tmp_path / "in", range(6))
+    console = Console(file=io.StringIO(), width=200)
+    summary = watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False, console=console)
+    assert (summary.frames, summary.lines, summary.unwritten, summary.dropped) == (6, 6, 0, 0)
+    found = watched.lines(tmp_path / "out")
+    assert [line["frame"] for line in found] == list(range(6))
+    assert [line["file"] for line in found] == [f"{number:06}.bmp" for number in range(6)]
+    results = json.loads(acclimate.workflow.predict(artifact, tmp_path / "in", tmp_path / "predicted").read_text())
+    assert [line["detections"] for line in found] == [image["detections"] for image in results["images"]]
+    assert sum(len(line["detections"]) for line in found) > 10
+    assert watched.events(tmp_path / "out") == ["started", "back", "stopped"]
+    assert "6 frames in" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_second_call_goes_on_with_what_is_new(artifact: Path, tmp_path: Path) -> None:
+    for numbers in (range(3), range(3, 5), range(0)):
+        watched.put_images(tmp_path / "in", numbers)
+        watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
+    found = watched.lines(tmp_path / "out")
+    assert [(line["frame"], line["file"]) for line in found] == [(n, f"{n:06}.bmp") for n in range(5)]
+
+
+def test_fog_raises_an_alarm_with_its_frames_and_clear_weather_none(artifact: Path, tmp_path: Path) -> None:
+    frames = [watched.frame(number, foggy=number >= 60) for number in range(110)]
+    video = watched.put_video(tmp_path / "v.avi", frames)
+    summary = watch(artifact, str(video), tmp_path / "out", once=True, page=False, keep=5)
+    assert summary.alarms == 1
+    (alarm,) = [line for line in watched.lines(tmp_path / "out", "events") if line["event"] == "alarm"]
+    assert 60 <= alarm["frame"] < 100
+    folder = tmp_path / "out" / alarm["folder"]
+    assert json.loads((folder / "alarm.json").read_text())["frame"] == alarm["frame"]
+    names = sorted(path.name for path in folder.glob("*.jpg"))
+    assert names == [f"{when}-{n}.jpg" for when in ("after", "before") for n in range(1, 5)]
+    drift = [line["drift"] for line in watched.lines(tmp_path / "out")]
+    assert np.median(drift[:60]) < 2
+    assert np.median(drift[60:]) > 3
+    collected = formats.unlabelled(tmp_path / "out" / "collected").paths
+    assert len(collected) == summary.collected == 5
+
+
+def test_alarm_folders_are_bounded(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "ALARM_FOLDERS", 2)
+    for number in range(4):
+        (tmp_path / "out" / "alarms" / f"2020010{number}T000000Z").mkdir(parents=True)
+    frames = [watched.frame(number, foggy=True) for number in range(40)]
+    watch(artifact, str(watched.put_video(tmp_path / "v.avi", frames)), tmp_path / "out", once=True, page=False)
+    names = sorted(path.name for path in (tmp_path / "out" / "alarms").iterdir())
+    assert len(names) == 2
+    assert names[0] == "20200103T000000Z"
+
+
+def test_a_reference_is_learnt_kept_and_forgotten(stranger: Path, tmp_path: Path) -> None:
+    frames = [watched.frame(number) for number in range(20)]
+    video = str(watched.put_video(tmp_path / "v.avi", frames))
+
+    def again(**options: bool) -> list[float | None]:
+        watch(stranger, video, tmp_path / "out", once=True, page=False, learn=12, **options)
+        return [line["drift"] for line in watched.lines(tmp_path / "out")[-20:]]
+
+    assert [score is None for score in again()] == [True] * 12 + [False] * 8
+    assert "learnt" in watched.events(tmp_path / "out")
+    assert None not in again()
+    assert again(reset=True).count(None) == 12
+    values = json.loads((tmp_path / "out" / "reference.json").read_text())
+    (tmp_path / "out" / "reference.json").write_text(json.dumps({**values, "artifact": "another"}))
+    assert again().count(None) == 12
+    (tmp_path / "out" / "reference.json").write_text("{")
+    assert again().count(None) == 12
+
+
+def test_adjustment_is_off_by_default_bounded_kept_and_undone(artifact: Path, tmp_path: Path) -> None:
+    video = str(watched.put_video(tmp_path / "v.avi", [watched.frame(number) for number in range(15)]))
+    out = tmp_path / "out"
+    watch(artifact, video, out, once=True, page=False)
+    assert not (out / "adjusted.json").exists()
+    watch(artifact, video, out, once=True, page=False, adjust=True)
+    values = json.loads((out / "adjusted.json").read_text())
+    assert values["artifact"] == Artifact.open(artifact).digest
+    values["thresholds"] = {"red": 0.999, "blue": 0.3}
+    (out / "adjusted.json").write_text(json.dumps(values))
+    watch(artifact, video, out, once=True, page=False, adjust=True)
+    kept = json.loads((out / "adjusted.json").read_text())["thresholds"]
+    assert 0.5 < kept["red"] <= 0.35 * 1.5, "taken up, inside the bounds"
+    watch(artifact, video, out, once=True, page=False, adjust=True, reset=True)
+    fresh = json.loads((out / "adjusted.json").read_text())["thresholds"]
+    assert abs(fresh["red"] - 0.35) < 0.05
+
+
+def test_a_full_disk_does_not_stop_detection(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    video = str(watched.put_video(tmp_path / "v.avi", [watched.frame(number) for number in range(30)]))
+    real, calls = os.write, 0
+
+    def write(descriptor: int, data: bytes) -> int:
+        nonlocal calls
+        if data.startswith(b'{"frame"'):
+            calls += 1
+            if 5 < calls <= 20:
+                real(descriptor, data[:7])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    def full(*_: object) -> None:
+        raise AcclimateError("collected: the disk is full")
+
+    monkeypatch.setattr("acclimate.edge.journal.os.write", write)
+    monkeypatch.setattr("acclimate.edge.collect.write_bytes", full)
+    summary = watch(artifact, video, tmp_path / "out", once=True, page=False)
+    assert (summary.frames, summary.lines, summary.unwritten) == (30, 15, 15)
+    numbers = [line["frame"] for line in watched.lines(tmp_path / "out")]
+    assert numbers == [*range(5), *range(20, 30)]
+    told = [record.getMessage() for record in caplog.records if "the disk is full" in record.getMessage()]
+    assert len(told) == 2, "once for the lines, once for the rest"
+
+
+def test_two_processes_do_not_write_into_one_folder(artifact: Path, tmp_path: Path) -> None:
+    watched.put_images(tmp_path / "in", range(2))
+    with watching._alone(tmp_path), pytest.raises(AcclimateError, match="another watch"):
+        watch(artifact, str(tmp_path / "in"), tmp_path, once=True, page=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adjust": True, "threshold": 0.2}, "leave out --threshold"),
+        ({"fps": 0.0}, "above 0"),
+        ({"token": "short", "page": True}, "at least 12"),
+        ({"bind": "203.0.113.1", "page": True}, "cannot be listened at"),
+    ],
+)
+def test_options_that_do_not_go_together(artifact: Path, tmp_path: Path, options: dict, said: str) -> None:
+    with pytest.raises(AcclimateError, match=said):
+        watch(artifact, str(tmp_path), tmp_path / "out", once=True, **{"page": False, **options})
+
+
+def test_frames_are_evenly_spaced(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Clock:
+        """Time that goes on by what is waited for, and by what a frame takes."""
+
+        @staticmethod
+        def monotonic() -> float:
+            return now
+
+    def wait(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return False
+
+    class Endless:
+        ended = False
+
+        def next(self, timeout: float) -> object:
+            return object()
+
+    monkeypatch.setattr(watching, "time", Clock)
+    taken: list[float] = []
+    frames = watching._paced(Endless(), 10, lambda: False, wait, lambda: None)  # type: ignore[arg-type]
+    for number, _ in zip(range(40), frames, strict=False):
+        taken.append(now)
+        now += 1.0 if number == 20 else 0.03
+    gaps = np.diff(taken)
+    np.testing.assert_allclose(gaps[:20], 0.1, atol=1e-6)
+    assert gaps[20] >= 1.0
+    np.testing.assert_allclose(gaps[21:], 0.1, atol=1e-6, err_msg="what was missed is made up for in a burst")
+
+
+def test_without_river_it_says_so(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "river.drift", None)
+    watched.put_images(tmp_path / "in", range(2))
+    watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
+    assert any("acclimate[watch]" in record.getMessage() for record in caplog.records)
+
+
+def test_a_signal_ends_it_with_a_summary(artifact: Path, tmp_path: Path) -> None:
+    watched.put_images(tmp_path / "in", range(3))
+    out = tmp_path / "out"
+
+    def ask() -> None:
+        until(lambda: len(watched.lines(out)) == 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    summary = watch(artifact, str(tmp_path / "in"), out, page=False)
+    asking.join()
+    assert summary.frames == 3
+    assert watched.events(out)[-1] == "stopped"
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    assert watching._without_password("rtsp://me:secret@cam/a@b") == "rtsp://cam/a@b"
+    assert watching._without_password("a/folder") == "a/folder"
+
+
+def test_from_the_command_line(artifact: Path, tmp_path: Path) -> None:
+    watched.put_images(tmp_path / "in", range(3))
+    arguments = ["watch", str(artifact), "--source", str(tmp_path / "in"), "--once", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, [*arguments, "--no-page"])
+    assert done.exit_code == 0, done.output
+    assert len(watched.lines(tmp_path / "out")) == 3
+    assert cli.main([*arguments, "--adjust", "--threshold", "0.5"]) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing_and_its_source_may_come_and_go(artifact: Path, tmp_path: Path) -> None:
+    """A short version of benchmarks/soak.py."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    command = [sys.executable, "-m", "acclimate", "watch", str(artifact), "--source", str(folder), "--out", str(out)]
+    command += ["--no-page", "--file-mb", "0.02", "--files", "1000"]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def written() -> int:
+        with_whole_lines = [*out.glob("detections.*.jsonl"), *out.glob("detections.jsonl")]
+        return sum(file.read_bytes().count(b"\n") for file in with_whole_lines)
+
+    watched.put_images(folder, range(100))
+    process = start()
+    until(lambda: written() >= 30)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(out / "detections.jsonl", "ab") as file:
+        file.write(b'{"frame":9999,"det')
+    process = start()
+    until(lambda: written() >= 100)
+    folder.rename(tmp_path / "away")
+    until(lambda: "gone" in watched.events(out))
+    (tmp_path / "away").rename(folder)
+    watched.put_images(folder, range(100, 150))
+    until(lambda: written() >= 150)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0
+    found = watched.lines(out)
+    assert [line["frame"] for line in found] == list(range(150))
+    assert [line["file"] for line in found] == [f"{number:06}.bmp" for number in range(150)]
+    assert (out / "detections.torn").read_bytes() == b'{"frame":9999,"det'
