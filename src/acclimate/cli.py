@@ -19,6 +19,7 @@ from acclimate.errors import AcclimateError
 
 if TYPE_CHECKING:
     from acclimate.config import Budget, DataConfig
+    from acclimate.remote.identity import Address
     from acclimate.verify import Verification
 
 _INTERRUPTED = "interrupted; run the same command again to go on"
@@ -264,18 +265,38 @@ def verify(
     source: Source = None,
     budget: Limits = "",
     digest: Digest = "",
+    device: Annotated[
+        str, typer.Option(help="measure there: the device file of an agent, or HOST[:PORT] with --fingerprint")
+    ] = "",
+    fingerprint: Annotated[str, typer.Option(help="the agent's; its token is in $ACCLIMATE_TOKEN then")] = "",
 ) -> None:
     """Measure an artifact on its runtime. Exit status 1 when the budget or the accuracy tolerance is broken."""
     from acclimate import workflow
     from acclimate.verify import print_verification, saved
 
     limits = _budget(budget)
-    result = workflow.verify(artifact, _sets(source, data, options), limits, expected=digest, console=_out)
+    sets = _sets(source, data, options)
+    there = _device(device, fingerprint)
+    result = workflow.verify(artifact, sets, limits, expected=digest, device=there, console=_out)
     print_verification(result, _out)
     _say("verification", saved(artifact))
     if not result.passed:
         _say_missed([result])
         raise typer.Exit(1)
+
+
+@app.command()
+def agent(
+    home: Annotated[Path, typer.Option(help="a folder of the agent's own")] = Path("agent"),
+    bind: Annotated[str, typer.Option(help="HOST[:PORT] to listen on; 0.0.0.0 is every network")] = "127.0.0.1",
+    disk_mb: Annotated[float, typer.Option(min=1, help="how much it keeps of what it is sent")] = 1024,
+) -> None:
+    """On a device: measure artifacts for a desk that has its device file, and nothing else. Needs no torch."""
+    from acclimate import workflow
+
+    if "ACCLIMATE_LOG" not in os.environ:
+        logging.getLogger("acclimate").setLevel("INFO")
+    workflow.agent(home, bind, disk_mb=disk_mb, console=_out)
 
 
 @app.command()
@@ -474,6 +495,14 @@ def _budget(text: str) -> Budget | None:
     from acclimate.config import parse_budget
 
     return parse_budget(text) if text else None
+
+
+def _device(device: str, fingerprint: str) -> Address | None:
+    from acclimate.remote.identity import address
+
+    if fingerprint and not device:
+        raise AcclimateError("--fingerprint: is of a device; name it with --device")
+    return address(device, fingerprint) if device else None
 
 
 def _one_of(option: str, value: str, *choices: str) -> None:

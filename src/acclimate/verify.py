@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +15,15 @@ from rich.table import Table
 
 from acclimate import __version__
 from acclimate.config import Budget
-from acclimate.edge.artifact import Artifact
-from acclimate.edge.bench import Bench
+from acclimate.edge.artifact import Artifact, ArtifactManifest
+from acclimate.edge.bench import Bench, bench_apart
 from acclimate.edge.decode import decode
-from acclimate.edge.images import read_image
+from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
+from acclimate.remote.client import DeviceError
 from acclimate.run import Run, machine, read_json, write_text
+from acclimate.runtimes.base import engine
 from acclimate.structures import Detections
 
 if TYPE_CHECKING:
@@ -126,6 +124,54 @@ class Verification(BaseModel):
     version: str = __version__
 
 
+class Device(Protocol):
+    """Where the artifact that is verified runs: here, or on a device (`remote.client.Remote`)."""
+
+    @property
+    def machine(self) -> Mapping[str, str]:
+        """Facts for a reader of the measurement."""
+
+    def detect(self, path: Path) -> Detections:
+        """What is in the image at `path`: boxes in its pixels, best first, down to the decoding threshold.
+
+        Raises:
+            AcclimateError: the image cannot be read; a `DeviceError` where the device is at fault.
+        """
+
+    def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
+        """The network's raw outputs for the image at `path`, and what `detect` makes of them.
+
+        Raises:
+            AcclimateError: as in `detect`.
+        """
+
+    def bench(self, paths: Sequence[Path], threads: int, runs: int) -> Bench:
+        """Latency and memory, in a process of its own; on noise where there are no paths.
+
+        Raises:
+            AcclimateError: the process failed.
+        """
+
+
+class _Here:
+    """This machine."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self._predictor = Predictor(artifact, threads)
+        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime)}
+
+    def detect(self, path: Path) -> Detections:
+        return self._predictor(read_image(path))
+
+    def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
+        canvas, placed = self._predictor.prepare(read_image(path))
+        outputs = self._predictor.run(canvas)
+        return outputs, self._predictor.finish(outputs, placed)
+
+    def bench(self, paths: Sequence[Path], threads: int, runs: int) -> Bench:
+        return bench_apart(self._predictor.artifact.folder, paths, threads, runs)
+
+
 def verify(
     artifact: Path,
     sets: Sequence[tuple[LabelledSet, str, Role]],
@@ -135,6 +181,7 @@ def verify(
     run: Run | None = None,
     runs: int = 200,
     inputs: str = "",
+    device: Device | None = None,
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
@@ -151,14 +198,16 @@ def verify(
         run: the run it came from; None means the one it lies in or names.
         runs: timed images.
         inputs: kept in the result.
+        device: where it runs; None means here.
         console: where progress goes.
 
     Raises:
         AcclimateError: the artifact is damaged, or a set has a class that it does not know.
     """
-    predictor = Predictor.load(Path(artifact), threads=(budget or Budget()).threads)
-    loaded, manifest = predictor.artifact, predictor.manifest
+    loaded = Artifact.open(Path(artifact))
+    manifest = loaded.manifest
     budget = budget or Budget()
+    device = device or _Here(loaded, budget.threads)
     notes: list[str] = []
     run = run or _source_run(loaded)
     detector = _eager(run, loaded, notes)
@@ -168,14 +217,14 @@ def verify(
     accuracy = {}
     for truth, name, role in sets:
         _say(console, f"verifying {manifest.name} on {name}: {len(truth.images)} images")
-        accuracy[name] = _accuracy(predictor, detector, truth, name, role, run, notes)
+        accuracy[name] = _accuracy(device, manifest, detector, truth, name, role, run, notes)
     parity = None
     if detector is not None and paths:
         _say(console, f"verifying {manifest.name}: parity with the eager model, latency")
-        parity = _parity(predictor, detector, paths[:PARITY_IMAGES])
+        parity = _parity(device, manifest, detector, paths[:PARITY_IMAGES])
     if not paths:
         notes.append("no images were given: latency was measured on noise, and there is no parity")
-    latency = _bench(loaded.folder, paths[:PARITY_IMAGES], budget.threads, runs)
+    latency = device.bench(paths[:PARITY_IMAGES], budget.threads, runs)
 
     if latency.threads == 1 and latency.cpu_ms < BUSY * latency.median_ms:
         notes.append(
@@ -198,7 +247,7 @@ def verify(
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=float(macs) if isinstance(macs, int | float) else None,
-        machine={**machine(), **_engine(manifest.runtime)},
+        machine=dict(device.machine),
         notes=tuple(notes),
     )
     return judge(loaded.folder, verification, budget)
@@ -316,7 +365,8 @@ def _eager(run: Run | None, artifact: Artifact, notes: list[str]) -> Detector | 
 
 
 def _accuracy(
-    predictor: Predictor,
+    device: Device,
+    manifest: ArtifactManifest,
     detector: Detector | None,
     truth: LabelledSet,
     name: str,
@@ -326,15 +376,17 @@ def _accuracy(
 ) -> Accuracy:
     from acclimate.evaluate import average_precision, evaluate_detector, relabel
 
-    model = predictor.manifest.name
+    model = manifest.name
     found = []
     for path in truth.paths:
         try:
-            found.append(predictor(read_image(path)))
+            found.append(device.detect(path))
+        except DeviceError:
+            raise
         except AcclimateError as error:
             notes.append(f"{error} (counted as an image without detections)")
             found.append(Detections.empty())
-    renamed = relabel(found, predictor.manifest.classes, truth.classes, name)
+    renamed = relabel(found, manifest.classes, truth.classes, name)
     ours = average_precision(renamed, truth, data=name, role=role, model=model)
     if run is not None:
         run.write(f"evaluations/{name}.{model}.json", ours)
@@ -352,11 +404,10 @@ def _accuracy(
     )
 
 
-def _parity(predictor: Predictor, detector: Detector, paths: Sequence[Path]) -> Parity:
+def _parity(device: Device, manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path]) -> Parity:
     from acclimate.runtimes.eager import network
 
     reference = network(detector.eval())
-    manifest = predictor.manifest
     pairs: list[Pair] = []
     raw = dict.fromkeys(manifest.output_names, 0.0)
     images = 0
@@ -366,12 +417,13 @@ def _parity(predictor: Predictor, detector: Detector, paths: Sequence[Path]) -> 
         except AcclimateError:
             continue
         images += 1
-        canvas, placed = predictor.prepare(image)
-        theirs, ours = reference(canvas), predictor.run(canvas)
+        canvas, placed = letterbox(image, manifest.image_size, manifest.fill)
+        theirs = reference(to_input(canvas))
+        ours, found = device.outputs(path)
         for name, a, b in zip(manifest.output_names, theirs, ours, strict=True):
             raw[name] = max(raw[name], float(np.abs(a - b).max()))
         eager = placed.to_image(decode(theirs, detector.decode_options(), manifest.image_size)[0])
-        pairs += _pairs(eager, predictor.finish(ours, placed), str(path), manifest.classes)
+        pairs += _pairs(eager, found, str(path), manifest.classes)
     both = [pair for pair in pairs if pair.eager_score is not None and pair.artifact_score is not None]
     alone = [pair for pair in pairs if pair.eager_score is None or pair.artifact_score is None]
     scores = np.array([abs((pair.eager_score or 0) - (pair.artifact_score or 0)) for pair in both])
@@ -447,23 +499,6 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     return overlap
 
 
-def _bench(folder: Path, paths: Sequence[Path], threads: int, runs: int) -> Bench:
-    """Run `acclimate.edge.bench` in a process of its own."""
-    command = [sys.executable, "-m", "acclimate.edge.bench", str(folder), "--threads", str(threads)]
-    done = subprocess.run(
-        [*command, "--runs", str(runs)],
-        input="\n".join(str(path.absolute()) for path in paths),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise AcclimateError(f"{folder}: the latency process failed: {last}")
-    return Bench.model_validate_json(done.stdout)
-
-
 def _checks(v: Verification) -> Iterator[Check]:
     measured = {
         "latency_ms": v.latency.median_ms,
@@ -480,15 +515,6 @@ def _checks(v: Verification) -> Iterator[Check]:
     if drops:
         limit = v.budget.max_ap50_drop
         yield Check(name="max_ap50_drop", limit=limit, value=max(drops), passed=max(drops) <= limit + 1e-9)
-
-
-def _engine(runtime: str) -> dict[str, Any]:
-    """The version of the package that ran the artifact."""
-    package = {"onnx": "onnxruntime", "eager": "torch"}.get(runtime, runtime)
-    try:
-        return {"runtime": f"{package} {metadata.version(package)}"}
-    except metadata.PackageNotFoundError:
-        return {"runtime": package}
 
 
 def _say(console: Console | None, text: str) -> None:

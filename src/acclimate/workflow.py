@@ -11,11 +11,14 @@ Functions that train need the `train` extra; heavy imports wait until a verb run
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import shutil
+import socket
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from acclimate.edge.watch import Summary
     from acclimate.models.detector import Detector
     from acclimate.models.slimmable import SlimmableDetector
+    from acclimate.remote.client import Remote
+    from acclimate.remote.identity import Address
     from acclimate.select.budget import Cost, Table, Width
     from acclimate.select.search import Candidate, Outcome, Space, Survey
     from acclimate.verify import Verification
@@ -823,6 +828,7 @@ def verify(
     *,
     again: bool = True,
     expected: str = "",
+    device: Address | None = None,
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact on its own runtime: accuracy against the eager model, parity, latency, size, memory.
@@ -834,20 +840,50 @@ def verify(
         again: False takes what was measured before on the same inputs, and holds it against `budget`; a latency that
             broke the budget is measured again all the same, as the machine may have been busy.
         expected: the digest that the package must have; none means any.
+        device: where to measure; `remote.identity.address` makes it of a device file. None means here.
         console: where progress goes.
 
     Raises:
-        AcclimateError: the artifact is damaged, or a set cannot be used.
+        AcclimateError: the artifact is damaged, a set cannot be used, or the device fails.
     """
     from acclimate.edge.package import opened
     from acclimate.verify import saved
 
-    with opened(Path(artifact), expected) as folder:
-        result = _verify(folder, data, budget, again, console)
+    with opened(Path(artifact), expected) as folder, contextlib.ExitStack() as stack:
+        remote = None
+        if device is not None:
+            packed = Path(artifact) if Path(artifact).is_file() else None
+            remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
+        result = _verify(folder, data, budget, again, remote, console)
         if Path(artifact).is_file():
             with writing(Path(artifact).parent):
                 shutil.copyfile(saved(folder), saved(Path(artifact)))
     return result
+
+
+@contextlib.contextmanager
+def _on_device(
+    device: Address, folder: Path, packed: Path | None, threads: int, console: Console | None
+) -> Iterator[Remote]:
+    """A device that has the artifact of `folder` installed; it is packed where `packed` does not hold it already."""
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.package import locked, pack
+    from acclimate.remote.client import Remote
+    from acclimate.runtimes.base import distributions, why_not
+
+    manifest = Artifact.open(folder).manifest
+    remote = Remote(device)
+    with contextlib.closing(remote), tempfile.TemporaryDirectory(prefix="acclimate-") as temporary:
+        if packed is None:
+            # The device has the runtime; the desk need not.
+            carried = [] if why_not(manifest.runtime) else distributions(manifest.runtime)
+            packed = Path(temporary) / "package.zip"
+            pack(folder, packed, locked(["acclimate", *carried]))
+        with stages.counting(console, f"bytes of {manifest.name} on {device.name}") as progress:
+            unlike = remote.install(packed, len(manifest.output_names), threads, progress)
+        if unlike and console is not None:
+            console.print(f"{device.name} has other versions than here: {', '.join(unlike)}", highlight=False)
+        yield remote
 
 
 def _verify(
@@ -855,6 +891,7 @@ def _verify(
     data: Sequence[tuple[DataConfig, str, Role]],
     budget: Budget | None,
     again: bool,
+    device: Remote | None,
     console: Console | None,
 ) -> Verification:
     from acclimate import verify as verification
@@ -867,13 +904,57 @@ def _verify(
 
         sets = [(formats.read(one, loaded.manifest.classes), name, role) for one, name, role in data]
     threads = (budget or Budget()).threads
-    inputs = digest(loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets])
+    measured_on = [device.address.fingerprint] if device is not None else []
+    inputs = digest(
+        loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets], *measured_on
+    )
     known = None if again else verification.stored(loaded.folder)
     if known is not None and (known.digest, known.inputs) == (loaded.digest, inputs):
         judged = verification.judge(loaded.folder, known, budget or Budget())
         if all(check.passed for check in judged.checks if check.name == "latency_ms"):
             return judged
-    return verification.verify(loaded.folder, sets, budget, inputs=inputs, console=console)
+    return verification.verify(loaded.folder, sets, budget, inputs=inputs, device=device, console=console)
+
+
+def agent(
+    home: str | Path,
+    bind: str = "127.0.0.1",
+    *,
+    disk_mb: float = 1024,
+    console: Console | None = None,
+) -> None:
+    """Measure artifacts on this machine for a desk that has its device file, until Ctrl-C or SIGTERM. Needs no torch.
+
+    Args:
+        home: a folder of the agent's own: its identity, `device.toml` for the desk, and what it is sent.
+        bind: HOST[:PORT] to listen on; the default can be reached from this machine alone.
+        disk_mb: how much the agent keeps there, 10^6 bytes.
+        console: where the address and each answer are told.
+
+    Raises:
+        AcclimateError: the `agent` extra is not installed, `home` cannot be written, or `bind` cannot be listened on.
+    """
+    try:
+        from acclimate.remote.agent import Agent, Limits, run
+    except ModuleNotFoundError as error:
+        raise AcclimateError(f"the agent needs {error.name}: pip install 'acclimate[agent]'") from None
+    from acclimate.remote.identity import split
+
+    host, port = split(bind)
+    home = Path(home)
+    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)))
+
+    def ready(_: str, port: int) -> None:
+        named = socket.gethostname() if host in {"0.0.0.0", "::"} else host
+        file = serving.identity.write_device_file(home / "device.toml", named, port)
+        if console is not None:
+            console.print(f"listening on {host}:{port}, known as {named}", highlight=False)
+            console.print(f"fingerprint: {serving.identity.fingerprint}", highlight=False)
+            console.print(f"device file: {file} (whoever has it may use this agent)", highlight=False)
+
+    run(serving, host, port, ready)
+    if console is not None:
+        console.print("stopped", highlight=False)
 
 
 def predict(

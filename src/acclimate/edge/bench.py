@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,42 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
         peak_memory_mb=_peak_mb(),
         idle_memory_mb=idle,
     )
+
+
+def command(folder: Path, threads: int, runs: int) -> list[str]:
+    """What starts this module in a process of its own, with the paths of images on its standard input."""
+    options = ["--threads", str(threads), "--runs", str(runs)]
+    return [sys.executable, "-m", "acclimate.edge.bench", str(folder), *options]
+
+
+def bench_apart(folder: Path, paths: Sequence[Path], threads: int, runs: int) -> Bench:
+    """Run this module in a process of its own, as its peak memory is that process's.
+
+    Args:
+        folder: the artifact's.
+        paths: images; none means noise.
+        threads: of the network.
+        runs: timed images.
+
+    Raises:
+        AcclimateError: the process failed.
+    """
+    done = subprocess.run(
+        command(folder, threads, runs),
+        input="\n".join(str(path.absolute()) for path in paths),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    if done.returncode:
+        raise AcclimateError(f"{folder}: the latency process failed: {reason(done.stderr, done.returncode)}")
+    return Bench.model_validate_json(done.stdout)
+
+
+def reason(stderr: str, status: int) -> str:
+    """Why a process of `command` failed, in one line."""
+    return (stderr.strip().splitlines() or [f"exit status {status}"])[-1]
 
 
 def _endless(paths: Sequence[Path]) -> Iterator[tuple[int, Image]]:

@@ -19,11 +19,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def read_image(path: str | Path) -> Image:
-    """Decode an image file to (H, W, 3) RGB uint8, whatever its mode.
-
-    Grey becomes three equal channels, alpha is dropped, and 16-bit is scaled from its own range (0 to its
-    maximum) to 0..255, as thermal cameras use a small part of 16 bits. EXIF orientation is not applied: labels
-    are drawn on stored pixels.
+    """Decode an image file; see `decode_image`.
 
     Raises:
         AcclimateError: the file is missing, empty, truncated or no image.
@@ -32,18 +28,35 @@ def read_image(path: str | Path) -> Image:
         data = Path(path).read_bytes()
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image:
+    """Decode what is in an image file to (H, W, 3) RGB uint8, whatever its mode.
+
+    Grey becomes three equal channels, alpha is dropped, and 16-bit is scaled from its own range (0 to its
+    maximum) to 0..255, as thermal cameras use a small part of 16 bits. EXIF orientation is not applied: labels
+    are drawn on stored pixels.
+
+    Args:
+        data: the file.
+        name: what an error calls it.
+
+    Raises:
+        AcclimateError: it is empty, truncated or no image.
+    """
     if data[:3] == b"\xff\xd8\xff":
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")  # type: ignore[no-any-return]
         except ValueError as error:
             if "truncated" in str(error).lower() or "premature" in str(error).lower():
-                raise AcclimateError(f"{path}: the JPEG is truncated; copy the file again or remove it") from None
+                raise AcclimateError(f"{name}: the JPEG is truncated; copy the file again or remove it") from None
     image = None
     if data:
         flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise AcclimateError(f"{path}: not a readable image; remove it or copy it again")
+        raise AcclimateError(f"{name}: not a readable image; remove it or copy it again")
     return _to_rgb(image)
 
 
