@@ -105,6 +105,7 @@ def test_merging_leaves_the_given_values_alone() -> None:
         ("[model]\nsize = 'huge'\n", [], ["model.size", "nano"]),
         ("[model]\nnorm = 'layer'\nsize = 'huge'\n", [], ["model.size", "model.norm"]),
         ("[source]\nformat = 'coco'\n", [], ["source.path"]),
+        ("[adapt.slim]\nthird = true\nensemble = 0\n", [], ["job.toml: adapt.slim: third is a head"]),
         ("train = 3\n", [], ["train"]),
         ("schedule = 3\n[train]\nsteps = 4\n", [], ["schedule"]),
         ("train = [\n", [], ["job.toml", "not valid TOML"]),

@@ -573,7 +573,9 @@ def _value(text: str) -> Any:
 def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{key}: {item['msg']}" if key else str(item["msg"])
+        # What a validator raises; pydantic says of what type it was.
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     siblings = _fields(model, [str(part) for part in item["loc"][:-1]])
     close = difflib.get_close_matches(str(item["loc"][-1]), siblings, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(siblings))}"
