@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Budget, Config, DataConfig, SlimConfig, merge, overlay, parse, read
+from acclimate.config import AdaptConfig, Budget, Config, DataConfig, SlimConfig, merge, overlay, parse, read
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, writing
 
@@ -138,8 +138,8 @@ def adapt(
     if config is None:
         config = stages.configuration(parent)
         if parent.manifest.verb == "distil":
-            # What taught a run is no part of what it is adapted with, unless that is asked for.
-            config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"distillation": None})})
+            # How a run was taught is no way to adapt it: that starts from the default method.
+            config = config.model_copy(update={"adapt": AdaptConfig()})
     if overrides:
         merged = merge(config.model_dump(mode="json"), overrides)
         config = parse(Config, merged, where="the source run's config with overrides")
