@@ -294,20 +294,27 @@ class Experiment:
         return list(found)
 
     def rank(self, draw: str, candidate: searching.Candidate, bank: SlimmableDetector) -> None:
-        """A row, unless it is there."""
+        """A row, unless it is there; a width that was drawn before is not measured again."""
         width = _text(candidate.width)
-        if not self.missing("ranking", "draw", "width")(draw, width):
+        found = [r for r in rows.read(self.file("ranking")) if (r["pair"], r["seed"]) == (self.pair, str(self.seed))]
+        same = [row for row in found if row["width"] == width]
+        if draw in {row["draw"] for row in same}:
             return
-        result = self.measure(bank.extract(candidate.width), self.unlabelled)
+        if same:
+            measured = {key: same[0][key] for key in ("target_ap50", "target_ap", "test_images")}
+        else:
+            result = self.measure(bank.extract(candidate.width), self.unlabelled)
+            measured = {
+                "target_ap50": f"{result.ap50:.4f}", "target_ap": f"{result.ap:.4f}",
+                "test_images": str(result.images),
+            }  # fmt: skip
         row = {
             "draw": draw,
             "width": width,
             "macs_m": f"{candidate.cost.macs_m:.2f}",
             "macs_share": f"{1e6 * candidate.cost.macs_m / bank.macs(1.0):.4f}",
             "upem": f"{candidate.upem:.5f}",
-            "target_ap50": f"{result.ap50:.4f}",
-            "target_ap": f"{result.ap:.4f}",
-            "test_images": result.images,
+            **measured,
         }
         self.write("ranking", row)
 
