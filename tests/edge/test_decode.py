@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.ssd import SSD
 
-from acclimate.edge.artifact import Decode
-from acclimate.edge.decode import decode, nms
+from acclimate.edge.artifact import Decode, Priors
+from acclimate.edge.decode import decode, default_boxes, nms
 from acclimate.errors import AcclimateError
 
 STRIDES = (8, 16, 32)
@@ -199,3 +203,79 @@ def test_two_stage_outputs_of_other_shapes_are_refused() -> None:
     logits, offsets, boxes = raw_two_stage(0)
     with pytest.raises(AcclimateError, match="two-stage"):
         decode([logits, offsets[:, :5], boxes], Decode(kind="two-stage"), SIZE)
+
+
+PRIORS = (
+    Priors(rows=6, columns=10, step=(16.0, 16.0), sizes=((20.0, 20.0), (12.0, 30.0), (30.0, 12.0))),
+    Priors(rows=2, columns=3, step=(48.0, 160 / 3), sizes=((70.0, 60.0),)),
+)
+
+
+def raw_ssd(seed: int, classes: int = 3, background: float = 3.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (2, 186, classes + 1))
+    logits[..., 0] += background
+    # Centres stay on the canvas: torchvision also reports boxes that have no area left there.
+    offsets = rng.normal(0, 3, (2, 186, 4)) * [0.2, 0.2, 1, 1]
+    return [logits.astype(np.float32), offsets.astype(np.float32)]
+
+
+def test_default_boxes_by_hand() -> None:
+    boxes = default_boxes(PRIORS)
+    assert boxes.shape == (186, 4)
+    np.testing.assert_array_equal(boxes[:2], [[-2, -2, 18, 18], [2, -7, 14, 23]])
+    second_row_third_column = 3 * (10 + 2)
+    np.testing.assert_array_equal(boxes[second_row_third_column], [30, 14, 50, 34])
+    np.testing.assert_allclose(boxes[-1], [400 / 3 - 35, 72 - 30, 400 / 3 + 35, 72 + 30], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("threshold", "limit"), [(0.01, 400), (0.01, 7), (0.3, 20)])
+def test_ssd_outputs_become_what_torchvision_makes_of_them(seed: int, threshold: float, limit: int) -> None:
+    model = SimpleNamespace(
+        box_coder=BoxCoder((10.0, 10.0, 5.0, 5.0)), score_thresh=threshold, topk_candidates=limit, nms_thresh=0.4,
+        detections_per_img=30,
+    )  # fmt: skip
+    logits, offsets = (torch.from_numpy(output) for output in raw_ssd(seed))
+    anchors = [torch.from_numpy(default_boxes(PRIORS))] * 2
+    expected = SSD.postprocess_detections(
+        model, {"cls_logits": logits, "bbox_regression": offsets}, anchors, [SIZE, SIZE]
+    )
+    options = Decode(
+        kind="ssd", priors=PRIORS, score_threshold=threshold, nms_iou=0.4, candidates=3 * limit,
+        class_candidates=limit, max_detections=30,
+    )  # fmt: skip
+    for one, theirs in zip(decode(raw_ssd(seed), options, SIZE), expected, strict=True):
+        assert len(one) == len(theirs["scores"]) > 0
+        np.testing.assert_allclose(one.scores, theirs["scores"].numpy(), rtol=1e-5)
+        np.testing.assert_allclose(one.boxes, theirs["boxes"].numpy(), atol=1e-3)
+        assert (one.labels == theirs["labels"].numpy() - 1).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 1.0])
+def test_candidates_of_ssd_are_the_best_pairs(threshold: float) -> None:
+    logits, offsets = raw_ssd(0)
+    options = Decode(kind="ssd", priors=PRIORS, score_threshold=threshold, nms_iou=1.0, candidates=9)
+    probabilities = torch.from_numpy(logits).softmax(-1)[..., 1:].flatten(1)
+    for one, expected in zip(decode([logits, 0 * offsets], options, SIZE), probabilities, strict=True):
+        expected = expected.topk(9).values
+        np.testing.assert_allclose(one.scores, expected[expected >= threshold].numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_ssd_outputs_that_are_not_finite_are_no_detections(bad: float) -> None:
+    options = Decode(kind="ssd", priors=PRIORS)
+    for index in range(2):
+        outputs = raw_ssd(0)
+        outputs[index][:] = bad
+        for found in decode(outputs, options, SIZE):
+            assert np.isfinite(found.boxes).all()
+            assert np.isfinite(found.scores).all()
+            assert not len(found) or index == 1
+
+
+def test_ssd_outputs_of_other_default_boxes_are_refused() -> None:
+    logits, offsets = raw_ssd(0)
+    for outputs in ([logits[:, :9], offsets[:, :9]], [logits, offsets[:, :9]]):
+        with pytest.raises(AcclimateError, match="186 default boxes; export the artifact again"):
+            decode(outputs, Decode(kind="ssd", priors=PRIORS), SIZE)

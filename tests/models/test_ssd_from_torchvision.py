@@ -41,7 +41,7 @@ def scene(side: int) -> Tensor:
 
 
 def photographs(folder: Path, side: int) -> list[Tensor]:
-    files = sorted((folder / "blood-cells" / "bccd" / "images" / "test").iterdir())[:2]
+    files = sorted((folder / "blood-cells" / "bccd" / "images" / "test").iterdir())[:1]
     canvases = [letterbox(read_image(file), (side, side))[0] for file in files]
     return [torch.from_numpy(canvas).permute(2, 0, 1).float() / 255 for canvas in canvases]
 
@@ -50,15 +50,19 @@ def lively(model: SSD, images: list[Tensor]) -> SSD:
     """With normalisations that fit `images`, and scores and offsets that differ as after training."""
     generator = torch.Generator().manual_seed(2)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    # A level of one cell has a spread in several images alone.
-    batch, _ = model.transform.eval()([*images, *(image.flip(2) for image in images)])
+    model.eval()
     with torch.no_grad():
-        for norm in norms:
-            norm.momentum = None
-        model.train()
-        features = list(model.backbone(batch.tensors).values())
-        model.head(features)
-        model.eval()
+        if norms:
+            # Many that differ, as a level of one cell has no other spread: a small one would magnify rounding.
+            looks = [turned.roll(shift, 0) for turned in (images[0], images[0].rot90(1, (1, 2))) for shift in range(3)]
+            looks += [look.square() for look in looks] + [1 - look for look in looks]
+            varied, _ = model.transform([*images, *looks])
+            for norm in norms:
+                norm.momentum = None
+            model.train()
+            model.head(list(model.backbone(varied.tensors).values()))
+            model.eval()
+        batch, _ = model.transform(images)
         features = list(model.backbone(batch.tensors).values())
         for head, columns, spread in (
             (model.head.classification_head, CLASSES, 2.0),
