@@ -156,6 +156,12 @@ def test_a_saved_run_folder_says_it_all(tmp_path: Path) -> None:
             assert torch.equal(one, other)
 
 
+def test_a_backbone_that_nobody_knows_is_refused() -> None:
+    spec = from_torchvision(named(LITE)).spec
+    with pytest.raises(AcclimateError, match="'resnet18' is none of torchvision's backbones of SSD"):
+        detectors.build(spec.model_copy(update={"backbone": "resnet18"}))
+
+
 def test_it_trains_on() -> None:
     images = scene(320)[None] * 255
     ours = from_torchvision(named(LITE), ["a", "b", "c", "d"]).train()

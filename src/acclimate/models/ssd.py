@@ -304,6 +304,8 @@ class _Extractor(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        if name not in EXTRACTORS:
+            raise AcclimateError(f"spec: {name!r} is none of torchvision's backbones of SSD ({', '.join(EXTRACTORS)})")
         self.body = EXTRACTORS[name][0]()
 
     def forward(self, images: Tensor) -> list[Tensor]:
