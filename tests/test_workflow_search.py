@@ -228,3 +228,14 @@ def test_a_wrong_budget_is_one_line(tmp_path: Path, text: str, said: str) -> Non
         load_budgets(tmp_path / "b.toml")
     with pytest.raises(AcclimateError, match="cannot be read"):
         load_budgets(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(("measured", "busy"), [(6.0, False), (18.0, True)])
+def test_a_budget_that_a_busy_machine_broke_says_so(measured: float, busy: bool) -> None:
+    predicted = costs.Cost(macs_m=1, latency_ms=4.5)
+    tried = searching.Try(
+        width=(0.5,), upem=0.1, predicted=predicted, measured=predicted.model_copy(update={"latency_ms": measured})
+    )
+    line = workflow._nearest("fast", Budget(latency_ms=5), searching.Outcome((tried,), False))
+    assert line.startswith(f"fast: no width meets latency_ms=5; nearest measured: 0.5 (latency_ms {measured:g})")
+    assert line.endswith(", 4.0 times as predicted: if the machine was busy, search again when it is not") == busy

@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 Role = Literal["source", "target"]
 Precision = Literal["fp32", "fp16", "int8"]
+BUSY = 1.5
+"""A measured latency that is so many times what the latency table says of it was taken on a busier machine."""
 PICTURES = 6
 """Target images that the report shows before and after."""
 
@@ -627,6 +629,9 @@ def _nearest(name: str, budget: Budget, outcome: Outcome) -> str:
     tried = min(outcome.tries, key=lambda one: one.measured.excess(budget))
     line = f"{name + ': ' if name else ''}no width meets {limits}; nearest measured: "
     line += _line(tried.width, tried.measured, budget)
+    measured, predicted = tried.measured.latency_ms, tried.predicted.latency_ms
+    if "latency_ms" in tried.measured.over(budget) and measured and predicted and measured > BUSY * predicted:
+        line += f", {measured / predicted:.1f} times as predicted: if the machine was busy, search again when it is not"
     others = [one for one in outcome.nearest if one.width != tried.width]
     if others:
         line += "; by prediction: " + ", ".join(_line(one.width, one.cost, budget) for one in others)
