@@ -11,6 +11,7 @@ from pathlib import Path
 
 import adaptation
 import cosines
+import distillation
 import rows
 import slimda
 import slimda_digits
@@ -97,6 +98,7 @@ TABLES = {
     "methods": methods_tables,
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
+    "distillation": distillation.tables,
     "training": training_table,
     "latency": latency_table,
     "suppression": suppression_table,

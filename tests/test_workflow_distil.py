@@ -81,10 +81,16 @@ def test_a_student_is_a_run_like_any_other(project: Path, capsys: pytest.Capture
     assert main(arguments) == 0
     assert "small: done; nothing to do" in capsys.readouterr().out
 
-    workflow.export("small", precision="int8", images=2)
     page = gather([Path("large"), Path("small")])
     assert [part.kind for part in page.parts] == ["source", "adapted"]
     assert page.parts[1].steps == config.train.steps
+
+
+@pytest.mark.slow
+def test_the_next_verbs_take_a_student(project: Path) -> None:
+    workflow.distil("large", STUDENT, "small", SMALL, target=TARGET)
+    artifact = workflow.export("small", precision="int8", images=2)
+    assert workflow.verify(artifact).latency.median_ms > 0
     adapted = workflow.adapt("small", TARGET, "site")
     assert adapted.manifest.notes["method"] == ["supervised", "teacher"], "a student's own teacher is left out"
 

@@ -75,9 +75,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def torchrun(processes: int, *arguments: str) -> list[str]:
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*started, "-m", "acclimate", *arguments]
+
+
 def command(config: Path, out: Path, processes: int, *overrides: str) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*torchrun, "-m", "acclimate", "train", str(config), "--out", str(out), *overrides]
+    return torchrun(processes, "train", str(config), "--out", str(out), *overrides)
 
 
 def environment() -> dict[str, str]:
@@ -119,6 +123,30 @@ def test_two_processes_train_what_one_does(config: Path, tmp_path: Path) -> None
 
     files = {path.relative_to(two.path) for path in two.path.rglob("*") if path.is_file()}
     assert files == {path.relative_to(one.path) for path in one.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mode", ["hinge", "wasserstein-clip"])
+def test_two_processes_train_the_critics_that_one_does(mode: str, config: Path, tmp_path: Path) -> None:
+    """Critics have an optimiser of their own, whose gradients distributed training does not average by itself."""
+    train(config, tmp_path / "large", 1)
+    runs = []
+    for processes in (1, 2):
+        out = tmp_path / f"small-{processes}"
+        arguments = ("distil", str(tmp_path / "large"), "--student", "model.channels=8", "--out", str(out))
+        options = [f"adapt.distillation.gan.{option}" for option in (f"mode={mode}", "width=8", "lr=0.01", "until=0.7")]
+        model = ("model.backbone=test_efficientnet", "model.weights=none", "model.norm=group", "model.depth=1")
+        done = subprocess.run(
+            torchrun(processes, *arguments, *model, *options, "adapt.distillation.imitation.weight=0.01"),
+            env=environment(), capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs.append(Run.open(out))
+    expected, found = (run.metrics() for run in runs)
+    assert len(found) == STEPS
+    for line, other in zip(found, expected, strict=True):
+        for name in ("loss", "distillation/gan", "distillation/imitation", "distillation/soft_class"):
+            assert line[name] == pytest.approx(other[name], rel=2e-3, abs=1e-5), name
+    assert [line["distillation/gan"] != 0 for line in found] == [True] * 4 + [False], "the last step is plain"
 
 
 def test_two_processes_stop_together(config: Path, tmp_path: Path) -> None:

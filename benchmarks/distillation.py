@@ -1,0 +1,382 @@
+"""Distillation: a small detector alone and taught in several ways, on one domain and across two, into distillation.csv.
+
+    python benchmarks/distillation.py --seeds 0 1 2
+    python benchmarks/distillation.py --blocks cross --banks 'raabin->bccd=runs/bank-blood'
+    python benchmarks/distillation.py --summary
+
+Every training is a run folder below runs/distillation and is taken up where it stopped; a row that is in the CSV is not
+run again. Processes with different --sets, --pairs or --seeds may write at once. On one domain, teacher and student
+learn from all of its training images; across two, from the labelled source and the unlabelled target. Labels of the
+target are read by the evaluation at the end alone. What a row holds is in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import adaptation
+import rows
+from acclimate import workflow
+from acclimate.config import AdaptConfig, Budget, Config, ModelConfig, ScheduleConfig, TeacherConfig
+from acclimate.data import formats
+from acclimate.data.dataset import choose
+from acclimate.evaluate import evaluate_detector
+from acclimate.models import detector as models
+from acclimate.run import Evaluation, Run, machine
+from acclimate.runtimes.base import complexity, frozen_copy
+
+HERE = Path(__file__).parent
+CSV = HERE / "distillation.csv"
+RUNS = HERE.parent / "runs" / "distillation"
+
+SETS = {"bccd": ("blood", "bccd"), "clear": ("carla", "clear")}
+PAIRS = {"raabin->bccd": ("blood", "raabin", "bccd"), "clear->fog": ("carla", "clear", "fog")}
+
+RANDOM = {"weights": "none", "norm": "batch", "freeze": 0}
+IMAGENET = {"weights": "auto", "norm": "frozen", "freeze": 2}
+TEACHERS: dict[str, dict[str, Any]] = {
+    "resnet18": {"backbone": "resnet18", **RANDOM},
+    "resnet34": {"backbone": "resnet34", **RANDOM},
+    "resnet50": {"backbone": "resnet50", **RANDOM},
+    "lite0": {"backbone": "tf_efficientnet_lite0", **IMAGENET},
+}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "mobilenet": {"backbone": "mobilenetv4_conv_small", **RANDOM},
+    "resnet18": {"backbone": "resnet18", **RANDOM},
+    "lite0": {"backbone": "tf_efficientnet_lite0", **IMAGENET},
+}
+"""Of these, only lite0 has weights that a package ships: the others start from nothing, teachers and students alike."""
+
+WIDTH = 128
+"""Of the critics: the paper's 512 would cost more than the student, whose maps have 48 channels."""
+METHODS: dict[str, dict[str, Any] | None] = {
+    "alone": None,
+    "gan hinge": {"response": 0, "gan": {"mode": "hinge", "width": WIDTH}},
+    "gan clip": {"response": 0, "gan": {"mode": "wasserstein-clip", "width": WIDTH}},
+    "gan penalty": {"response": 0, "gan": {"mode": "gradient-penalty", "width": WIDTH}},
+    "gan clip, head": {"response": 0, "gan": {"mode": "wasserstein-clip", "width": WIDTH}, "head": "teacher"},
+    "imitation": {"response": 0, "imitation": {}},
+    "response": {"response": 1},
+    "channel": {"response": 0, "channel": {}},
+    "gan + response": {"response": 1, "gan": {"mode": "hinge", "width": WIDTH}},
+}
+"""Sections of adapt.distillation. "head" is the published whole: the student feeds the teacher's trained head."""
+CROSS = ("adapted directly", "source teacher", "adapted teacher", "bank's subnet")
+TEACHER_STEPS, STUDENT_STEPS, ADAPT_STEPS = 1000, 400, 200
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one call works on.
+
+    Attributes:
+        family: names the setting of the data, as in adaptation.py.
+        source: the labelled domain.
+        seed: of everything.
+        kind: of the detectors.
+        scale: of all numbers of steps.
+        runs: folder of the run folders.
+    """
+
+    family: str
+    source: str
+    seed: int
+    kind: str
+    scale: float
+    runs: Path
+
+    def steps(self, count: int) -> int:
+        return max(2, round(self.scale * count))
+
+    def config(self, model: dict[str, Any], steps: int, method: str = "response") -> Config:
+        """Train a model for `steps`; an adaptation takes ADAPT_STEPS, and a student learns by `method`."""
+        setting = adaptation.SETTINGS[self.family]
+        shape = {name: getattr(setting.model, name) for name in ("image_size", "strides", "channels", "depth")}
+        common: dict[str, Any] = {"batch_size": setting.batch, "lr": setting.lr, "workers": 1, "log_every": 10}
+        steps, after = self.steps(steps), self.steps(ADAPT_STEPS)
+        warmup = min(50, steps // 4)
+        return Config(
+            seed=self.seed,
+            source=adaptation.data(self.family, self.source, "train"),
+            model=ModelConfig(**{**shape, "kind": self.kind, **model}),
+            augment=setting.augment,
+            train=ScheduleConfig(**common, steps=steps, warmup=warmup, ema=0.995, checkpoint_every=steps),
+            schedule=ScheduleConfig(
+                **common, steps=after, warmup=min(50, after // 4), ema=0.98, checkpoint_every=max(1, after // 3)
+            ),
+            adapt=AdaptConfig(teacher=TeacherConfig()),
+        )
+
+    def folder(self, *names: str | int) -> Path:
+        parts = (self.kind, self.family, self.source, *names, self.seed)
+        return self.runs / "-".join(str(part).replace(" ", "_").replace(",", "") for part in parts)
+
+    def trained(self, name: str, model: dict[str, Any], steps: int, console: Console) -> Run:
+        return workflow.train(self.config(model, steps), self.folder(name, self.steps(steps)), console=console)
+
+    def taught(
+        self, teacher: Run, teacher_name: str, student: str, steps: int, method: str, target: Path | None,
+        console: Console,
+    ) -> Run:  # fmt: skip
+        """The student `student` of a teacher; its model and schedule are those that it is trained alone with."""
+        own = self.config(STUDENTS[student], steps).model_dump(mode="json")
+        sections = {"distillation": METHODS[method]}
+        file = self.runs / "students" / f"{self.folder(student, self.steps(steps), method).name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"model": own["model"], "train": own["train"], "adapt": sections}))
+        where = self.folder(student, self.steps(steps), "of", teacher_name, method, "target" if target else "source")
+        return workflow.distil(teacher.path, file, where, target=target, console=console)
+
+
+def one_domain(task: Task, name: str, teachers: Sequence[str], students: Sequence[str], record: Record) -> None:
+    """Each student alone, and taught by each teacher in each way; the teachers' own rows beside them."""
+    for student in students:
+        for teacher in teachers:
+            if teacher == student:
+                continue
+            for method in METHODS:
+                row = {"block": "one domain", "set": name, "student": student, "method": method}
+                row["teacher"] = "" if method == "alone" else teacher
+                if task.kind != "dense" and METHODS[method] and METHODS[method].get("head") == "teacher":
+                    # Levels of an SSD have the backbone's widths, which the teacher's head does not fit.
+                    continue
+                record(task, row, lambda method=method, student=student, teacher=teacher: _one(
+                    task, student, teacher, method, record.console
+                ))  # fmt: skip
+    for teacher in teachers:
+        row = {"block": "one domain", "set": name, "student": teacher, "method": "the teacher itself", "teacher": ""}
+        record(task, row, lambda teacher=teacher: (
+            task.trained(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS, record.console), None
+        ))  # fmt: skip
+
+
+def _one(task: Task, student: str, teacher: str, method: str, console: Console) -> tuple[Run, Run | None]:
+    if method == "alone":
+        return task.trained(student, STUDENTS[student], STUDENT_STEPS, console), None
+    from_run = task.trained(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS, console)
+    return task.taught(from_run, teacher, student, STUDENT_STEPS, method, None, console), from_run
+
+
+def two_domains(
+    task: Task, pair: str, teacher: str, student: str, method: str, bank: Path | None, record: Record
+) -> None:
+    """A student adapted directly, taught by the teacher before and after its adaptation, and the bank's subnet."""
+    console = record.console
+    target = adaptation.target_list(task.family, PAIRS[pair][2])
+    steps = STUDENT_STEPS + ADAPT_STEPS
+
+    def adapted(name: str, model: dict[str, Any], count: int) -> Run:
+        start = task.trained(name, model, count, console)
+        out = task.folder(name, task.steps(count), "adapted")
+        return workflow.adapt(start.path, target, out, console=console)
+
+    def directly() -> tuple[Run, None]:
+        return adapted(student, STUDENTS[student], STUDENT_STEPS), None
+
+    def by_source() -> tuple[Run, Run]:
+        start = task.trained(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS, console)
+        return task.taught(start, teacher, student, steps, method, target, console), start
+
+    def by_adapted() -> tuple[Run, Run]:
+        start = adapted(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS)
+        return task.taught(start, f"{teacher}-adapted", student, steps, method, target, console), start
+
+    def subnet() -> tuple[Run, None]:
+        assert bank is not None
+        alone = task.trained(student, STUDENTS[student], STUDENT_STEPS, console)
+        most = complexity(frozen_copy(models.load(alone.path)))["macs_m"]
+        budget = {"": Budget(macs_m=most)}
+        found = workflow.search(bank, target, budget, task.folder("subnet", student), precision="fp32", console=console)
+        return found.found[""], None
+
+    makers: dict[str, Callable[[], tuple[Run, Run | None]]] = dict(
+        zip(CROSS, (directly, by_source, by_adapted, subnet), strict=True)
+    )
+    for name, make in makers.items():
+        if name == "bank's subnet" and bank is None:
+            continue
+        used = "" if name in {"adapted directly", "bank's subnet"} else teacher
+        told = f"{name}, {method}" if used else name
+        record(task, {"block": "two domains", "set": pair, "student": student, "method": told, "teacher": used}, make)
+    row = {"block": "two domains", "set": pair, "student": teacher, "method": "the teacher itself", "teacher": ""}
+    record(task, row, lambda: (adapted(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS), None))
+
+
+class Record:
+    """Runs what is not in the CSV yet, and appends its row."""
+
+    keys = ("block", "set", "kind", "seed", "student", "teacher", "method")
+
+    def __init__(self, csv: Path, console: Console) -> None:
+        self.csv = csv
+        self.console = console
+        self.began = time.monotonic()
+        self._measured: dict[tuple[Path, str], Evaluation] = {}
+
+    def __call__(self, task: Task, row: dict[str, Any], make: Callable[[], tuple[Run, Run | None]]) -> None:
+        row = {**row, "kind": task.kind, "seed": task.seed}
+        wanted = tuple(str(row[key]) for key in self.keys)
+        if any(tuple(one[key] for key in self.keys) == wanted for one in rows.read(self.csv)):
+            return
+        began = time.monotonic()
+        run, teacher = make()
+        spent = time.monotonic() - began
+        domains = (row["set"].split("->")[-1], task.source)
+        target, source = (self._evaluation(run, task.family, domain) for domain in domains)
+        taught = self._evaluation(teacher, task.family, domains[0]) if teacher is not None else None
+        detector = models.load(run.path)
+        cost = complexity(frozen_copy(detector))
+        rows.append(
+            self.csv,
+            {
+                **{key: row[key] for key in self.keys},
+                "ap50": f"{target.ap50:.4f}",
+                "ap": f"{target.ap:.4f}",
+                "source_ap50": f"{source.ap50:.4f}" if source is not target else "",
+                "teacher_ap50": f"{taught.ap50:.4f}" if taught else "",
+                "macs_m": f"{cost['macs_m']:.0f}",
+                "parameters": int(cost["parameters"]),
+                "start": detector.spec.start,
+                "image_size": "x".join(map(str, detector.spec.image_size)),
+                "steps": run.metrics()[-1]["step"] if run.has("metrics.jsonl") else "",
+                "test_images": target.images,
+                "run_minutes": f"{run.manifest.seconds / 60:.1f}",
+                "minutes": f"{spent / 60:.1f}",
+                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            },
+        )
+        name = " ".join(str(row[key]) for key in self.keys if row[key] != "")
+        passed = (time.monotonic() - self.began) / 60
+        self.console.print(f"{name}: AP50 {target.ap50:.3f}, after {passed:.0f} minutes", markup=False, highlight=False)
+
+    def _evaluation(self, run: Run, family: str, domain: str) -> Evaluation:
+        """AP on the test images of a domain, evenly spread as in adaptation.py."""
+        key = (run.path, domain)
+        if key not in self._measured:
+            detector = models.load(run.path)
+            truth = formats.read(adaptation.data(family, domain, "test"), detector.spec.classes)
+            kept = set(choose(truth.paths, adaptation.TEST_IMAGES, 0))
+            images = tuple(image for image in truth.images if image.path in kept)
+            truth = formats.LabelledSet(truth.name, truth.format, truth.classes, images, truth.problems)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._measured[key] = evaluate_detector(detector, truth, domain, "target", device=device)
+        return self._measured[key]
+
+
+def tables(csv: Path = CSV) -> Iterator[str]:
+    """In Markdown, AP50 in points, mean and standard deviation over the seeds: a table for each block and kind."""
+    found = rows.read(csv)
+    if not found:
+        yield "No rows yet."
+        return
+
+    def values(block: str, **wanted: str) -> dict[str, float]:
+        match = [row for row in found if row["block"] == block and all(row[k] == v for k, v in wanted.items())]
+        return {row["seed"]: 100 * float(row["ap50"]) for row in match}
+
+    def cell(own: dict[str, float], base: dict[str, float] | None = None) -> str:
+        if not own:
+            return "-"
+        spread = statistics.stdev(own.values()) if len(own) > 1 else 0.0
+        text = f"{statistics.mean(own.values()):.1f} ± {spread:.1f}"
+        both = sorted(own.keys() & base.keys()) if base else []
+        return text + (f" ({statistics.mean(own[s] - base[s] for s in both):+.1f})" if both else "")
+
+    def named(block: str, kind: str, column: str) -> list[str]:
+        return list(dict.fromkeys(row[column] for row in found if (row["block"], row["kind"]) == (block, kind)))
+
+    for kind in dict.fromkeys(row["kind"] for row in found if row["block"] == "one domain"):
+        columns = [
+            (name, student)
+            for name in named("one domain", kind, "set")
+            for student in dict.fromkeys(r["student"] for r in found if r["set"] == name and r["method"] == "alone")
+        ]
+        yield f"One domain, {kind} detectors; in brackets the gain over the student alone, seed by seed:\n"
+        yield f"| teacher | method | {' | '.join(f'{name}, {student}' for name, student in columns)} |"
+        yield "|" + "---|" * (2 + len(columns))
+        alone = {c: values("one domain", kind=kind, set=c[0], student=c[1], method="alone") for c in columns}
+        yield f"| - | alone | {' | '.join(cell(alone[c]) for c in columns)} |"
+        for teacher in filter(None, named("one domain", kind, "teacher")):
+            own = (
+                values("one domain", kind=kind, set=c[0], student=teacher, method="the teacher itself") for c in columns
+            )
+            yield f"| {teacher} | the teacher itself | {' | '.join(map(cell, own))} |"
+            for method in METHODS:
+                wanted = {"kind": kind, "teacher": teacher, "method": method}
+                cells = [cell(values("one domain", set=c[0], student=c[1], **wanted), alone[c]) for c in columns]
+                if set(cells) != {"-"}:
+                    yield f"| {teacher} | {method} | {' | '.join(cells)} |"
+        yield ""
+    for kind in dict.fromkeys(row["kind"] for row in found if row["block"] == "two domains"):
+        pairs = named("two domains", kind, "set")
+        yield f"Two domains, {kind} detectors, AP50 on the target; in brackets the gain over adapting directly:\n"
+        yield f"| detector | method | {' | '.join(pairs)} |"
+        yield "|" + "---|" * (2 + len(pairs))
+        for student in named("two domains", kind, "student"):
+            base = {p: values("two domains", kind=kind, set=p, student=student, method=CROSS[0]) for p in pairs}
+            for method in named("two domains", kind, "method"):
+                cells = [
+                    cell(
+                        values("two domains", kind=kind, set=p, student=student, method=method),
+                        None if method == CROSS[0] else base[p],
+                    )
+                    for p in pairs
+                ]
+                if set(cells) != {"-"}:
+                    yield f"| {student} | {method} | {' | '.join(cells)} |"
+        yield ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", nargs="+", choices=["one", "cross"], default=["one", "cross"])
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
+    parser.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=["resnet34", "resnet50"])
+    parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=["mobilenet", "resnet18"])
+    parser.add_argument("--method", choices=[name for name, one in METHODS.items() if one], default="response",
+                        help="across domains, how the student is taught")  # fmt: skip
+    parser.add_argument("--banks", nargs="*", default=[], metavar="PAIR=RUN", help="runs of acclimate slim, by pair")
+    parser.add_argument("--kind", choices=["dense", "ssd"], default="dense")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps, to try the script out")
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--summary", action="store_true", help="print the tables of what is in the CSV")
+    options = parser.parse_args(arguments)
+    if options.summary:
+        print(*tables(options.csv), sep="\n")
+        return
+    torch.set_num_threads(options.threads)
+    # Where the lists of target images go that both benchmarks adapt to.
+    adaptation.RUNS = options.runs
+    banks = {pair: Path(run) for pair, _, run in (bank.rpartition("=") for bank in options.banks)}
+    record = Record(options.csv, Console())
+    for seed in options.seeds:
+        for name in options.sets if "one" in options.blocks else ():
+            task = Task(*SETS[name], seed, options.kind, options.scale, options.runs)
+            one_domain(task, name, options.teachers, options.students, record)
+        for pair in options.pairs if "cross" in options.blocks else ():
+            task = Task(*PAIRS[pair][:2], seed, options.kind, options.scale, options.runs)
+            for student in options.students:
+                if student != options.teachers[0]:
+                    two_domains(
+                        task, pair, options.teachers[0], student, options.method, banks.get(pair), record
+                    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
