@@ -88,6 +88,13 @@ def test_a_verb_that_needs_training_says_how_to_get_it(base: Path, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_agent_says_how_to_get_what_it_needs(base: Path, tmp_path: Path) -> None:
+    done = acclimate(base, tmp_path, "agent")
+    assert done.returncode == 2
+    assert "pip install 'acclimate[agent]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_artifact_detects_there_what_it_detects_here(base: Path, tmp_path: Path) -> None:
     import torch
 

@@ -934,7 +934,7 @@ def agent(
         home: a folder of the agent's own: its identity, `device.toml` for the desk, and what it is sent.
         bind: HOST[:PORT] to listen on; the default can be reached from this machine alone.
         disk_mb: how much the agent keeps there, 10^6 bytes.
-        console: where the address and each answer are told.
+        console: where the address is told; what the agent does goes to the log.
 
     Raises:
         AcclimateError: the `agent` extra is not installed, `home` cannot be written, or `bind` cannot be listened on.

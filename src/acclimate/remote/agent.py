@@ -295,7 +295,8 @@ class Agent:
                 await asyncio.to_thread(self._store.finish, kind, digest)
             except AcclimateError as error:
                 raise _Refused(422, str(error)) from None
-        log.info("took %s of %d bytes: %s", kind.removesuffix("s"), total, digest)
+        # A verification sends a package and dozens of images.
+        log.log(logging.INFO if kind == "packages" else logging.DEBUG, "took %s (%d bytes)", digest[:12], total)
         return {"there": True}
 
     async def _detect(self, request: _Request, digest: str) -> bytes:
@@ -330,7 +331,7 @@ class Agent:
                 images.append(stack.enter_context(self._store.using("images", one)))
             async with self._my_turn(self.limits.bench_s):
                 await self._end_detector()
-                log.info("measuring %s on %d images, %d threads", digest, len(images), question.threads)
+                log.info("measuring %s on %d images", digest[:12], len(images))
                 async with _deadline(self.limits.bench_s, "the measurement"):
                     return await _measured(place, images, question)
 
