@@ -241,6 +241,18 @@ def test_an_adapted_run_of_another_source_is_named(make_run: MakeRun, tmp_path: 
     assert "started from elsewhere/raabin, which is not" in told(report.write([source, other], tmp_path / "b.html"))
 
 
+def test_a_width_that_was_searched_in_a_bank_has_the_bank_s_source(make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run("source", target_ap50=0.4)
+    ours = make_run("bank", "adapt", target_ap50=0.5, parents=("runs/source",))
+    other = make_run("other", "adapt", target_ap50=0.5, parents=("elsewhere/raabin",))
+    small = make_run("small", "search", target_ap50=0.5, parents=(str(ours),))
+    strange = make_run("strange", "search", target_ap50=0.5, parents=(str(other),))
+    for name, runs in {"a": [source, small], "b": [source, ours, small]}.items():
+        assert "not the source run given here" not in told(report.write(runs, tmp_path / f"{name}.html"))
+    page = told(report.write([source, strange], tmp_path / "c.html"))
+    assert f"started from {other}, which is not the source run given here" in page
+
+
 def test_nan_losses_do_not_stop_the_report(make_run: MakeRun, tmp_path: Path) -> None:
     path = make_run("source", log=False)
     run = Run.open(path)

@@ -5,13 +5,16 @@ AP values come in as 0..1 and are told in points (0..100).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from acclimate.errors import AcclimateError
 from acclimate.report.content import TOLERANCE, Artifact, Check, Content, Score, Subject
+from acclimate.run import Run
 
 Tone = Literal["good", "bad", "neutral"]
 NO_GAP = 0.01
@@ -416,9 +419,26 @@ def _others(content: Content, headline: Subject | None) -> list[Sentence]:
 
 
 def _strangers(content: Content) -> list[Sentence]:
-    """Runs that did not start from the given source run: then before and after are not the same detector."""
+    """Runs that did not start from the given source run: then before and after are not the same detector.
+
+    A run may have started from one that did, such as the bank that a width was searched in; it need not be given.
+    """
     sources = [part.run.path for part in content.parts if part.kind == "source"]
     known = {path.resolve() for path in sources} | {Path(path.name) for path in sources}
+    given = {part.run.path.resolve(): part.run.manifest.parents for part in content.parts}
+
+    def descends(path: Path, before: frozenset[Path] = frozenset()) -> bool:
+        here = path.resolve()
+        if {here, Path(path.name)} & known:
+            return True
+        if here in before:
+            return False
+        parents = given.get(here)
+        if parents is None and (path / "run.json").is_file():
+            with contextlib.suppress(AcclimateError):
+                parents = Run.open(path).manifest.parents
+        return any(descends(Path(parent), before | {here}) for parent in parents or ())
+
     return [
         Sentence(
             f"{part.label} started from {parent}, which is not the source run given here: they may not compare.",
@@ -426,9 +446,7 @@ def _strangers(content: Content) -> list[Sentence]:
         )
         for part in content.parts
         for parent in part.run.manifest.parents
-        if part.kind in {"baseline", "adapted"}
-        and sources
-        and not {Path(parent).resolve(), Path(Path(parent).name)} & known
+        if part.kind in {"baseline", "adapted"} and sources and not descends(Path(parent))
     ]
 
 
