@@ -357,6 +357,15 @@ class AdaptConfig(Options):
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
 
+    @model_validator(mode="after")
+    def _something_to_learn_to_the_end(self) -> AdaptConfig:
+        taught = self.distillation
+        if taught is None or taught.gan is None or self.supervised or self.teacher or self.adversarial:
+            return self
+        if taught.gan.until < 1 and not (taught.response or taught.imitation or taught.channel):
+            raise ValueError("nothing is learnt once critics end at distillation.gan.until; set it to 1, or supervised")
+        return self
+
 
 class ExportConfig(Options):
     """Which artifacts are made, and from how many calibration images."""

@@ -1187,6 +1187,7 @@ def _check_early(config: Config, tests: Sequence[tuple[DataConfig, str, Role]]) 
     assert config.target is not None
     classes = formats.read(config.source).classes
     formats.unlabelled(config.target)
+    _taught_by(config)
     for test, _, role in tests:
         if role == "source":
             formats.read(test, classes)

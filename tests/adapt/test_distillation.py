@@ -287,7 +287,7 @@ def test_imitation_is_the_distance_near_objects() -> None:
     mask = near_objects(torch.tensor([[0.0, 0, 4, 4]]), [(8, 8)], (8, 8), (4.0,), 0.5)[0]
     apart = (taught.student[0][0] - taught.teacher[0][0]).square().sum(0)[mask].sum()
     assert 0 < int(mask.sum()) < 64
-    assert float(found) == pytest.approx(float(apart / (2 * mask.sum()) / 3), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(float(apart.detach() / (2 * mask.sum()) / 3), rel=1e-5)
 
 
 @given(st.floats(0.5, 5), st.integers(0, 10**6))
@@ -554,6 +554,10 @@ def test_a_teacher_that_teaches_nothing_is_refused() -> None:
         DistillationConfig(teacher=Path("x"), threshold=1.5)
     with pytest.raises(ValidationError, match="width is a number of channels or 'map'"):
         GanConfig(width=0)
+    alone = DistillationConfig(teacher=Path("x"), response=0, gan=GanConfig())
+    with pytest.raises(ValidationError, match="nothing is learnt once critics end"):
+        AdaptConfig(supervised=0, teacher=None, distillation=alone)
+    assert AdaptConfig(teacher=None, distillation=alone).supervised > 0
 
 
 def test_a_step_without_the_target_has_no_view_of_it() -> None:

@@ -81,7 +81,7 @@ class FrozenTeacher:
     def __init__(self, detector: Detector, classes: Sequence[str], thresholds: Sequence[float], doubt: float) -> None:
         """`thresholds` holds the score of each of `classes`, the student's, from which a detection counts as sure;
         below, down to the fraction `doubt` of it, a detection is ignored."""
-        self.detector = detector.requires_grad_(False).eval()
+        self.detector = detector.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.thresholds = np.asarray(thresholds, np.float32)
         self.doubt = doubt
         self._labels = np.array([tuple(classes).index(name) for name in detector.spec.classes], np.int64)
