@@ -344,7 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--blocks", nargs="+", choices=["one", "cross"], default=["one", "cross"])
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
-    parser.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=["resnet34", "resnet50"])
+    parser.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=["resnet34", "resnet50"],
+                        help="across domains the first alone")  # fmt: skip
     parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=["mobilenet", "resnet18"])
     parser.add_argument("--method", choices=[name for name, one in METHODS.items() if one], default="response",
                         help="across domains, how the student is taught")  # fmt: skip
