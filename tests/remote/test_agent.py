@@ -241,6 +241,22 @@ def test_what_it_does_not_do(device: Running, method: str, path: str, status: in
     said(device.say(device.request(method, path, b"x" if method == "POST" else b"")), status)
 
 
+def test_methods_that_http_treats_apart(device: Running, caplog: pytest.LogCaptureFixture) -> None:
+    ask = device.request
+    for data in (
+        ask("HEAD", "/health"),
+        ask("CONNECT", "device:80"),
+        ask("GET", "/health", b"", "Upgrade: websocket", "Connection: upgrade"),
+        ask("PUT", f"/images/{ABSENT}", b"", "Content-Length: 5", "Expect: 100-continue"),
+        ask("GET", "/health").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        ask("GET", "/health").replace(b"HTTP/1.1", b"HTTP/2.0"),
+        ask("GET", "/health") * 3,
+    ):
+        assert device.say(data, patience=0.5).startswith(b"HTTP/1.1 ")
+    assert serves(device)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_odd_bodies(device: Running) -> None:
     where = f"/images/{ABSENT}"
     ask = device.request

@@ -77,6 +77,8 @@ class Limits:
     """Without a byte of a body, or with an answer that is not read."""
     slowest: float = 16 * 1024
     """Bytes a second of a body, on average over all of it after `stall_s`."""
+    turn_s: float = 60.0
+    """Until what another client asked for is done."""
     detect_s: float = 60.0
     bench_s: float = 600.0
     package_bytes: int = 256 * 2**20
@@ -304,7 +306,7 @@ class Agent:
         raw = request.number("raw", 0, 1) if "raw" in request.query else 0
         image = b"".join([chunk async for chunk in request.body(self.limits.image_bytes)])
         with self._package(digest) as place:
-            async with self._my_turn(self.limits.detect_s), _deadline(self.limits.detect_s, "the image"):
+            async with self._my_turn(), _deadline(self.limits.detect_s, "the image"):
                 detector = await self._detector_of(place, threads)
                 try:
                     return await detector.ask(image, worker.RAW if raw else worker.PLAIN)
@@ -329,7 +331,7 @@ class Agent:
                 if not _DIGEST.fullmatch(one) or not self._store.has("images", one):
                     raise _Refused(404, f"image {one[:64]!r} is not here; send it first")
                 images.append(stack.enter_context(self._store.using("images", one)))
-            async with self._my_turn(self.limits.bench_s):
+            async with self._my_turn():
                 await self._end_detector()
                 log.info("measuring %s on %d images", digest[:12], len(images))
                 async with _deadline(self.limits.bench_s, "the measurement"):
@@ -344,9 +346,9 @@ class Agent:
             yield place / "artifact"
 
     @contextlib.asynccontextmanager
-    async def _my_turn(self, patience: float) -> AsyncIterator[None]:
+    async def _my_turn(self) -> AsyncIterator[None]:
         try:
-            await asyncio.wait_for(self._turn.acquire(), patience)
+            await asyncio.wait_for(self._turn.acquire(), self.limits.turn_s)
         except TimeoutError:
             raise _Refused(503, "the device measures something else; try again later") from None
         try:
@@ -458,6 +460,7 @@ class _Conversation:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self.limits.header_bytes)
         self._known = False
         """Has shown the token; until then there is less patience."""
+        self._method = b""
 
     async def run(self) -> None:
         """Until the client goes, or something is wrong with what it sends."""
@@ -497,7 +500,7 @@ class _Conversation:
         return pending if isinstance(pending, h11.Request) else None
 
     async def _one(self, event: h11.Request) -> None:
-        request = _Request(self, event)
+        request, self._method = _Request(self, event), event.method
         try:
             if not self._agent.authorised(request.headers.get(b"authorization", b"")):
                 raise _Refused(401, "no token, or not this agent's; take its device file")
@@ -532,7 +535,8 @@ class _Conversation:
                 self._http.next_event()
         if self._http.their_state is not h11.DONE:
             headers.append((b"Connection", b"close"))
-        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        data = h11.Data(data=b"" if self._method == b"HEAD" else body)
+        for event in (h11.Response(status_code=status, headers=headers), data, h11.EndOfMessage()):
             self._writer.write(self._http.send(event) or b"")
         try:
             async with asyncio.timeout(self.limits.stall_s):

@@ -73,6 +73,8 @@ class Store:
             yield place
         finally:
             self._used[place] -= 1
+            if not self._used[place]:
+                del self._used[place]
 
     def need(self, kind: Kind, size: int) -> int:
         """Bytes of disk that an upload of `size` bytes takes at most, while it is looked through."""
@@ -109,6 +111,8 @@ class Store:
             yield part
         finally:
             del self._reserved[part]
+            if not _size(part):
+                part.unlink(missing_ok=True)
 
     def reserved(self, kind: Kind, digest: str) -> bool:
         """Whether an upload is under way."""
@@ -165,6 +169,9 @@ class Store:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file or of a folder's files; 0 where nothing is."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Bytes of a file or of a folder's files; 0 where nothing is, or where it is just being put in its place."""
+    try:
+        files = path.rglob("*") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    except FileNotFoundError:
+        return 0
