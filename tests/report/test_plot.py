@@ -76,6 +76,17 @@ def test_a_bar_is_as_long_as_its_value() -> None:
     assert widths == ["37.50%", "100.00%"]
 
 
+@pytest.mark.parametrize("values", [(1.0, 3.0), (0.0,), (97.0, 99.5), (20.0, 80.0)])
+def test_the_axis_of_accuracy_stays_between_0_and_100_points(values: tuple[float, ...]) -> None:
+    root = ET.fromstring(str(scatter([Mark("", 1.0, value, "a") for value in values], label="s")))
+    circles = [float(str(one.get("cy")).rstrip("%")) for one in root.iter() if one.tag.endswith("circle")]
+    assert all(0 <= at <= 100 for at in circles)
+    texts = [one.text or "" for one in root.iter() if one.tag.endswith("text") and "end" in str(one.get("class"))]
+    ticks = [float(text.replace("\u2212", "-")) for text in texts if text.lstrip("\u2212-").replace(".", "").isdigit()]
+    assert ticks
+    assert all(0 <= tick <= 100 for tick in ticks)
+
+
 def test_scatter_puts_points_and_budget_where_they_belong_and_labels_apart() -> None:
     marks = [Mark("a", 2, 50.0, "a"), Mark("b", 2, 50.1, "b"), Mark("c", 8, 52, "c")]
     root = ET.fromstring(str(scatter(marks, label="s", limit=5, limit_text="budget", height=280)))

@@ -196,7 +196,9 @@ def scatter(
     x_axis = axis([m.x for m in marks] + [0.0] + ([limit * 1.1] if limit else []), zero=True, count=5)
     ys = [m.y for m in marks] + [y for _, y, _ in levels]
     middle = (min(ys) + max(ys)) / 2 if ys else 0.0
-    y_axis = axis([*ys, middle - 5, middle + 5], count=4)
+    # Points of accuracy are in 0..100.
+    least = min(max(middle - 5, 0.0), 90.0)
+    y_axis = axis([*ys, least, least + 10], count=4)
     parts = [_horizontal_grid(y_axis)]
     for tick in x_axis.ticks:
         anchor = " end" if tick == x_axis.high else " middle"
