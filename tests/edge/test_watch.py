@@ -66,7 +66,7 @@ def test_a_folder_becomes_lines_that_predict_would_write(artifact: Path, tmp_pat
     results = json.loads(acclimate.workflow.predict(artifact, tmp_path / "in", tmp_path / "predicted").read_text())
     assert [line["detections"] for line in found] == [image["detections"] for image in results["images"]]
     assert sum(len(line["detections"]) for line in found) > 10
-    assert watched.events(tmp_path / "out") == ["started", "back", "stopped"]
+    assert watched.events(tmp_path / "out") == ["started", "there", "stopped"]
     assert "6 frames in" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -118,7 +118,7 @@ def watch(
     - `detections.jsonl`, a line a frame: `frame` (a number that goes on over restarts), `time` (UTC), `width`,
       `height`, `drift` (the score; null while a reference is learnt) and `detections` as `predict` writes them; of a
       folder's images also `file` and `changed_ns`. Older lines are in `detections.000001.jsonl` and so on.
-    - `events.jsonl`, likewise: `started`, `stopped`, `gone`, `back`, `learnt`, `alarm`, `over`, `adjusted`.
+    - `events.jsonl`, likewise: `started`, `stopped`, `there`, `gone`, `learnt`, `alarm`, `over`, `adjusted`.
     - `alarms/TIME/`: `alarm.json` and frames before and after it.
     - `collected/`: frames worth sending home; see `edge.collect`.
     - `reference.json`, where the artifact brings none and one was learnt; `adjusted.json`, with `adjust`.
@@ -300,7 +300,7 @@ class _Loop:
         """Tell when the source went or came; also called while there is no frame."""
         if self._source.present != self._present:
             self._present = self._source.present
-            self._tell("back" if self._present else "gone", source=self._source.where)
+            self._tell("there" if self._present else "gone", source=self._source.where)
 
     def status(self) -> dict[str, Any]:
         """For the page and /health; called in its threads."""
