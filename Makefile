@@ -12,13 +12,14 @@ unexport PYTHONPATH
 unexport VIRTUAL_ENV
 
 UV_VERSION := 0.13.9
+LITERT_VERSION := 0.10.0
 BIN := .venv/bin
 READY := .venv/.ready
 MODULES := src tests $(wildcard benchmarks examples)
 PYTEST := $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: help environment browser test lint format docs-test demo clean
+.PHONY: help environment litert browser test lint format docs-test demo clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -48,11 +49,19 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@echo 'installing into .venv: some gigabytes, mostly torch; a minute or two once they are downloaded'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,agent,openvino,ncnn,watch]' || { \
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,agent,openvino,ncnn,litert,watch]' || { \
 	  echo 'The installation failed; the lines above say why. Where a pinned version has no wheel for this machine, change it in constraints.txt.' >&2; \
 	  exit 1; \
 	}
 	@touch $@
+
+# LiteRT's converter pins versions that clash with those above. It borrows torch, 5 GB, from .venv.
+litert: $(READY) ## LiteRT's converter, 1.3 GB in an environment of its own
+	@$(BIN)/python -m venv --clear --without-pip .venv/litert
+	@echo "torch; python_version < '3'" >.venv/litert/borrowed.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv/litert $(BIN)/uv pip install --quiet --compile-bytecode --override .venv/litert/borrowed.txt litert-torch==$(LITERT_VERSION)
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$purelib" >"$$(.venv/litert/bin/python -c "$$purelib")/borrowed.pth"
 
 browser: ## headless Chromium for the report's tests, where it can be had (root on Debian)
 	@if command -v chromium chromium-browser google-chrome >/dev/null; then \

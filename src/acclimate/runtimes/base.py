@@ -66,12 +66,16 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the table: where the runtime is, what it needs to load and to export, which extra installs it."""
+    """One line of the table: where the runtime is, what it needs to load and to export, which extra installs it.
+
+    `also` names a function that says what exporting lacks beside packages, in one line; empty where it lacks nothing.
+    """
 
     target: str
     load: tuple[str, ...]
     export: tuple[str, ...]
     extra: str
+    also: str = ""
 
 
 RUNTIMES = {
@@ -82,6 +86,14 @@ RUNTIMES = {
         ("openvino",),
         ("torch", "onnx", "onnxscript", "openvino", "nncf"),
         "openvino",
+    ),
+    "ncnn": Entry("acclimate.runtimes.ncnn:Ncnn", ("ncnn",), ("torch", "onnx", "onnxscript", "ncnn", "pnnx"), "ncnn"),
+    "litert": Entry(
+        "acclimate.runtimes.litert:LiteRt",
+        ("ai_edge_litert",),
+        ("torch", "ai_edge_litert"),
+        "litert",
+        "acclimate.runtimes.litert:no_converter",
     ),
 }
 """Every runtime, by the name that `--runtime` and the manifest use."""
@@ -96,8 +108,12 @@ def runtime(name: str) -> Runtime:
     entry = RUNTIMES.get(name)
     if entry is None:
         raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(RUNTIMES)})")
-    module, attribute = entry.target.split(":")
-    return cast(Runtime, getattr(importlib.import_module(module), attribute)())
+    return cast(Runtime, _named(entry.target)())
+
+
+def _named(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def why_not(name: str, purpose: Literal["load", "export"] = "load") -> str:
@@ -105,7 +121,7 @@ def why_not(name: str, purpose: Literal["load", "export"] = "load") -> str:
     entry = RUNTIMES[name]
     missing = [module for module in getattr(entry, purpose) if importlib.util.find_spec(module) is None]
     if not missing:
-        return ""
+        return str(_named(entry.also)()) if entry.also and purpose == "export" else ""
     extras = {"load": entry.extra, "export": ",".join(dict.fromkeys(["train", entry.extra]))}
     return f"{name} needs {', '.join(missing)}: pip install 'acclimate[{extras[purpose]}]'"
 
@@ -279,6 +295,30 @@ def complexity(frozen: Detector) -> dict[str, float]:
         "macs_m": round(counter.get_total_flops() / 2e6, 3),
         "parameters": sum(parameter.numel() for parameter in frozen.parameters()),
     }
+
+
+def check_same(name: str, run: Network, frozen: Detector) -> None:
+    """Refuse a conversion that computes something else, as converters do with operations that they half know.
+
+    It is held to 5 % of the largest value of each output, on noise: what tells right from wrong, not good from better,
+    which `acclimate verify` tells on real images.
+
+    Args:
+        name: the runtime's.
+        run: the converted network.
+        frozen: what it was converted from.
+
+    Raises:
+        AcclimateError: an output differs.
+    """
+    import torch
+
+    image = np.random.default_rng(0).uniform(0, 255, (1, 3, *frozen.spec.image_size)).astype(np.float32)
+    with torch.inference_mode():
+        expected = [output.numpy() for output in frozen(torch.from_numpy(image))]
+    for output, ours, theirs in zip(frozen.output_names, run(image), expected, strict=True):
+        if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 0.05 * max(1.0, np.abs(theirs).max()):
+            raise AcclimateError(f"{name} computes {output} of this detector wrongly; use another runtime")
 
 
 @contextlib.contextmanager
