@@ -375,7 +375,7 @@ def test_an_interrupted_verification_leaves_the_earlier_one(copy: Config) -> Non
 
     folder = copy.out / "adapted" / "artifacts" / "onnx-int8"
     before = (folder / "verification.json").read_bytes()
-    with failing(verify, "_bench", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+    with failing(verify, "bench_apart", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         workflow.verify(folder)
     assert (folder / "verification.json").read_bytes() == before
 
