@@ -92,6 +92,29 @@ def digits_tables() -> Iterator[str]:
     yield from slimda_digits.summary(file) if rows.read(file) else ["No rows yet."]
 
 
+def drift_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "drift.csv"),
+        {
+            "pair": "pair", "detector": "detector", "threshold": "threshold", "auc": "AUC of a frame",
+            "score_before": "score before", "score_after": "after", "detected": "detected",
+            "delay_median": "frames, median", "delay_largest": "largest", "early": "early",
+            "false_alarms": "false alarms",
+        },
+    )  # fmt: skip
+
+
+def soak_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "soak.csv"),
+        {
+            "phase": "phase", "frames": "frames", "seconds": "s", "memory_begin_mb": "MB, first tenth",
+            "memory_end_mb": "last tenth", "memory_largest_mb": "largest", "unwritten": "unwritten", "lost": "lost",
+            "torn": "torn, bytes",
+        },
+    )  # fmt: skip
+
+
 TABLES = {
     "adaptation": adaptation_tables,
     "cosines": cosines.tables,
@@ -103,6 +126,8 @@ TABLES = {
     "latency": latency_table,
     "suppression": suppression_table,
     "tsd": tsd_table,
+    "drift": drift_table,
+    "soak": soak_table,
 }
 
 

@@ -115,9 +115,9 @@ def test_a_change_is_an_alarm_soon_and_ends_when_it_goes() -> None:
     watching = Monitor(learn(rows(128)), detector=change_detector())
     calm = [watching.update(row) for row in rows(1000, seed=1)]
     assert {reading.state for reading in calm} == {"ok"}
-    foreign = [watching.update(row) for row in rows(60, seed=2) + 8]
+    foreign = [watching.update(row) for row in rows(90, seed=2) + 8]
     (at,) = [number for number, reading in enumerate(foreign) if reading.changed]
-    assert at < 40
+    assert at < 60
     assert foreign[-1].state == "alarm"
     assert watching.alarms == 1
     assert len(foreign[at].moved) == 5
@@ -125,7 +125,7 @@ def test_a_change_is_an_alarm_soon_and_ends_when_it_goes() -> None:
     (over,) = [number for number, reading in enumerate(back) if reading.changed]
     assert over < 30
     assert back[-1].state == "ok"
-    assert any(watching.update(row).changed for row in rows(60, seed=4) + 8), "and it may come again"
+    assert any(watching.update(row).changed for row in rows(90, seed=4) + 8), "and it may come again"
 
 
 @pytest.mark.parametrize("name", ["page-hinkley", "adwin", "kswin"])

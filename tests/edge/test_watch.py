@@ -79,12 +79,12 @@ def test_a_second_call_goes_on_with_what_is_new(artifact: Path, tmp_path: Path) 
 
 
 def test_fog_raises_an_alarm_with_its_frames_and_clear_weather_none(artifact: Path, tmp_path: Path) -> None:
-    frames = [watched.frame(number, foggy=number >= 60) for number in range(110)]
+    frames = [watched.frame(number, foggy=number >= 60) for number in range(130)]
     video = watched.put_video(tmp_path / "v.avi", frames)
     summary = watch(artifact, str(video), tmp_path / "out", once=True, page=False, keep=5)
     assert summary.alarms == 1
     (alarm,) = [line for line in watched.lines(tmp_path / "out", "events") if line["event"] == "alarm"]
-    assert 60 <= alarm["frame"] < 100
+    assert 60 <= alarm["frame"] < 120
     folder = tmp_path / "out" / alarm["folder"]
     assert json.loads((folder / "alarm.json").read_text())["frame"] == alarm["frame"]
     names = sorted(path.name for path in folder.glob("*.jpg"))
@@ -100,7 +100,7 @@ def test_alarm_folders_are_bounded(artifact: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(watching, "ALARM_FOLDERS", 2)
     for number in range(4):
         (tmp_path / "out" / "alarms" / f"2020010{number}T000000Z").mkdir(parents=True)
-    frames = [watched.frame(number, foggy=True) for number in range(40)]
+    frames = [watched.frame(number, foggy=True) for number in range(80)]
     watch(artifact, str(watched.put_video(tmp_path / "v.avi", frames)), tmp_path / "out", once=True, page=False)
     names = sorted(path.name for path in (tmp_path / "out" / "alarms").iterdir())
     assert len(names) == 2

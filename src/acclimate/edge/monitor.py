@@ -62,7 +62,7 @@ FOLDS = 8
 
 TOLERANCE = 1.0
 """A rise of the mean score by less is no change, in standard deviations over the domain."""
-THRESHOLD = 100.0
+THRESHOLD = 150.0
 """Sum of what the scores exceed their mean and the tolerance by, at which Page-Hinkley's test tells a change."""
 CLIP = (-2.0, 5.0)
 """One frame counts no more than this."""

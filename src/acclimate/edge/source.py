@@ -209,6 +209,8 @@ class Source:
                         return
                     yield Frame(image, time.time())
             return
+        # OpenCV tells on standard error each time what is told once here.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         if self.kind == "camera":
             capture = cv2.VideoCapture(int(self.where))
         else:
