@@ -229,17 +229,26 @@ def export(
         Path | None, typer.Option(help="unlabelled images for INT8; default: the run's target")
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="how many of them")] = 128,
+    choice: Annotated[str, typer.Option(help="which of them: diverse, even or random")] = "even",
+    tolerance: Annotated[
+        float | None, typer.Option(help="keep layers of INT8 in fp32 until it agrees so far with fp32, such as 0.98")
+    ] = None,
 ) -> None:
     """Export a run's detector as an artifact."""
     from acclimate import workflow
 
     _one_of("--precision", precision, "fp32", "fp16", "int8")
+    _one_of("--choice", choice, "diverse", "even", "random")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise AcclimateError(f"--tolerance: {tolerance:g} is not between 0 and 1; 0.98 keeps INT8 close to fp32")
     folder = workflow.export(
         path,
         runtime=runtime,
         precision=cast(workflow.Precision, precision),
         calibration=calibration,
         images=images,
+        choice=cast(workflow.Draw, choice),
+        tolerance=tolerance,
         console=_out,
     )
     _say("artifact", folder)

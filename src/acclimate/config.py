@@ -368,11 +368,14 @@ class AdaptConfig(Options):
 
 
 class ExportConfig(Options):
-    """Which artifacts are made, and from how many calibration images."""
+    """Which artifacts are made, from which calibration images, and how near INT8 has to be to fp32."""
 
     runtime: str = "onnx"
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(default=("fp32", "int8"), min_length=1)
     calibration_images: int = Field(default=128, ge=1)
+    calibration_choice: Literal["diverse", "even", "random"] = "even"
+    tolerance: float | None = Field(default=None, gt=0, lt=1)
+    """Agreement of INT8's detections with fp32's, see `select.mixed`; layers stay in fp32 until it holds."""
 
 
 class Budget(Options):

@@ -33,6 +33,7 @@ from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, writin
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.data.inspect import DataSummary
+    from acclimate.edge.artifact import Artifact, MixedPrecision
     from acclimate.edge.package import Package
     from acclimate.edge.watch import Summary
     from acclimate.models.detector import Detector
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 Role = Literal["source", "target"]
 Precision = Literal["fp32", "fp16", "int8"]
+Draw = Literal["diverse", "even", "random"]
 BUSY = 1.5
 """A measured latency that is so many times what the latency table says of it was taken on a busier machine."""
 PICTURES = 6
@@ -554,7 +556,7 @@ def _settle(
 ) -> tuple[Run | None, str]:
     """The run of the best width whose verified artifact holds `budget`; else None, and which come nearest."""
     from acclimate import verify as verification
-    from acclimate.data.dataset import choose
+    from acclimate.data.dataset import choose, draw
     from acclimate.models import detector as models
     from acclimate.models.statistics import IMAGES, recalibrate
     from acclimate.select import search as searching
@@ -563,13 +565,15 @@ def _settle(
     run = Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
     run.write("config.json", config.model_copy(update={"budget": budget}).model_dump(mode="json"))
     seen = choose(images, IMAGES, config.seed)
-    calibration = choose(images, config.export.calibration_images, config.seed) if precision == "int8" else ()
+    calibration: Sequence[Path] = ()
+    if precision == "int8":
+        calibration = draw(images, config.export.calibration_images, config.seed, config.export.calibration_choice)
 
     def measure(candidate: Candidate) -> Cost:
         plain = detector.extract(candidate.width)
         recalibrate(plain, seen)
         models.save(plain, run.path)
-        folder = _export(run, runtime, precision, calibration, console)
+        folder = _export(run, runtime, precision, calibration, console, domain=seen)
         result = verification.verify(folder, [], budget, images=seen, run=run)
         if not result.passed:
             # The machine may have been busy.
@@ -728,36 +732,71 @@ def export(
     precision: Precision = "int8",
     calibration: str | Path | None = None,
     images: int = 128,
+    choice: Draw = "even",
+    tolerance: float | None = None,
     console: Console | None = None,
 ) -> Path:
     """Export a finished run's detector as an artifact in its artifacts/ folder; the artifact's folder.
 
     INT8 is calibrated on `images` of the unlabelled images in `calibration`, by default the target images that the
-    run was adapted to. An artifact that is already there from the same weights and options is kept.
+    run was adapted to, drawn by `choice` (see `data.dataset.draw`). With a `tolerance` its most sensitive layers stay
+    in fp32 until its detections agree so far with fp32's (see `select.mixed`). An artifact that is already there from
+    the same weights and options is kept.
 
     Raises:
-        AcclimateError: the run is not finished, the runtime or precision is not to be had, or INT8 lacks images.
+        AcclimateError: the run is not finished, the runtime or precision is not to be had, INT8 lacks images, or the
+            tolerance does not hold with any layer in INT8.
     """
     from acclimate.runtimes import base
 
     path = Path(path)
     run = stages.finished(path)
     base.check_export(runtime, [precision], "--precision")
+    if precision != "int8":
+        if tolerance is not None:
+            raise AcclimateError(f"--tolerance says which layers of int8 stay in floating point; {precision} has none")
+        return _export(run, runtime, precision, (), console)
     from acclimate.data import formats
-    from acclimate.data.dataset import choose
+    from acclimate.data.dataset import choose, draw
+    from acclimate.select.mixed import held_out
 
     config = stages.configuration(run)
-    chosen: tuple[Path, ...] = ()
-    if precision == "int8":
-        calibration = calibration or config.target
-        if calibration is None:
-            raise AcclimateError(f"{path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
-        chosen = choose(formats.unlabelled(Path(calibration)).paths, images, config.seed)
-    return _export(run, runtime, precision, chosen, console)
+    calibration = calibration or config.target
+    if calibration is None:
+        raise AcclimateError(f"{path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
+    paths = formats.unlabelled(Path(calibration)).paths
+    chosen = draw(paths, images, config.seed, choice)
+    return _export(
+        run, runtime, precision, chosen, console,
+        domain=choose(paths, images, config.seed),
+        tolerance=tolerance,
+        compared=held_out(paths, chosen, config.seed) if tolerance is not None else (),
+    )  # fmt: skip
 
 
-def _export(run: Run, runtime: str, precision: Precision, calibration: Sequence[Path], console: Console | None) -> Path:
-    """The artifact of a run's weights; kept where it is there already."""
+def _export(
+    run: Run,
+    runtime: str,
+    precision: Precision,
+    calibration: Sequence[Path],
+    console: Console | None,
+    *,
+    domain: Sequence[Path] = (),
+    tolerance: float | None = None,
+    compared: Sequence[Path] = (),
+) -> Path:
+    """The artifact of a run's weights; kept where it is there already.
+
+    Args:
+        run: a finished run.
+        runtime: what it runs on.
+        precision: of weights and activations.
+        calibration: images for INT8.
+        console: where progress goes.
+        domain: images as the artifact will see them, for its reference; the run's where there are none.
+        tolerance: the agreement with fp32 on the images `compared` that INT8 must have; None asks for none.
+        compared: see `tolerance`.
+    """
     from acclimate.edge import monitor
     from acclimate.edge.artifact import Artifact
     from acclimate.edge.predict import Predictor
@@ -765,7 +804,10 @@ def _export(run: Run, runtime: str, precision: Precision, calibration: Sequence[
     from acclimate.runtimes import base
 
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
-    identity = digest(file_digest(run.path / "model.safetensors"), runtime, precision, [str(p) for p in calibration])
+    asked = [] if tolerance is None else [tolerance, [str(path) for path in compared]]
+    identity = digest(
+        file_digest(run.path / "model.safetensors"), runtime, precision, [str(p) for p in calibration], *asked
+    )
     if (folder / "artifact.json").is_file():
         try:
             kept = Artifact.open(folder)
@@ -778,10 +820,48 @@ def _export(run: Run, runtime: str, precision: Precision, calibration: Sequence[
     if console is not None:
         images_said = f", calibrated on {len(calibration)} images" if calibration else ""
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
-    artifact = base.runtime(runtime).export(models.load(run.path), folder, precision, calibration)
-    reference = monitor.reference(Predictor(artifact), calibration or _of_the_domain(run))
-    base.annotate(artifact, source_run=str(run.path), reference=reference, identity=identity)
+    mixed = None
+    if tolerance is None:
+        artifact = base.runtime(runtime).export(models.load(run.path), folder, precision, calibration)
+    else:
+        artifact, mixed = _mixed(run, runtime, folder, calibration, tolerance, compared, console)
+    reference = monitor.reference(Predictor(artifact), domain or _of_the_domain(run))
+    base.annotate(artifact, source_run=str(run.path), reference=reference, mixed=mixed, identity=identity)
     return folder
+
+
+def _mixed(
+    run: Run,
+    runtime: str,
+    folder: Path,
+    calibration: Sequence[Path],
+    tolerance: float,
+    compared: Sequence[Path],
+    console: Console | None,
+) -> tuple[Artifact, MixedPrecision]:
+    """Export INT8 with the layers in fp32 that the tolerance asks for; see `_export`."""
+    from acclimate.models import detector as models
+    from acclimate.runtimes import base
+    from acclimate.select.mixed import measure, mix
+
+    exporter = base.runtime(runtime)
+    if not isinstance(exporter, base.Mixes):
+        raise AcclimateError(f"{runtime} does not mix precisions; export without a tolerance")
+    detector = base.frozen_copy(models.load(run.path))
+    found: list[MixedPrecision] = []
+
+    def choose(quantiser: base.Quantiser) -> Sequence[str]:
+        with stages.counting(console, "layers quantised alone") as tick:
+            agrees = measure(quantiser, detector, compared)
+            found.append(mix(quantiser.layers, agrees, tolerance, len(compared), tick))
+        return found[-1].in_float
+
+    artifact = exporter.export_mixed(detector, folder, calibration, choose)
+    if console is not None:
+        one = found[-1]
+        said = f"{one.before:.3f} -> {one.after:.3f}, {len(one.in_float)} of {one.layers} layers in fp32"
+        console.print(f"agreement with fp32 {said}", highlight=False)
+    return artifact, found[-1]
 
 
 def _of_the_domain(run: Run) -> Sequence[Path]:
@@ -1129,6 +1209,8 @@ def run(config: Config, *, console: Console | None = None) -> Job:
             runtime=config.export.runtime,
             precision=precision,
             images=config.export.calibration_images,
+            choice=config.export.calibration_choice,
+            tolerance=config.export.tolerance if precision == "int8" else None,
             console=console,
         )
         verifications.append(verify(folder, tests, config.budget, again=False, console=console))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from acclimate.config import AugmentConfig, DataConfig, ScheduleConfig
-from acclimate.data.dataset import ImageCache, Loader, choose, plain_images
+from acclimate.data.dataset import ImageCache, Loader, choose, draw, farthest, plain_images
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet, read, unlabelled
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
@@ -350,3 +353,40 @@ def test_real_pair(shared_data: Path) -> None:
         assert torch.isfinite(first.strong).all()
     batches.close()  # type: ignore[attr-defined]
     assert not loader.cache.damaged
+
+
+def radius(points: np.ndarray, chosen: Sequence[int]) -> float:
+    """How far the furthest of the points is from the nearest chosen one."""
+    return float(np.linalg.norm(points[:, None] - points[list(chosen)][None], axis=2).min(axis=1).max())
+
+
+@given(st.integers(2, 8), st.integers(1, 4), st.integers(0, 10_000))
+def test_farthest_is_within_twice_the_best_choice(number: int, count: int, seed: int) -> None:
+    points = np.random.default_rng(seed).normal(size=(number, 2)).round(1)
+    count = min(count, number)
+    chosen = farthest(points, count)
+    assert len(set(chosen)) == count
+    best = min(radius(points, some) for some in itertools.combinations(range(number), count))
+    assert radius(points, chosen) <= 2 * best + 1e-9
+    assert chosen == farthest(points, number)[:count], "a shorter choice is the beginning of a longer one"
+
+
+def test_a_diverse_draw_takes_the_odd_ones(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"{i:02d}.jpg", 100 + i % 3) for i in range(20)]
+    odd = [picture(tmp_path / f"x{value}.jpg", value) for value in (5, 250)]
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    everything = [*paths, *odd, tmp_path / "broken.jpg"]
+    chosen = draw(everything, 4, 0, "diverse")
+    assert set(odd) < set(chosen)
+    assert tmp_path / "broken.jpg" not in chosen
+    assert draw(everything[::-1], 4, 0, "diverse") == chosen
+    assert not set(odd) <= set(draw(everything, 4, 0, "even"))
+    assert draw(everything, 50, 0, "diverse") == tuple(sorted(everything))
+
+
+def test_a_random_draw_is_that_of_its_seed(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i:02d}.jpg" for i in range(30)]
+    assert draw(paths, 5, 1, "random") == draw(paths[::-1], 5, 1, "random")
+    assert draw(paths, 5, 1, "random") != draw(paths, 5, 2, "random")
+    assert len(set(draw(paths, 5, 1, "random"))) == 5
+    assert draw(paths, 5, 1) == choose(paths, 5, 1)

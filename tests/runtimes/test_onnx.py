@@ -18,6 +18,7 @@ from acclimate.run import file_digest
 from acclimate.runtimes import base
 from acclimate.runtimes import onnx as onnx_runtime
 from acclimate.runtimes.eager import network
+from acclimate.runtimes.quantise import kept_in_float
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,37 @@ def test_eager_is_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sce
         base.runtime("eager").export(squares.SquareDetector(), tmp_path / "b", "int8", [])
 
 
+def test_chosen_layers_stay_in_float(tmp_path: Path, artifacts: dict[str, Artifact], scenes) -> None:
+    """`colour` and `pool` may be quantised: without one the other is, without both the graph is the fp32 one."""
+    seen, images = {}, inputs(scenes)[:3]
+    canvases = [letterbox(read_image(path), squares.CANVAS)[0] for path in scenes.paths]
+    with onnx_runtime.quantiser(squares.SquareDetector().eval(), canvases) as graph:
+        assert graph.layers == ("colour", "pool")
+        for in_float in [(), ("colour",), ("pool",), ("colour", "pool")]:
+            file = tmp_path / "one.onnx"
+            graph.write(file, in_float)
+            weights = [init for init in onnx.load(file).graph.initializer if init.data_type == onnx.TensorProto.INT8]
+            seen[in_float] = sum(len(weight.dims) == 4 for weight in weights)
+        np.testing.assert_allclose(graph.network(graph.layers)(images[0])[0], outputs(artifacts["fp32"], images)[0][0])
+        graph.write(tmp_path / "all.onnx")
+    assert seen == {(): 2, ("colour",): 1, ("pool",): 1, ("colour", "pool"): 0}
+    assert onnx.load(tmp_path / "all.onnx").graph == onnx.load(artifacts["int8"].file(".onnx")).graph
+
+
+def test_a_mixed_export_asks_once_and_carries_the_answer(tmp_path: Path, scenes) -> None:
+    asked = []
+
+    def choose(graph) -> list[str]:
+        asked.append(graph.layers)
+        return ["colour"]
+
+    artifact = onnx_runtime.Onnx().export_mixed(squares.SquareDetector(), tmp_path / "a", scenes.paths[:2], choose)
+    weights = [i for i in onnx.load(artifact.file(".onnx")).graph.initializer if i.data_type == onnx.TensorProto.INT8]
+    assert [list(weight.dims) for weight in weights if len(weight.dims) == 4] == [[8, 1, 2, 2]], "pool alone"
+    assert asked == [("colour", "pool")]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.slow
 @pytest.mark.data
 def test_a_real_detector_on_real_images(tmp_path: Path, shared_data: Path) -> None:
@@ -269,4 +301,4 @@ def test_int8_leaves_coordinates_alone() -> None:
         [helper.make_tensor_value_info("logits", float_type, [1, 2])],
         [helper.make_tensor(name, float_type, dims, np.zeros(dims).flatten()) for name, dims in values],
     )
-    assert set(onnx_runtime._kept_in_float(graph)) == {"first", "choice", "pixels", "pooling", "last"}
+    assert set(kept_in_float(*onnx_runtime._nodes(graph))) == {"first", "choice", "pixels", "pooling", "last"}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -24,12 +24,15 @@ from acclimate.config import AugmentConfig, ScheduleConfig
 from acclimate.data.augment import Statistics, fourier, geometry, restyle, statistics, strong
 from acclimate.data.formats import LabelledSet, UnlabelledSet
 from acclimate.edge.images import Letterbox, letterbox, read_image
+from acclimate.edge.monitor import look
 from acclimate.errors import AcclimateError
 from acclimate.structures import Annotations, Batch, Image
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
+POOL = 8
+"""A diverse draw looks at so many times the images that it takes."""
 _SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER = range(4)
 """Streams of random numbers, kept apart in the seeds."""
 
@@ -310,3 +313,52 @@ def choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
         return tuple(ordered)
     start = np.random.default_rng(seed).random()
     return tuple(ordered[int((i + start) * len(ordered) / count)] for i in range(count))
+
+
+def draw(
+    paths: Sequence[Path], count: int, seed: int, how: Literal["diverse", "even", "random"] = "even"
+) -> tuple[Path, ...]:
+    """`count` of `paths` to calibrate on; all of them if there are fewer.
+
+    Args:
+        paths: image files in any order.
+        count: how many.
+        seed: of the draw; the same gives the same.
+        how: "even" as in `choose`, "random" without replacement, or "diverse": the images that look least alike
+            (`farthest` on `edge.monitor.look`, in the standard deviations of the set), the most typical one first.
+            At most `POOL` times `count` images, drawn evenly, are looked at; what cannot be read is not taken unless
+            there is nothing else.
+    """
+    if how == "even" or count >= len(paths):
+        return choose(paths, count, seed)
+    if how == "random":
+        ordered = sorted(paths)
+        places = np.random.default_rng(seed).choice(len(ordered), count, replace=False)
+        return tuple(ordered[place] for place in sorted(places))
+    looks: dict[Path, NDArray[np.float64]] = {}
+    for path in choose(paths, POOL * count, seed):
+        try:
+            looks[path] = look(read_image(path))
+        except AcclimateError as error:
+            _log.warning("not calibrated on: %s", error)
+    seen = list(looks)
+    if len(seen) < count:
+        return choose(seen or paths, count, seed)
+    features = np.array(list(looks.values()))
+    features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+    return tuple(seen[place] for place in farthest(features, count))
+
+
+def farthest(points: NDArray[np.float64], count: int) -> list[int]:
+    """Indices of `count` of the (N, P) `points`, each the one that is furthest from those before it.
+
+    Gonzalez 1985, "Clustering to minimize the maximum intercluster distance": no point is then further from the chosen
+    ones than twice what the best choice of as many could do. The first is the nearest to the mean.
+    """
+    chosen = [int(np.square(points - points.mean(axis=0)).sum(axis=1).argmin())]
+    away = np.full(len(points), np.inf)
+    while len(chosen) < count:
+        away = np.minimum(away, np.square(points - points[chosen[-1]]).sum(axis=1))
+        away[chosen] = -1.0
+        chosen.append(int(away.argmax()))
+    return chosen

@@ -68,6 +68,33 @@ class Calibration(BaseModel):
     source: str
 
 
+class Sensitivity(BaseModel):
+    """How the detections agree with those of fp32 where one layer alone is quantised."""
+
+    layer: str
+    agreement: float
+
+
+class MixedPrecision(BaseModel):
+    """Which layers of an INT8 artifact stay in floating point so that it detects what fp32 does.
+
+    Agreement is 0 to 1, on unlabelled images, see `select.score.agreement`.
+    """
+
+    tolerance: float
+    """The agreement that was asked for."""
+    images: int
+    before: float
+    """With every layer quantised."""
+    after: float
+    layers: int
+    """How many there are to quantise."""
+    in_float: tuple[str, ...]
+    """Those put back to floating point, the most sensitive first."""
+    alone: tuple[Sensitivity, ...] = ()
+    """Every layer, the most sensitive first; empty where all could be quantised, which needs no scan."""
+
+
 class Reference(BaseModel):
     """How frames of the domain that an artifact was made for look to it; `edge.monitor` makes and reads it."""
 
@@ -113,6 +140,8 @@ class ArtifactManifest(BaseModel):
     files: dict[str, str] = Field(default_factory=dict)
     """File name -> SHA-256; checked before loading."""
     calibration: Calibration | None = None
+    mixed: MixedPrecision | None = None
+    """Of INT8 with a tolerance alone."""
     reference: Reference | None = None
     """What `watch` compares frames with; None where there were too few images of the domain."""
     source_run: str = ""

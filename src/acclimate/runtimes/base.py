@@ -14,17 +14,17 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acclimate import __version__
-from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, Reference
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, write_text, writing
 
@@ -61,6 +61,35 @@ class Runtime(Protocol):
 
         Raises:
             AcclimateError: the runtime is not installed, or does not accept the model file.
+        """
+
+
+class Quantiser(Protocol):
+    """A detector's graph with its calibration images, to be quantised with some layers left in floating point."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of what is quantised unless told otherwise, from the input on: each a layer and what follows it."""
+
+    def network(self, in_float: Collection[str]) -> Network:
+        """The quantised network, ready to run on one thread, with the layers `in_float` left as they are."""
+
+
+Choose = Callable[[Quantiser], Collection[str]]
+"""Which layers of a graph stay in floating point."""
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """A runtime whose INT8 artifacts may have chosen layers in floating point."""
+
+    def export_mixed(
+        self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
+    ) -> Artifact:
+        """`Runtime.export` in INT8, with the layers in fp32 that `choose` names; it may try the graph before.
+
+        Raises:
+            AcclimateError: as `Runtime.export` does, and what `choose` raises; no artifact is written then.
         """
 
 
@@ -223,13 +252,19 @@ def write_artifact(
 
 
 def annotate(
-    artifact: Artifact, *, source_run: str | None = None, reference: Reference | None = None, **notes: Any
+    artifact: Artifact,
+    *,
+    source_run: str | None = None,
+    reference: Reference | None = None,
+    mixed: MixedPrecision | None = None,
+    **notes: Any,
 ) -> Artifact:
-    """`artifact` with its manifest's `source_run`, reference and notes completed, on disk too."""
+    """`artifact` with what its manifest lacks: `source_run`, reference, mixed precision and notes; on disk too."""
     manifest = artifact.manifest.model_copy(
         update={
             "source_run": artifact.manifest.source_run if source_run is None else source_run,
             "reference": artifact.manifest.reference if reference is None else reference,
+            "mixed": artifact.manifest.mixed if mixed is None else mixed,
             "notes": {**artifact.manifest.notes, **notes},
         }
     )

@@ -5,7 +5,10 @@ Loading imports onnxruntime alone; torch and onnx are imported by `export`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +19,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
 from acclimate.runtimes.base import (
+    Choose,
     Network,
     Precision,
     check_precision,
@@ -26,7 +30,7 @@ from acclimate.runtimes.base import (
     why_not,
     write_artifact,
 )
-from acclimate.runtimes.quantise import Node, calibration_canvases, check_finite, kept_in_float
+from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -48,27 +52,34 @@ class Onnx:
         )
         if missing := why_not("onnx", "export"):
             raise AcclimateError(missing)
+        if precision == "int8":
+            return self.export_mixed(detector, folder, calibration)
         frozen = frozen_copy(detector)
-        if precision == "fp32":
-            return write_artifact(
-                "onnx",
-                frozen,
-                folder,
-                precision,
-                lambda temporary: write_graph(frozen, temporary / "model.onnx"),
-                notes=complexity(frozen),
-            )
+        return write_artifact(
+            "onnx",
+            frozen,
+            folder,
+            precision,
+            lambda temporary: write_graph(frozen, temporary / "model.onnx"),
+            notes=complexity(frozen),
+        )
+
+    def export_mixed(
+        self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
+    ) -> Artifact:
+        """See `base.Mixes.export_mixed`."""
+        if missing := why_not("onnx", "export"):
+            raise AcclimateError(missing)
+        frozen = frozen_copy(detector)
         canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
 
         def build(temporary: Path) -> None:
-            single = temporary / "fp32.onnx"
-            write_graph(frozen, single)
-            quantize(single, temporary / "model.onnx", canvases)
-            single.unlink()
+            with quantiser(frozen, canvases) as graph:
+                graph.write(temporary / "model.onnx", choose(graph) if choose is not None else ())
             check_finite(_session(temporary / "model.onnx", 1), canvases[:4])
 
         return write_artifact(
-            "onnx", frozen, folder, precision, build, describe_calibration(used), notes=complexity(frozen)
+            "onnx", frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen)
         )
 
     def load(self, artifact: Artifact, threads: int) -> Network:
@@ -134,38 +145,71 @@ def write_graph(frozen: Detector, file: Path) -> None:
         )
 
 
-def quantize(single: Path, file: Path, canvases: Sequence[Image]) -> None:
-    """Write the INT8 version of an fp32 ONNX file, with activation ranges from `canvases`.
+class OnnxQuantiser:
+    """An ONNX graph, quantised as often as is asked. See `base.Quantiser`.
 
     Asymmetric unsigned activations and symmetric signed weights with one scale a channel. In fp32 stay the last
     convolutions and what follows, as box sides and low scores need more than 256 levels, and the normalisation and
     the first convolution, whose three input channels fill too little of an INT8 dot product to gain anything.
-
-    Args:
-        single: the fp32 file.
-        file: where the result goes; a temporary file is written beside it.
-        canvases: calibration images, (H, W, 3) uint8, RGB.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = file.with_name("prepared.onnx")
-    with quiet():
-        quant_pre_process(single, prepared, skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        quantize_static(
-            prepared,
-            file,
-            _Reader(canvases),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=_kept_in_float(graph),
-        )
-    prepared.unlink()
+    def __init__(self, single: Path, canvases: Sequence[Image]) -> None:
+        """Take the fp32 file `single`, beside which others are written.
+
+        Args:
+            single: the fp32 file.
+            canvases: calibration images, (H, W, 3) uint8, RGB.
+        """
+        import onnx
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self._canvases = canvases
+        self._prepared = single.with_name("prepared.onnx")
+        with quiet():
+            quant_pre_process(single, self._prepared, skip_symbolic_shape=True)
+        graph = onnx.load(self._prepared).graph
+        nodes, inputs, outputs = _nodes(graph)
+        self._kept = kept_in_float(nodes, inputs, outputs)
+        self._blocks = blocks(nodes, self._kept)
+
+    @property
+    def layers(self) -> Sequence[str]:
+        return tuple(self._blocks)
+
+    def network(self, in_float: Collection[str]) -> Network:
+        file = self._prepared.with_name("trial.onnx")
+        self.write(file, in_float)
+        return _session(file, 1)
+
+    def write(self, file: Path, in_float: Collection[str] = ()) -> None:
+        """Write the INT8 version to `file`, with the layers `in_float` left in fp32."""
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        # Ranges are those of the fp32 network whatever is quantised; an older ONNX Runtime measures them each time.
+        cached = "calibration_cache_path" in inspect.signature(quantize_static).parameters
+        ranges = {"calibration_cache_path": self._prepared.with_name("ranges.json")} if cached else {}
+        with quiet():
+            quantize_static(
+                self._prepared,
+                file,
+                _Reader(self._canvases),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                nodes_to_exclude=[*self._kept, *(node for name in in_float for node in self._blocks[name])],
+                **ranges,
+            )
+
+
+@contextmanager
+def quantiser(frozen: Detector, canvases: Sequence[Image]) -> Iterator[OnnxQuantiser]:
+    """The detector's graph, ready to be quantised; files are kept in a folder of its own until the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        single = Path(folder) / "fp32.onnx"
+        write_graph(frozen, single)
+        yield OnnxQuantiser(single, canvases)
 
 
 class _Reader:
@@ -179,8 +223,8 @@ class _Reader:
         return None if canvas is None else {INPUT: to_input(canvas)}
 
 
-def _kept_in_float(graph: Any) -> list[str]:
-    """See `quantise.kept_in_float`, of an ONNX graph."""
+def _nodes(graph: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]]:
+    """An ONNX graph for `quantise.kept_in_float`: its operations in order, those that begin and those that end it."""
     learned = {value.name for value in graph.initializer}
     maker = {output: node.name for node in graph.node for output in node.output}
     nodes = {
@@ -188,6 +232,7 @@ def _kept_in_float(graph: Any) -> list[str]:
             layer=node.op_type in {"Conv", "MatMul", "Gemm"},
             learned=not learned.isdisjoint(node.input),
             chooses=node.op_type == "TopK",
+            module=next((name.removesuffix(".weight") for name in node.input if name.endswith(".weight")), ""),
             before=[maker[name] for name in node.input if name in maker],
         )
         for node in graph.node
@@ -196,4 +241,4 @@ def _kept_in_float(graph: Any) -> list[str]:
         for before in node.before:
             nodes[before].after.append(name)
     inputs = [node.name for node in graph.node if INPUT in node.input]
-    return kept_in_float(nodes, inputs, [maker[output.name] for output in graph.output])
+    return nodes, inputs, [maker[output.name] for output in graph.output]

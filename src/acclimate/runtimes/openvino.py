@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
 from acclimate.runtimes.base import (
+    Choose,
     Network,
     Precision,
     check_precision,
@@ -32,7 +34,7 @@ from acclimate.runtimes.base import (
     write_artifact,
 )
 from acclimate.runtimes.onnx import INPUT, write_graph
-from acclimate.runtimes.quantise import Node, calibration_canvases, check_finite, kept_in_float
+from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -55,27 +57,33 @@ class OpenVino:
         check_precision(precision, self.precisions, "openvino", "it is not one of its precisions")
         if missing := why_not("openvino", "export"):
             raise AcclimateError(missing)
-        frozen = frozen_copy(detector)
-        canvases: list[Image] = []
-        described = None
         if precision == "int8":
-            canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
-            described = describe_calibration(used)
+            return self.export_mixed(detector, folder, calibration)
+        frozen = frozen_copy(detector)
 
         def build(temporary: Path) -> None:
-            openvino = engine()
-            graph = temporary / "model.onnx"
-            write_graph(frozen, graph)
-            with quiet():
-                model = openvino.convert_model(graph)
-            if canvases:
-                model = quantize(model, canvases)
-            openvino.save_model(model, temporary / "model.xml", compress_to_fp16=precision == "fp16")
-            graph.unlink()
-            if canvases:
-                check_finite(_compile(temporary / "model.xml", 1, INPUT, frozen.output_names), canvases[:4])
+            engine().save_model(convert(frozen), temporary / "model.xml", compress_to_fp16=precision == "fp16")
 
-        return write_artifact("openvino", frozen, folder, precision, build, described, notes=complexity(frozen))
+        return write_artifact("openvino", frozen, folder, precision, build, notes=complexity(frozen))
+
+    def export_mixed(
+        self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
+    ) -> Artifact:
+        """See `base.Mixes.export_mixed`."""
+        if missing := why_not("openvino", "export"):
+            raise AcclimateError(missing)
+        frozen = frozen_copy(detector)
+        canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
+
+        def build(temporary: Path) -> None:
+            graph = OpenVinoQuantiser(convert(frozen), canvases, frozen.output_names)
+            file = temporary / "model.xml"
+            graph.write(file, choose(graph) if choose is not None else ())
+            check_finite(_compile(file, 1, INPUT, frozen.output_names), canvases[:4])
+
+        return write_artifact(
+            "openvino", frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen)
+        )
 
     def load(self, artifact: Artifact, threads: int) -> Network:
         """See `Runtime.load`."""
@@ -84,40 +92,81 @@ class OpenVino:
         return _compile(artifact.file(".xml"), threads, artifact.manifest.input_name, artifact.manifest.output_names)
 
 
-def quantize(model: Any, canvases: Sequence[Image], exclude: Sequence[str] = ()) -> Any:
-    """The INT8 version of an fp32 `openvino.Model`, with activation ranges from `canvases`.
+def convert(frozen: Detector) -> Any:
+    """The detector's forward as an fp32 `openvino.Model`."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        write_graph(frozen, graph)
+        with quiet():
+            return engine().convert_model(graph)
+
+
+class OpenVinoQuantiser:
+    """An `openvino.Model`, quantised as often as is asked. See `base.Quantiser`.
 
     Asymmetric activations, symmetric weights with one scale a channel, and biases corrected for what rounding shifts
     (NNCF's fast bias correction). The ends of the network stay in fp32 as `quantise.kept_in_float` says.
-
-    Args:
-        model: what `openvino.convert_model` returns; left as it is.
-        canvases: calibration images, (H, W, 3) uint8, RGB.
-        exclude: names of further operations that stay in fp32.
     """
-    with _unreported(), quiet():
-        nncf = importlib.import_module("nncf")
-        return nncf.quantize(
-            model,
-            nncf.Dataset(canvases, to_input),
-            preset=nncf.QuantizationPreset.MIXED,
-            target_device=nncf.TargetDevice.CPU,
-            subset_size=len(canvases),
-            ignored_scope=nncf.IgnoredScope(names=[*_kept_in_float(model), *exclude], validate=False),
-        )
+
+    def __init__(self, model: Any, canvases: Sequence[Image], output_names: Sequence[str]) -> None:
+        """Take an fp32 `model`, which is left as it is.
+
+        Args:
+            model: what `convert` returns.
+            canvases: calibration images, (H, W, 3) uint8, RGB.
+            output_names: of the graph, in the order of the manifest.
+        """
+        self._model, self._canvases, self._output_names = model, canvases, output_names
+        nodes, inputs, outputs = _nodes(model)
+        self._kept = kept_in_float(nodes, inputs, outputs)
+        self._blocks = blocks(nodes, self._kept)
+
+    @property
+    def layers(self) -> Sequence[str]:
+        return tuple(self._blocks)
+
+    def network(self, in_float: Collection[str]) -> Network:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.xml"
+            self.write(file, in_float)
+            return _compile(file, 1, INPUT, self._output_names)
+
+    def write(self, file: Path, in_float: Collection[str] = ()) -> None:
+        """Write the INT8 version to `file`, with the layers `in_float` left in fp32."""
+        engine().save_model(self.quantised(in_float), file, compress_to_fp16=False)
+
+    def quantised(self, in_float: Collection[str] = ()) -> Any:
+        """The INT8 version as an `openvino.Model`, with the layers `in_float` left in fp32."""
+        names = [*self._kept, *(node for layer in in_float for node in self._blocks[layer])]
+        with _unreported(), quiet():
+            nncf = importlib.import_module("nncf")
+            return nncf.quantize(
+                self._model,
+                nncf.Dataset(self._canvases, to_input),
+                preset=nncf.QuantizationPreset.MIXED,
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(self._canvases),
+                ignored_scope=nncf.IgnoredScope(names=names, validate=False),
+            )
 
 
-def _kept_in_float(model: Any) -> list[str]:
-    """See `quantise.kept_in_float`, of an OpenVINO model."""
-    operations = {operation.get_friendly_name(): operation for operation in model.get_ops()}
+def _nodes(model: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]]:
+    """An OpenVINO model for `quantise.kept_in_float`: its operations in order, constants left out, and its ends."""
+    operations = {
+        operation.get_friendly_name(): operation
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() != "Constant"
+    }
     nodes = {}
     for name, operation in operations.items():
         sources = [value.get_source_output().get_node() for value in operation.inputs()]
+        constants = [source.get_friendly_name() for source in sources if source.get_type_name() == "Constant"]
         nodes[name] = Node(
             layer=operation.get_type_name() in LAYERS,
-            learned=any(source.get_type_name() == "Constant" for source in sources),
+            learned=bool(constants),
             chooses=operation.get_type_name() == "TopK",
-            before=[source.get_friendly_name() for source in sources],
+            module=next((one.removesuffix(".weight") for one in constants if one.endswith(".weight")), ""),
+            before=[source.get_friendly_name() for source in sources if source.get_type_name() != "Constant"],
             after=[
                 user.get_node().get_friendly_name()
                 for value in operation.outputs()
@@ -127,8 +176,7 @@ def _kept_in_float(model: Any) -> list[str]:
     inputs, outputs = (
         [node.get_friendly_name() for node in ends] for ends in (model.get_parameters(), model.get_results())
     )
-    constants = {name for name, operation in operations.items() if operation.get_type_name() == "Constant"}
-    return [name for name in kept_in_float(nodes, inputs, outputs) if name not in constants]
+    return nodes, inputs, outputs
 
 
 def _compile(file: Path, threads: int, input_name: str, output_names: Sequence[str]) -> Network:

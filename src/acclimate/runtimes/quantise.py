@@ -30,6 +30,7 @@ class Node:
         layer: whether it is a convolution or a matrix product.
         learned: whether one of its inputs is a constant.
         chooses: whether it picks the best of many, as a two-stage detector picks proposals.
+        module: the part of the detector that a layer comes from, which several may share; its own name if empty.
         before: names of the operations whose results it takes.
         after: names of the operations that take its results.
     """
@@ -37,6 +38,7 @@ class Node:
     layer: bool = False
     learned: bool = False
     chooses: bool = False
+    module: str = ""
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
 
@@ -71,6 +73,34 @@ def _reached(starts: Iterable[str], onward: Mapping[str, Sequence[str]], last: C
             reached.add(name)
             waiting += [] if name in last else onward[name]
     return reached
+
+
+def blocks(nodes: Mapping[str, Node], kept: Collection[str]) -> dict[str, list[str]]:
+    """The operations that are quantised, as blocks: each layer that is not `kept`, and what follows it up to the next.
+
+    What joins branches belongs to the latest layer before it, and what follows a layer that is kept to the first block:
+    so no operation that a layer leads to is outside all blocks but those in `kept`. Layers of one module, as towers
+    that all levels share, are one block.
+
+    Args:
+        nodes: the operations by name, each after those whose results it takes.
+        kept: what `kept_in_float` returns.
+    """
+    place = {name: index for index, name in enumerate(nodes)}
+    owner: dict[str, str] = {}
+    for name, node in nodes.items():
+        owners = [name] if node.layer else [owner[before] for before in node.before if before in owner]
+        if owners:
+            owner[name] = max(owners, key=place.__getitem__)
+    kept = set(kept)
+    titles = {name: node.module or name for name, node in nodes.items() if node.layer and name not in kept}
+    found: dict[str, list[str]] = {title: [] for title in titles.values()}
+    if found:
+        first = next(iter(found))
+        for name, head in owner.items():
+            if name not in kept:
+                found[titles.get(head, first)].append(name)
+    return found
 
 
 def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
