@@ -12,6 +12,7 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import quantisation
 import rows
 import slimda
 import slimda_digits
@@ -122,6 +123,7 @@ TABLES = {
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
     "distillation": distillation.tables,
+    "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,
     "suppression": suppression_table,

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import coloured_squares as squares
 from acclimate.config import Budget
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
@@ -236,3 +236,21 @@ def test_pairs_go_by_class_and_overlap() -> None:
     assert pairs[1].iou == pytest.approx(9 / 11)
     assert pairs[1].box_px == 1.0
     assert list(_pairs(Detections.empty(), Detections.empty(), "x.png", ("a",))) == []
+
+
+def test_the_layers_that_a_tolerance_keeps_in_fp32_are_listed(made, tmp_path: Path, printed: Console) -> None:
+    _, folder = copy(made, tmp_path)
+    alone = [Sensitivity(layer=f"layer.{i}", agreement=0.5 + i / 100) for i in range(20)]
+    mixed = MixedPrecision(
+        tolerance=0.98, images=32, before=0.4, after=0.985, layers=20, in_float=[one.layer for one in alone[:12]],
+        alone=alone,
+    )  # fmt: skip
+    base.annotate(Artifact.open(folder), mixed=mixed)
+    result = verify(folder, [], runs=RUNS)
+    assert result.mixed == mixed
+    print_verification(result, printed)
+    text = printed.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.400 with all 20 layers in INT8, 0.985 with 12 of them in fp32 (0.98 asked for)" in text
+    assert "layer.0  0.500 where it alone is in INT8" in text
+    assert "layer.10" not in text
+    assert "and 2 less sensitive ones" in text

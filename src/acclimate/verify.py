@@ -15,7 +15,7 @@ from rich.table import Table
 
 from acclimate import __version__
 from acclimate.config import Budget
-from acclimate.edge.artifact import Artifact, ArtifactManifest
+from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision
 from acclimate.edge.bench import Bench, bench_apart
 from acclimate.edge.decode import decode
 from acclimate.edge.images import letterbox, read_image, to_input
@@ -36,6 +36,7 @@ Role = Literal["source", "target"]
 PARITY_IMAGES = 32
 PARITY_SCORE = 0.3
 PARITY_IOU = 0.5
+LAYERS_SHOWN = 10
 BUSY = 0.8
 """Below this share of processor time in the latency, something else was running."""
 
@@ -118,6 +119,8 @@ class Verification(BaseModel):
     size_mb: float
     peak_memory_mb: float
     macs_m: float | None = None
+    mixed: MixedPrecision | None = None
+    """Of an INT8 artifact that was exported with a tolerance."""
     machine: dict[str, str]
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
@@ -247,6 +250,7 @@ def verify(
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=float(macs) if isinstance(macs, int | float) else None,
+        mixed=manifest.mixed,
         machine=dict(device.machine),
         notes=tuple(notes),
     )
@@ -313,9 +317,25 @@ def print_verification(verification: Verification, console: Console) -> None:
     ]
     if v.parity is not None:
         lines += _parity_lines(v.parity)
+    if v.mixed is not None:
+        lines += _mixed_lines(v.mixed)
     lines += [f"note: {note}" for note in v.notes]
     for line in lines:
         console.print(line, markup=False, highlight=False)
+
+
+def _mixed_lines(mixed: MixedPrecision) -> Iterator[str]:
+    """What the tolerance cost, then the layers in fp32 with the agreement where each alone is quantised."""
+    yield (
+        f"agreement with fp32 on {mixed.images} unlabelled images: {mixed.before:.3f} with all {mixed.layers} layers "
+        f"in INT8, {mixed.after:.3f} with {len(mixed.in_float)} of them in fp32 ({mixed.tolerance:g} asked for)"
+    )
+    alone = {one.layer: one.agreement for one in mixed.alone}
+    width = max(map(len, mixed.in_float[:LAYERS_SHOWN]), default=0)
+    for layer in mixed.in_float[:LAYERS_SHOWN]:
+        yield f"  {layer:<{width}}  {alone[layer]:.3f} where it alone is in INT8"
+    if len(mixed.in_float) > LAYERS_SHOWN:
+        yield f"  and {len(mixed.in_float) - LAYERS_SHOWN} less sensitive ones; artifact.json has them all"
 
 
 def _parity_lines(parity: Parity) -> Iterator[str]:

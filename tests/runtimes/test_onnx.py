@@ -18,7 +18,7 @@ from acclimate.run import file_digest
 from acclimate.runtimes import base
 from acclimate.runtimes import onnx as onnx_runtime
 from acclimate.runtimes.eager import network
-from acclimate.runtimes.quantise import kept_in_float
+from acclimate.runtimes.quantise import Node, blocks, kept_in_float, owners
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +302,17 @@ def test_int8_leaves_coordinates_alone() -> None:
         [helper.make_tensor(name, float_type, dims, np.zeros(dims).flatten()) for name, dims in values],
     )
     assert set(kept_in_float(*onnx_runtime._nodes(graph))) == {"first", "choice", "pixels", "pooling", "last"}
+
+
+def test_blocks_take_everything_that_is_not_kept() -> None:
+    """A stem that is kept, two layers of one module whose results are joined, and an end that is kept."""
+    order = [("stem", []), ("relu", ["stem"]), ("one", ["relu"]), ("two", ["relu"]), ("join", ["one", "two"]),
+             ("shape", []), ("last", ["join"])]  # fmt: skip
+    layers = {"stem", "one", "two", "last"}
+    module = {"one": "tower", "two": "tower"}
+    nodes = {name: Node(layer=name in layers, module=module.get(name, ""), before=before) for name, before in order}
+    assert owners(nodes) == {
+        "stem": "stem", "relu": "stem", "one": "one", "two": "two", "join": "two", "last": "last"
+    }  # fmt: skip
+    assert blocks(nodes, ["stem", "last"]) == {"tower": ["relu", "one"], "tower (2)": ["two", "join"]}
+    assert blocks(nodes, list(nodes)) == {}

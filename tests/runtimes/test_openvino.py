@@ -100,13 +100,21 @@ def test_the_ends_stay_in_float(artifacts: dict[str, Artifact]) -> None:
 def test_named_layers_stay_in_float(artifacts: dict[str, Artifact], scenes) -> None:
     model = openvino.Core().read_model(artifacts["fp32"].file(".xml"))
     canvases = [letterbox(read_image(path), squares.CANVAS)[0] for path in scenes.paths[:2]]
-    graph = openvino_runtime.OpenVinoQuantiser(model, canvases, squares.SquareDetector().output_names)
+    graph = openvino_runtime.OpenVinoQuantiser(model, {}, canvases, squares.SquareDetector().output_names)
     assert len(graph.layers) == 2
 
     def count(in_float: Sequence[str]) -> int:
         return sum(op.get_type_name() == "FakeQuantize" for op in graph.quantised(in_float).get_ops())
 
     assert 0 == count(graph.layers) < count(graph.layers[:1]) < count(())
+
+
+def test_layers_are_called_after_their_modules(scenes) -> None:
+    """Whatever conversion folds into them."""
+    canvases = [letterbox(read_image(path), squares.CANVAS)[0] for path in scenes.paths[:2]]
+    detector = squares.SquareDetector().eval()
+    graph = openvino_runtime.OpenVinoQuantiser(*openvino_runtime.convert(detector), canvases, detector.output_names)
+    assert graph.layers == ("colour", "pool")
 
 
 def test_it_computes_in_fp32_on_the_threads_that_are_asked_for(artifacts: dict[str, Artifact], monkeypatch) -> None:

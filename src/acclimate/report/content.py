@@ -381,6 +381,9 @@ def _artifact(folder: Path, budget: Budget | None) -> Artifact:
     facts = dict(notes) if isinstance(notes, dict) else {}
     if isinstance(calibration, dict):
         facts["calibration"] = calibration
+    mixed = manifest.get("mixed")
+    if isinstance(mixed, dict):
+        facts["mixed precision"] = {key: value for key, value in mixed.items() if key != "alone"}
     return Artifact(
         str(manifest.get("name") or folder.name),
         str(manifest.get("runtime") or ""),

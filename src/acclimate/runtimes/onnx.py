@@ -30,7 +30,7 @@ from acclimate.runtimes.base import (
     why_not,
     write_artifact,
 )
-from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float
+from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float, owners
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -167,8 +167,7 @@ class OnnxQuantiser:
         self._prepared = single.with_name("prepared.onnx")
         with quiet():
             quant_pre_process(single, self._prepared, skip_symbolic_shape=True)
-        graph = onnx.load(self._prepared).graph
-        nodes, inputs, outputs = _nodes(graph)
+        nodes, inputs, outputs = _nodes(onnx.load(self._prepared).graph, modules(single))
         self._kept = kept_in_float(nodes, inputs, outputs)
         self._blocks = blocks(nodes, self._kept)
 
@@ -223,8 +222,26 @@ class _Reader:
         return None if canvas is None else {INPUT: to_input(canvas)}
 
 
-def _nodes(graph: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]]:
-    """An ONNX graph for `quantise.kept_in_float`: its operations in order, those that begin and those that end it."""
+def modules(file: Path) -> dict[str, str]:
+    """Each operation of a graph that `write_graph` wrote -> the module whose weights the latest layer up to it has."""
+    import onnx
+
+    graph = onnx.load(file).graph
+    nodes, _, _ = _nodes(graph)
+    weights = {node.name: [name for name in node.input if name.endswith(".weight")] for node in graph.node}
+    owned = {name: weights[layer] for name, layer in owners(nodes).items()}
+    return {name: found[0].removesuffix(".weight") for name, found in owned.items() if found}
+
+
+def _nodes(
+    graph: Any, known: Mapping[str, str] | None = None
+) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]]:
+    """An ONNX graph for `quantise.kept_in_float`: its operations in order, those that begin and those that end it.
+
+    Args:
+        graph: of an ONNX model.
+        known: modules of layers by the layer's name.
+    """
     learned = {value.name for value in graph.initializer}
     maker = {output: node.name for node in graph.node for output in node.output}
     nodes = {
@@ -232,7 +249,7 @@ def _nodes(graph: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]
             layer=node.op_type in {"Conv", "MatMul", "Gemm"},
             learned=not learned.isdisjoint(node.input),
             chooses=node.op_type == "TopK",
-            module=next((name.removesuffix(".weight") for name in node.input if name.endswith(".weight")), ""),
+            module=(known or {}).get(node.name, ""),
             before=[maker[name] for name in node.input if name in maker],
         )
         for node in graph.node

@@ -33,7 +33,7 @@ from acclimate.runtimes.base import (
     why_not,
     write_artifact,
 )
-from acclimate.runtimes.onnx import INPUT, write_graph
+from acclimate.runtimes.onnx import INPUT, modules, write_graph
 from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float
 from acclimate.structures import Image
 
@@ -62,7 +62,7 @@ class OpenVino:
         frozen = frozen_copy(detector)
 
         def build(temporary: Path) -> None:
-            engine().save_model(convert(frozen), temporary / "model.xml", compress_to_fp16=precision == "fp16")
+            engine().save_model(convert(frozen)[0], temporary / "model.xml", compress_to_fp16=precision == "fp16")
 
         return write_artifact("openvino", frozen, folder, precision, build, notes=complexity(frozen))
 
@@ -76,7 +76,7 @@ class OpenVino:
         canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
 
         def build(temporary: Path) -> None:
-            graph = OpenVinoQuantiser(convert(frozen), canvases, frozen.output_names)
+            graph = OpenVinoQuantiser(*convert(frozen), canvases, frozen.output_names)
             file = temporary / "model.xml"
             graph.write(file, choose(graph) if choose is not None else ())
             check_finite(_compile(file, 1, INPUT, frozen.output_names), canvases[:4])
@@ -92,13 +92,13 @@ class OpenVino:
         return _compile(artifact.file(".xml"), threads, artifact.manifest.input_name, artifact.manifest.output_names)
 
 
-def convert(frozen: Detector) -> Any:
-    """The detector's forward as an fp32 `openvino.Model`."""
+def convert(frozen: Detector) -> tuple[Any, dict[str, str]]:
+    """The detector's forward as an fp32 `openvino.Model`, and `onnx.modules` of the graph that it comes from."""
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         write_graph(frozen, graph)
         with quiet():
-            return engine().convert_model(graph)
+            return engine().convert_model(graph), modules(graph)
 
 
 class OpenVinoQuantiser:
@@ -108,16 +108,22 @@ class OpenVinoQuantiser:
     (NNCF's fast bias correction). The ends of the network stay in fp32 as `quantise.kept_in_float` says.
     """
 
-    def __init__(self, model: Any, canvases: Sequence[Image], output_names: Sequence[str]) -> None:
+    def __init__(
+        self, model: Any, known: Mapping[str, str], canvases: Sequence[Image], output_names: Sequence[str]
+    ) -> None:
         """Take an fp32 `model`, which is left as it is.
 
         Args:
-            model: what `convert` returns.
+            model: an `openvino.Model`.
+            known: modules by the names of operations, as `convert` returns them.
             canvases: calibration images, (H, W, 3) uint8, RGB.
             output_names: of the graph, in the order of the manifest.
         """
         self._model, self._canvases, self._output_names = model, canvases, output_names
         nodes, inputs, outputs = _nodes(model)
+        for name, node in nodes.items():
+            if node.layer:
+                node.module = _module(name, nodes, known)
         self._kept = kept_in_float(nodes, inputs, outputs)
         self._blocks = blocks(nodes, self._kept)
 
@@ -150,6 +156,17 @@ class OpenVinoQuantiser:
             )
 
 
+def _module(layer: str, nodes: Mapping[str, Node], known: Mapping[str, str]) -> str:
+    """The module of a layer, by its own name or, where conversion has folded that away, by what follows it."""
+    name = layer.split("/")[0]
+    while name not in known:
+        after = nodes[layer].after
+        if not after or nodes[after[0]].layer:
+            return ""
+        name = layer = after[0]
+    return known[name]
+
+
 def _nodes(model: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]]:
     """An OpenVINO model for `quantise.kept_in_float`: its operations in order, constants left out, and its ends."""
     operations = {
@@ -160,12 +177,10 @@ def _nodes(model: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]
     nodes = {}
     for name, operation in operations.items():
         sources = [value.get_source_output().get_node() for value in operation.inputs()]
-        constants = [source.get_friendly_name() for source in sources if source.get_type_name() == "Constant"]
         nodes[name] = Node(
             layer=operation.get_type_name() in LAYERS,
-            learned=bool(constants),
+            learned=any(source.get_type_name() == "Constant" for source in sources),
             chooses=operation.get_type_name() == "TopK",
-            module=next((one.removesuffix(".weight") for one in constants if one.endswith(".weight")), ""),
             before=[source.get_friendly_name() for source in sources if source.get_type_name() != "Constant"],
             after=[
                 user.get_node().get_friendly_name()

@@ -8,6 +8,7 @@ INT8 dot product to gain anything; and coordinates are pixels.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class Node:
         layer: whether it is a convolution or a matrix product.
         learned: whether one of its inputs is a constant.
         chooses: whether it picks the best of many, as a two-stage detector picks proposals.
-        module: the part of the detector that a layer comes from, which several may share; its own name if empty.
+        module: the part of the detector that a layer comes from, which those of several levels share; empty if unknown.
         before: names of the operations whose results it takes.
         after: names of the operations that take its results.
     """
@@ -75,31 +76,46 @@ def _reached(starts: Iterable[str], onward: Mapping[str, Sequence[str]], last: C
     return reached
 
 
+def owners(nodes: Mapping[str, Node]) -> dict[str, str]:
+    """Each operation that a layer leads to -> the latest such layer, itself where it is one.
+
+    Args:
+        nodes: the operations by name, each after those whose results it takes.
+    """
+    place = {name: index for index, name in enumerate(nodes)}
+    owner: dict[str, str] = {}
+    for name, node in nodes.items():
+        found = [name] if node.layer else [owner[before] for before in node.before if before in owner]
+        if found:
+            owner[name] = max(found, key=place.__getitem__)
+    return owner
+
+
 def blocks(nodes: Mapping[str, Node], kept: Collection[str]) -> dict[str, list[str]]:
     """The operations that are quantised, as blocks: each layer that is not `kept`, and what follows it up to the next.
 
     What joins branches belongs to the latest layer before it, and what follows a layer that is kept to the first block:
-    so no operation that a layer leads to is outside all blocks but those in `kept`. Layers of one module, as towers
-    that all levels share, are one block.
+    so no operation that a layer leads to is outside all blocks but those in `kept`. A block is called after its layer's
+    module, and the second of the same module (a tower is run on every level) "module (2)".
 
     Args:
         nodes: the operations by name, each after those whose results it takes.
         kept: what `kept_in_float` returns.
     """
-    place = {name: index for index, name in enumerate(nodes)}
-    owner: dict[str, str] = {}
-    for name, node in nodes.items():
-        owners = [name] if node.layer else [owner[before] for before in node.before if before in owner]
-        if owners:
-            owner[name] = max(owners, key=place.__getitem__)
     kept = set(kept)
-    titles = {name: node.module or name for name, node in nodes.items() if node.layer and name not in kept}
+    titles: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for name, node in nodes.items():
+        if node.layer and name not in kept:
+            title = node.module or name
+            times[title] += 1
+            titles[name] = f"{title} ({times[title]})" if times[title] > 1 else title
     found: dict[str, list[str]] = {title: [] for title in titles.values()}
     if found:
         first = next(iter(found))
-        for name, head in owner.items():
+        for name, layer in owners(nodes).items():
             if name not in kept:
-                found[titles.get(head, first)].append(name)
+                found[titles.get(layer, first)].append(name)
     return found
 
 
