@@ -370,6 +370,37 @@ def test_an_interrupted_export_leaves_nothing_and_can_be_repeated(copy: Config) 
     assert workflow.export(copy.out / "adapted", precision="fp32") == folder
 
 
+def test_a_tolerance_that_holds_at_once_is_recorded(copy: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acclimate.edge.artifact import Artifact
+    from acclimate.select import mixed
+
+    kept = Artifact.open(copy.out / "adapted" / "artifacts" / "onnx-int8").manifest
+    asked = []
+
+    def measure(quantiser, detector, images) -> mixed.Measure:
+        asked.append((len(quantiser.layers), len(images)))
+        return lambda in_float: 0.99
+
+    monkeypatch.setattr(mixed, "measure", measure)
+    folder = workflow.export(copy.out / "adapted", images=2, tolerance=0.98)
+    found = Artifact.open(folder).manifest
+    assert found.mixed is not None
+    assert (found.mixed.before, found.mixed.after, found.mixed.in_float) == (0.99, 0.99, ())
+    assert asked == [(found.mixed.layers, 6)], "all target images, as too few are held out"
+    assert found.files == kept.files, "nothing stays in fp32, so the graph is that without a tolerance"
+    assert found.notes["identity"] != kept.notes["identity"]
+    assert workflow.export(copy.out / "adapted", images=2, tolerance=0.98) == folder
+    assert len(asked) == 1
+
+
+def test_a_tolerance_that_cannot_be_measured_leaves_the_earlier_artifact(copy: Config) -> None:
+    """Four steps teach a detector nothing that it would show."""
+    before = tree(copy.out / "adapted" / "artifacts")
+    with pytest.raises(AcclimateError, match="the tolerance cannot be measured: the detector shows no box above"):
+        workflow.export(copy.out / "adapted", images=2, tolerance=0.98)
+    assert tree(copy.out / "adapted" / "artifacts") == before
+
+
 def test_an_interrupted_verification_leaves_the_earlier_one(copy: Config) -> None:
     from acclimate import verify
 
