@@ -405,6 +405,24 @@ def test_a_budget_out_of_reach_exits_with_1_and_says_by_how_much(
     assert json.loads((project / ARTIFACT / "verification.json").read_text())["passed"] is False
 
 
+def test_a_run_stands_for_its_artifacts_and_fails_when_none_of_them_holds(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ARTIFACT, "source/artifacts/damaged")
+    Path("source/artifacts/damaged/model.onnx").write_bytes(b"")
+    said = accepted(capsys, "verify", "source", "--budget", "size_mb=100")
+    verdicts = {line.split()[0]: line for line in said.splitlines() if line.startswith(("damaged", "onnx-int8"))}
+    assert "not measured" in verdicts["damaged"]
+    assert "passed" in verdicts["onnx-int8"]
+    assert "note: damaged: " in said
+    assert main(["verify", ARTIFACT, "source/artifacts/damaged", "--budget", "size_mb=0.001"]) == 1
+    assert capsys.readouterr().err.startswith("budget missed; onnx-int8: size_mb is ")
+    assert "gone: no such artifact" in refused(capsys, "verify", ARTIFACT, "gone")
+    assert "--digest" in refused(capsys, "verify", "source", "--digest", "abc")
+    shutil.rmtree("source/artifacts")
+    assert "source: has no artifact" in refused(capsys, "verify", "source")
+
+
 def test_a_budget_that_holds_exits_with_0(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = accepted(capsys, "verify", ARTIFACT, "--budget", "latency_ms=1e5,size_mb=100")
     assert "PASSED" in said

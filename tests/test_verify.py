@@ -13,13 +13,25 @@ from rich.console import Console
 
 import coloured_squares as squares
 from acclimate.config import Budget
+from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
 from acclimate.runtimes import base
 from acclimate.structures import Detections
-from acclimate.verify import Verification, _iou, _pairs, judge, print_verification, stored, verify
+from acclimate.verify import (
+    Compared,
+    Verification,
+    _iou,
+    _pairs,
+    judge,
+    print_compared,
+    print_verification,
+    score,
+    stored,
+    verify,
+)
 
 RUNS = 5
 
@@ -254,3 +266,73 @@ def test_the_layers_that_a_tolerance_keeps_in_fp32_are_listed(made, tmp_path: Pa
     assert "layer.0  0.500 where it alone is in INT8" in text
     assert "layer.10" not in text
     assert "and 2 less sensitive ones" in text
+
+
+def test_the_score_is_accuracy_over_the_time_and_energy_of_twenty_thousand_images(made, tmp_path: Path) -> None:
+    _, scenes = made
+    _, folder = copy(made, tmp_path)
+    sets = [(scenes, "there", "source"), (scenes, "here", "target")]
+    measured = verify(folder, sets, runs=RUNS)
+    # 9 ms are 3 minutes for 20,000 images, 18 mJ are 0.1 Wh.
+    fast = measured.latency.model_copy(update={"median_ms": 9.0, "energy_mj": 18.0})
+    accuracy = {**measured.accuracy, "here": measured.accuracy["here"].model_copy(update={"artifact_ap50": 0.6})}
+    found = score(measured.model_copy(update={"latency": fast, "accuracy": accuracy}))
+    assert found is not None
+    assert (found.data, found.in_time) == ("here", True)
+    assert found.minutes == pytest.approx(3)
+    assert found.ap50_per_minute == pytest.approx(0.2)
+    assert found.energy_wh == pytest.approx(0.1)
+    assert found.ap50_per_wh == pytest.approx(6)
+    slow = score(
+        measured.model_copy(update={"latency": fast.model_copy(update={"median_ms": 30.1, "energy_mj": None})})
+    )
+    assert slow is not None
+    assert (slow.in_time, slow.energy_wh, slow.ap50_per_wh) == (False, None, None)
+    assert score(measured.model_copy(update={"accuracy": {}})) is None
+
+
+def test_latency_on_one_and_on_all_threads(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, scenes = made
+    _, folder = copy(made, tmp_path)
+    monkeypatch.setattr("acclimate.verify._Here.cores", 3)
+    result = verify(folder, [], Budget(threads=2), images=scenes.paths, runs=RUNS, all_threads=True)
+    assert (result.latency.threads, [one.threads for one in result.other_threads]) == (2, [1, 3])
+    assert stored(folder) == result
+    measure = bench.bench_apart
+
+    def two_at_most(folder: Path, paths: list[Path], threads: int, runs: int) -> bench.Bench:
+        if threads > 2:
+            raise AcclimateError("too many")
+        return measure(folder, paths, threads, runs)
+
+    monkeypatch.setattr("acclimate.verify.bench_apart", two_at_most)
+    result = verify(folder, [], images=scenes.paths, runs=RUNS, all_threads=True)
+    assert result.other_threads == ()
+    assert "latency on 3 threads was not measured: too many" in result.notes
+
+
+def test_what_the_eager_model_reached_is_measured_once(made, tmp_path: Path) -> None:
+    _, scenes = made
+    run, folder = copy(made, tmp_path)
+    known: dict = {}
+    first = verify(folder, [(scenes, "here", "target")], runs=RUNS, eager=known)
+    ((key, found),) = known.items()
+    assert key == (run.path, "here")
+    known[key] = found.model_copy(update={"ap50": 0.25})
+    second = verify(folder, [(scenes, "here", "target")], runs=RUNS, eager=known)
+    assert first.accuracy["here"].eager_ap50 == pytest.approx(1)
+    assert second.accuracy["here"].eager_ap50 == 0.25
+
+
+def test_several_artifacts_are_one_table_that_loses_no_number(made, tmp_path: Path) -> None:
+    _, folder = copy(made, tmp_path)
+    result = verify(folder, [], Budget(size_mb=1e-6), runs=RUNS)
+    narrow = Console(file=io.StringIO(), width=60)
+    print_compared([Compared(folder, result), Compared(tmp_path / "gone", None, "openvino is not here")], narrow)
+    lines = narrow.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    row = next(line for line in lines if line.startswith(str(folder)))
+    assert "broken: size_mb" in row
+    assert f"{result.latency.median_ms:.2f} ({result.latency.p95_ms:.2f})" in row
+    assert f"{result.size_mb:.2f}" in row
+    assert any("gone" in line and "not measured" in line for line in lines)
+    assert "note: gone: openvino is not here" in lines

@@ -268,8 +268,11 @@ def package(
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
-    options: OwnOptions = None,
+    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, a package, or a run folder: all in it")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARTIFACT]... [KEY=VALUE]...", help="more of them; options of the data sets"),
+    ] = None,
     data: Target = None,
     source: Source = None,
     budget: Limits = "",
@@ -279,18 +282,27 @@ def verify(
     ] = "",
     fingerprint: Annotated[str, typer.Option(help="the agent's; its token is in $ACCLIMATE_TOKEN then")] = "",
 ) -> None:
-    """Measure an artifact on its runtime. Exit status 1 when the budget or the accuracy tolerance is broken."""
+    """Measure artifacts on their runtimes. Exit status 1 when the budget or the accuracy tolerance is broken, by all of
+    them where there are several."""
     from acclimate import workflow
-    from acclimate.verify import print_verification, saved
+    from acclimate.verify import print_compared, print_verification, saved
 
     limits = _budget(budget)
-    sets = _sets(source, data, options)
+    others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
+    sets = _sets(source, data, [text for text in more or () if Path(text) not in others])
     there = _device(device, fingerprint)
-    result = workflow.verify(artifact, sets, limits, expected=digest, device=there, console=_out)
-    print_verification(result, _out)
-    _say("verification", saved(artifact))
-    if not result.passed:
-        _say_missed([result])
+    if not others and not (artifact / "run.json").is_file():
+        results = [workflow.verify(artifact, sets, limits, expected=digest, device=there, console=_out)]
+        print_verification(results[0], _out)
+        _say("verification", saved(artifact))
+    else:
+        if digest:
+            raise AcclimateError(f"--digest {digest}: is of one package; name that alone")
+        compared = workflow.verify_all([artifact, *others], sets, limits, device=there, console=_out)
+        print_compared(compared, _out)
+        results = [one.verification for one in compared if one.verification is not None]
+    if not any(result.passed for result in results):
+        _say_missed(results)
         raise typer.Exit(1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,7 +24,7 @@ from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.remote.client import DeviceError
-from acclimate.run import Run, machine, read_json, write_text
+from acclimate.run import Evaluation, Run, machine, read_json, write_text
 from acclimate.runtimes.base import engine
 from acclimate.structures import Detections
 
@@ -39,6 +41,8 @@ PARITY_IOU = 0.5
 LAYERS_SHOWN = 10
 BUSY = 0.8
 """Below this share of processor time in the latency, something else was running."""
+LPIRC_IMAGES = 20_000
+LPIRC_MINUTES = 10.0
 
 
 class Check(BaseModel):
@@ -100,6 +104,26 @@ class Parity(BaseModel):
     """The largest differences, unmatched detections first."""
 
 
+class Score(BaseModel):
+    """Accuracy for the time and for the energy that it takes.
+
+    The Low-Power Image Recognition Challenge divides mAP (at an IoU of 0.5) by the energy in watt-hours, for 20,000
+    images within ten minutes (onsite track of 2019; Alyamkin et al., Low-Power Computer Vision: Status, Challenges,
+    Opportunities, 2019). Here AP50 stands for mAP, and 20,000 times the median latency and the mean energy of one
+    image for its images; `in_time` says whether they would be done in ten minutes.
+    """
+
+    data: str
+    """The set: the target's where it was measured, else the source's."""
+    ap50: float
+    minutes: float
+    in_time: bool
+    ap50_per_minute: float
+    energy_wh: float | None = None
+    ap50_per_wh: float | None = None
+    """None where the machine does not tell its energy."""
+
+
 class Verification(BaseModel):
     """Written as `verification.json` into the artifact's folder."""
 
@@ -116,6 +140,10 @@ class Verification(BaseModel):
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
     parity: Parity | None = None
     latency: Bench
+    other_threads: tuple[Bench, ...] = ()
+    """On one and on all threads, where that was asked for and is not `latency` itself."""
+    score: Score | None = None
+    """None without a labelled set."""
     size_mb: float
     peak_memory_mb: float
     macs_m: float | None = None
@@ -126,6 +154,12 @@ class Verification(BaseModel):
     """What could not be measured, and why."""
     version: str = __version__
 
+    @property
+    def drop(self) -> float | None:
+        """What the artifact loses of the eager model's AP50, on the worst set; None where that was not measured."""
+        drops = [-a.difference_ap50 for a in self.accuracy.values() if a.difference_ap50 is not None]
+        return max(drops, default=None)
+
 
 class Device(Protocol):
     """Where the artifact that is verified runs: here, or on a device (`remote.client.Remote`)."""
@@ -133,6 +167,10 @@ class Device(Protocol):
     @property
     def machine(self) -> Mapping[str, str]:
         """Facts for a reader of the measurement."""
+
+    @property
+    def cores(self) -> int:
+        """How many threads it can run at once."""
 
     def detect(self, path: Path) -> Detections:
         """What is in the image at `path`: boxes in its pixels, best first, down to the decoding threshold.
@@ -163,6 +201,10 @@ class _Here:
         self._predictor = Predictor(artifact, threads)
         self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime)}
 
+    @property
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
     def detect(self, path: Path) -> Detections:
         return self._predictor(read_image(path))
 
@@ -185,6 +227,8 @@ def verify(
     runs: int = 200,
     inputs: str = "",
     device: Device | None = None,
+    all_threads: bool = False,
+    eager: MutableMapping[tuple[Path, str], Evaluation] | None = None,
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
@@ -202,6 +246,9 @@ def verify(
         runs: timed images.
         inputs: kept in the result.
         device: where it runs; None means here.
+        all_threads: measure latency on one and on all threads too.
+        eager: what the eager models reached, by run and name of the set; what is there is not measured again, and
+            what is measured is put there.
         console: where progress goes.
 
     Raises:
@@ -220,7 +267,9 @@ def verify(
     accuracy = {}
     for truth, name, role in sets:
         _say(console, f"verifying {manifest.name} on {name}: {len(truth.images)} images")
-        accuracy[name] = _accuracy(device, manifest, detector, truth, name, role, run, notes)
+        accuracy[name] = _accuracy(
+            device, manifest, detector, truth, name, role, run, notes, {} if eager is None else eager
+        )
     parity = None
     if detector is not None and paths:
         _say(console, f"verifying {manifest.name}: parity with the eager model, latency")
@@ -228,6 +277,12 @@ def verify(
     if not paths:
         notes.append("no images were given: latency was measured on noise, and there is no parity")
     latency = device.bench(paths[:PARITY_IMAGES], budget.threads, runs)
+    others: list[Bench] = []
+    for threads in sorted({1, device.cores} - {budget.threads}) if all_threads else ():
+        try:
+            others.append(device.bench(paths[:PARITY_IMAGES], threads, runs))
+        except AcclimateError as error:
+            notes.append(f"latency on {threads} threads was not measured: {error}")
 
     if latency.threads == 1 and latency.cpu_ms < BUSY * latency.median_ms:
         notes.append(
@@ -247,6 +302,7 @@ def verify(
         accuracy=accuracy,
         parity=parity,
         latency=latency,
+        other_threads=tuple(others),
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=float(macs) if isinstance(macs, int | float) else None,
@@ -273,11 +329,93 @@ def stored(folder: Path) -> Verification | None:
 
 def judge(folder: Path, verification: Verification, budget: Budget) -> Verification:
     """Hold what was measured against `budget`, and save the result in the artifact's folder."""
-    judged = verification.model_copy(update={"budget": budget})
+    judged = verification.model_copy(update={"budget": budget, "score": score(verification)})
     checks = tuple(_checks(judged))
     judged = judged.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
     write_text(saved(folder), judged.model_dump_json(indent=1) + "\n")
     return judged
+
+
+def score(verification: Verification) -> Score | None:
+    """Accuracy for time and energy; None where accuracy was not measured."""
+    v = verification
+    name, accuracy = min(v.accuracy.items(), key=lambda item: item[1].role != "target", default=(None, None))
+    if name is None or accuracy is None:
+        return None
+    minutes = LPIRC_IMAGES * v.latency.median_ms / 60e3
+    energy = None if v.latency.energy_mj is None else LPIRC_IMAGES * v.latency.energy_mj / 3.6e6
+    return Score(
+        data=name,
+        ap50=accuracy.artifact_ap50,
+        minutes=minutes,
+        in_time=minutes <= LPIRC_MINUTES,
+        ap50_per_minute=accuracy.artifact_ap50 / minutes,
+        energy_wh=energy,
+        ap50_per_wh=accuracy.artifact_ap50 / energy if energy else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One of several artifacts that were verified together.
+
+    Attributes:
+        path: of the artifact.
+        verification: None where it could not be measured.
+        problem: why not; empty where it could.
+    """
+
+    path: Path
+    verification: Verification | None
+    problem: str = ""
+
+
+def print_compared(compared: Sequence[Compared], console: Console) -> None:
+    """One row an artifact, its verdict first; below, why one was not measured, and each artifact's notes."""
+    several = len({one.path.parent for one in compared}) > 1
+    measured = [one.verification for one in compared if one.verification is not None]
+    threads = sorted({bench.threads for v in measured for bench in (v.latency, *v.other_threads)})
+    latencies = [f"ms, {count} thread{'s' * (count > 1)} (p95)" for count in threads]
+    rows = [("artifact", "verdict", "AP50", "drop", *latencies, "mJ", "MB memory", "MB size", "AP50/min", "AP50/Wh")]
+    for one in compared:
+        name = str(one.path) if several else one.path.name
+        v = one.verification
+        if v is None:
+            rows.append((name, "not measured", *"-" * (len(rows[0]) - 2)))
+            continue
+        broken = [check.name for check in v.checks if not check.passed]
+        benches = {bench.threads: bench for bench in (v.latency, *v.other_threads)}
+        found = [benches.get(count) for count in threads]
+        rows.append(
+            (
+                name,
+                f"broken: {', '.join(broken)}" if broken else "passed" if v.checks else "measured",
+                _number(v.score.ap50 if v.score else None, ".3f"),
+                _number(v.drop, "+.4f"),
+                *("-" if bench is None else f"{bench.median_ms:.2f} ({bench.p95_ms:.2f})" for bench in found),
+                _number(v.latency.energy_mj, ".1f"),
+                f"{v.peak_memory_mb:.0f}",
+                f"{v.size_mb:.2f}",
+                _number(v.score.ap50_per_minute if v.score else None, ".3f"),
+                _number(v.score.ap50_per_wh if v.score else None, ".3f"),
+            )
+        )
+    # Not rich's table, which drops numbers where the terminal is narrow: here the lines wrap instead.
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        style = {"passed": "green", "measured": None, "verdict": "bold"}.get(row[1], "red")
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    for one in compared:
+        notes = one.verification.notes if one.verification is not None else (one.problem,)
+        for note in notes:
+            console.print(f"note: {one.path.name}: {note}", markup=False, highlight=False, soft_wrap=True)
+    if measured and all(v.latency.energy_mj is None for v in measured):
+        console.print("note: energy is not told by this machine, or not to this user", highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value + 0.0, form)
 
 
 def print_verification(verification: Verification, console: Console) -> None:
@@ -315,6 +453,14 @@ def print_verification(verification: Verification, console: Console) -> None:
         f"size {v.size_mb:.2f} MB, peak memory {v.peak_memory_mb:.0f} MB"
         + (f", {v.macs_m:.0f} M multiply-accumulates" if v.macs_m is not None else ""),
     ]
+    lines[2:2] = [
+        f"  {one.threads} thread{'s' * (one.threads > 1)}: {one.median_ms:.2f} ms median, {one.p95_ms:.2f} p95"
+        for one in v.other_threads
+    ]
+    if b.energy_mj is not None:
+        lines.append(f"energy {b.energy_mj:.1f} mJ an image, all that runs on the processor included")
+    if v.score is not None:
+        lines.append(_score_line(v.score))
     if v.parity is not None:
         lines += _parity_lines(v.parity)
     if v.mixed is not None:
@@ -322,6 +468,12 @@ def print_verification(verification: Verification, console: Console) -> None:
     lines += [f"note: {note}" for note in v.notes]
     for line in lines:
         console.print(line, markup=False, highlight=False)
+
+
+def _score_line(s: Score) -> str:
+    late = "" if s.in_time else f", too late for {LPIRC_MINUTES:.0f}"
+    energy = "" if s.ap50_per_wh is None else f"; AP50 per watt-hour {s.ap50_per_wh:.3f} ({s.energy_wh:.3f} Wh)"
+    return f"AP50 per minute {s.ap50_per_minute:.3f} ({LPIRC_IMAGES} images take {s.minutes:.1f} min{late}){energy}"
 
 
 def _mixed_lines(mixed: MixedPrecision) -> Iterator[str]:
@@ -393,6 +545,7 @@ def _accuracy(
     role: Role,
     run: Run | None,
     notes: list[str],
+    known: MutableMapping[tuple[Path, str], Evaluation],
 ) -> Accuracy:
     from acclimate.evaluate import average_precision, evaluate_detector, relabel
 
@@ -411,9 +564,11 @@ def _accuracy(
     if run is not None:
         run.write(f"evaluations/{name}.{model}.json", ours)
     accuracy = Accuracy(role=role, images=ours.images, artifact_ap=ours.ap, artifact_ap50=ours.ap50)
-    if detector is None:
+    if detector is None or run is None:
         return accuracy
-    eager = evaluate_detector(detector, truth, name, role, report=log.debug)
+    eager = known.get((run.path, name))
+    if eager is None:
+        eager = known[run.path, name] = evaluate_detector(detector, truth, name, role, report=log.debug)
     return accuracy.model_copy(
         update={
             "eager_ap": eager.ap,
@@ -531,10 +686,9 @@ def _checks(v: Verification) -> Iterator[Check]:
         if limit is not None:
             yield Check(name=name, limit=limit, value=value, passed=None if value is None else value <= limit)
     # The last digit of a difference of two APs is noise, which must not break a limit that is just met.
-    drops = [-a.difference_ap50 for a in v.accuracy.values() if a.difference_ap50 is not None]
-    if drops:
+    if v.drop is not None:
         limit = v.budget.max_ap50_drop
-        yield Check(name="max_ap50_drop", limit=limit, value=max(drops), passed=max(drops) <= limit + 1e-9)
+        yield Check(name="max_ap50_drop", limit=limit, value=v.drop, passed=v.drop <= limit + 1e-9)
 
 
 def _say(console: Console | None, text: str) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from acclimate.remote.identity import Address
     from acclimate.select.budget import Cost, Table, Width
     from acclimate.select.search import Candidate, Outcome, Space, Survey
-    from acclimate.verify import Verification
+    from acclimate.verify import Compared, Verification
 
 log = logging.getLogger(__name__)
 
@@ -931,18 +931,92 @@ def verify(
     Raises:
         AcclimateError: the artifact is damaged, a set cannot be used, or the device fails.
     """
+    return _verify_at(Path(artifact), data, budget, again=again, expected=expected, device=device, console=console)
+
+
+def verify_all(
+    paths: Sequence[str | Path],
+    data: Sequence[tuple[DataConfig, str, Role]] = (),
+    budget: Budget | None = None,
+    *,
+    device: Address | None = None,
+    console: Console | None = None,
+) -> list[Compared]:
+    """Verify several artifacts, each as `verify` does, and with its latency on one and on all threads.
+
+    What cannot be measured, because its runtime is not installed or a file is damaged, is told in its row, and the
+    others are measured all the same.
+
+    Args:
+        paths: artifacts' folders, packages, and run folders, which stand for all artifacts in them.
+        data: as in `verify`.
+        budget: as in `verify`.
+        device: as in `verify`.
+        console: where progress goes.
+
+    Raises:
+        AcclimateError: a run has no artifact, no artifact could be measured, a set cannot be used, or the device
+            fails.
+    """
+    from acclimate.remote.client import DeviceError
+    from acclimate.verify import Compared
+
+    artifacts = list(dict.fromkeys(found for path in paths for found in _artifacts(Path(path))))
+    for one, _, _ in data:
+        if not one.path.exists():
+            raise AcclimateError(f"{one.path}: no such file or folder")
+    eager: dict[tuple[Path, str], Evaluation] = {}
+    compared = []
+    for path in artifacts:
+        try:
+            result = _verify_at(path, data, budget, device=device, all_threads=True, eager=eager, console=console)
+        except DeviceError:
+            raise
+        except AcclimateError as error:
+            compared.append(Compared(path, None, str(error)))
+        else:
+            compared.append(Compared(path, result))
+    if not any(one.verification for one in compared):
+        raise AcclimateError(compared[0].problem)
+    return compared
+
+
+def _artifacts(path: Path) -> list[Path]:
+    """The artifacts of a run folder; anything else is an artifact itself."""
+    if not path.exists():
+        raise AcclimateError(f"{path}: no such artifact, package or run")
+    if not (path / "run.json").is_file():
+        return [path]
+    found = Run.open(path).artifacts()
+    if not found:
+        raise AcclimateError(f"{path}: has no artifact; make one with acclimate export {path}")
+    return found
+
+
+def _verify_at(
+    artifact: Path,
+    data: Sequence[tuple[DataConfig, str, Role]],
+    budget: Budget | None,
+    *,
+    again: bool = True,
+    expected: str = "",
+    device: Address | None = None,
+    all_threads: bool = False,
+    eager: dict[tuple[Path, str], Evaluation] | None = None,
+    console: Console | None,
+) -> Verification:
     from acclimate.edge.package import opened
     from acclimate.verify import saved
 
-    with opened(Path(artifact), expected) as folder, contextlib.ExitStack() as stack:
+    with opened(artifact, expected) as folder, contextlib.ExitStack() as stack:
         remote = None
         if device is not None:
-            packed = Path(artifact) if Path(artifact).is_file() else None
+            packed = artifact if artifact.is_file() else None
             remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
-        result = _verify(folder, data, budget, again, remote, console)
-        if Path(artifact).is_file():
-            with writing(Path(artifact).parent):
-                shutil.copyfile(saved(folder), saved(Path(artifact)))
+        result = _verify(folder, data, budget, again, remote, all_threads, eager, console)
+        if artifact.is_file():
+            with writing(artifact.parent):
+                shutil.copyfile(saved(folder), saved(artifact))
     return result
 
 
@@ -977,6 +1051,8 @@ def _verify(
     budget: Budget | None,
     again: bool,
     device: Remote | None,
+    all_threads: bool,
+    eager: dict[tuple[Path, str], Evaluation] | None,
     console: Console | None,
 ) -> Verification:
     from acclimate import verify as verification
@@ -998,7 +1074,9 @@ def _verify(
         judged = verification.judge(loaded.folder, known, budget or Budget())
         if all(check.passed for check in judged.checks if check.name == "latency_ms"):
             return judged
-    return verification.verify(loaded.folder, sets, budget, inputs=inputs, device=device, console=console)
+    return verification.verify(
+        loaded.folder, sets, budget, inputs=inputs, device=device, all_threads=all_threads, eager=eager, console=console
+    )
 
 
 def agent(

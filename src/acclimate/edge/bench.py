@@ -1,4 +1,6 @@
-"""Latency and memory of an artifact in a process of its own: `python -m acclimate.edge.bench ARTIFACT < paths.txt`.
+"""Latency, memory and energy of an artifact in a process of its own.
+
+    python -m acclimate.edge.bench ARTIFACT < paths.txt
 
 Image paths come on standard input, one a line; the result goes to standard output as JSON (`Bench`). Nothing but what
 the device needs is loaded, so the peak memory is the device's too.
@@ -19,6 +21,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel
 
+from acclimate.edge.energy import Meter
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
@@ -46,6 +49,8 @@ class Bench(BaseModel):
     """Largest resident memory of the process, in 10^6 bytes, with the interpreter and all libraries."""
     idle_memory_mb: float
     """The same before the artifact was loaded."""
+    energy_mj: float | None = None
+    """Of the processor packages for one image, with whatever else ran; None where the machine does not tell."""
 
 
 def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: int) -> Bench:
@@ -79,6 +84,7 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
             times[index] = prepared - begin, computed - prepared, end - computed
             used.add(count)
             cpu += time.process_time() - cpu_before
+    energy_mj = _energy_mj(predictor, image, runs)
     times *= 1e3
     total = times.sum(axis=1)
     lower, median, upper, high = (float(value) for value in np.percentile(total, [25, 50, 75, 95]))
@@ -94,7 +100,19 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
         load_ms=load_ms,
         peak_memory_mb=_peak_mb(),
         idle_memory_mb=idle,
+        energy_mj=energy_mj,
     )
+
+
+def _energy_mj(predictor: Predictor, image: Image, runs: int) -> float | None:
+    # A pass of its own: the counters move about every millisecond, too seldom for one image, and no file is read here.
+    meter = Meter.of_machine()
+    if meter is None:
+        return None
+    before = meter.read()
+    for _ in range(runs):
+        predictor(image)
+    return meter.between_mj(before, meter.read()) / runs
 
 
 def command(folder: Path, threads: int, runs: int) -> list[str]:
@@ -165,7 +183,9 @@ def _peak_mb() -> float:
 
 def main() -> None:
     """The command line; a problem is one line on standard error and exit status 2."""
-    parser = argparse.ArgumentParser(description="Latency and memory of an artifact; image paths on standard input.")
+    parser = argparse.ArgumentParser(
+        description="Latency, memory and energy of an artifact; image paths on standard input."
+    )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=200)

@@ -121,6 +121,12 @@ class Remote:
         unlike = facts.get("differences")
         return [str(line) for line in unlike] if isinstance(unlike, list) else []
 
+    @property
+    def cores(self) -> int:
+        """How many threads the device can run at once, as it says."""
+        told = self.machine.get("cores", "")
+        return int(told) if told.isdecimal() else 1
+
     def detect(self, path: Path) -> Detections:
         """See `verify.Device`."""
         return self._found(path, raw=False)[1]
