@@ -236,8 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _host_is_ours(self) -> bool:
         if not self.server.local or self.server.token:
             return True
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        return host == "localhost" or _is_loopback(host)
+        return _is_loopback(urlsplit(f"//{self.headers.get('Host', '')}").hostname or "")
 
     def log_message(self, format: str, *arguments: object) -> None:
         # The base class prints each request, with the token in it.

@@ -57,8 +57,6 @@ class DenseDetector(Detector):
     """See the module. Raw outputs: logits (B, A, C) and side distances (B, A, 4), as `edge.artifact.Decode` says."""
 
     predictors = ("class_tower", "box_tower", "classify", "regress")
-    mean: Tensor
-    std: Tensor
     points: Tensor
     point_strides: Tensor
 
@@ -72,8 +70,7 @@ class DenseDetector(Detector):
         self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
         from_where = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
         self.spec = spec.model_copy(update={"start": from_where})
-        for name, values in (("mean", self.backbone.mean), ("std", self.backbone.std)):
-            self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._normalise_by(self.backbone.mean, self.backbone.std)
         channels, levels, norm = spec.channels, len(spec.strides), spec.norm
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), normalisation(norm, channels))
@@ -121,7 +118,7 @@ class DenseDetector(Detector):
         return channels
 
     def features(self, images: Tensor) -> list[Tensor]:
-        levels = self.backbone((images - self.mean) / self.std)
+        levels = self.backbone(self._normalised(images))
         merged = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             factor = self.spec.strides[i] // self.spec.strides[i - 1]

@@ -140,6 +140,9 @@ class Detector(nn.Module, ABC):
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
 
+    mean: Tensor
+    std: Tensor
+
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
         """The pyramid of (B, 3, H, W) images (RGB, 0..255): one (B, C, H_l, W_l) a level, from fine to coarse."""
@@ -150,6 +153,14 @@ class Detector(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.head(self.features(images))
+
+    def _normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Of each channel, for images in 0..1, as the backbone was trained. In the graph, not among the weights."""
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
 
     @abstractmethod
     def losses(

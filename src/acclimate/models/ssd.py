@@ -49,8 +49,6 @@ class SSDDetector(Detector):
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets")
     predictors: ClassVar[tuple[str, ...]] = ("classify", "regress")
 
-    mean: Tensor
-    std: Tensor
     priors: Tensor
 
     def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
@@ -72,9 +70,7 @@ class SSDDetector(Detector):
             self.backbone.settle()
             self.spec = spec.model_copy(update={"start": start})
             channels = [*self.backbone.channels, *[spec.channels] * (len(options.priors) - len(spec.strides))]
-        mean, std = options.mean or self.backbone.mean, options.std or self.backbone.std
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._normalise_by(options.mean or self.backbone.mean, options.std or self.backbone.std)
         norms = [self._norm(level) for level in options.priors]
         self.extra = nn.ModuleList()
         if not options.torchvision:
@@ -98,7 +94,7 @@ class SSDDetector(Detector):
         return None if level.rows * level.columns == 1 else partial(normalisation, self.spec.norm)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        levels: list[Tensor] = self.backbone((images - self.mean) / self.std)
+        levels: list[Tensor] = self.backbone(self._normalised(images))
         for layers in self.extra:
             levels.append(layers(levels[-1]))
         return levels

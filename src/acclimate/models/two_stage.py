@@ -108,8 +108,6 @@ class TwoStageDetector(Detector):
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets", "boxes")
     predictors: ClassVar[tuple[str, ...]] = ("proposer", "roi_head")
 
-    mean: Tensor
-    std: Tensor
     anchors: Tensor
 
     def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
@@ -133,8 +131,7 @@ class TwoStageDetector(Detector):
             self.backbones.append(backbone)
             self.pyramids.append(Pyramid(backbone.channels, spec.channels, options.pyramid_norm))
         self.spec = spec.model_copy(update={"start": start})
-        for name, values in (("mean", backbone.mean), ("std", backbone.std)):
-            self.register_buffer(name, 255.0 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._normalise_by(backbone.mean, backbone.std)
         self.proposer = ProposalNetwork(
             spec.channels, len(options.anchors[0]) * len(options.ratios), options.proposer_depth
         )
@@ -152,7 +149,7 @@ class TwoStageDetector(Detector):
         return self.backbones
 
     def features(self, images: Tensor) -> list[Tensor]:
-        images = (images - self.mean) / self.std
+        images = self._normalised(images)
         levels: list[Tensor] = []
         for backbone, pyramid in zip(self.backbones, self.pyramids, strict=True):
             levels += pyramid(backbone(images))
