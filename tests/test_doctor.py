@@ -228,6 +228,19 @@ def test_every_runtime_of_the_table_has_a_line() -> None:
     assert [check.name for check in lines] == list(base.RUNTIMES)
 
 
+def test_the_extras_that_no_other_line_lists_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cryptography=None, h11="0.1", river="0.22.0")
+    found = by_name(doctor.diagnose())
+    assert (found["extra watch"].state, found["extra watch"].way_out) == ("ok", "")
+    assert "river 0.22.0" in found["extra watch"].detail
+    assert found["extra agent"].state == "warn"
+    assert "cryptography not installed, h11 0.1, but h11>=" in found["extra agent"].detail
+    assert found["extra agent"].way_out == "pip install 'acclimate[agent]'"
+    stated = {name for name in metadata.metadata("acclimate").get_all("Provides-Extra", []) if name != "dev"}
+    runtimes = {check.name for check in doctor.diagnose() if check.area == "runtimes"}
+    assert stated <= {"train", *runtimes, *doctor.EXTRAS}
+
+
 def test_a_runtime_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from acclimate.runtimes import base
 

@@ -66,6 +66,13 @@ FEATURES = {
 }
 """Flags of /proc/cpuinfo that decide how fast a quantised network runs, and their common names."""
 
+EXTRAS = {
+    "watch": "drift alarms",
+    "agent": "serving as a device for verify --device",
+    "fleet": "benchmarks on a Ray cluster",
+}
+"""Extras that no area of their own lists, and what each is for."""
+
 INT8_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 """Any of these multiplies and adds 8-bit integers in one instruction."""
 
@@ -81,7 +88,7 @@ def diagnose(deep: bool = False, folder: Path | None = None) -> list[Check]:
         folder: where runs would be written; the working directory unless given.
     """
     checks = [*_machine(folder or Path.cwd()), *_device(), *_training(deep), *_weights(deep)]
-    return [*checks, *_runtimes(), _chromium()]
+    return [*checks, *_runtimes(), *_extras(), _chromium()]
 
 
 def required_missing(checks: Sequence[Check]) -> bool:
@@ -340,6 +347,21 @@ def _runtimes() -> Iterator[Check]:
         else:
             precisions = ", ".join(base.runtime(name).precisions)
             yield Check("runtimes", name, "ok", f"loads artifacts, exports {precisions}")
+
+
+def _extras() -> Iterator[Check]:
+    """One line an extra: what of it is installed, or how to get it."""
+    for extra, purpose in EXTRAS.items():
+        found = [_package("extras", needed, version(needed.name), "warn", "") for needed in wanted(extra)]
+        if not found:
+            # An installation in place, older than the extra: its metadata is from then.
+            detail = f"the installed acclimate does not know it ({purpose})"
+            yield Check("extras", f"extra {extra}", "warn", detail, f"pip install 'acclimate[{extra}]'")
+            continue
+        lacking = [f"{check.name} {check.detail}" for check in found if check.state != "ok"]
+        detail = ", ".join(lacking or [f"{check.name} {check.detail}" for check in found])
+        way_out = f"pip install 'acclimate[{extra}]'" if lacking else ""
+        yield Check("extras", f"extra {extra}", "warn" if lacking else "ok", f"{detail} ({purpose})", way_out)
 
 
 def _chromium() -> Check:
