@@ -107,6 +107,7 @@ def accepted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["evaluate", "source", "--data", "data/fog-test", "data.spilt=val"], "did you mean 'split'?"),
         (["evaluate", "source"], "--data"),
         (["predict", ARTIFACT, TARGET, "--out", "x", "--threshold", "2"], "'--threshold'"),
+        (["watch", ARTIFACT, "--source", TARGET, "--out", "x", "--digest", "0"], "only a package has a digest"),
         (["scenes", "x", "--condition", "snow"], "condition 'snow' does not exist"),
         (["scenes", "x", "--images", "0"], "'--images'"),
         (["run", "job.toml", "export.runtime=tflite"], "unknown runtime 'tflite'"),
@@ -175,6 +176,30 @@ def test_a_folder_that_cannot_be_written_is_named(project: Path, capsys: pytest.
         assert "file" in said
         assert "choose another folder" in said
     assert (project / "file").read_text() == "x"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
+def test_a_folder_that_cannot_be_made_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["train", "job.toml", "--out", "/proc/x"],
+        ["adapt", "source", "--target", TARGET, "--out", "/proc/x"],
+        ["predict", ARTIFACT, TARGET, "--out", "/proc/x/found"],
+        ["watch", ARTIFACT, "--source", TARGET, "--once", "--no-page", "--out", "/proc/x"],
+        ["package", ARTIFACT, "--out", "/proc/x/site.zip"],
+        ["agent", "--home", "/proc/x"],
+        ["scenes", "/proc/x", "--images", "1"],
+        ["run", "job.toml", "out=/proc/x"],
+    ):
+        assert "/proc/x" in (said := refused(capsys, *arguments))
+        assert "cannot be written (No such file or directory); choose another folder" in said
+
+
+def test_a_path_that_may_not_be_looked_at_is_told_in_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a" * 300
+    for arguments in (["train", "job.toml", "--out", name], ["scenes", name, "--images", "1"], ["verify", name]):
+        assert "File name too long" in refused(capsys, *arguments)
 
 
 def test_a_folder_with_something_else_is_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

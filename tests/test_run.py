@@ -207,6 +207,15 @@ def test_a_refused_write_is_one_clear_line(tmp_path: Path, number: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def test_a_folder_that_is_not_there_is_told_and_another_missing_file_is_not(tmp_path: Path) -> None:
+    out = tmp_path / "gone"
+    for missing in (out, out.parent, out / "metrics.jsonl"):
+        with pytest.raises(AcclimateError, match="cannot be written"), runs.writing(out):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(missing))
+    with pytest.raises(FileNotFoundError, match="compiler"), runs.writing(out):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "compiler")
+
+
 def test_an_error_that_is_not_the_users_passes_through(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), runs.writing(tmp_path):
         raise ValueError("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -366,6 +367,7 @@ def watch(
     reset: Annotated[bool, typer.Option("--reset", help="first forget what was adjusted and learnt")] = False,
     file_mb: Annotated[float, typer.Option(min=0.01, help="size of a file of lines, MB")] = 16.0,
     files: Annotated[int, typer.Option(min=2, help="files of lines, at most")] = 16,
+    digest: Digest = "",
 ) -> None:
     """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
     torch."""
@@ -374,7 +376,7 @@ def watch(
     workflow.watch(
         artifact, source, out, threshold=threshold, threads=threads, fps=fps, once=once, page=page, bind=bind,
         port=port, token=token, keep=keep, learn=learn, adjust=adjust, reset=reset, file_mb=file_mb, files=files,
-        console=_out,
+        expected=digest, console=_out,
     )  # fmt: skip
 
 
@@ -580,6 +582,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A path that may not be looked at is met wherever a verb first asks what is there.
+        if error.filename is None or error.errno not in {errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}:
+            raise
+        return _fail(f"{error.filename}: cannot be used ({error.strerror}); choose another path")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _TRAIN_ONLY:

@@ -40,7 +40,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 AGAIN_S = 1.0
 """Signals closer together than this are one: torchrun passes on the Ctrl-C that a terminal has sent to all already."""
 
-_REFUSED = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_REFUSED = {
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
+    errno.ELOOP,
+}  # fmt: skip
 """Errors of a write that another folder would mend."""
 
 
@@ -254,16 +257,21 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a failed write below `path` into one clear line.
 
     Raises:
-        AcclimateError: the disk is full, read-only or not ours to write.
+        AcclimateError: the disk is full, read-only, broken or not ours to write, or `path` cannot be made or has gone.
     """
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise AcclimateError(f"{path}: the disk is full; free some space and run the same command again") from None
-        if error.errno in _REFUSED:
+        if error.errno in _REFUSED or (error.errno == errno.ENOENT and _concerns(path, error.filename)):
             raise AcclimateError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
         raise
+
+
+def _concerns(path: Path, missing: Any) -> bool:
+    """Whether what is missing is the folder to write, which cannot be made or has gone, and no program or input."""
+    return isinstance(missing, str) and (path.is_relative_to(missing) or Path(missing).is_relative_to(path))
 
 
 @contextlib.contextmanager

@@ -45,13 +45,15 @@ class Predictor:
         self._network = runtimes.runtime(self.manifest.runtime).load(artifact, threads)
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> Predictor:
+    def load(cls, folder: Path, threads: int = 1, expected: str = "") -> Predictor:
         """Check the artifact in `folder`, or in the package of that name, and load it.
+
+        Unless `expected` is empty, a package must have that digest.
 
         Raises:
             AcclimateError: see `Artifact.open`, `edge.package.unpack` and the class.
         """
-        with opened(Path(folder)) as found:
+        with opened(Path(folder), expected) as found:
             return cls(Artifact.open(found), threads)
 
     def __call__(self, image: Image) -> Detections:

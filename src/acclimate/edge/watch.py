@@ -109,6 +109,7 @@ def watch(
     reset: bool = False,
     file_mb: float = 16.0,
     files: int = 16,
+    expected: str = "",
     console: Console | None = None,
 ) -> Summary:
     """Detect in what a source gives until it is asked to stop (SIGTERM, Ctrl-C) or, with `once`, the source ends.
@@ -145,6 +146,7 @@ def watch(
         reset: first forget what was learnt and adjusted.
         file_mb: size of a file of lines, in 10^6 bytes.
         files: of lines, at most; beyond, the oldest goes.
+        expected: the digest that the package must have; none means any.
         console: where the address of the page and the summary go.
 
     Raises:
@@ -156,14 +158,15 @@ def watch(
     if fps is not None and not fps > 0:
         raise AcclimateError(f"--fps {fps}: give a number above 0")
     out = Path(out)
-    predictor = Predictor.load(Path(artifact), threads)
+    predictor = Predictor.load(Path(artifact), threads, expected)
     with contextlib.ExitStack() as stack:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(_alone(out))
         if reset:
-            for name in (ADJUSTED, LEARNT):
-                (out / name).unlink(missing_ok=True)
+            with writing(out):
+                for name in (ADJUSTED, LEARNT):
+                    (out / name).unlink(missing_ok=True)
         detections = stack.enter_context(Journal(out / DETECTIONS, round(1e6 * file_mb), files))
         events = stack.enter_context(Journal(out / EVENTS, 1_000_000, 4))
         camera = Source(source, once=once, mark=_mark(detections.last))
