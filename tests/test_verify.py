@@ -26,10 +26,13 @@ from acclimate.verify import (
     _iou,
     _pairs,
     judge,
+    load,
     print_compared,
     print_verification,
+    saved,
     score,
     stored,
+    verifications,
     verify,
 )
 
@@ -76,6 +79,7 @@ def test_an_artifact_that_is_as_good_passes(made, printed: Console) -> None:
     assert all(check.passed for check in result.checks)
     accuracy = result.accuracy["squares_test"]
     assert accuracy.artifact_ap == pytest.approx(1.0)
+    assert accuracy.digest == scenes.digest
     assert accuracy.eager_ap == pytest.approx(1.0)
     assert accuracy.difference_ap50 == pytest.approx(0.0)
     parity = result.parity
@@ -137,6 +141,22 @@ def test_judging_again_measures_nothing(made, tmp_path: Path) -> None:
     assert stored(folder) == strict
     (folder / "verification.json").write_text("{}")
     assert stored(folder) is None
+
+
+def test_a_device_has_a_file_of_its_own_whatever_it_is_called(tmp_path: Path) -> None:
+    there = {"device": "[fe80::1]:7443", "fingerprint": "0123456789ab" + "0" * 52}
+    assert saved(tmp_path).name == saved(tmp_path, {"processor": "any"}).name == "verification.json"
+    assert saved(tmp_path, there).name == "verification.fe80-1-01234567.json"
+    (tmp_path / "a[b].zip").touch()
+    assert saved(tmp_path / "a[b].zip", there).name == "a[b].verification.fe80-1-01234567.json"
+    for machine in (there, None):
+        saved(tmp_path / "a[b].zip", machine).touch()
+    assert verifications(tmp_path / "a[b].zip") == [saved(tmp_path / "a[b].zip", one) for one in (None, there)]
+    with pytest.raises(AcclimateError, match=r"a\[b\]\.verification\.json: damaged"):
+        load(saved(tmp_path / "a[b].zip"))
+    saved(tmp_path).write_text("{}")
+    with pytest.raises(AcclimateError, match=r"verification.json: damaged \(artifact: Field required\); verify"):
+        load(saved(tmp_path))
 
 
 def test_a_limit_that_cannot_be_measured_does_not_pass(made, tmp_path: Path) -> None:

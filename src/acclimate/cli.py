@@ -295,7 +295,7 @@ def verify(
     if not others and not (artifact / "run.json").is_file():
         results = [workflow.verify(artifact, sets, limits, expected=digest, device=there, console=_out)]
         print_verification(results[0], _out)
-        _say("verification", saved(artifact))
+        _say("verification", saved(artifact, results[0].machine))
     else:
         if digest:
             raise AcclimateError(f"--digest {digest}: is of one package; name that alone")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,8 @@ class Accuracy(BaseModel):
 
     role: Role
     images: int
+    digest: str = ""
+    """Of the set's images and labels, wherever they lie; empty where an earlier version measured."""
     artifact_ap: float
     artifact_ap50: float
     eager_ap: float | None = None
@@ -125,7 +129,7 @@ class Score(BaseModel):
 
 
 class Verification(BaseModel):
-    """Written as `verification.json` into the artifact's folder."""
+    """Written as `verification.json` into the artifact's folder; see `saved`."""
 
     artifact: str
     runtime: str
@@ -233,9 +237,9 @@ def verify(
 ) -> Verification:
     """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
 
-    Saves `verification.json` in the artifact's folder and, where it belongs to a run, one evaluation a set
-    there. Without labelled sets, parity and latency are measured on `images`; without the run that the artifact
-    came from, nothing is compared with the eager model.
+    Saves `verification.json` in the artifact's folder (under the name of the device where there is one, see `saved`)
+    and, where it belongs to a run, one evaluation a set there. Without labelled sets, parity and latency are measured
+    on `images`; without the run that the artifact came from, nothing is compared with the eager model.
 
     Args:
         artifact: its folder.
@@ -313,18 +317,52 @@ def verify(
     return judge(loaded.folder, verification, budget)
 
 
-def saved(artifact: Path) -> Path:
-    """Where the verification of an artifact is: in its folder, or beside the package that it came in."""
+def saved(artifact: Path, machine: Mapping[str, str] | None = None) -> Path:
+    """Where the verification of an artifact is: in its folder, or beside the package that it came in.
+
+    Those of devices stand beside that of this machine, each under the host and the first digits of the fingerprint that
+    `machine` names, as `Verification.machine` does; None is this machine.
+    """
     artifact = Path(artifact)
-    return artifact.with_suffix(".verification.json") if artifact.is_file() else artifact / "verification.json"
+    name = ".".join(["verification", *_where(machine or {}), "json"])
+    return artifact.with_name(f"{artifact.stem}.{name}") if artifact.is_file() else artifact / name
 
 
-def stored(folder: Path) -> Verification | None:
-    """The last verification of the artifact in `folder`; None where there is none, or none that can be used."""
+def verifications(artifact: Path) -> list[Path]:
+    """The files of an artifact's or a package's verifications that are there: this machine's first."""
+    here = saved(artifact)
+    return [*([here] if here.is_file() else []), *sorted(here.parent.glob(f"{glob.escape(here.stem)}.*.json"))]
+
+
+def load(file: Path) -> Verification:
+    """A verification that was saved.
+
+    Raises:
+        AcclimateError: it is missing or damaged.
+    """
     try:
-        return Verification.model_validate(read_json(saved(folder)))
-    except (AcclimateError, ValidationError):
+        return Verification.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise AcclimateError(f"{file}: damaged ({where}: {first['msg']}); verify the artifact again") from None
+
+
+def stored(folder: Path, machine: Mapping[str, str] | None = None) -> Verification | None:
+    """The last verification of the artifact in `folder` on `machine` (see `saved`); None where there is none, or none
+    that can be used."""
+    try:
+        return load(saved(folder, machine))
+    except AcclimateError:
         return None
+
+
+def _where(machine: Mapping[str, str]) -> list[str]:
+    """What tells a device's files from those of this machine; empty for this machine."""
+    if "fingerprint" not in machine:
+        return []
+    host = re.sub(r"[^A-Za-z0-9.]+", "-", machine.get("device", "").rpartition(":")[0]).strip("-.")
+    return ["-".join(filter(None, [host, machine["fingerprint"][:8]]))]
 
 
 def judge(folder: Path, verification: Verification, budget: Budget) -> Verification:
@@ -332,7 +370,7 @@ def judge(folder: Path, verification: Verification, budget: Budget) -> Verificat
     judged = verification.model_copy(update={"budget": budget, "score": score(verification)})
     checks = tuple(_checks(judged))
     judged = judged.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
-    write_text(saved(folder), judged.model_dump_json(indent=1) + "\n")
+    write_text(saved(folder, judged.machine), judged.model_dump_json(indent=1) + "\n")
     return judged
 
 
@@ -549,7 +587,7 @@ def _accuracy(
 ) -> Accuracy:
     from acclimate.evaluate import average_precision, evaluate_detector, relabel
 
-    model = manifest.name
+    where, called = device.machine.get("device"), manifest.name
     found = []
     for path in truth.paths:
         try:
@@ -560,10 +598,12 @@ def _accuracy(
             notes.append(f"{error} (counted as an image without detections)")
             found.append(Detections.empty())
     renamed = relabel(found, manifest.classes, truth.classes, name)
-    ours = average_precision(renamed, truth, data=name, role=role, model=model)
+    ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {where}" if where else called)
     if run is not None:
-        run.write(f"evaluations/{name}.{model}.json", ours)
-    accuracy = Accuracy(role=role, images=ours.images, artifact_ap=ours.ap, artifact_ap50=ours.ap50)
+        run.write(f"evaluations/{'.'.join([name, called, *_where(device.machine)])}.json", ours)
+    accuracy = Accuracy(
+        role=role, images=ours.images, digest=truth.digest, artifact_ap=ours.ap, artifact_ap50=ours.ap50
+    )
     if detector is None or run is None:
         return accuracy
     eager = known.get((run.path, name))

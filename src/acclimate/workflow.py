@@ -1016,7 +1016,7 @@ def _verify_at(
         result = _verify(folder, data, budget, again, remote, all_threads, eager, console)
         if artifact.is_file():
             with writing(artifact.parent):
-                shutil.copyfile(saved(folder), saved(artifact))
+                shutil.copyfile(saved(folder, result.machine), saved(artifact, result.machine))
     return result
 
 
@@ -1069,7 +1069,7 @@ def _verify(
     inputs = digest(
         loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets], *measured_on
     )
-    known = None if again else verification.stored(loaded.folder)
+    known = None if again else verification.stored(loaded.folder, device.machine if device is not None else None)
     if known is not None and (known.digest, known.inputs) == (loaded.digest, inputs):
         judged = verification.judge(loaded.folder, known, budget or Budget())
         if all(check.passed for check in judged.checks if check.name == "latency_ms"):

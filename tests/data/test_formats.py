@@ -644,6 +644,24 @@ def test_image_size_reads_headers_like_opencv(tmp_path: Path) -> None:
             image_size(tmp_path / "bad.jpg")
 
 
+def test_a_set_is_known_by_what_is_in_it_wherever_it_lies(tmp_path: Path) -> None:
+    for name in ("here", "there", "other"):
+        folder = tmp_path / name
+        picture(folder / "images" / "a.jpg", (30, 40))
+        box = [1, 2, 10, 12] if name != "other" else [1, 2, 10, 13]
+        index = {
+            "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+            "categories": [{"id": 1, "name": "car"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box}],
+        }
+        (folder / "annotations.json").write_text(json.dumps(index))
+    here, there, other = (read(DataConfig(path=tmp_path / name)) for name in ("here", "there", "other"))
+    assert here.digest == there.digest != other.digest
+    more = read(DataConfig(path=tmp_path / "there"), ["bus", "car"])
+    assert more.classes == ("bus", "car")
+    assert more.digest == here.digest
+
+
 def test_unlabelled_folder_list_and_file(tmp_path: Path) -> None:
     root = tmp_path / "images"
     paths = [picture(root / name) for name in ("b.png", "a.jpg", "deep/er/c.JPG")]

@@ -22,7 +22,7 @@ from acclimate.remote.client import DeviceError
 from acclimate.remote.identity import address
 from acclimate.run import Manifest, Run
 from acclimate.runtimes import base
-from acclimate.verify import verify
+from acclimate.verify import load, saved, verifications, verify
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,11 @@ def test_it_is_the_verification_of_the_device(made, device: Running) -> None:
     assert {**there.machine, **here.machine} == there.machine, "the same machine, and how to know it"
     assert there.machine["fingerprint"] == device.address.fingerprint
     assert there.machine["device"] == device.address.name
+    assert (load(saved(artifact)), load(saved(artifact, there.machine))) == (here, there)
+    beside = artifact / f"verification.127.0.0.1-{device.address.fingerprint[:8]}.json"
+    assert verifications(artifact) == [artifact / "verification.json", beside]
+    found = {one.model: one for one in Run.open(artifact.parent.parent).evaluations() if one.data == "squares_test"}
+    assert set(found) == {"onnx-int8", f"onnx-int8 on {device.address.name}"}
 
 
 def test_from_the_command_line(made, device: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +78,9 @@ def test_from_the_command_line(made, device: Running, tmp_path: Path, capsys: py
     workflow.package(tmp_path / "copied", tmp_path / "site.zip")
     assert cli.main(["verify", str(tmp_path / "site.zip"), "--device", str(file), "--budget", "size_mb=1"]) == 0
     assert "PASSED" in capsys.readouterr().out
-    written = json.loads((tmp_path / "site.verification.json").read_text())
+    (there,) = verifications(tmp_path / "site.zip")
+    assert there.name == f"site.verification.127.0.0.1-{device.address.fingerprint[:8]}.json"
+    written = json.loads(there.read_text())
     assert written["machine"]["fingerprint"] == device.address.fingerprint
     assert written["machine"]["runtime"].startswith("onnxruntime ")
     assert cli.main(["verify", str(tmp_path / "site.zip"), "--fingerprint", "0" * 64]) == 2
@@ -101,6 +108,7 @@ def test_what_was_measured_elsewhere_is_measured_again(made, device: Running, tm
     assert (here.digest, here.machine.get("device")) == (there.digest, None)
     assert there.machine["device"] == device.address.name
     assert workflow.verify(copied, again=False, device=device.address).latency == there.latency
+    assert workflow.verify(copied, again=False).latency == here.latency
 
 
 @pytest.fixture
@@ -148,7 +156,8 @@ def test_between_two_hosts(made, hosts: tuple[str, str, str], tmp_path: Path) ->
             ["ip", "netns", "exec", desk, *asked, "--budget", "size_mb=1"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        verified = json.loads((artifact / "verification.json").read_text())
+        (file,) = verifications(artifact)
+        verified = json.loads(file.read_text())
         known = address(str(tmp_path / "home" / "device.toml"))
         assert verified["machine"]["device"] == f"{where}:7443"
         assert verified["machine"]["fingerprint"] == known.fingerprint

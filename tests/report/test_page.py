@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -191,6 +192,22 @@ def test_a_latency_of_other_threads_than_the_budgets_is_said(job: Job, tmp_path:
     runs, _ = job()
     text = told(report.write(runs, tmp_path / "a.html", budget=Budget(latency_ms=10, threads=2)))
     assert "measured with 1 thread(s), but the budget is for 2" in text
+
+
+def test_what_a_device_measured_stands_beside_what_this_machine_did_and_decides(job: Job, tmp_path: Path) -> None:
+    runs, _ = job()
+    folder = runs[1] / "artifacts/onnx-int8"
+    verified = json.loads((folder / "verification.json").read_text())
+    verified["machine"] = {"processor": "Small core", "device": "edge-7:7443", "fingerprint": "ab" * 32}
+    verified["latency"]["median_ms"] = 44.0
+    verified["passed"], verified["checks"][0] = False, {**verified["checks"][0], "value": 44.0, "passed": False}
+    (folder / "verification.edge-7-abababab.json").write_text(json.dumps(verified))
+    text = told(report.write(runs, tmp_path / "report.html"))
+    assert "The INT8 artifact (ONNX Runtime) on edge-7:7443 misses the budget" in text
+    assert "Adapted, INT8 (ONNX Runtime) also meets the budget" in text
+    assert "Small core" in text
+    assert "Example CPU" in text
+    assert "Adapted, INT8 (ONNX Runtime) on edge-7:7443 44 ms" in text
 
 
 def test_the_order_of_the_runs_does_not_matter(job: Job, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from acclimate.config import DataConfig
 from acclimate.edge.images import SUFFIXES, read_image
 from acclimate.errors import AcclimateError
+from acclimate.run import digest
 from acclimate.structures import Annotations, Outline
 
 Format = Literal["coco", "yolo", "voc", "kitti", "cityscapes"]
@@ -89,6 +90,17 @@ class LabelledSet:
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(image.path for image in self.images)
+
+    @property
+    def digest(self) -> str:
+        """Of the images' names and what is labelled in them: the same wherever the set lies and however it is read."""
+        labelled = sorted(((image.path.name, image.annotations) for image in self.images), key=lambda one: one[0])
+        return digest(
+            [
+                (name, found.boxes.tolist(), [self.classes[label] for label in found.labels], found.ignore.tolist())
+                for name, found in labelled
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

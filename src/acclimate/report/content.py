@@ -20,6 +20,7 @@ from acclimate.config import Budget
 from acclimate.errors import AcclimateError
 from acclimate.report import pictures
 from acclimate.run import ClassAP, Evaluation, Run, Selection, read_json
+from acclimate.verify import verifications
 
 TOLERANCE = "max_ap50_drop"
 """The check of the accuracy tolerance, which holds without a budget for the device too."""
@@ -45,7 +46,7 @@ class Check(_Lenient):
 
 
 class Verified(_Lenient):
-    """`verification.json` as far as the report reads it; every part may be missing."""
+    """A verification (`verify.saved`) as far as the report reads it; every part may be missing."""
 
     passed: bool | None = None
     checks: list[Check] = Field(default_factory=list)
@@ -142,12 +143,20 @@ class Artifact:
     checks: tuple[Check, ...]
     passed: bool | None
     """None where it was not verified, or there is no limit to verify against."""
+    device: str = ""
+    """Where it was verified; empty for the machine of the run folder. On each it is an artifact of its own."""
+
+    @property
+    def model(self) -> str:
+        """What evaluations call it."""
+        return f"{self.name} on {self.device}" if self.device else self.name
 
     @property
     def title(self) -> str:
         """What it is called on the page, "INT8 (ONNX Runtime)"."""
         runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "litert": "LiteRT"}
-        return f"{self.precision.upper()} ({runtime.get(self.runtime, self.runtime or 'runtime not named')})"
+        title = f"{self.precision.upper()} ({runtime.get(self.runtime, self.runtime or 'runtime not named')})"
+        return f"{title} on {self.device}" if self.device else title
 
 
 @dataclass(frozen=True)
@@ -234,11 +243,13 @@ class Content:
     def headline(self) -> Subject | None:
         """The artifact that the verdict is about: among those that pass the fastest, else the one that fails least.
 
-        Artifacts of the adapted run come before those of the source run.
+        Artifacts of the adapted run come before those of the source run, and what was measured on a device before what
+        was measured here.
         """
         artifacts = [s for s in self.subjects if s.artifact]
-        adapted = [s for s in artifacts if s.adapted]
-        return min(adapted or artifacts, key=_rank, default=None)
+        artifacts = [s for s in artifacts if s.adapted] or artifacts
+        there = [s for s in artifacts if s.artifact and s.artifact.device]
+        return min(there or artifacts, key=_rank, default=None)
 
 
 def _rank(subject: Subject) -> tuple[int, int, float]:
@@ -333,17 +344,17 @@ def _model(file: Path, model: type[_M]) -> _M | None:
 def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
     run = part.run
     evaluations = _checked(run.path / "evaluations", run.evaluations)
-    artifacts = {folder.name: _artifact(folder, budget) for folder in run.artifacts()}
-    by_name = {artifact.name: artifact for artifact in artifacts.values()}
+    artifacts = {folder.name: _artifacts(folder, budget) for folder in run.artifacts()}
+    by_name = {artifact.model: artifact for found in artifacts.values() for artifact in found}
     scores: dict[str, dict[tuple[str, str], Score]] = {"eager": {}}
     for e in evaluations:
-        model = artifacts[e.model].name if e.model in artifacts else e.model
+        model = artifacts[e.model][0].name if e.model in artifacts else e.model
         scores.setdefault(model, {})[e.role, e.data] = _score(e)
     for artifact in by_name.values():
-        scores.setdefault(artifact.name, {})
+        scores.setdefault(artifact.model, {})
         for data, values in (artifact.verified.accuracy if artifact.verified else {}).items():
             role, images = str(values.get("role", "target")), _whole(values.get("images"))
-            for model, who in (("eager", "eager"), (artifact.name, "artifact")):
+            for model, who in (("eager", "eager"), (artifact.model, "artifact")):
                 ap50, ap = values.get(f"{who}_ap50"), values.get(f"{who}_ap")
                 if isinstance(ap50, int | float):
                     score = Score(float(ap50), float(ap) if isinstance(ap, int | float) else None, images=images)
@@ -371,10 +382,14 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _artifact(folder: Path, budget: Budget | None) -> Artifact:
+def _artifacts(folder: Path, budget: Budget | None) -> list[Artifact]:
+    """The artifact as each machine has verified it, this one first; once where none has."""
+    found = [_model(file, Verified) for file in verifications(folder)]
+    return [_artifact(folder, verified, budget) for verified in found or [None]]
+
+
+def _artifact(folder: Path, verified: Verified | None, budget: Budget | None) -> Artifact:
     manifest = _mapping(folder / "artifact.json")
-    file = folder / "verification.json"
-    verified = _checked(file, lambda: Verified.model_validate(_mapping(file))) if file.is_file() else None
     checks, passed = _judged(verified, budget)
     notes = manifest.get("notes")
     calibration = manifest.get("calibration")
@@ -393,6 +408,7 @@ def _artifact(folder: Path, budget: Budget | None) -> Artifact:
         verified,
         checks,
         passed,
+        str(verified.machine.get("device") or "") if verified else "",
     )
 
 

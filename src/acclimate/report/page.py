@@ -447,7 +447,8 @@ def _speed(content: Content) -> dict[str, Any] | None:
         if s.artifact and score and latency is not None:
             state = {True: "meets the budget", False: "misses the budget", None: "no budget"}[s.artifact.passed]
             detail = f"{s.label}: {verdict.quantity(latency)} ms, AP50 {verdict.points(score.ap50)} points, {state}"
-            name = f"{s.artifact.precision.upper()} {s.artifact.runtime * several}".strip()
+            where = f"on {s.artifact.device}" if s.artifact.device else ""
+            name = " ".join(filter(None, [s.artifact.precision.upper(), s.artifact.runtime * several, where]))
             marks.append(plot.Mark(name, latency, 100 * score.ap50, s.colour, detail))
     if not marks or domain is None:
         return None
