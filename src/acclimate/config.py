@@ -176,8 +176,8 @@ class TeacherConfig(Options):
     """Weight of the teacher's outputs as soft targets, location by location."""
     threshold: float | Literal["source", "matched"] = Field(default="matched")
     """Score from which a detection of the teacher is a target. `source` measures it on labelled source images, class
-    by class, once before the adaptation; `matched` starts there and lowers it, at most to a half, until the teacher
-    gives as many boxes an image on the target as on the source."""
+    by class, once before the adaptation; `matched` starts there and lowers it, at most to a half and only as far as two
+    of three are right on the source, until the teacher gives as many boxes an image on the target as on the source."""
     doubt: float = Field(default=0.2, ge=0, le=1)
     """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
     ramp: float = Field(default=0.1, ge=0, le=1)

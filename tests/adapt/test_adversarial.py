@@ -21,7 +21,7 @@ from acclimate.adapt import adversarial
 from acclimate.adapt.adversarial import Adversarial, focal_loss, reverse, strength_at
 from acclimate.adapt.objective import Objective, Step, Term
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import Teacher
+from acclimate.adapt.teacher import Known, Teacher
 from acclimate.config import AdversarialConfig, ModelConfig, TeacherConfig, TwoStageConfig
 from acclimate.data.augment import FILL
 from acclimate.data.formats import LabelledSet
@@ -275,7 +275,7 @@ def test_an_image_without_regions_counts_as_nothing(padded: bool) -> None:
 
 def test_no_view_is_forwarded_twice_beside_the_other_terms() -> None:
     toy = ToyDetector()
-    terms = [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), [0.3])]
+    terms = [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), Known.fixed([0.3]))]
     term = Adversarial(AdversarialConfig(kind="da-faster"), [8], 8)
     made = Objective(toy, [*terms, term], 0.9, warm=False).train()
     assert made.views == ("source_strong", "target_strong")

@@ -28,7 +28,7 @@ from acclimate.adapt import engine
 from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, discard_state, fit
 from acclimate.adapt.objective import Objective, Step, Term, View
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import Teacher
+from acclimate.adapt.teacher import Known, Teacher
 from acclimate.config import AugmentConfig, TeacherConfig
 from acclimate.data.dataset import Loader
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet
@@ -39,7 +39,7 @@ from acclimate.structures import Annotations
 
 
 def terms() -> list[Term]:
-    return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), [0.3]), Restless()]
+    return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), Known.fixed([0.3])), Restless()]
 
 
 def restless() -> list[Term]:
@@ -465,7 +465,7 @@ def test_a_real_detector_with_threads_and_random_views_goes_on_exactly(norm: str
 
     def go(path: Path, stop: int | None = None) -> Run:
         torch.manual_seed(3)
-        objective = Objective(build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5), [0.05])], 0.9, warm=True)
+        objective = Objective(build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5), Known.fixed([0.05]))], 0.9, warm=True)
         loader = Loader(source, target, (64, 64), AugmentConfig(), settings, seed=5)
         run = Run.create(path, Manifest(verb="train"))
         steps = 0

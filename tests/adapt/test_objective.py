@@ -11,7 +11,7 @@ from toy_training import Restless, ToyDetector, ToyLoader
 
 from acclimate.adapt.objective import Objective, Step, Term, View
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import Teacher
+from acclimate.adapt.teacher import Known, Teacher
 from acclimate.config import TeacherConfig
 from acclimate.models.detector import Detector
 
@@ -35,7 +35,7 @@ def objective(*terms: Term, ema: float = 0.9, warm: bool = False) -> Objective:
 
 
 def test_no_view_is_forwarded_twice_however_many_terms_ask() -> None:
-    made = objective(Supervised(), Teacher(SOFT, [0.3]), Asks(), Asks()).train()
+    made = objective(Supervised(), Teacher(SOFT, Known.fixed([0.3])), Asks(), Asks()).train()
     source, target = ToyLoader(4).batch(0)
     losses = made(source, target, 0.5)
     assert made.detector.passes == [8], "the views go through the detector once, as one batch"
@@ -51,7 +51,7 @@ def test_only_the_views_that_a_term_trains_on_are_forwarded() -> None:
 
 
 def test_each_view_gets_its_own_part_of_the_joint_batch() -> None:
-    made = objective(Supervised(), Teacher(SOFT, [0.3])).eval()
+    made = objective(Supervised(), Teacher(SOFT, Known.fixed([0.3]))).eval()
     source, target = ToyLoader(3).batch(1)
     step = Step(made.detector, made.average, source, target, 0.0, made.views)
     for view, images in (("source_strong", source.strong), ("target_strong", target.strong)):
@@ -72,7 +72,7 @@ def test_the_average_gives_no_gradient_and_stays_in_eval_mode() -> None:
 
 
 def test_a_view_of_the_target_needs_target_images() -> None:
-    made = objective(Supervised(), Teacher(SOFT, [0.3]))
+    made = objective(Supervised(), Teacher(SOFT, Known.fixed([0.3])))
     with pytest.raises(ValueError, match=r"no target images.*'target_"):
         made(ToyLoader(2).batch(0)[0], None, 0.0)
 

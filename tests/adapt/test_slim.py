@@ -34,7 +34,7 @@ from acclimate.adapt.slim import (
     sharpen,
 )
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import Teacher
+from acclimate.adapt.teacher import Known, Teacher
 from acclimate.config import (
     AdaptConfig,
     AdversarialConfig,
@@ -237,7 +237,7 @@ class Again(Term):
 
 
 def test_each_model_forwards_once_and_the_teacher_once_at_full_width() -> None:
-    objective, _ = bank(SlimConfig(models=3), Supervised(), Teacher(SOFT, [0.3]), Again())
+    objective, _ = bank(SlimConfig(models=3), Supervised(), Teacher(SOFT, Known.fixed([0.3])), Again())
     objective(*ToyLoader(2).batch(0), 0.5)
     detector, average = objective.detector, objective.average
     assert isinstance(detector, ToyBank)
@@ -253,11 +253,11 @@ def test_losses_are_those_of_each_model_alone() -> None:
     source, target = ToyLoader(2).batch(0)
     for reduce, divide in (("mean", 3), ("sum", 1)):
         config = SlimConfig(models=3, reduce=reduce, ensemble=0)
-        objective, _ = bank(config, Supervised(0.5), Teacher(SOFT, [0.3]))
+        objective, _ = bank(config, Supervised(0.5), Teacher(SOFT, Known.fixed([0.3])))
         losses = objective(source, target, 0.5)
         alone: dict[str, Tensor] = {}
         for widths in model_batch(CHOICES, 2, 3, 0, 0):
-            plain = Objective(ToyBank(), [Supervised(0.5), Teacher(SOFT, [0.3])], 0.9, warm=False).train()
+            plain = Objective(ToyBank(), [Supervised(0.5), Teacher(SOFT, Known.fixed([0.3]))], 0.9, warm=False).train()
             plain.detector.set_width(widths)
             for name, loss in plain(source, target, 0.5).items():
                 alone[name] = alone.get(name, torch.zeros(())) + loss / divide
@@ -327,7 +327,7 @@ def train(path: Path, stop: int | None = None, third: bool = False, **changes: A
     torch.manual_seed(7)
     settings = schedule(**changes)
     detector = ToyBank()
-    terms = [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), [0.3]), Restless()]
+    terms = [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), Known.fixed([0.3])), Restless()]
     slim = Slim.create(SlimConfig(models=3, third=third), detector, terms, 5)
     objective = Objective(detector, [slim], 0.9, warm=True)
 

@@ -37,7 +37,7 @@ from acclimate.adapt.suppression import (
     reparametrise,
     rescale,
 )
-from acclimate.adapt.teacher import Teacher
+from acclimate.adapt.teacher import Known, Teacher
 from acclimate.config import ModelConfig, SuppressionConfig, TeacherConfig, TwoStageConfig, parse
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import build, specify
@@ -575,7 +575,7 @@ def test_a_layer_of_fixed_norm_can_be_built() -> None:
 
 
 def toy_terms() -> list[Term]:
-    return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), [0.3])]
+    return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), Known.fixed([0.3]))]
 
 
 @pytest.mark.parametrize("form", ["gradient", "reparametrised", "reparametrised-rescale", "rescale"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import NEVER, Teacher, as_targets, source_thresholds
+from acclimate.adapt.teacher import NEVER, Known, Teacher, as_targets, known_from
 from acclimate.config import TeacherConfig
 from acclimate.models.detector import Detector, DetectorSpec, build
 from acclimate.structures import Annotations, Batch, Detections
@@ -47,7 +47,7 @@ def step_of(made: Objective, target: Batch | None = None, progress: float = 1.0)
 
 
 def objective(thresholds: Sequence[float] = (0.1, 0.1), **changes: Any) -> Objective:
-    made = Objective(detector(), [Teacher(TeacherConfig(**changes), thresholds)], 0.9, warm=False)
+    made = Objective(detector(), [Teacher(TeacherConfig(**changes), Known.fixed(thresholds))], 0.9, warm=False)
     with torch.no_grad():
         for parameter in made.average.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -80,7 +80,7 @@ def test_target_boxes_are_the_teachers_sure_detections_and_the_doubtful_are_igno
         assert len(scores) > 5
         sure.append(float((scores[-2] + scores[-3]) / 2))
     doubt = float(scores[len(scores) // 2]) / sure[1]
-    made.terms[0] = Teacher(TeacherConfig(doubt=doubt, regression=1.0), sure)
+    made.terms[0] = Teacher(TeacherConfig(doubt=doubt, regression=1.0), Known.fixed(sure))
     losses = made.terms[0](step_of(made, target))
     targets = []
     for one in found:
@@ -183,31 +183,57 @@ def labelled_at(*rows: tuple[float, int, bool]) -> Annotations:
     return Annotations(boxes, np.array([r[1] for r in rows], np.int64), np.array([r[2] for r in rows], bool))
 
 
+def thresholds_from(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:
+    return list(known_from(found, truth, classes).thresholds)
+
+
 def test_source_thresholds_worked_by_hand() -> None:
     # Class 0 is right at 0.9 and 0.6, wrong at 0.7 and 0.3, of two boxes: F0.5 is 5/6, 1/2, 5/7, 5/9. The first wins.
     found = [found_at((0, 0, 0.9), (50, 0, 0.7), (20, 0, 0.6)), found_at((0, 0, 0.3), (0, 1, 0.4))]
     truth = [labelled_at((1, 0, False), (20, 0, False)), labelled_at((0, 1, False))]
-    assert source_thresholds(found, truth, 2) == pytest.approx([0.9, 0.4])
+    assert thresholds_from(found, truth, 2) == pytest.approx([0.9, 0.4])
     # With a third box, found at 0.8, it is 5/7, 10/11, 2/3, 15/19, 15/23: the second wins.
     found.append(found_at((70, 0, 0.8)))
     truth.append(labelled_at((70, 0, False)))
-    assert source_thresholds(found, truth, 1) == pytest.approx([0.8])
+    assert thresholds_from(found, truth, 1) == pytest.approx([0.8])
 
 
 def test_a_class_that_is_unsure_on_the_source_gives_no_box() -> None:
     unseen = [Detections.empty()], [labelled_at((0, 0, False))]
-    assert source_thresholds(*unseen, 2) == [NEVER, NEVER]
+    assert thresholds_from(*unseen, 2) == [NEVER, NEVER]
     # One of three is right, whatever the threshold: precision stays below a half.
     found = [found_at((50, 0, 0.9), (90, 0, 0.8), (0, 0, 0.7))]
-    assert source_thresholds(found, [labelled_at((0, 0, False))], 1) == [NEVER]
+    assert thresholds_from(found, [labelled_at((0, 0, False))], 1) == [NEVER]
     # One of two is enough.
-    assert source_thresholds([found[0][1:]], [labelled_at((0, 0, False))], 1) == pytest.approx([0.7])
+    assert thresholds_from([found[0][1:]], [labelled_at((0, 0, False))], 1) == pytest.approx([0.7])
 
 
 def test_a_second_detection_of_one_box_is_wrong() -> None:
     found = [found_at((0, 0, 0.9), (1, 0, 0.8), (30, 0, 0.7))]
     truth = [labelled_at((0, 0, False), (70, 0, False), (110, 0, False))]
-    assert source_thresholds(found, truth, 1) == pytest.approx([0.9])
+    assert thresholds_from(found, truth, 1) == pytest.approx([0.9])
+
+
+def test_a_threshold_may_fall_as_far_as_two_of_three_are_right() -> None:
+    # Right at 0.9 and 0.8; of what is below, 0.7 is wrong (2 of 3 are right), 0.6 too (2 of 4), 0.5 right (3 of 5).
+    found = [found_at((0, 0, 0.9), (20, 0, 0.8), (90, 0, 0.7), (130, 0, 0.6), (40, 0, 0.5))]
+    truth = [labelled_at((0, 0, False), (20, 0, False), (40, 0, False))]
+    known = known_from(found, truth, 1)
+    assert (known.thresholds, known.floors, known.rates) == (
+        pytest.approx([0.8]), pytest.approx([0.7]), pytest.approx([2.0])
+    )  # fmt: skip
+    # Three of four are right at 0.2, but it does not fall below a half.
+    found = [found_at((0, 0, 0.9), (20, 0, 0.8), (90, 0, 0.7)), found_at((40, 0, 0.2))]
+    truth = [labelled_at((0, 0, False), (20, 0, False)), labelled_at((40, 0, False))]
+    known = known_from(found, truth, 1)
+    assert (known.thresholds, known.floors, known.rates) == (
+        pytest.approx([0.8]), pytest.approx([0.4]), pytest.approx([1.0])
+    )  # fmt: skip
+    # A class that is right less often than that keeps its threshold, and one that is never sure stays so.
+    half = known_from([found_at((50, 0, 0.8), (0, 0, 0.7))], [labelled_at((0, 0, False))], 1)
+    assert half.floors == half.thresholds == pytest.approx([0.7])
+    never = known_from([found_at((50, 0, 0.9))], [labelled_at((0, 0, False))], 1)
+    assert never.floors == never.thresholds == [NEVER]
 
 
 @given(st.integers(0, 9999), st.integers(1, 3))
@@ -233,7 +259,7 @@ def test_no_other_threshold_has_a_better_f_half(seed: int, images: int) -> None:
                     right += bool((overlaps / (20 - overlaps) >= 0.5).any())
         return 1.25 * right / max(kept + 0.25 * total, 1e-9), right / max(kept, 1)
 
-    (chosen,) = source_thresholds(found, truth, 1)
+    (chosen,) = thresholds_from(found, truth, 1)
     others = [float(score) for one in found for score in one.scores]
     best = max((f_half(other)[0] for other in others), default=0.0)
     if chosen == NEVER:
@@ -244,14 +270,14 @@ def test_no_other_threshold_has_a_better_f_half(seed: int, images: int) -> None:
 
 
 def test_the_teacher_beside_the_labels_sees_each_view_once() -> None:
-    made = Objective(detector(), [Supervised(), Teacher(TeacherConfig(), [0.3, 0.3])], 0.9, warm=False).train()
+    made = Objective(detector(), [Supervised(), Teacher(TeacherConfig(), Known.fixed([0.3, 0.3]))], 0.9, warm=False).train()
     losses = made(batch(1, labelled=True), batch(2), 1.0)
     assert set(losses) == {"supervised/class", "supervised/box", "teacher/class", "teacher/box"}
     sum(losses.values()).backward()
 
 
-def matched(thresholds: Sequence[float], rates: Sequence[float]) -> Teacher:
-    return Teacher(TeacherConfig(threshold="matched"), thresholds, rates)
+def matched(thresholds: Sequence[float], rates: Sequence[float], floor: float = 0.0) -> Teacher:
+    return Teacher(TeacherConfig(threshold="matched"), Known(thresholds, [floor] * len(thresholds), rates))
 
 
 def test_a_threshold_falls_until_the_target_has_the_sources_rate() -> None:
@@ -261,26 +287,26 @@ def test_a_threshold_falls_until_the_target_has_the_sources_rate() -> None:
     assert matched([0.5], [1.0])._current(images) == pytest.approx([0.45])
     assert matched([0.5], [1.5])._current(images) == pytest.approx([0.35])
     assert matched([0.5], [2.0])._current(images) == pytest.approx([0.25])
-    # Not below a half of the source's, however few there are; and never above it.
-    assert matched([0.6], [9.0])._current(images) == pytest.approx([0.3])
+    # Not below its floor, however few there are; and never above the source's.
+    assert matched([0.6], [9.0], floor=0.3)._current(images) == pytest.approx([0.3])
     assert matched([0.2], [0.5])._current(images) == pytest.approx([0.2])
 
 
 def test_matching_remembers_earlier_images() -> None:
-    teacher = matched([0.5], [0.96])
+    teacher = matched([0.5], [0.96], floor=0.25)
     rich, poor = [found_at((0, 0, 0.455))], [Detections.empty()]
     assert teacher._current(rich) == pytest.approx([0.45])
     assert teacher._current(poor) == pytest.approx([0.25])
     for _ in range(300):
         found = teacher._current([found_at((0, 0, 0.455), (20, 0, 0.405))])
     assert found == pytest.approx([0.45])
-    again = matched([0.5], [0.96])
+    again = matched([0.5], [0.96], floor=0.25)
     again.load_state_dict(teacher.state_dict())
     assert again._current(poor) == pytest.approx(teacher._current(poor))
 
 
 def test_the_sources_thresholds_stay_where_they_are_not_to_be_matched() -> None:
-    teacher = Teacher(TeacherConfig(threshold="source"), [0.5], [9.0])
+    teacher = Teacher(TeacherConfig(threshold="source"), Known([0.5], [0.25], [9.0]))
     assert teacher._current([found_at((0, 0, 0.455))]) == pytest.approx([0.5])
 
 

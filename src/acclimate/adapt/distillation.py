@@ -193,7 +193,7 @@ class Distillation(Term):
         if isinstance(options.threshold, float):
             thresholds = [options.threshold] * len(classes)
         elif options.response or options.imitation:
-            thresholds, _ = measure(teacher, source)
+            thresholds = list(measure(teacher, source).thresholds)
         frozen = FrozenTeacher(teacher, classes, thresholds, options.doubt)
         return cls(options, frozen, levels, detector.spec.image_size, correspond(detector, teacher))
 

@@ -13,7 +13,7 @@ targets, each with its weight:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -38,31 +38,25 @@ class Teacher(Term):
     name: ClassVar[str] = "teacher"
 
     thresholds: Tensor
+    floors: Tensor
     rates: Tensor
     histogram: Tensor
 
-    def __init__(
-        self, config: TeacherConfig, thresholds: Sequence[float], rates: Sequence[float] | None = None
-    ) -> None:
-        """`thresholds` holds one score a class, see `source_thresholds`.
-
-        `rates` are the detections an image that each threshold lets through on the source; with them a threshold
-        falls, at most to `MATCHED` of itself, until it lets as many through on the target.
-        """
+    def __init__(self, config: TeacherConfig, known: Known) -> None:
+        """With what is `known` of the teacher's scores, see `measure`."""
         super().__init__()
         self.config = config
-        classes = len(thresholds)
-        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
-        self.register_buffer("rates", torch.tensor(rates or [0.0] * classes, dtype=torch.float32))
-        self.register_buffer("histogram", torch.zeros(classes, BINS))
+        self.register_buffer("thresholds", torch.tensor(known.thresholds, dtype=torch.float32))
+        self.register_buffer("floors", torch.tensor(known.floors, dtype=torch.float32))
+        self.register_buffer("rates", torch.tensor(known.rates, dtype=torch.float32))
+        self.register_buffer("histogram", torch.zeros(len(known.thresholds), BINS))
 
     @classmethod
     def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
         """With the configured threshold, or those measured on `MEASURED` labelled source images."""
-        classes = len(detector.spec.classes)
-        if not isinstance(options.threshold, str):
-            return cls(options, [float(options.threshold)] * classes)
-        return cls(options, *measure(detector, source))
+        if isinstance(options.threshold, str):
+            return cls(options, measure(detector, source))
+        return cls(options, Known.fixed([float(options.threshold)] * len(detector.spec.classes)))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         view: View = "target_strong"
@@ -95,7 +89,26 @@ class Teacher(Term):
         above = self.histogram.flip(1).cumsum(1).flip(1).cpu().numpy()
         enough = above >= self.rates.cpu().numpy()[:, None]
         matched = np.where(enough, np.arange(BINS, dtype=np.float32) / BINS, 0).max(1)
-        return np.asarray(np.clip(matched, MATCHED * thresholds, thresholds), np.float32)
+        return np.asarray(np.clip(matched, self.floors.cpu().numpy(), thresholds), np.float32)
+
+
+class Known(NamedTuple):
+    """What labelled images tell of a detector's scores, one value a class.
+
+    Attributes:
+        thresholds: from which a detection is sure.
+        floors: how far a threshold may fall where the target's scores are lower.
+        rates: detections an image that the threshold lets through.
+    """
+
+    thresholds: Sequence[float]
+    floors: Sequence[float]
+    rates: Sequence[float]
+
+    @classmethod
+    def fixed(cls, thresholds: Sequence[float]) -> Known:
+        """Thresholds that stay where they are."""
+        return cls(thresholds, thresholds, [0.0] * len(thresholds))
 
 
 MEASURED = 96
@@ -110,7 +123,10 @@ UNSURE = 0.5
 """What `doubt` is a fraction of where the threshold is higher: what a class that is never sure may be
 is not background either."""
 MATCHED = 0.5
-"""How far a threshold may fall to match the source's rate of detections."""
+"""How far a threshold may fall, at most, to match the source's rate of detections."""
+SAFE = 2 / 3
+"""And only as far as this share of what it lets through is right on the source. Where the target has fewer objects of
+a class than the source, a rate that is matched is made up of mistakes."""
 BINS = 100
 MEMORY = 0.95
 """Of the running histogram of the teacher's scores, a step."""
@@ -129,9 +145,8 @@ def as_targets(found: Detections, thresholds: NDArray[np.float32], doubt: float)
     return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
 
 
-def measure(detector: Detector, source: LabelledSet) -> tuple[list[float], list[float]]:
-    """`source_thresholds` of each of the source's classes, on `MEASURED` of its images, and each one's detections an
-    image.
+def measure(detector: Detector, source: LabelledSet) -> Known:
+    """What `MEASURED` of the source's images tell of a detector's scores, in the order of the source's classes.
 
     Args:
         detector: knows the same classes, in whatever order.
@@ -144,14 +159,11 @@ def measure(detector: Detector, source: LabelledSet) -> tuple[list[float], list[
         Detections(one.boxes, order[one.labels], one.scores)
         for one in predict(detector, [image.path for image in images])
     ]
-    thresholds = source_thresholds(found, [image.annotations for image in images], classes)
-    scores = [np.concatenate([one.scores[one.labels == label] for one in found]) for label in range(classes)]
-    rates = [float((mine >= needed).sum()) / len(found) for mine, needed in zip(scores, thresholds, strict=True)]
-    return thresholds, rates
+    return known_from(found, [image.annotations for image in images], classes)
 
 
-def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> list[float]:
-    """The score of the best F-beta (`BETA`) at IoU 0.5 of each class, on labelled source images.
+def known_from(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> Known:
+    """Each class's threshold is the score of its best F-beta (`BETA`) at IoU 0.5, on labelled images.
 
     The source's labels set what counts as sure, so no target label has to. A class without labelled boxes, or whose
     precision at its best stays below `MIN_PRECISION`, gets `NEVER`.
@@ -161,7 +173,7 @@ def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations],
         truth: labelled boxes, in the same pixels and order.
         classes: how many there are.
     """
-    thresholds = []
+    thresholds, floors, rates = [], [], []
     for label in range(classes):
         scores, hits = [], []
         total = 0
@@ -172,13 +184,19 @@ def source_thresholds(found: Sequence[Detections], truth: Sequence[Annotations],
             hits.append(_hits(mine.boxes, boxes))
             total += len(boxes)
         order = np.argsort(-np.concatenate(scores), kind="stable")
+        ranked = np.concatenate(scores)[order]
         right = np.cumsum(np.concatenate(hits)[order])
         taken = np.arange(1, len(right) + 1)
         measure = (1 + BETA**2) * right / (taken + BETA**2 * total)
         best = int(measure.argmax()) if len(right) else 0
         sure = total > 0 and len(right) > 0 and right[best] >= MIN_PRECISION * taken[best]
-        thresholds.append(float(np.concatenate(scores)[order][best]) if sure else NEVER)
-    return thresholds
+        threshold = float(ranked[best]) if sure else NEVER
+        safe = ranked[right >= SAFE * taken]
+        thresholds.append(threshold)
+        lowest = max(MATCHED * threshold, float(safe.min())) if sure and len(safe) else threshold
+        floors.append(min(threshold, lowest))
+        rates.append(float((ranked >= threshold).sum()) / max(1, len(found)))
+    return Known(thresholds, floors, rates)
 
 
 def _hits(found: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
