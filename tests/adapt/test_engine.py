@@ -465,7 +465,9 @@ def test_a_real_detector_with_threads_and_random_views_goes_on_exactly(norm: str
 
     def go(path: Path, stop: int | None = None) -> Run:
         torch.manual_seed(3)
-        objective = Objective(build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5), Known.fixed([0.05]))], 0.9, warm=True)
+        objective = Objective(
+            build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5), Known.fixed([0.05]))], 0.9, warm=True
+        )
         loader = Loader(source, target, (64, 64), AugmentConfig(), settings, seed=5)
         run = Run.create(path, Manifest(verb="train"))
         steps = 0

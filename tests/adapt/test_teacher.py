@@ -270,7 +270,9 @@ def test_no_other_threshold_has_a_better_f_half(seed: int, images: int) -> None:
 
 
 def test_the_teacher_beside_the_labels_sees_each_view_once() -> None:
-    made = Objective(detector(), [Supervised(), Teacher(TeacherConfig(), Known.fixed([0.3, 0.3]))], 0.9, warm=False).train()
+    made = Objective(
+        detector(), [Supervised(), Teacher(TeacherConfig(), Known.fixed([0.3, 0.3]))], 0.9, warm=False
+    ).train()
     losses = made(batch(1, labelled=True), batch(2), 1.0)
     assert set(losses) == {"supervised/class", "supervised/box", "teacher/class", "teacher/box"}
     sum(losses.values()).backward()
