@@ -393,6 +393,24 @@ def report(
 
 
 @app.command()
+def leaderboard(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_ARTIFACT...", help="runs, artifacts, packages, or folders of runs")
+    ],
+    sort: Annotated[
+        str,
+        typer.Option(help="score, score-energy, ap50, ap, latency, latency-all, energy, memory or size"),
+    ] = "score",
+    as_json: Annotated[Path | None, typer.Option("--json", help="a file for the rows and what was left out")] = None,
+    as_csv: Annotated[Path | None, typer.Option("--csv", help="a file for the rows")] = None,
+) -> None:
+    """Rank what `verify` measured, over runs and runtimes, in one table. Measures nothing, needs no torch."""
+    from acclimate import workflow
+
+    workflow.leaderboard(paths, sort=sort, as_json=as_json, as_csv=as_csv, console=_out)
+
+
+@app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="the data set folder to write")],
     images: Annotated[int, typer.Option(min=1)] = 300,

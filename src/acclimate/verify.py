@@ -159,6 +159,11 @@ class Verification(BaseModel):
     version: str = __version__
 
     @property
+    def benches(self) -> tuple[Bench, ...]:
+        """Every measurement of latency, that of the budget first."""
+        return (self.latency, *self.other_threads)
+
+    @property
     def drop(self) -> float | None:
         """What the artifact loses of the eager model's AP50, on the worst set; None where that was not measured."""
         drops = [-a.difference_ap50 for a in self.accuracy.values() if a.difference_ap50 is not None]
@@ -412,44 +417,55 @@ def print_compared(compared: Sequence[Compared], console: Console) -> None:
     """One row an artifact, its verdict first; below, why one was not measured, and each artifact's notes."""
     several = len({one.path.parent for one in compared}) > 1
     measured = [one.verification for one in compared if one.verification is not None]
-    threads = sorted({bench.threads for v in measured for bench in (v.latency, *v.other_threads)})
-    latencies = [f"ms, {count} thread{'s' * (count > 1)} (p95)" for count in threads]
-    rows = [("artifact", "verdict", "AP50", "drop", *latencies, "mJ", "MB memory", "MB size", "AP50/min", "AP50/Wh")]
+    threads = sorted({bench.threads for v in measured for bench in v.benches})
+    rows = [("artifact", *headings(threads))]
     for one in compared:
-        name = str(one.path) if several else one.path.name
         v = one.verification
-        if v is None:
-            rows.append((name, "not measured", *"-" * (len(rows[0]) - 2)))
-            continue
-        broken = [check.name for check in v.checks if not check.passed]
-        benches = {bench.threads: bench for bench in (v.latency, *v.other_threads)}
-        found = [benches.get(count) for count in threads]
-        rows.append(
-            (
-                name,
-                f"broken: {', '.join(broken)}" if broken else "passed" if v.checks else "measured",
-                _number(v.score.ap50 if v.score else None, ".3f"),
-                _number(v.drop, "+.4f"),
-                *("-" if bench is None else f"{bench.median_ms:.2f} ({bench.p95_ms:.2f})" for bench in found),
-                _number(v.latency.energy_mj, ".1f"),
-                f"{v.peak_memory_mb:.0f}",
-                f"{v.size_mb:.2f}",
-                _number(v.score.ap50_per_minute if v.score else None, ".3f"),
-                _number(v.score.ap50_per_wh if v.score else None, ".3f"),
-            )
-        )
-    # Not rich's table, which drops numbers where the terminal is narrow: here the lines wrap instead.
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        style = {"passed": "green", "measured": None, "verdict": "bold"}.get(row[1], "red")
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        found = cells(v, threads) if v is not None else ("not measured", *"-" * (len(rows[0]) - 2))
+        rows.append((str(one.path) if several else one.path.name, *found))
+    print_rows(rows, 1, console)
     for one in compared:
         notes = one.verification.notes if one.verification is not None else (one.problem,)
         for note in notes:
             console.print(f"note: {one.path.name}: {note}", markup=False, highlight=False, soft_wrap=True)
     if measured and all(v.latency.energy_mj is None for v in measured):
         console.print("note: energy is not told by this machine, or not to this user", highlight=False, soft_wrap=True)
+
+
+def headings(threads: Sequence[int]) -> tuple[str, ...]:
+    """What the cells of `cells` are, the verdict first."""
+    latencies = [f"ms, {count} thread{'s' * (count > 1)} (p95)" for count in threads]
+    return ("verdict", "AP50", "AP", "drop", *latencies, "mJ", "MB memory", "MB size", "AP50/min", "AP50/Wh")
+
+
+def cells(verification: Verification, threads: Sequence[int]) -> tuple[str, ...]:
+    """A verification as a row of a table, with the latencies on so many `threads`; a dash is what was not measured."""
+    v, s = verification, verification.score
+    broken = [check.name for check in v.checks if not check.passed]
+    benches = {bench.threads: bench for bench in v.benches}
+    found = [benches.get(count) for count in threads]
+    return (
+        f"broken: {', '.join(broken)}" if broken else "passed" if v.checks else "measured",
+        _number(s.ap50 if s else None, ".3f"),
+        _number(v.accuracy[s.data].artifact_ap if s else None, ".3f"),
+        _number(v.drop, "+.4f"),
+        *("-" if bench is None else f"{bench.median_ms:.2f} ({bench.p95_ms:.2f})" for bench in found),
+        _number(v.latency.energy_mj, ".1f"),
+        f"{v.peak_memory_mb:.0f}",
+        f"{v.size_mb:.2f}",
+        _number(s.ap50_per_minute if s else None, ".3f"),
+        _number(s.ap50_per_wh if s else None, ".3f"),
+    )
+
+
+def print_rows(rows: Sequence[Sequence[str]], verdict: int, console: Console) -> None:
+    """A table, its headings first; the column `verdict` says how a row is coloured."""
+    # Not rich's table, which drops numbers where the terminal is narrow: here the lines wrap instead.
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        style = {"passed": "green", "measured": None, "verdict": "bold"}.get(row[verdict], "red")
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -28,7 +28,7 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.config import AdaptConfig, Budget, Config, DataConfig, SlimConfig, merge, overlay, parse, read
 from acclimate.errors import AcclimateError
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, writing
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_text, writing
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from acclimate.models.slimmable import SlimmableDetector
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
+    from acclimate.report.leaderboard import Leaderboard
     from acclimate.select.budget import Cost, Table, Width
     from acclimate.select.search import Candidate, Outcome, Space, Survey
     from acclimate.verify import Compared, Verification
@@ -1188,6 +1189,39 @@ def data(
     if sheet is not None:
         inspect.contact_sheet(images, Path(sheet))
     return summary
+def leaderboard(
+    paths: Sequence[str | Path],
+    *,
+    sort: str = "score",
+    as_json: str | Path | None = None,
+    as_csv: str | Path | None = None,
+    console: Console | None = None,
+) -> Leaderboard:
+    """One table over runs and runtimes, from what `verify` has stored; nothing is measured. Needs no torch.
+
+    Args:
+        paths: artifacts' folders, packages, run folders, and folders of those.
+        sort: what ranks rows, one of `report.leaderboard.SORTS`.
+        as_json: a file for the rows and what was left out.
+        as_csv: a file for the rows.
+        console: where the table goes.
+
+    Raises:
+        AcclimateError: there is no verification at all, a path does not exist, `sort` is unknown, or a file cannot be
+            written.
+    """
+    from acclimate.report import leaderboard as boards
+
+    board = boards.gather([Path(path) for path in paths], sort)
+    if console is not None:
+        boards.show(board, console)
+    if as_json is not None:
+        write_text(Path(as_json), boards.as_json(board))
+    if as_csv is not None:
+        write_text(Path(as_csv), boards.as_csv(board))
+    return board
+
+
 
 
 def scenes(

@@ -203,7 +203,10 @@ class Artifact:
     @property
     def digest(self) -> str:
         """Short, and the same for two artifacts that give the same detections."""
-        return digest(self.manifest.model_dump(mode="json", exclude={"name", "source_run", "notes", "reference"}))
+        facts = self.manifest.model_dump(
+            mode="json", exclude={"name", "source_run", "notes", "reference"}, exclude_defaults=True
+        )
+        return digest(facts)
 
     def file(self, suffix: str) -> Path:
         """The one model file whose name ends in `suffix`.
