@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from acclimate import cli, workflow
 from acclimate.config import Budget, Config, DataConfig, load_budgets
+from acclimate.data.scenes import CLASSES, generate
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
@@ -41,12 +43,12 @@ def bank(tmp_path: Path) -> Path:
     return made(tmp_path / "bank", MODEL)
 
 
-def made(path: Path, model: dict[str, object]) -> Path:
+def made(path: Path, model: dict[str, object], verb: str = "adapt", classes: Sequence[str] = ("red", "blue")) -> Path:
     """The finished run of a detector with random weights."""
     config = Config.model_validate({"model": model, "export": {"calibration_images": 2}})
-    run = Run.create(path, Manifest(verb="adapt", digest="1", notes={"role": "adapted"}))
+    run = Run.create(path, Manifest(verb=verb, digest="1", notes={"role": "adapted"}))
     run.write("config.json", config)
-    detectors.save(detectors.build(detectors.specify(config.model, ["red", "blue"])), path)
+    detectors.save(detectors.build(detectors.specify(config.model, list(classes))), path)
     run.finish("done")
     return path
 
@@ -115,6 +117,18 @@ def test_each_budget_becomes_a_run_with_an_artifact_that_holds_it(bank: Path, im
     assert not (tmp_path / "small" / "none").exists()
     # The smallest width was measured all the same, and the answer is whole without any run of it.
     assert f"(macs_m {least:.4g})" in done.missed["none"]
+
+
+def test_a_width_that_was_found_is_adapted_like_any_detector(images: Path, tmp_path: Path) -> None:
+    path = made(tmp_path / "width", {**MODEL, "kind": "dense"}, "search", CLASSES)
+    generate(tmp_path / "source", 2, (64, 64), 0)
+    schedule = {"steps": 1, "batch_size": 1, "warmup": 0, "checkpoint_every": 1, "workers": 0}
+    more = {"source": {"path": tmp_path / "source"}, "schedule": schedule, "adapt": {"slim": {}}}
+    run = Run.open(path)
+    run.write("config.json", Config.model_validate({**run.read("config.json"), **more}))
+    adapted = workflow.adapt(path, images, tmp_path / "again")
+    assert adapted.done
+    assert adapted.read("config.json")["adapt"]["slim"] is None
 
 
 @pytest.mark.slow

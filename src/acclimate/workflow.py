@@ -147,6 +147,9 @@ def adapt(
             config = config.model_copy(update={"adapt": AdaptConfig()})
     if overrides:
         merged = merge(config.model_dump(mode="json"), overrides)
+        elif parent.manifest.verb == "search":
+            # It was cut from a bank, and has one width.
+            config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"slim": None})})
         config = parse(Config, merged, where="the source run's config with overrides")
     config = config.model_copy(update={"target": target})
     taught = _taught_by(config)

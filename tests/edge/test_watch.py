@@ -24,6 +24,7 @@ from acclimate.data import formats
 from acclimate.edge import source as sources
 from acclimate.edge import watch as watching
 from acclimate.edge.artifact import Artifact
+from acclimate.edge.images import read_image
 from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
 
@@ -94,6 +95,16 @@ def test_fog_raises_an_alarm_with_its_frames_and_clear_weather_none(artifact: Pa
     assert np.median(drift[60:]) > 3
     collected = formats.unlabelled(tmp_path / "out" / "collected").paths
     assert len(collected) == summary.collected == 5
+
+
+def test_frames_outside_the_domain_are_worth_more_than_others(artifact: Path, tmp_path: Path) -> None:
+    frames = [watched.frame(number, foggy=number >= 60) for number in range(90)]
+    video = watched.put_video(tmp_path / "v.avi", frames)
+    watch(artifact, str(video), tmp_path / "out", once=True, page=False, keep=12)
+    spread = sorted(float(read_image(path).std()) for path in (tmp_path / "out" / "collected").iterdir())
+    clear, fog = ([float(one.std()) for one in part] for part in (frames[:60], frames[60:]))
+    assert max(fog) < 15 < min(clear)
+    assert sum(one < 15 for one in spread) >= 5, "they look so alike that by their looks alone two are kept"
 
 
 def test_alarm_folders_are_bounded(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

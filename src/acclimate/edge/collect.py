@@ -26,6 +26,9 @@ NEW = 0.1
 """A frame that is nearer than this to one in the set is the same again."""
 GAIN = 1.1
 """A frame takes another's place where this makes the smallest distance in the set larger by this factor."""
+STRANGE = 3.0
+"""The doubt of a frame that is outside the domain, whatever the detector makes of it: such frames are what the next
+adaptation needs, and in fog or at night they look more alike than those of the domain do."""
 QUALITY = 95
 """Of the JPEG files: high, as they are to be learnt from."""
 _DOUBT = re.compile(r".*-doubt(\d{3})")
@@ -42,10 +45,10 @@ class Collection:
     """A plain folder of at most `limit` frames, as different as they come.
 
     The distance of two frames is that of their `monitor.LOOK` features in the reference's standard deviations (root of
-    the mean square), times 1 to 2 as the detector is less or more in doubt about them. While there is room, every frame
-    that is `NEW` is kept. After that, where a frame is further from the set than the two nearest in it are from each
-    other, that one of the two goes that the detector doubts less (the greedy rule of max-min dispersion). So changes
-    become rare as the set spreads.
+    the mean square), times 1 to 2 as the detector is less or more in doubt about them, and up to 4 where they are
+    outside the domain. While there is room, every frame that is `NEW` is kept. After that, where a frame is further
+    from the set than the two nearest in it are from each other, that one of the two goes that the detector doubts less
+    (the greedy rule of max-min dispersion). So changes become rare as the set spreads.
 
     The folder is all of the state: what is in it when the process begins counts, the doubt is in the files' names, and
     each file is written whole or not at all.
@@ -90,7 +93,7 @@ class Collection:
         Args:
             image: (H, W, 3) RGB, nothing drawn in it.
             features: `monitor.LOOK` of it.
-            doubt: see `monitor.doubt`.
+            doubt: see `monitor.doubt`; `STRANGE` for a frame outside the domain.
             taken: seconds since the epoch; it becomes the file's name.
 
         Raises:

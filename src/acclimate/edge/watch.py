@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from acclimate.edge.artifact import Reference
-from acclimate.edge.collect import Collection
+from acclimate.edge.collect import STRANGE, Collection
 from acclimate.edge.journal import Journal
 from acclimate.edge.monitor import (
     LOOK,
@@ -373,7 +373,8 @@ class _Loop:
         elif self._frames % EVERY == 0:
             self._before.append(_jpeg(frame))
         if self._monitor.reference is not None:
-            unsure = doubt(found, manifest.show_threshold)
+            strange = reading.score is not None and reading.score > OUTSIDE
+            unsure = STRANGE if strange else doubt(found, manifest.show_threshold)
             self._attempt(lambda: self._collection.offer(frame.image, features[: len(LOOK)], unsure, frame.taken))
         if self._adjustment is not None:
             self._adjustment.update(found, features, reading.state)
