@@ -103,7 +103,7 @@ def test_da_faster_is_its_closed_form() -> None:
     made = objective(kind="da-faster")
     critics = term_of(made).critics
     losses = {name: float(loss.detach()) for name, loss in made.terms[0](step_of(made)).items()}
-    image, instance, apart = [], [], []
+    image, instance, apart, right = [], [], [], []
     with torch.no_grad():
         for domain, one in ((0.0, batch(1)), (1.0, batch(2))):
             for i in range(2):
@@ -116,28 +116,36 @@ def test_da_faster_is_its_closed_form() -> None:
                 instance.append(float(-(each if domain else 1 - each).log().mean()))
                 mean = np.mean([float(m.sigmoid().mean()) for m in maps])
                 apart.append(float((mean - each).abs().mean()))
+                each_map = np.mean([float(((m > 0) == bool(domain)).float().mean()) for m in maps])
+                right.append((each_map, float(((each > 0.5) == bool(domain)).float().mean())))
     assert set(losses) == {"adversarial/image", "adversarial/instance", "adversarial/consistency"}
     assert losses["adversarial/image"] == pytest.approx(np.mean(image), rel=1e-4)
     assert losses["adversarial/instance"] == pytest.approx(np.mean(instance), rel=1e-4)
     assert losses["adversarial/consistency"] == pytest.approx(np.mean(apart), rel=1e-3)
+    told = term_of(made).seen()["domain_critics"]
+    assert [told["image"], told["instance"]] == pytest.approx(np.mean(right, axis=0), abs=1e-4)
 
 
 def test_swda_is_its_closed_form() -> None:
     made = objective(kind="swda", gamma=5.0)
     critics = term_of(made).critics
     losses = {name: float(loss.detach()) for name, loss in made.terms[0](step_of(made)).items()}
-    local, scene = [], []
+    local, scene, right = [], [], []
     with torch.no_grad():
         for domain, one in ((0.0, batch(1)), (1.0, batch(2))):
             levels = made.detector.features(one.strong)
             found = critics.local(levels[0]).sigmoid()
             local.append(float(((1 - found) if domain else found).square().mean()))
             p = critics.judge(critics.scene(levels[-1]).mean((2, 3))).sigmoid()
+            right += [((found > 0.5) == bool(domain)).float().mean(), ((p > 0.5) == bool(domain)).float().mean()]
             p = p if domain else 1 - p
             scene.append(float((-((1 - p) ** 5) * p.log()).mean()))
     assert set(losses) == {"adversarial/local", "adversarial/global"}
     assert losses["adversarial/local"] == pytest.approx(np.mean(local), rel=1e-4)
     assert losses["adversarial/global"] == pytest.approx(np.mean(scene), rel=1e-3)
+    told = term_of(made).seen()["domain_critics"]
+    assert told["local"] == pytest.approx(float(right[0] + right[2]) / 2, abs=1e-4)
+    assert told["global"] == pytest.approx(float(right[1] + right[3]) / 2, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

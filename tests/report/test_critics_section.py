@@ -64,7 +64,24 @@ def test_a_collapsed_critic_is_named(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_a_run_without_critics_has_no_such_part(make_run: MakeRun, tmp_path: Path) -> None:
-    assert "Critics of features" not in text_of(report.write([make_run("a", "adapt")], tmp_path / "report.html"))
+    text = text_of(report.write([make_run("a", "adapt")], tmp_path / "report.html"))
+    assert "Critics of features" not in text
+    assert "Critics of the domain" not in text
+
+
+def test_how_often_critics_of_the_domain_were_right_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("small", "adapt")
+    run = Run.open(folder)
+    (folder / "metrics.jsonl").unlink()
+    for step, share in ((10, 0.9), (20, 0.7), (30, 0.55)):
+        run.log(step=step, loss=1.0, domain_critics={"local": share, "global": 0.5})
+    page = report.write([folder], tmp_path / "report.html")
+    assert "Critics of the domain: Adapted" in text_of(page)
+    told = [label for label in re.findall(r'aria-label="([^"]*)"', page.read_text()) if "share that" in label]
+    assert told == [
+        "Adapted: share that the critic local got right over 3 logged steps, 0.55 at step 30",
+        "Adapted: share that the critic global got right over 3 logged steps, 0.5 at step 30",
+    ]
 
 
 @pytest.mark.parametrize(("scores", "collapsed"), [(ALIVE, False), (FADED, True), (MET, False), (NEVER, True)])

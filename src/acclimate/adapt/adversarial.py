@@ -74,7 +74,7 @@ class Adversarial(Term):
         super().__init__()
         self.config = config
         made = _DAFaster(config, channels, instance) if config.kind == "da-faster" else _StrongWeak(config, channels)
-        self.critics: nn.Module = made
+        self.critics: _DAFaster | _StrongWeak = made
 
     @classmethod
     def create(cls, options: AdversarialConfig, detector: Detector, source: LabelledSet) -> Adversarial:
@@ -92,6 +92,13 @@ class Adversarial(Term):
         losses: dict[str, Tensor] = self.critics(step, strength)
         return {f"adversarial/{name}": self.config.weight * loss for name, loss in losses.items()}
 
+    def watch(self) -> None:
+        """Nothing to prepare: the critics keep what they got right in every step."""
+
+    def seen(self) -> dict[str, Any]:
+        """The share that each critic got right in this step, each domain counting half: 0.5 is a guess."""
+        return {"domain_critics": {name: round(float(share), 4) for name, share in self.critics.right.items()}}
+
 
 class _DAFaster(nn.Module):
     """Chen et al. 2018, section 4.2: image level, instance level, consistency.
@@ -103,6 +110,7 @@ class _DAFaster(nn.Module):
 
     def __init__(self, config: AdversarialConfig, channels: Sequence[int], instance: int) -> None:
         super().__init__()
+        self.right: dict[str, Tensor] = {}
         self.regions = config.regions
         self.first = 0 if config.levels == "all" else len(channels) - 1
         self.image = nn.ModuleList(_locations(c, config.hidden, 1) for c in channels[self.first :])
@@ -121,15 +129,20 @@ class _DAFaster(nn.Module):
         instances = step.detector.instances(levels, boxes)
         owner = torch.repeat_interleave(torch.tensor([len(box) for box in boxes])).to(domain.device)
 
-        parts, seen = [], []
+        parts, seen, right = [], [], []
         for critic, level, mask in zip(self.image, levels[self.first :], masks[self.first :], strict=True):
             logits = critic(reverse(level, strength)).float()
             wanted = domain[:, None, None, None].expand_as(logits)
             parts.append(_mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), mask))
             seen.append(_mean(critic(level).float().sigmoid(), mask))
+            right.append(_mean(_same(logits, wanted), mask))
         logits = self.instance(reverse(instances, strength)).float()[:, 0]
         each = F.binary_cross_entropy_with_logits(logits, domain[owner], reduction="none")
         apart = (torch.stack(seen).mean(0)[owner] - self.instance(instances).float()[:, 0].sigmoid()).abs()
+        self.right = {
+            "image": _halves(torch.stack(right).mean(0), domain),
+            "instance": _halves(_by_image(_same(logits, domain[owner]), owner, len(domain)), domain),
+        }
         return {
             "image": _halves(torch.stack(parts).mean(0), domain),
             "instance": _halves(_by_image(each, owner, len(domain)), domain),
@@ -142,6 +155,7 @@ class _StrongWeak(nn.Module):
 
     def __init__(self, config: AdversarialConfig, channels: Sequence[int]) -> None:
         super().__init__()
+        self.right: dict[str, Tensor] = {}
         self.gamma = config.gamma
         self.local = _locations(channels[0], config.hidden, 2)
         self.scene = nn.Sequential(
@@ -156,17 +170,27 @@ class _StrongWeak(nn.Module):
     def forward(self, step: Step, strength: float) -> dict[str, Tensor]:
         levels, domain = _both(step)
         masks = _shown(step, levels)
+        wanted = domain[:, None, None, None]
         found = self.local(reverse(levels[0], strength)).float().sigmoid()
-        local = (found - domain[:, None, None, None]).square()
+        local = (found - wanted).square()
         # Outside the image a convolution over it sees zeros, as it does at the canvas's own border.
         scene = self.scene(masks[-1] * reverse(levels[-1], strength)).float()
         shown = F.adaptive_max_pool2d(masks[-1], (scene.shape[2], scene.shape[3]))
         pooled = (scene * shown).sum((2, 3)) / shown.sum((2, 3)).clamp(min=1)
         logits = self.judge(pooled).float()[:, 0]
+        self.right = {
+            "local": _halves(_mean(_same(found - 0.5, wanted.expand_as(found)), masks[0]), domain),
+            "global": _halves(_same(logits, domain), domain),
+        }
         return {
             "local": _halves(_mean(local, masks[0]), domain),
             "global": _halves(focal_loss(logits, domain, self.gamma), domain),
         }
+
+
+def _same(logits: Tensor, domain: Tensor) -> Tensor:
+    """1 where a logit of the target is on its domain's side, 0 where it is not."""
+    return ((logits.detach() > 0) == (domain > 0)).float()
 
 
 class _Reversal(torch.autograd.Function):

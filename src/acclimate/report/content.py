@@ -542,6 +542,17 @@ def critics(part: RunPart) -> list[Critic]:
     ]
 
 
+def domain_critics(part: RunPart) -> dict[str, list[tuple[float, float]]]:
+    """(step, share that it got right) of each critic of the domain, as far as the run logged them."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in part.metrics:
+        step, shares = line.get("step"), line.get("domain_critics")
+        for name, share in shares.items() if isinstance(shares, dict) else ():
+            if isinstance(step, int | float) and isinstance(share, int | float):
+                found.setdefault(name, []).append((step, share))
+    return found
+
+
 def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:
     missing = []
     kinds = {part.kind for part in parts}

@@ -94,6 +94,9 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "training": [_training(part) for part in content.parts if part.metrics],
         "suppression": _suppression(content),
         "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
+        "domain_critics": [
+            _domain_critics(part, found) for part in content.parts if (found := gathering.domain_critics(part))
+        ],
         "search": _search(content),
         "selections": [_selection(part) for part in content.parts if part.selection],
         "parities": [
@@ -291,6 +294,18 @@ def _critics(part: RunPart, found: Sequence[gathering.Critic]) -> dict[str, Any]
         charts.append({"title": title, "plot": plot.lines(curves, label=told), "collapsed": one.collapsed})
     dead = [one.stride for one in found if one.collapsed]
     return {"label": part.label, "charts": charts, "collapsed": dead, "path": part.run.path}
+
+
+def _domain_critics(part: RunPart, found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """How often each critic told the domains apart."""
+    from acclimate.report import plot
+
+    charts = []
+    for name, points in found.items():
+        told = f"{part.label}: share that the critic {name} got right over {len(points)} logged steps, "
+        told += f"{verdict.quantity(points[-1][1])} at step {plot.number(points[-1][0])}"
+        charts.append({"title": f"Critic: {name}", "plot": plot.lines([plot.Line("right", points, "a")], label=told)})
+    return {"label": part.label, "charts": charts}
 
 
 def _search(content: Content) -> dict[str, Any] | None:
