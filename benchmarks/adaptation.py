@@ -45,14 +45,24 @@ FEW = 50
 
 @dataclass(frozen=True)
 class Setting:
-    """How one data set is trained: small enough for CPU cores, the same for source-only, adapted and oracle."""
+    """How one data set is trained: small enough for CPU cores, the same for source-only, adapted and oracle.
+
+    The oracle takes as many steps as the others, or `oracle_steps` where its images are so many fewer that equal passes
+    over them are the fair comparison.
+    """
 
     model: ModelConfig
     augment: AugmentConfig
     steps: int
     adapt_steps: int
+    oracle_steps: int | None = None
     batch: int = 4
     lr: float = 1.5e-3
+
+    def total(self, method: str) -> int:
+        """Steps that a detector has seen at its end."""
+        together = self.steps + self.adapt_steps
+        return (self.oracle_steps or together) if method == "oracle" else together
 
 
 LITE = {"backbone": "tf_efficientnet_lite0", "weights": "auto", "norm": "frozen", "freeze": 2, "depth": 1}
@@ -66,8 +76,9 @@ SETTINGS = {
     "carla": Setting(
         ModelConfig(**LITE, channels=48, image_size=(256, 256), strides=(8, 16)),
         AugmentConfig(scale=(0.8, 2.0)),
-        steps=800,
+        steps=2400,
         adapt_steps=300,
+        oracle_steps=1100,
     ),
     "thermal": Setting(
         ModelConfig(**LITE, channels=32, image_size=(320, 384), strides=(4, 8)),
@@ -84,6 +95,8 @@ PAIRS = {
     "clear->glare": ("carla", "clear", "glare"),
 }
 
+TEACHERS = {"adapted": TeacherConfig(), "matched": TeacherConfig(threshold="matched")}
+"""Methods of adaptation: the default, and thresholds that fall until the target shows as many boxes as the source."""
 
 LIGHTS_AND_SIGNS = {
     **{f"traffic_light_{colour}": "traffic_light" for colour in ("green", "orange", "red")},
@@ -147,13 +160,18 @@ def run_pair(pair: str, seed: int, methods: Sequence[str], console: Console) -> 
         own = target_list(family, source)
         run = workflow.adapt(start, own, RUNS / f"{family}-{source}-only-{seed}", config=alone, console=console)
         record(pair, seed, "source-only", "last", run, *evaluate(run, pair))
-    if "adapted" in methods:
-        run = workflow.adapt(
-            start, images, RUNS / f"{family}-{source}-{target}-{seed}", config=settings, console=console
-        )
-        record_adapted(pair, seed, run)
+    for method, teacher in TEACHERS.items():
+        if method in methods:
+            taught = settings.model_copy(update={"adapt": AdaptConfig(teacher=teacher)})
+            parts = (family, source, target, *([] if method == "adapted" else [method]), str(seed))
+            record_adapted(
+                pair,
+                seed,
+                method,
+                workflow.adapt(start, images, RUNS / "-".join(parts), config=taught, console=console),
+            )
     if "oracle" in methods:
-        longer = settings.train.model_copy(update={"steps": settings.train.steps + settings.schedule.steps})
+        longer = settings.train.model_copy(update={"steps": SETTINGS[family].total("oracle")})
         run = workflow.train(
             settings.model_copy(update={"train": longer}),
             RUNS / f"{family}-{target}-oracle-{seed}",
@@ -186,7 +204,7 @@ def evaluate(
     return found[0], found[1] if source else None
 
 
-def record_adapted(pair: str, seed: int, run: Run) -> None:
+def record_adapted(pair: str, seed: int, method: str, run: Run) -> None:
     """Three rows: the last checkpoint, the one chosen without labels, and the best in hindsight."""
     selection = run.selection()
     assert selection is not None
@@ -201,7 +219,7 @@ def record_adapted(pair: str, seed: int, run: Run) -> None:
     }
     scored = {step: evaluate(run, pair, files[step]) for step in set(steps.values())}
     for name, step in steps.items():
-        record(pair, seed, "adapted", name, run, *scored[step], step=step, taus=selection.rank_correlation)
+        record(pair, seed, method, name, run, *scored[step], step=step, taus=selection.rank_correlation)
 
 
 def record(
@@ -219,7 +237,7 @@ def record(
     setting = SETTINGS[family]
     counts = Run.open(RUNS / f"{family}-{domain}-{seed}").manifest.notes["class_boxes"]
     learnable = [c.ap50 for name, c in target.classes.items() if counts.get(name, 0) >= FEW and c.ap50 is not None]
-    steps = setting.steps + setting.adapt_steps
+    steps = setting.total(method)
     taus = taus or {}
     rows.append(
         CSV,
@@ -234,7 +252,7 @@ def record(
             "source_ap": f"{source.ap:.4f}" if source else "",
             "target_ap50_shared": f"{statistics.mean(learnable):.4f}",
             "classes": " ".join(f"{n}={c.ap50:.3f}" for n, c in target.classes.items() if c.ap50 is not None),
-            "step": setting.steps + (setting.adapt_steps if step is None else step),
+            "step": steps if step is None else setting.steps + step,
             "tau_stability": f"{taus['stability']:.3f}" if "stability" in taus else "",
             "tau_agreement": f"{taus['agreement']:.3f}" if "agreement" in taus else "",
             "tau_consensus": f"{taus['consensus']:.3f}" if "consensus" in taus else "",
@@ -310,13 +328,45 @@ def source_summary() -> Iterator[str]:
         yield f"| {pair} | {' | '.join(cells)} |"
 
 
+def threshold_summary() -> Iterator[str]:
+    """Thresholds matched to the source's rate of boxes against the source's thresholds, on the seeds that have both."""
+    table = rows.read(CSV)
+
+    def classes(pair: str, method: str, seeds: set[str]) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for row in table:
+            last = "last" if method == "source-only" else "chosen"
+            if (row["pair"], row["method"], row["checkpoint"]) == (pair, method, last) and row["seed"] in seeds:
+                found.setdefault("mean", []).append(float(row["target_ap50"]))
+                for name, value in (part.split("=") for part in row["classes"].split()):
+                    found.setdefault(name, []).append(float(value))
+        return found
+
+    for pair in PAIRS:
+        seeds = {row["seed"] for row in table if (row["pair"], row["method"]) == (pair, "matched")}
+        if not seeds:
+            continue
+        columns = {method: classes(pair, method, seeds) for method in ("source-only", *TEACHERS)}
+        yield f"| {pair}, {len(seeds)} seeds | source-only | source's thresholds | matched |"
+        yield "|---|---|---|---|"
+        for name in columns["matched"]:
+            cells = (f"{100 * statistics.mean(columns[method][name]):.1f}" for method in columns)
+            yield f"| {name} | {' | '.join(cells)} |"
+        yield ""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--pairs", nargs="+", default=list(PAIRS), help=f"of {', '.join(PAIRS)}, or {', '.join(SETTINGS)}"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=["source-only", "adapted", "oracle"])
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["source-only", "adapted", "oracle"],
+        choices=["source-only", *TEACHERS, "oracle"],
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="print the table of what is in the CSV")
     options = parser.parse_args(arguments)

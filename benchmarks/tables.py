@@ -38,6 +38,8 @@ def adaptation_tables() -> Iterator[str]:
     yield from adaptation.summary("target_ap50_shared")
     yield "\nAP50 on the source's test images, before and after, and how well the scores ranked the checkpoints:\n"
     yield from adaptation.source_summary()
+    yield "\nAP50 by class, with the source's thresholds and with thresholds matched to the source's rate of boxes:\n"
+    yield from adaptation.threshold_summary()
 
 
 def methods_tables() -> Iterator[str]:
@@ -63,6 +65,17 @@ def latency_table() -> Iterator[str]:
         {
             "model": "model", "variant": "variant", "macs_m": "MACs (M)", "latency_ms": "ms",
             "fraction_of_peak": "fraction of peak", "speed_up_over_eager": "times eager",
+        },
+    )  # fmt: skip
+
+
+def edge_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "edge.csv"),
+        {
+            "pair": "pair", "runtime": "runtime", "precision": "precision", "size_mb": "MB", "target_ap50": "AP50",
+            "loss": "loss", "latency_ms": "ms", "speed_up": "times ONNX fp32", "fraction_of_peak": "fraction of peak",
+            "finish_ms": "post-processing, ms",
         },
     )  # fmt: skip
 
@@ -126,6 +139,7 @@ TABLES = {
     "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,
+    "edge": edge_table,
     "suppression": suppression_table,
     "tsd": tsd_table,
     "drift": drift_table,

@@ -174,7 +174,7 @@ class TeacherConfig(Options):
     """Of these, the share of the losses that move boxes: a score says that an object is there, not that its box is."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
-    threshold: float | Literal["source", "matched"] = Field(default="matched")
+    threshold: float | Literal["source", "matched"] = Field(default="source")
     """Score from which a detection of the teacher is a target. `source` measures it on labelled source images, class
     by class, once before the adaptation; `matched` starts there and lowers it, at most to a half and only as far as two
     of three are right on the source, until the teacher gives as many boxes an image on the target as on the source."""
