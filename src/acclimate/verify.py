@@ -293,7 +293,7 @@ def verify(
         except AcclimateError as error:
             notes.append(f"latency on {threads} threads was not measured: {error}")
 
-    if latency.threads == 1 and latency.cpu_ms < BUSY * latency.median_ms:
+    if busy(latency):
         notes.append(
             f"the machine was busy: an image took {latency.median_ms:.1f} ms, of which {latency.cpu_ms:.1f} ms on the "
             "processor; measure the latency again when nothing else runs"
@@ -377,6 +377,11 @@ def judge(folder: Path, verification: Verification, budget: Budget) -> Verificat
     judged = judged.model_copy(update={"checks": checks, "passed": all(check.passed for check in checks)})
     write_text(saved(folder, judged.machine), judged.model_dump_json(indent=1) + "\n")
     return judged
+
+
+def busy(latency: Bench) -> bool:
+    """Whether something else ran while a latency on one thread was measured."""
+    return latency.threads == 1 and latency.cpu_ms < BUSY * latency.median_ms
 
 
 def score(verification: Verification) -> Score | None:

@@ -237,9 +237,13 @@ def test_files_hold_every_row_and_what_was_left_out(
     monkeypatch.chdir(tmp_path)
     run = make_run(Path("run"), "onnx-int8", "onnx-fp32", "ncnn-fp32")
     measure(run / "artifacts/onnx-int8", 0.5, 10, others=(bench(4, 4),))
-    measure(run / "artifacts/onnx-fp32", None, 20)
+    slow = measure(run / "artifacts/onnx-fp32", None, 20)
+    disturbed = slow.model_copy(update={"latency": slow.latency.model_copy(update={"cpu_ms": 15.0})})
+    judge(run / "artifacts/onnx-fp32", disturbed, Budget())
     assert cli.main(["leaderboard", "run", "--sort", "latency", "--json", "b.json", "--csv", "b.csv"]) == 0
-    assert "not verified: run/artifacts/ncnn-fp32" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "not verified: run/artifacts/ncnn-fp32" in told
+    assert "measured while something else ran: run/artifacts/onnx-fp32; their latency is too long" in told
     written = json.loads(Path("b.json").read_text())
     assert written["unverified"] == ["run/artifacts/ncnn-fp32"]
     rows = list(csv.DictReader(io.StringIO(Path("b.csv").read_text())))
@@ -247,6 +251,7 @@ def test_files_hold_every_row_and_what_was_left_out(
     by_name = {Path(row["artifact"]).name: row for row in written["rows"]}
     int8, fp32 = by_name["onnx-int8"], by_name["onnx-fp32"]
     assert (int8["ap50"], int8["ap"], int8["latency_all_threads_ms"], int8["run"]) == (0.5, 0.25, 4, "run")
+    assert (int8["busy"], fp32["busy"]) == (False, True)
     assert (fp32["ap50"], fp32["latency_1_thread_ms"], fp32["latency_all_threads_ms"]) == (None, 20, None)
     assert {row["artifact"]: row["ap50"] for row in rows}["run/artifacts/onnx-fp32"] == ""
     assert workflow.leaderboard(["run"]).unverified == (Path("run/artifacts/ncnn-fp32"),)

@@ -21,7 +21,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.package import opened
 from acclimate.errors import AcclimateError
 from acclimate.run import Run
-from acclimate.verify import Verification, cells, headings, load, print_rows, verifications
+from acclimate.verify import Verification, busy, cells, headings, load, print_rows, verifications
 
 NAMED = 8
 """So many paths of a kind are named in one line; of more, the rest is counted."""
@@ -252,6 +252,7 @@ def show(board: Leaderboard, console: Console) -> None:
     if len(board.groups) > 1:
         say("rows of different tables do not compare: their images, machine or number of threads differ")
     for paths, what, way_out in (
+        (_busy(board), "measured while something else ran", "their latency is too long; verify them again"),
         (board.unverified, "not verified", "acclimate verify PATH --data LABELLED_IMAGES measures one"),
         (board.bare, "without an artifact", "acclimate export RUN makes one"),
         (board.strangers, "passed over", "neither a run, an artifact nor a package, and no run below"),
@@ -261,6 +262,10 @@ def show(board: Leaderboard, console: Console) -> None:
             say(f"{what}: {', '.join(map(str, paths[:NAMED]))}{more}; {way_out}")
     for problem in board.problems:
         say(f"left out: {problem}")
+
+
+def _busy(board: Leaderboard) -> tuple[Path, ...]:
+    return tuple(row.path for group in board.groups for row in group.rows if busy(row.verification.latency))
 
 
 def records(board: Leaderboard) -> list[dict[str, Any]]:
@@ -282,6 +287,7 @@ def _record(group: Group, row: Row) -> dict[str, Any]:
         "runtime": row.verification.runtime,
         "precision": row.verification.precision,
         "verdict": cells(row.verification, ())[0],
+        "busy": busy(row.verification.latency),
         **_numbers(row.verification),
     }
 
