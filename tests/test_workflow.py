@@ -538,6 +538,22 @@ def test_changed_scenes_move_the_earlier_set_aside(data: Path, tmp_path: Path, n
 
 
 @pytest.mark.slow
+def test_the_loop_goes_round(tmp_path: Path, repository: Path) -> None:
+    program = [sys.executable, str(repository / "examples" / "loop.py"), str(tmp_path), "--small"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+    fog = Run.open(tmp_path / "fog")
+    assert (fog.done, fog.manifest.parents) == (True, (str(tmp_path / "clear"),))
+    assert fog.read("config.json")["target"] == str(tmp_path / "watched" / "collected")
+    board = workflow.leaderboard([tmp_path])
+    assert {row.run for group in board.groups for row in group.rows} == {tmp_path / "clear", tmp_path / "fog"}
+    again = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "fog: done; nothing to do" in again.stdout
+
+
+@pytest.mark.slow
 def test_the_quickstart_runs(tmp_path: Path, repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(repository / "examples" / "quickstart.py"), str(tmp_path)],
