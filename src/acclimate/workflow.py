@@ -145,11 +145,11 @@ def adapt(
         if parent.manifest.verb == "distil":
             # How a run was taught is no way to adapt it: that starts from the default method.
             config = config.model_copy(update={"adapt": AdaptConfig()})
-    if overrides:
-        merged = merge(config.model_dump(mode="json"), overrides)
         elif parent.manifest.verb == "search":
             # It was cut from a bank, and has one width.
             config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"slim": None})})
+    if overrides:
+        merged = merge(config.model_dump(mode="json"), overrides)
         config = parse(Config, merged, where="the source run's config with overrides")
     config = config.model_copy(update={"target": target})
     taught = _taught_by(config)
@@ -1175,23 +1175,6 @@ def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budge
     return page.write([Path(run) for run in runs], Path(out), budget=budget)
 
 
-def data(
-    source: str | Path | DataConfig, sheet: str | Path | None = None, *, console: Console | None = None
-) -> DataSummary:
-    """What is in a data set: format, classes, counts, sizes, problems; with `sheet`, a contact sheet goes to that file.
-
-    Raises:
-        AcclimateError: it cannot be read, or nothing in it is usable.
-    """
-    from acclimate.data import inspect
-
-    images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
-    summary = inspect.summary(images)
-    if console is not None:
-        inspect.print_summary(summary, console)
-    if sheet is not None:
-        inspect.contact_sheet(images, Path(sheet))
-    return summary
 def leaderboard(
     paths: Sequence[str | Path],
     *,
@@ -1225,6 +1208,23 @@ def leaderboard(
     return board
 
 
+def data(
+    source: str | Path | DataConfig, sheet: str | Path | None = None, *, console: Console | None = None
+) -> DataSummary:
+    """What is in a data set: format, classes, counts, sizes, problems; with `sheet`, a contact sheet goes to that file.
+
+    Raises:
+        AcclimateError: it cannot be read, or nothing in it is usable.
+    """
+    from acclimate.data import inspect
+
+    images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
+    summary = inspect.summary(images)
+    if console is not None:
+        inspect.print_summary(summary, console)
+    if sheet is not None:
+        inspect.contact_sheet(images, Path(sheet))
+    return summary
 
 
 def scenes(

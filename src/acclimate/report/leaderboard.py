@@ -265,7 +265,8 @@ def show(board: Leaderboard, console: Console) -> None:
 
 
 def _busy(board: Leaderboard) -> tuple[Path, ...]:
-    return tuple(row.path for group in board.groups for row in group.rows if busy(row.verification.latency))
+    found = (row.path for group in board.groups for row in group.rows if busy(row.verification.latency))
+    return tuple(dict.fromkeys(found))
 
 
 def records(board: Leaderboard) -> list[dict[str, Any]]:
