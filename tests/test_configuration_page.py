@@ -30,6 +30,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[adapt.distillation.gan]": config.GanConfig,
     "[adapt.distillation.imitation]": config.ImitationConfig,
     "[adapt.distillation.channel]": config.ChannelConfig,
+    "[adapt.quantisation]": config.QuantisationConfig,
     "[adapt.slim]": config.SlimConfig,
     "[export]": config.ExportConfig,
     "[budget]": config.Budget,

@@ -343,6 +343,15 @@ class SlimConfig(Options):
         return self
 
 
+class QuantisationConfig(Options):
+    """Quantisation-aware fine-tuning (`adapt/quantisation.py`)."""
+
+    observe: float = Field(default=0.5, gt=0, le=1)
+    """Fraction of the run over which the ranges of activations widen; then they stand."""
+    features: float = Field(default=1.0, ge=0)
+    """Weight of the difference from the fp32 detector's features, beside that from its outputs."""
+
+
 class AdaptConfig(Options):
     """An adaptation is a list of terms; a field that is None is a term that is not there."""
 
@@ -354,8 +363,18 @@ class AdaptConfig(Options):
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
     distillation: DistillationConfig | None = None
+    quantisation: QuantisationConfig | None = None
+    """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quantisation_alone(cls, values: Any) -> Any:
+        """A detector that learns to be rounded learns nothing else unless it is told to."""
+        if isinstance(values, dict) and values.get("quantisation") is not None:
+            return {"supervised": 0.0, "teacher": None, **values}
+        return values
 
     @model_validator(mode="after")
     def _something_to_learn_to_the_end(self) -> AdaptConfig:
@@ -445,8 +464,19 @@ class Config(Options):
             for key, value in (train if isinstance(train, dict) else {}).items()
             if key in {"batch_size", "precision", "workers", "cache_mb"}
         }
-        default = {"steps": 1000, "lr": 5e-4, "warmup": 50}
+        default: dict[str, Any] = {"steps": 1000, "lr": 5e-4, "warmup": 50}
+        if quantises(values):
+            # Short, and with small steps: the detector is trained already. It keeps its last weights.
+            default = {"steps": 200, "lr": 5e-5, "warmup": 20, "ema": 0.98}
+            default["checkpoint_every"] = (given or {}).get("steps", default["steps"])
         return {**values, "schedule": {**default, **inherited, **(given or {})}}
+
+
+def quantises(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration, not looked at yet, asks for `adapt.quantisation`."""
+    adapt = values.get("adapt")
+    asked = adapt.get("quantisation") if isinstance(adapt, Mapping) else getattr(adapt, "quantisation", None)
+    return asked is not None
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import AdaptConfig, Budget, Config, DataConfig, SlimConfig, merge, overlay, parse, read
+from acclimate.config import AdaptConfig, Budget, Config, DataConfig, SlimConfig, merge, overlay, parse, quantises, read
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_text, writing
 
@@ -52,6 +52,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 Draw = Literal["diverse", "even", "random"]
 BUSY = 1.5
 """A measured latency that is so many times what the latency table says of it was taken on a busier machine."""
+MANY = 0.25
+"""Of the layers of INT8: with more of them in fp32, fine-tuning is worth its time."""
 PICTURES = 6
 """Target images that the report shows before and after."""
 
@@ -149,7 +151,11 @@ def adapt(
             # It was cut from a bank, and has one width.
             config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"slim": None})})
     if overrides:
-        merged = merge(config.model_dump(mode="json"), overrides)
+        values = config.model_dump(mode="json")
+        merged = merge(values, overrides)
+        if quantises(merged) != quantises(values):
+            # Nor is how it was adapted a way to prepare it for INT8, or the other way round.
+            merged = merge({key: value for key, value in values.items() if key not in {"adapt", "schedule"}}, overrides)
         config = parse(Config, merged, where="the source run's config with overrides")
     config = config.model_copy(update={"target": target})
     taught = _taught_by(config)
@@ -253,6 +259,11 @@ def distil(
     start, config = _student(parent, str(student), overrides)
     config = config.model_copy(update={"target": Path(target) if target is not None else None})
     taught = _taught_by(config)
+    if config.adapt.quantisation is not None:
+        raise AcclimateError(
+            "adapt.quantisation fine-tunes a detector that is trained; leave it out here, and then "
+            "`acclimate adapt` the student with it"
+        )
     if config.source is None:
         raise AcclimateError(f"{teacher}: its configuration names no source data set; name one: source.path=FOLDER")
     import torch
@@ -865,6 +876,12 @@ def _mixed(
         one = found[-1]
         said = f"{one.before:.3f} -> {one.after:.3f}, {len(one.in_float)} of {one.layers} layers in fp32"
         console.print(f"agreement with fp32 {said}", highlight=False)
+        if len(one.in_float) > MANY * one.layers:
+            console.print(
+                "to have more of them in INT8, try fine-tuning the run for it: "
+                f"acclimate adapt {run.path} --target FOLDER --out RUN adapt.quantisation={{}}",
+                markup=False, highlight=False,
+            )  # fmt: skip
     return artifact, found[-1]
 
 

@@ -42,7 +42,7 @@ def test_the_fewest_layers_with_which_the_tolerance_holds(percent: list[int], to
     fewest = Additive(costs).fewest(tolerance)
     agrees = Additive(costs)
     if fewest is None:
-        with pytest.raises(AcclimateError, match="with any layer quantised; ask for a smaller tolerance"):
+        with pytest.raises(AcclimateError, match="with any layer quantised; fine-tune the run for INT8"):
             mix(list(agrees.costs), agrees, tolerance, 4)
         return
     found = mix(list(agrees.costs), agrees, tolerance, 4)

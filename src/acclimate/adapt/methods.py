@@ -23,6 +23,7 @@ TERMS = {
     "teacher": "acclimate.adapt.teacher:Teacher",
     "adversarial": "acclimate.adapt.adversarial:Adversarial",
     "distillation": "acclimate.adapt.distillation:Distillation",
+    "quantisation": "acclimate.adapt.quantisation:QuantisationAware",
 }
 """Field of `AdaptConfig` -> the `Term` whose `create(options, detector, source)` makes it."""
 

@@ -5,6 +5,7 @@ An adaptation method is a list of terms. The module that DistributedDataParallel
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -129,6 +130,10 @@ class Term(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Weighted scalar losses, named "term/loss"; their sum is what is minimised."""
 
+    def arithmetic(self, step: Step) -> contextlib.AbstractContextManager[None]:
+        """Entered around all terms of a step: what the detector computes in, where that is not what it is kept in."""
+        return contextlib.nullcontext()
+
     def after_step(self, detector: Detector) -> None:
         """Called after the optimiser's step."""
 
@@ -163,8 +168,12 @@ class Objective(nn.Module):
         views = self._without_target if target is None else self.views
         step = Step(self.detector, self.average, source, target, progress, views)
         losses: dict[str, Tensor] = {}
-        for term in self.terms:
-            losses.update(term(step))
+        with contextlib.ExitStack() as stack:
+            for term in self.terms:
+                assert isinstance(term, Term)
+                stack.enter_context(term.arithmetic(step))
+            for term in self.terms:
+                losses.update(term(step))
         return losses
 
     def train(self, mode: bool = True) -> Objective:

@@ -151,6 +151,9 @@ class OnnxQuantiser:
     Asymmetric unsigned activations and symmetric signed weights with one scale a channel. In fp32 stay the last
     convolutions and what follows, as box sides and low scores need more than 256 levels, and the normalisation and
     the first convolution, whose three input channels fill too little of an INT8 dot product to gain anything.
+
+    Attributes:
+        modules: those parts of the detector whose weights are rounded, from the image on.
     """
 
     def __init__(self, single: Path, canvases: Sequence[Image]) -> None:
@@ -170,6 +173,9 @@ class OnnxQuantiser:
         nodes, inputs, outputs = _nodes(onnx.load(self._prepared).graph, modules(single))
         self._kept = kept_in_float(nodes, inputs, outputs)
         self._blocks = blocks(nodes, self._kept)
+        kept = set(self._kept)
+        made = (node.module for name, node in nodes.items() if node.layer and node.learned and name not in kept)
+        self.modules = tuple(dict.fromkeys(module for module in made if module))
 
     @property
     def layers(self) -> Sequence[str]:
@@ -209,6 +215,16 @@ def quantiser(frozen: Detector, canvases: Sequence[Image]) -> Iterator[OnnxQuant
         single = Path(folder) / "fp32.onnx"
         write_graph(frozen, single)
         yield OnnxQuantiser(single, canvases)
+
+
+def quantised_modules(frozen: Detector) -> tuple[str, ...]:
+    """The detector's modules whose weights INT8 rounds, from the image on.
+
+    Args:
+        frozen: what `base.frozen_copy` returns.
+    """
+    with quantiser(frozen, ()) as graph:
+        return graph.modules
 
 
 class _Reader:

@@ -98,7 +98,8 @@ def mix(
     if not alone or after < tolerance:
         raise AcclimateError(
             f"int8: the agreement with fp32 is {before:.3f}, and not {tolerance:g} with any layer quantised; "
-            "ask for a smaller tolerance, or export fp32"
+            "fine-tune the run for INT8 (acclimate adapt ... adapt.quantisation={}), ask for a smaller tolerance, or "
+            "export fp32"
         )
     too_few, enough = 0, len(order) - 1
     while enough - too_few > 1:
