@@ -95,7 +95,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "suppression": _suppression(content),
         "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
         "domain_critics": [
-            _domain_critics(part, found) for part in content.parts if (found := gathering.domain_critics(part))
+            _domain_critics(part, curves) for part in content.parts if (curves := gathering.domain_critics(part))
         ],
         "search": _search(content),
         "selections": [_selection(part) for part in content.parts if part.selection],
