@@ -4,9 +4,10 @@
     python benchmarks/quantisation.py --summary
 
 Each adapted detector is exported in fp32, and in INT8 calibrated on images of the source, on target images (drawn
-evenly, at random or diverse) and on noise, for each runtime; with a tolerance also in mixed precision from the diverse
-ones. AP50 is measured on test images of both domains, the agreement with fp32 without labels on target images that
-none was calibrated on. What is in the CSV is not measured again. What a row holds is in docs/benchmarks.md.
+evenly, at random or diverse) and on noise, for each runtime; from the diverse ones with a tolerance also in mixed
+precision, and after fine-tuning for INT8. AP50 is measured on test images of both domains, the agreement with fp32
+(before any fine-tuning) without labels on target images that none was calibrated or fine-tuned on. What is in the CSV
+is not measured again. What a row holds is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.console import Console
 
 import adaptation
 import rows
+from acclimate import workflow
 from acclimate.data import formats
 from acclimate.data.dataset import choose, draw
 from acclimate.edge.artifact import Artifact, MixedPrecision
@@ -38,7 +40,8 @@ from acclimate.select.score import agreement
 from acclimate.structures import Detections
 
 CSV = Path(__file__).with_suffix(".csv")
-STARTS = ("source", "target even", "target random", "target diverse", "noise")
+BEST = "target diverse"
+STARTS = ("source", "target even", "target random", BEST, "noise")
 SIDE = 320
 """Pixels of a side of an image of noise."""
 
@@ -70,23 +73,33 @@ def calibration(
     return made
 
 
+def fine_tuned(run: Run, folder: Path, pool: Sequence[Path], steps: int, console: Console) -> Run:
+    """The run `run`, fine-tuned for INT8 in `folder` on the target images `pool`; taken up where it stopped."""
+    out = folder / f"{run.path.name}-rounded-{steps}"
+    listed = out.with_name(f"{out.name}-images.txt")
+    folder.mkdir(parents=True, exist_ok=True)
+    listed.write_text("".join(f"{path}\n" for path in pool))
+    return workflow.adapt(run.path, listed, out, ["adapt.quantisation={}", f"schedule.steps={steps}"], console=console)
+
+
 def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Namespace, console: Console) -> None:
     """All rows of one detector that are not there yet."""
     family, source, target = adaptation.PAIRS[pair]
-    run = Run.open(adaptation.RUNS / f"{family}-{source}-{target}-{seed}")
+    run = Run.open(options.runs / f"{family}-{source}-{target}-{seed}")
     done = {
-        (r["runtime"], r["calibration"], r["tolerance"])
-        for r in rows.read(CSV)
+        (r["runtime"], r["calibration"], r["tolerance"], r["fine_tuned_steps"])
+        for r in rows.read(options.csv)
         if (r["pair"], r["seed"]) == (pair, str(seed))
     }
     wanted = [
-        (runtime, start, tolerance)
+        (runtime, *one)
         for runtime in runtimes
-        for start, tolerance in [
-            *((start, "") for start in STARTS),
-            *(("target diverse", f"{t:g}") for t in options.tolerances),
+        for one in [
+            *((start, "", "") for start in options.starts),
+            *((BEST, "", str(steps)) for steps in options.fine_tune),
+            *((BEST, f"{t:g}", "") for t in options.tolerances),
         ]
-        if (runtime, start, tolerance) not in done
+        if (runtime, *one) not in done
     ]
     if not wanted:
         return
@@ -95,21 +108,25 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
         role: adaptation.test_images(family, domain, detector.spec.classes, options.test_images)
         for domain, role in ((target, "target"), (source, "source"))
     }
-    pool = formats.unlabelled(adaptation.target_list(family, target)).paths
+    pool = formats.unlabelled(adaptation.target_list(family, target, options.runs)).paths
     own = formats.read(adaptation.data(family, source, "train")).paths
     # Held out from every draw, so that one set of images serves all rows.
     compared = choose(pool, min(mixed.IMAGES, len(pool) // 4), seed)
     pool = [path for path in pool if path not in set(compared)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for runtime in dict.fromkeys(runtime for runtime, _, _ in wanted):
+        for runtime in dict.fromkeys(runtime for runtime, *_ in wanted):
             exporter = base.runtime(runtime)
             assert isinstance(exporter, base.Mixes)
             single = exporter.export(detector, folder / f"{runtime}-fp32", "fp32", ())
             before = {role: evaluate(single, truth, role) for role, truth in tests.items()}
             reference = detect(single, compared)
-            for _, start, tolerance in (one for one in wanted if one[0] == runtime):
+            for _, start, tolerance, steps in (one for one in wanted if one[0] == runtime):
                 began = time.monotonic()
+                exported = detector
+                if steps:
+                    made = fine_tuned(run, options.out, pool, int(steps), console)
+                    exported = base.frozen_copy(models.load(made.path))
                 images = calibration(start, pool, own, options.images, seed, folder)
                 found: list[MixedPrecision] = []
 
@@ -121,12 +138,12 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
                         found.append(mixed.mix(graph.layers, agrees, float(asked), len(compared)))
                     return found[-1].in_float if found else ()
 
-                artifact = exporter.export_mixed(detector, folder / f"{runtime}-int8", images, select)
+                artifact = exporter.export_mixed(exported, folder / f"{runtime}-int8", images, select)
                 minutes = (time.monotonic() - began) / 60
                 after = {role: evaluate(artifact, truth, role) for role, truth in tests.items()}
                 row = {
                     "pair": pair, "seed": seed, "runtime": runtime, "calibration": start, "tolerance": tolerance,
-                    "images": len(images),
+                    "fine_tuned_steps": steps, "images": len(images),
                     "agreement": f"{agreement(reference, detect(artifact, compared)):.4f}",
                     "layers": found[-1].layers if found else "",
                     "in_float": len(found[-1].in_float) if found else "",
@@ -169,21 +186,25 @@ def tables(file: Path = CSV) -> Iterator[str]:
     if not table:
         yield "No rows yet."
         return
-    names = "runtime, calibrated on, tolerance, detectors, agreement, target, worst target, source, layers in fp32"
+    names = (
+        "runtime, calibrated on, tolerance, fine-tuned, detectors, agreement, target, worst target, source, "
+        "layers in fp32"
+    )
     yield f"| {names.replace(', ', ' | ')} |"
-    yield "|" + "---|" * 9
-    for key in sorted({(r["runtime"], STARTS.index(r["calibration"]), r["tolerance"]) for r in table}):
-        runtime, start, tolerance = key
-        found = [
-            r for r in table if (r["runtime"], r["calibration"], r["tolerance"]) == (runtime, STARTS[start], tolerance)
-        ]
+    yield "|" + "---|" * 10
+
+    def key(row: dict[str, str]) -> tuple[str, int, str, int]:
+        return row["runtime"], STARTS.index(row["calibration"]), row["tolerance"], int(row["fine_tuned_steps"] or 0)
+
+    for runtime, start, tolerance, steps in sorted({key(r) for r in table}):
+        found = [r for r in table if key(r) == (runtime, start, tolerance, steps)]
         target, source = (
             [100 * (float(r[f"{role}_int8_ap50"]) - float(r[f"{role}_fp32_ap50"])) for r in found]
             for role in ("target", "source")
         )
         shares = [100 * int(r["in_float"]) / int(r["layers"]) for r in found if r["layers"]]
         cells = [
-            runtime, STARTS[start], tolerance or "-", str(len(found)),
+            runtime, STARTS[start], tolerance or "-", f"{steps} steps" if steps else "-", str(len(found)),
             f"{statistics.mean(float(r['agreement']) for r in found):.3f}",
             f"{statistics.mean(target):+.1f}", f"{min(target):+.1f}", f"{statistics.mean(source):+.1f}",
             f"{statistics.mean(shares):.0f} %" if shares else "-",
@@ -202,6 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tolerances", nargs="*", type=float, default=[0.95], help="of mixed precision; none: leave it"
     )
+    parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=STARTS, help="what to calibrate on")
+    parser.add_argument(
+        "--fine-tune", nargs="*", type=int, default=[200], help="steps of fine-tuning for INT8; none: leave it"
+    )
+    parser.add_argument("--runs", type=Path, default=adaptation.RUNS, help="where the runs of adaptation.py are")
+    parser.add_argument("--out", type=Path, default=adaptation.RUNS, help="where fine-tuned runs go")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--summary", action="store_true", help="print the table of what is in the CSV")
     options = parser.parse_args(arguments)
