@@ -102,7 +102,7 @@ class Task:
         """Train a model for `steps`; an adaptation takes ADAPT_STEPS, and a student learns by `method`."""
         setting = adaptation.SETTINGS[self.family]
         shape = {name: getattr(setting.model, name) for name in ("image_size", "strides", "channels", "depth")}
-        common: dict[str, Any] = {"batch_size": setting.batch, "lr": setting.lr, "workers": 1, "log_every": 10}
+        common: dict[str, Any] = {"batch_size": setting.batch, "workers": 1, "log_every": 10}
         steps, after = self.steps(steps), self.steps(ADAPT_STEPS)
         warmup = min(50, steps // 4)
         return Config(
@@ -110,9 +110,15 @@ class Task:
             source=adaptation.data(self.family, self.source, "train"),
             model=ModelConfig(**{**shape, "kind": self.kind, **model}),
             augment=setting.augment,
-            train=ScheduleConfig(**common, steps=steps, warmup=warmup, ema=0.995, checkpoint_every=steps),
+            train=ScheduleConfig(
+                **common, lr=setting.lr, steps=steps, warmup=warmup, ema=0.995, checkpoint_every=steps
+            ),
             schedule=ScheduleConfig(
-                **common, steps=after, warmup=min(50, after // 4), ema=0.98, checkpoint_every=max(1, after // 3)
+                **common,
+                **adaptation.COOL,
+                steps=after,
+                warmup=min(50, after // 4),
+                checkpoint_every=max(1, after // 3),
             ),
             adapt=AdaptConfig(teacher=TeacherConfig()),
         )
