@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -18,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.ops import box_iou
-from toy_training import ToyDetector, ToyLoader, train
+from toy_training import ToyDetector, ToyLoader, stopped_and_resumed
 
 from acclimate.adapt.distillation import (
     RATIOS,
@@ -37,7 +35,6 @@ from acclimate.adapt.distillation import (
     near_objects,
     take_head,
 )
-from acclimate.adapt.engine import checkpoints
 from acclimate.adapt.methods import method
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
@@ -53,7 +50,7 @@ from acclimate.config import (
     TwoStageConfig,
 )
 from acclimate.data.formats import LabelledSet
-from acclimate.errors import AcclimateError, Interrupted
+from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, build, save, specify
 from acclimate.structures import Annotations, Batch
 
@@ -386,21 +383,9 @@ def test_a_run_with_two_optimisers_goes_on_exactly(mode: str, step: int, tmp_pat
     def terms() -> list[Any]:
         return [Supervised(), distillation(gan=GanConfig(mode=mode, width=4, until=0.6))]
 
-    def stop(now: int) -> None:
-        if now == step:
-            signal.raise_signal(signal.SIGINT)
-
-    whole, expected = train(tmp_path / "whole", terms)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "run", terms, stop)
-    again, found = train(tmp_path / "run", terms)
-    for line, other in zip(again.metrics(), whole.metrics(), strict=True):
-        assert {**line, "images_per_s": 0} == {**other, "images_per_s": 0}
+    (whole, expected), (_, found) = stopped_and_resumed(tmp_path, terms, step)
     assert "critics" in whole.metrics()[0]
     assert "critics" not in whole.metrics()[-1]
-    for one, other in zip(checkpoints(again).values(), checkpoints(whole).values(), strict=True):
-        own, wanted = (safetensors.torch.load_file(file) for file in (one, other))
-        assert all(torch.equal(own[name], value) for name, value in wanted.items())
     own, wanted = (made.terms[1].gan for made in (found, expected))
     for one, other in zip(own.critics.parameters(), wanted.critics.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toy_training import ToyDetector, ToyLoader, train
+from toy_training import ToyDetector, ToyLoader, stopped_and_resumed
 from typer.testing import CliRunner
 
 import coloured_squares as squares
 from acclimate import workflow
-from acclimate.adapt.engine import checkpoints
 from acclimate.adapt.methods import method
 from acclimate.adapt.objective import Objective
 from acclimate.adapt.quantisation import QuantisationAware, rounded_weight
@@ -38,7 +36,7 @@ from acclimate.config import (
 )
 from acclimate.data.formats import LabelledSet
 from acclimate.edge.images import letterbox, read_image, to_input
-from acclimate.errors import AcclimateError, Interrupted
+from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, build, specify
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.run import Run
@@ -190,19 +188,7 @@ def test_a_run_goes_on_exactly(step: int, tmp_path: Path) -> None:
     def terms() -> list[Any]:
         return [QuantisationAware(QuantisationConfig(observe=0.6), ToyDetector(), ["last"])]
 
-    def stop(now: int) -> None:
-        if now == step:
-            signal.raise_signal(signal.SIGINT)
-
-    whole, expected = train(tmp_path / "whole", terms)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "run", terms, stop)
-    again, found = train(tmp_path / "run", terms)
-    for line, other in zip(again.metrics(), whole.metrics(), strict=True):
-        assert {**line, "images_per_s": 0} == {**other, "images_per_s": 0}
-    for one, other in zip(checkpoints(again).values(), checkpoints(whole).values(), strict=True):
-        own, wanted = (safetensors.torch.load_file(file) for file in (one, other))
-        assert all(torch.equal(own[name], value) for name, value in wanted.items())
+    (_, expected), (_, found) = stopped_and_resumed(tmp_path, terms, step)
     for own, wanted in zip(found.terms[0].state_dict().values(), expected.terms[0].state_dict().values(), strict=True):
         assert torch.equal(own, wanted)
 

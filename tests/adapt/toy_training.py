@@ -12,13 +12,16 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from acclimate.adapt.engine import accelerator, fit
+from acclimate.adapt.engine import accelerator, checkpoints, fit
 from acclimate.adapt.objective import Objective, Step, Term, View
 from acclimate.config import ScheduleConfig
 from acclimate.edge.artifact import Decode
+from acclimate.errors import Interrupted
 from acclimate.models.detector import Detector, DetectorSpec
 from acclimate.run import Manifest, Run
 from acclimate.structures import Annotations, Batch
@@ -150,6 +153,27 @@ def train(
     run = Run.create(path, Manifest(verb="train"))
     fit(run, objective, ToyLoader(settings.batch_size, at), settings, accelerator("fp32"), transforms=transforms)
     return run, objective
+
+
+def stopped_and_resumed(
+    folder: Path, terms: Callable[[], Sequence[Term]], step: int
+) -> tuple[tuple[Run, Objective], tuple[Run, Objective]]:
+    """A whole training, and one that is interrupted at `step` and goes on: they log and keep the same."""
+
+    def stop(now: int) -> None:
+        if now == step:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = train(folder / "whole", terms)
+    with pytest.raises(Interrupted):
+        train(folder / "run", terms, stop)
+    again = train(folder / "run", terms)
+    for line, other in zip(again[0].metrics(), whole[0].metrics(), strict=True):
+        assert {**line, "images_per_s": 0} == {**other, "images_per_s": 0}
+    for one, other in zip(checkpoints(again[0]).values(), checkpoints(whole[0]).values(), strict=True):
+        own, wanted = (safetensors.torch.load_file(file) for file in (one, other))
+        assert all(torch.equal(own[name], value) for name, value in wanted.items())
+    return whole, again
 
 
 if __name__ == "__main__":
