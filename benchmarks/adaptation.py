@@ -271,13 +271,17 @@ def record(
     )
 
 
+def recorded(pair: str, method: str, checkpoint: str) -> list[dict[str, str]]:
+    """The rows of a pair's method at one of its checkpoints, one a seed."""
+    wanted = (pair, method, checkpoint)
+    return [row for row in rows.read(CSV) if (row["pair"], row["method"], row["checkpoint"]) == wanted]
+
+
 def summary(column: str = "target_ap50") -> Iterator[str]:
     """A table in Markdown: mean and spread (standard deviation over seeds), and the fraction of the gap closed."""
-    table = rows.read(CSV)
 
     def values(pair: str, method: str, checkpoint: str, key: str) -> dict[str, float]:
-        found = [r for r in table if (r["pair"], r["method"], r["checkpoint"]) == (pair, method, checkpoint)]
-        return {r["seed"]: float(r[key]) for r in found if r[key]}
+        return {r["seed"]: float(r[key]) for r in recorded(pair, method, checkpoint) if r[key]}
 
     def cell(found: dict[str, float]) -> str:
         scaled = [100 * v for v in found.values()]
@@ -310,11 +314,9 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
 
 def source_summary() -> Iterator[str]:
     """What adaptation costs on the source, and Kendall's tau of each label-free score with AP50 in hindsight."""
-    table = rows.read(CSV)
 
     def mean(pair: str, method: str, checkpoint: str, key: str, scale: float, form: str) -> str:
-        found = [r[key] for r in table if (r["pair"], r["method"], r["checkpoint"]) == (pair, method, checkpoint)]
-        known = [scale * float(value) for value in found if value]
+        known = [scale * float(row[key]) for row in recorded(pair, method, checkpoint) if row[key]]
         return format(statistics.mean(known), form) if known else "-"
 
     yield "| pair | source-only | adapted, chosen | tau of stability | tau of agreement | tau of consensus |"
@@ -332,20 +334,18 @@ def source_summary() -> Iterator[str]:
 
 def threshold_summary() -> Iterator[str]:
     """Thresholds matched to the source's rate of boxes against the source's thresholds, on the seeds that have both."""
-    table = rows.read(CSV)
 
     def classes(pair: str, method: str, seeds: set[str]) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        for row in table:
-            last = "last" if method == "source-only" else "chosen"
-            if (row["pair"], row["method"], row["checkpoint"]) == (pair, method, last) and row["seed"] in seeds:
+        for row in recorded(pair, method, "last" if method == "source-only" else "chosen"):
+            if row["seed"] in seeds:
                 found.setdefault("mean", []).append(float(row["target_ap50"]))
                 for name, value in (part.split("=") for part in row["classes"].split()):
                     found.setdefault(name, []).append(float(value))
         return found
 
     for pair in PAIRS:
-        seeds = {row["seed"] for row in table if (row["pair"], row["method"]) == (pair, "matched")}
+        seeds = {row["seed"] for row in recorded(pair, "matched", "chosen")}
         if not seeds:
             continue
         columns = {method: classes(pair, method, seeds) for method in ("source-only", *TEACHERS)}

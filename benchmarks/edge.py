@@ -32,7 +32,7 @@ from acclimate.evaluate import average_precision
 from acclimate.models import detector as models
 from acclimate.run import Run, machine
 from acclimate.runtimes import base
-from latency import SIDE, median_ms, peak
+from latency import median_ms, peak, rates
 
 CSV = Path(__file__).with_suffix(".csv")
 CALIBRATION = 64
@@ -74,11 +74,9 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
             console.print(f"{pair} {name} {precision}: AP50 {100 * ap50:.1f}")
         macs = float(predictors[REFERENCE].manifest.notes["macs_m"])
         rounds = _rounds(predictors, pictures, options)
-    best = {kind: max(2 * SIDE**3 / one[kind] / 1e6 for one in rounds) for kind in ("fp32", "int8")}
     for name, precision in wanted:
         key = (name, precision)
-        kind = "int8" if precision == "int8" else "fp32"
-        rate = statistics.median(2 * macs / one[key] for one in rounds)
+        rate, best = rates(rounds, key, "int8" if precision == "int8" else "fp32", macs)
         rows.append(
             CSV,
             {
@@ -94,8 +92,8 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
                 "latency_ms": f"{statistics.median(one[key] for one in rounds):.2f}",
                 "speed_up": f"{statistics.median(one[REFERENCE] / one[key] for one in rounds):.2f}",
                 "rate_gops": f"{rate:.1f}",
-                "peak_gops": f"{best[kind]:.0f}",
-                "fraction_of_peak": f"{rate / best[kind]:.3f}",
+                "peak_gops": f"{best:.0f}",
+                "fraction_of_peak": f"{rate / best:.3f}",
                 "finish_ms": f"{statistics.median(one['finish', key] for one in rounds):.3f}",
                 "test_images": len(truth.images),
                 "rounds": options.rounds,

@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,18 @@ def peak(precision: str) -> Callable[[], Any]:
     return lambda: session.run(None, {"a": a})
 
 
+def rates(rounds: Sequence[Mapping[Any, float]], key: Any, precision: str, macs_m: float) -> tuple[float, float]:
+    """10^9 operations a second: of `key`, the median over rounds of milliseconds, and of the peak, the best."""
+    own = statistics.median(2 * macs_m / one[key] for one in rounds)
+    return own, max(2 * SIDE**3 / one[precision] / 1e6 for one in rounds)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=20)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    operations = 2 * SIDE**3
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         folder = scenes.generate(Path(temporary) / "scenes", 32, (240, 320), 0).parent / "images"
         paths = sorted(folder.glob("*.jpg"))
@@ -107,17 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ]
             for variant in calls:
                 kind = "int8" if "int8" in variant else "fp32"
-                rate = [2 * macs / r[variant] for r in rounds]
-                best = max(operations / r[kind] / 1e6 for r in rounds)
+                rate, best = rates(rounds, variant, kind, macs)
                 row = {
                     "model": name,
                     "variant": variant,
                     "image_size": "x".join(map(str, config.image_size)),
                     "macs_m": f"{macs:.0f}",
                     "latency_ms": f"{statistics.median(r[variant] for r in rounds):.2f}",
-                    "rate_gops": f"{statistics.median(rate):.1f}",
+                    "rate_gops": f"{rate:.1f}",
                     "peak_gops": f"{best:.0f}",
-                    "fraction_of_peak": f"{statistics.median(rate) / best:.3f}",
+                    "fraction_of_peak": f"{rate / best:.3f}",
                     "speed_up_over_eager": f"{statistics.median(r['eager'] / r[variant] for r in rounds):.2f}",
                     "rounds": options.rounds,
                     "processor": machine()["processor"],
