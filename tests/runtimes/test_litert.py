@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,32 @@ def test_an_output_of_another_name_is_told(artifact: Artifact) -> None:
         base.runtime("litert").load(Artifact(artifact.folder, manifest), 1)
 
 
+@pytest.mark.slow
+def test_int8_finds_what_fp32_finds_and_layers_can_stay_in_float(artifact: Artifact, tmp_path: Path) -> None:
+    scenes = squares.write_scenes(tmp_path / "scenes", 6).images
+    layers: list[tuple[str, ...]] = []
+    differences: list[float] = []
+    canvas = to_input(letterbox(read_image(scenes[0].path), squares.CANVAS)[0])
+    reference = base.runtime("litert").load(artifact, 1)(canvas)
+
+    def choose(graph: base.Quantiser) -> Collection[str]:
+        layers.append(tuple(graph.layers))
+        for kept in ((), graph.layers):
+            found = graph.network(kept)(canvas)
+            differences.append(max(float(np.abs(a - b).max()) for a, b in zip(found, reference, strict=True)))
+        return graph.layers[:1]
+
+    made = litert.LiteRt().export_mixed(
+        squares.SquareDetector(), tmp_path / "a", [scene.path for scene in scenes], choose
+    )
+    assert made.manifest.precision == "int8"
+    assert made.manifest.calibration is not None
+    assert made.manifest.calibration.images == len(scenes)
+    assert len(set(layers[0])) == len(layers[0]) > 1
+    # All in fp32 is the fp32 graph; none is not.
+    assert differences[1] < 1e-5 < differences[0]
+
+
 def test_a_missing_converter_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(litert.CONVERTER_VARIABLE, str(tmp_path / "python"))
     with pytest.raises(AcclimateError, match=r"python is not there, .* `make litert` .* ACCLIMATE_LITERT_PYTHON"):
@@ -94,8 +121,8 @@ def test_a_converter_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_other_precisions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AcclimateError, match="litert does not export int8"):
-        base.runtime("litert").export(squares.SquareDetector(), tmp_path / "a", "int8", [])
+    with pytest.raises(AcclimateError, match="litert does not export fp16"):
+        base.runtime("litert").export(squares.SquareDetector(), tmp_path / "a", "fp16", [])
 
 
 def test_the_threads_are_those_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
