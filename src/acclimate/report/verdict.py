@@ -145,7 +145,7 @@ def check_row(check: Check) -> CheckRow:
 
 def _drop(value: float, limit: float | None) -> str:
     lost = 100 * value
-    if lost <= 0:
+    if lost < 0.005:
         return f"none ({signed(-value)} points)" if signed(-value) != "0.0" else "none"
     text = against(lost, 100 * limit) if limit else quantity(lost, 2)
     return f"{text} point{'s' * (text != '1')}"
