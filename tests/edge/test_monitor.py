@@ -152,6 +152,40 @@ def test_a_long_quiet_stream_raises_none() -> None:
     assert watching.alarms == 0
 
 
+def test_frames_that_could_each_be_of_the_domain_are_an_alarm_as_a_group() -> None:
+    reference = learn(rows(128))
+    watching = Monitor(reference, detector=change_detector())
+    assert {watching.update(row).state for row in rows(6000, seed=1)} == {"ok"}
+    # Narrower than the domain, so that no frame is foreign, about a mean half a standard deviation away.
+    shift = 0.5 * np.array(reference.spread) * np.sign(np.random.default_rng(5).standard_normal(K))
+    night = 0.6 * (rows(6000, seed=2) - 3) + 3 + shift
+    readings = [watching.update(row) for row in night]
+    assert np.mean([reading.score for reading in readings]) < 0.5
+    (at,) = [number for number, reading in enumerate(readings) if reading.changed]
+    assert readings[at].group
+    assert readings[at].state == readings[-1].state == "alarm"
+    assert abs(readings[at].moved[0][1]) > 0.2
+    back = [watching.update(row) for row in rows(6000, seed=3)]
+    assert [reading.state for reading in back if reading.changed] == ["ok"]
+    assert watching.alarms == 1
+
+
+def test_a_mean_that_follows_the_frames_does_not_hide_a_group() -> None:
+    reference = learn(rows(128))
+    watching = Monitor(reference, detector=change_detector())
+    moved = np.array(reference.mean) + 0.5 * np.array(reference.spread)
+    watching.refresh(moved)
+    for row in 0.6 * (rows(5000, seed=2) - 3) + moved:
+        watching.update(row)
+    assert watching.alarms == 1
+
+
+def test_without_knowing_its_own_worth_a_reference_tells_of_single_frames_alone() -> None:
+    """As in artifacts of before."""
+    old = learn(rows(128)).model_copy(update={"independent": 0.0})
+    assert Monitor(old, detector=change_detector()).population is None
+
+
 def test_a_reference_can_be_learnt_from_the_first_frames() -> None:
     watching = Monitor(None, learn_frames=30, detector=change_detector(), classes=2)
     readings = [watching.update(row, np.array([1, 0])) for row in rows(30)]

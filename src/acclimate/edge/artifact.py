@@ -112,6 +112,8 @@ class Reference(BaseModel):
     """Mean and standard deviation of the logarithm of the distance of images that were left out."""
     rates: tuple[float, ...] = ()
     """Mean number of boxes of each class an image, from `show_threshold` up."""
+    independent: float = 0.0
+    """How many independent images tell as much of the mean as these; 0 where that is not known."""
 
 
 class ArtifactManifest(BaseModel):

@@ -3,7 +3,8 @@
 A frame is described by `FEATURES`, numbers of its pixels and of its detections. A `Reference` holds how they are spread
 over images of the domain. The distance of a frame is the Mahalanobis distance, the *drift score* its logarithm in
 standard deviations over images that were left out of the reference: about 0 in the domain, well above 2 outside. A
-detector of river tells when the score has risen for good.
+detector of river tells when the score has risen for good, and `population` when frames that could each be of the domain
+are not, taken together.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from acclimate.edge.artifact import ArtifactManifest, Reference
 from acclimate.edge.images import read_image
+from acclimate.edge.population import Population, independent
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections, Image
@@ -147,6 +149,7 @@ def learn(rows: Floats, rates: Sequence[float] | Floats = ()) -> Reference:
             round(max(float(np.std(logs)), LEAST_LOG_SPREAD), 5),
         ),
         rates=_rounded(rates),
+        independent=round(independent((rows - shape.mean) / shape.spread, shape.inverse), 1),
     )
 
 
@@ -201,13 +204,16 @@ class Reading:
         score: the drift score; None while the reference is being learnt.
         state: `learning`, `ok`, or `alarm`.
         changed: whether the state is another than before.
-        moved: the features furthest from the reference, with their distance in standard deviations.
+        moved: the features furthest from the reference, with their distance in standard deviations of a frame: of this
+            frame, or of the mean of the last ones where `group`.
+        group: whether an alarm is about the last frames taken together, not about each.
     """
 
     score: float | None
     state: Literal["learning", "ok", "alarm"]
     changed: bool = False
     moved: tuple[tuple[str, float], ...] = ()
+    group: bool = False
 
 
 class Monitor:
@@ -216,6 +222,7 @@ class Monitor:
     Attributes:
         reference: what frames are compared with; None while it is being learnt.
         level: the mean score of the last frames.
+        population: the last frames taken together; None where the reference does not say how much it knows.
         alarms: how many there were.
     """
 
@@ -233,14 +240,16 @@ class Monitor:
         change too.
         """
         self.reference: Reference | None = None
+        self.population: Population | None = None
         self._shape: _Shape
+        self._own: Floats
         self._detector_of = detector
         self._detector: Change | None = None
         self._learn = max(FEWEST, learn_frames)
         self._rows: list[Floats] = []
         self._counts: NDArray[np.float64] = np.zeros(classes)
         self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._alarm = False
+        self._alarm = self._group = False
         self.alarms = 0
         if reference is not None:
             self._begin(reference)
@@ -278,10 +287,14 @@ class Monitor:
         score = self._shape.score(features)
         self._recent.append(min(max(score, CLIP[0]), CLIP[1]))
         before = self._alarm
+        foreign = self._foreign(features, score)
         if self._alarm:
-            if len(self._recent) == WINDOW and self.level < OUTSIDE / 2:
-                self._alarm = False
+            if not foreign and len(self._recent) == WINDOW and self.level < OUTSIDE / 2:
+                self._alarm = self._group = False
                 self._restart()
+        elif foreign:
+            self._alarm = self._group = True
+            self.alarms += 1
         elif self._detector is not None:
             self._detector.update(self._recent[-1])
             if self._detector.drift_detected:
@@ -291,9 +304,21 @@ class Monitor:
                     self._restart()
         moved: tuple[tuple[str, float], ...] = ()
         if self._alarm and not before:
-            z = self._shape.standardised(features)
+            group = self.population if self._group else None
+            z = self._shape.standardised(features) if group is None else group.moved
             moved = tuple((FEATURES[i], round(float(z[i]), 2)) for i in np.argsort(-np.abs(z))[:5])
-        return Reading(score, self.state, self._alarm != before, moved)
+        return Reading(score, self.state, self._alarm != before, moved, self._group)
+
+    def _foreign(self, features: Floats, score: float) -> bool:
+        """Whether the last frames are foreign as a group. Those that are so one by one are left to the detector."""
+        if self.population is None or self._detector_of is None:
+            return False
+        if self._alarm and not self._group:
+            self.population.clear()
+        elif score < OUTSIDE:
+            # Not the mean that `refresh` sets: one that follows the frames follows them into another domain.
+            return self.population.update(features, self._own, self._shape.spread, self._shape.inverse)
+        return self.population.foreign
 
     def refresh(self, mean: Floats) -> None:
         """Compare with another mean from now on; see `Adjustment`."""
@@ -309,6 +334,9 @@ class Monitor:
             np.array(reference.correlation),
             reference.log_distance,
         )
+        self._own = self._shape.mean
+        if reference.independent:
+            self.population = Population(reference.independent, math.exp(2 * reference.log_distance[0]))
         self._restart()
 
     def _restart(self) -> None:
@@ -387,7 +415,7 @@ class _Shape:
         self, mean: Floats, spread: Floats, correlation: Floats, log_distance: tuple[float, float] = (0.0, 1.0)
     ) -> None:
         self.mean, self.spread, self.correlation, self.log_distance = mean, spread, correlation, log_distance
-        self._inverse = np.linalg.inv(correlation)
+        self.inverse: Floats = np.asarray(np.linalg.inv(correlation), np.float64)
 
     def standardised(self, row: Floats) -> Floats:
         return np.asarray((row - self.mean) / self.spread)
@@ -395,7 +423,7 @@ class _Shape:
     def distance(self, row: Floats) -> float:
         """Mahalanobis, a feature: 1 is usual."""
         z = self.standardised(row)
-        return math.sqrt(max(0.0, float(z @ self._inverse @ z)) / len(z))
+        return math.sqrt(max(0.0, float(z @ self.inverse @ z)) / len(z))
 
     def score(self, row: Floats) -> float:
         middle, spread = self.log_distance

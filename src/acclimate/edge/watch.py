@@ -389,14 +389,16 @@ class _Loop:
             "frame": self._number,
             "score": None if reading.score is None else round(reading.score, 3),
             "level": round(self._monitor.level, 3),
+            "group": reading.group,
             "moved": dict(reading.moved),
             "artifact": self._predictor.artifact.digest,
         }
         self._tell("alarm", **record, folder=f"{ALARMS}/{self._alarm_folder.name}")
         names = ", ".join(name for name, _ in reading.moved[:3])
+        which = "the last frames, taken together," if reading.group else "the frames"
         log.warning(
-            "drift: since about frame %d the frames are unlike the domain (most in %s); %s",
-            self._number, names, self._alarm_folder,
+            "drift: since about frame %d %s are unlike the domain (most in %s); %s",
+            self._number, which, names, self._alarm_folder,
         )  # fmt: skip
         folder, text = self._alarm_folder, json.dumps(record, indent=1) + "\n"
         self._attempt(lambda: write_text(folder / "alarm.json", text))
