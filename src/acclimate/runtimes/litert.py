@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
+from acclimate.runtimes import quantise
 from acclimate.runtimes.base import (
     Choose,
     Network,
@@ -30,14 +32,13 @@ from acclimate.runtimes.base import (
     check_precision,
     check_same,
     complexity,
-    describe_calibration,
     frozen_copy,
     quiet,
     why_not,
     write_artifact,
 )
 from acclimate.runtimes.onnx import INPUT
-from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float
+from acclimate.runtimes.quantise import Node, blocks, kept_in_float
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -78,20 +79,15 @@ class LiteRt:
         self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
     ) -> Artifact:
         """See `base.Mixes.export_mixed`."""
-        if missing := why_not("litert", "export"):
-            raise AcclimateError(missing)
-        frozen = frozen_copy(detector)
-        canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
-
-        def build(temporary: Path) -> None:
-            file = temporary / "model.tflite"
-            with tempfile.TemporaryDirectory() as scratch:
-                graph = LiteRtQuantiser(frozen, canvases, Path(scratch))
-                graph.write(file, choose(graph) if choose is not None else ())
-            check_finite(_interpreter(file, 1, INPUT, frozen.output_names), canvases[:4])
-
-        return write_artifact(
-            "litert", frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen)
+        return quantise.export(
+            "litert",
+            detector,
+            folder,
+            calibration,
+            choose,
+            file="model.tflite",
+            quantiser=_quantiser,
+            load=lambda file, names: _interpreter(file, 1, INPUT, names),
         )
 
     def load(self, artifact: Artifact, threads: int) -> Network:
@@ -196,6 +192,12 @@ class LiteRtQuantiser:
         kept.write_text(json.dumps([*self._kept, *(name for layer in in_float for name in self._blocks[layer])]))
         _command("quantise", file, self._model, self._ranges, kept, file.absolute())
         file.chmod(0o644)  # the quantiser makes it executable
+
+
+@contextmanager
+def _quantiser(frozen: Detector, canvases: Sequence[Image]) -> Iterator[LiteRtQuantiser]:
+    with tempfile.TemporaryDirectory() as scratch:
+        yield LiteRtQuantiser(frozen, canvases, Path(scratch))
 
 
 def _nodes(operations: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]]:

@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
+from acclimate.runtimes import quantise
 from acclimate.runtimes.base import (
     Choose,
     Network,
     Precision,
     check_precision,
     complexity,
-    describe_calibration,
     frozen_copy,
     quiet,
     why_not,
     write_artifact,
 )
-from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float, owners
+from acclimate.runtimes.quantise import Node, blocks, kept_in_float, owners
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -68,18 +68,15 @@ class Onnx:
         self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
     ) -> Artifact:
         """See `base.Mixes.export_mixed`."""
-        if missing := why_not("onnx", "export"):
-            raise AcclimateError(missing)
-        frozen = frozen_copy(detector)
-        canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
-
-        def build(temporary: Path) -> None:
-            with quantiser(frozen, canvases) as graph:
-                graph.write(temporary / "model.onnx", choose(graph) if choose is not None else ())
-            check_finite(_session(temporary / "model.onnx", 1), canvases[:4])
-
-        return write_artifact(
-            "onnx", frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen)
+        return quantise.export(
+            "onnx",
+            detector,
+            folder,
+            calibration,
+            choose,
+            file="model.onnx",
+            quantiser=quantiser,
+            load=lambda file, names: _session(file, 1, INPUT, names),
         )
 
     def load(self, artifact: Artifact, threads: int) -> Network:

@@ -21,20 +21,20 @@ from numpy.typing import NDArray
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
+from acclimate.runtimes import quantise
 from acclimate.runtimes.base import (
     Choose,
     Network,
     Precision,
     check_precision,
     complexity,
-    describe_calibration,
     frozen_copy,
     quiet,
     why_not,
     write_artifact,
 )
 from acclimate.runtimes.onnx import INPUT, modules, write_graph
-from acclimate.runtimes.quantise import Node, blocks, calibration_canvases, check_finite, kept_in_float
+from acclimate.runtimes.quantise import Node, blocks, kept_in_float
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -70,19 +70,17 @@ class OpenVino:
         self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
     ) -> Artifact:
         """See `base.Mixes.export_mixed`."""
-        if missing := why_not("openvino", "export"):
-            raise AcclimateError(missing)
-        frozen = frozen_copy(detector)
-        canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
-
-        def build(temporary: Path) -> None:
-            graph = OpenVinoQuantiser(*convert(frozen), canvases, frozen.output_names)
-            file = temporary / "model.xml"
-            graph.write(file, choose(graph) if choose is not None else ())
-            check_finite(_compile(file, 1, INPUT, frozen.output_names), canvases[:4])
-
-        return write_artifact(
-            "openvino", frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen)
+        return quantise.export(
+            "openvino",
+            detector,
+            folder,
+            calibration,
+            choose,
+            file="model.xml",
+            quantiser=lambda frozen, canvases: contextlib.nullcontext(
+                OpenVinoQuantiser(*convert(frozen), canvases, frozen.output_names)
+            ),
+            load=lambda file, names: _compile(file, 1, INPUT, names),
         )
 
     def load(self, artifact: Artifact, threads: int) -> Network:
