@@ -140,6 +140,20 @@ def test_the_sandwich_is_no_change_of_a_detector_of_one_width(data: Path) -> Non
         assert (plain[0] == plain[1]) == known
 
 
+@pytest.mark.parametrize("kind", ["dense", "two-stage", "ssd", "slimmable"])
+def test_what_is_said_of_other_kinds_of_detector_is_no_change(kind: str, data: Path) -> None:
+    config = tiny_config(data, Path("x"))
+    sections = {
+        "two-stage": {"two_stage": {"hidden": 99}},
+        "ssd": {"ssd": {"extra": 2}},
+        "slimmable": {"slimmable": {"divisor": 4}},
+    }
+    before = stages.plain(changed(config, model={"kind": kind}), "model")
+    for other, section in sections.items():
+        after = stages.plain(changed(config, model={"kind": kind, **section}), "model")
+        assert (after != before) == (other == kind)
+
+
 def test_the_baseline_trains_as_long_and_uses_nothing_of_the_target(job: workflow.Job) -> None:
     baseline, adapted = Run.open(job.baseline.path), Run.open(job.adapted.path)
     assert baseline.path.name == "baseline"

@@ -161,12 +161,18 @@ def take_place(path: Path, stage: Callable[[], _T], console: Console | None) -> 
         return stage()
 
 
+OWN_SECTION = {"two-stage": "two_stage", "ssd": "ssd", "slimmable": "slimmable"}
+"""The section of `model` that one kind of detector alone looks at."""
+
+
 def plain(config: Config, *sections: str) -> dict[str, Any]:
     """The sections that determine a result; how it is loaded and logged does not."""
     values = config.model_dump(mode="json", include=set(sections))
-    if "model" in values and config.model.kind != "slimmable":
-        # Others have one width, whatever it says.
-        del values["model"]["slimmable"]["models"]
+    if "model" in values:
+        # What is said of other kinds of detector changes nothing, nor does an option that they gain in a later version.
+        for kind, own in OWN_SECTION.items():
+            if config.model.kind != kind:
+                del values["model"][own]
     for section in values.values():
         if isinstance(section, dict):
             for key in ("workers", "cache_mb", "log_every"):
