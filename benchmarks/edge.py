@@ -73,7 +73,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
             facts[name, precision] = (ap50, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
             console.print(f"{pair} {name} {precision}: AP50 {100 * ap50:.1f}")
         macs = float(predictors[REFERENCE].manifest.notes["macs_m"])
-        rounds = _rounds(predictors, pictures, options)
+        rounds = rounds_of(predictors, pictures, options)
     for name, precision in wanted:
         key = (name, precision)
         rate, best = rates(rounds, key, "int8" if precision == "int8" else "fp32", macs)
@@ -103,7 +103,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
         )
 
 
-def _rounds(
+def rounds_of(
     predictors: dict[tuple[str, base.Precision], Predictor], pictures: Sequence[Any], options: argparse.Namespace
 ) -> list[dict[Any, float]]:
     """Milliseconds of everything, round by round: peaks by name, networks by variant, post-processing beside them."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import front
 import quantisation
 import rows
 import slimda
@@ -141,6 +142,7 @@ TABLES = {
     "training": training_table,
     "latency": latency_table,
     "edge": edge_table,
+    "front": front.tables,
     "suppression": suppression_table,
     "tsd": tsd_table,
     "drift": drift_table,

@@ -273,3 +273,11 @@ def test_an_adjustment_is_taken_up_inside_the_bounds_or_not_at_all() -> None:
         before = second.thresholds.copy()
         assert not second.take_up(damaged)
         np.testing.assert_array_equal(second.thresholds, before)
+
+
+def test_a_domain_that_is_only_somewhat_foreign_is_an_alarm_from_the_first_frame_on() -> None:
+    """It must not become the mean that it is compared with."""
+    watching = Monitor(learn(rows(128)).model_copy(update={"independent": 0.0}), detector=change_detector())
+    readings = [watching.update(row) for row in 3 + (rows(1500, seed=2) - 3) * 1.65]
+    assert 1.7 < np.mean([reading.score for reading in readings]) < monitor.OUTSIDE
+    assert watching.alarms == 1

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -68,8 +68,9 @@ THRESHOLD = 150.0
 """Sum of what the scores exceed their mean and the tolerance by, at which Page-Hinkley's test tells a change."""
 CLIP = (-2.0, 5.0)
 """One frame counts no more than this."""
-WARM = 300
-"""Scores that a detector is told before those of the stream."""
+WARM = {"page-hinkley": 3000, "adwin": 300, "kswin": 300}
+"""Scores that a detector is told before those of the stream. Page-Hinkley's compares with the mean of all: with few, a
+stream that is foreign from its first frame would become that mean before it is an alarm. The others have windows."""
 WINDOW = 20
 """Frames whose mean score says where the stream is now."""
 OUTSIDE = 2.0
@@ -180,20 +181,30 @@ class Change(Protocol):
 def change_detector(
     name: Literal["page-hinkley", "adwin", "kswin"] = "page-hinkley", threshold: float = THRESHOLD
 ) -> Callable[[], Change] | None:
-    """Makes detectors of river that are told drift scores; None where river is not installed.
+    """Makes detectors of river for drift scores; None where river is not installed.
 
-    Page-Hinkley (Page 1954) has no forgetting: with it the sum of a long quiet stream wanders by more than any
-    threshold. `threshold` is its lambda, and the significance of the other two.
+    Each has been told numbers of the standard normal distribution, which scores in the domain have, so that a stream
+    that is foreign from its first frame is a change too. Page-Hinkley (Page 1954) has no forgetting: with it the sum of
+    a long quiet stream wanders by more than any threshold. `threshold` is its lambda, and the significance of the other
+    two.
     """
     try:
         drift = importlib.import_module("river.drift")
     except ImportError:
         return None
-    if name == "adwin":
-        return lambda: cast(Change, drift.ADWIN(delta=threshold, clock=8))
-    if name == "kswin":
-        return lambda: cast(Change, drift.KSWIN(alpha=threshold, window_size=200, stat_size=50, seed=0))
-    return lambda: cast(Change, drift.PageHinkley(delta=TOLERANCE, threshold=threshold, alpha=1.0, mode="up"))
+    make: dict[str, Callable[[], Any]] = {
+        "page-hinkley": lambda: drift.PageHinkley(delta=TOLERANCE, threshold=threshold, alpha=1.0, mode="up"),
+        "adwin": lambda: drift.ADWIN(delta=threshold, clock=8),
+        "kswin": lambda: drift.KSWIN(alpha=threshold, window_size=200, stat_size=50, seed=0),
+    }
+
+    def warmed() -> Change:
+        detector: Change = make[name]()
+        for score in np.random.default_rng(0).standard_normal(WARM[name]).clip(*CLIP):
+            detector.update(float(score))
+        return detector
+
+    return warmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +246,7 @@ class Monitor:
     ) -> None:
         """Begin with `reference`, or learn one from the first `learn_frames` frames.
 
-        Without a `detector` there are scores, and no alarm ever. Before the stream it is told numbers of the standard
-        normal distribution, which scores in the domain have, so that a stream that is foreign from its first frame is a
-        change too.
+        Without a `detector` there are scores, and no alarm ever.
         """
         self.reference: Reference | None = None
         self.population: Population | None = None
@@ -340,11 +349,8 @@ class Monitor:
         self._restart()
 
     def _restart(self) -> None:
-        if self._detector_of is None:
-            return
-        self._detector = self._detector_of()
-        for score in np.random.default_rng(0).standard_normal(WARM).clip(*CLIP):
-            self._detector.update(float(score))
+        if self._detector_of is not None:
+            self._detector = self._detector_of()
 
 
 class Adjustment:
