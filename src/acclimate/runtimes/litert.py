@@ -182,9 +182,11 @@ class LiteRtQuantiser:
         return tuple(self._blocks)
 
     def network(self, in_float: Collection[str]) -> Network:
-        file = self._scratch / "trial.tflite"
-        self.write(file, in_float)
-        return _interpreter(file, 1, INPUT, self._output_names)
+        # A file of its own, which LiteRT maps: another trial must not write into it.
+        with tempfile.TemporaryDirectory(dir=self._scratch) as own:
+            file = Path(own) / "trial.tflite"
+            self.write(file, in_float)
+            return _interpreter(file, 1, INPUT, self._output_names)
 
     def write(self, file: Path, in_float: Collection[str] = ()) -> None:
         """Write the INT8 version to `file`, with the layers `in_float` left in fp32."""
