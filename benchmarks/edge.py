@@ -59,19 +59,14 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
     truth = adaptation.test_images(family, target, detector.spec.classes, options.test_images)
     pool = formats.unlabelled(adaptation.target_list(family, target, options.folder)).paths
     calibration = list(draw(pool, CALIBRATION, seed, "diverse"))
-    pictures = [read_image(image.path) for image in truth.images[:: max(1, len(truth.images) // SHOWN)]]
+    pictures = shown(truth)
     with tempfile.TemporaryDirectory() as temporary:
         predictors: dict[tuple[str, base.Precision], Predictor] = {}
-        facts: dict[tuple[str, base.Precision], tuple[float, int]] = {}
+        facts: dict[tuple[str, base.Precision], list[float]] = {}
         for name, precision in wanted:
-            folder = Path(temporary) / f"{name}-{precision}"
-            artifact = base.runtime(name).export(detector, folder, precision, calibration)
-            predictor = Predictor(artifact)
-            found = [predictor(read_image(image.path)) for image in truth.images]
-            ap50 = average_precision(found, truth, data=target, role="target", model=folder.name).ap50
-            predictors[name, precision] = predictor
-            facts[name, precision] = (ap50, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
-            console.print(f"{pair} {name} {precision}: AP50 {100 * ap50:.1f}")
+            key = (name, precision)
+            predictors[key], *facts[key] = exported(detector, *key, Path(temporary), calibration, truth)
+            console.print(f"{pair} {name} {precision}: AP50 {100 * facts[key][0]:.1f}")
         macs = float(predictors[REFERENCE].manifest.notes["macs_m"])
         rounds = rounds_of(predictors, pictures, options)
     for name, precision in wanted:
@@ -86,7 +81,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
                 "precision": precision,
                 "image_size": "x".join(map(str, detector.spec.image_size)),
                 "macs_m": f"{macs:.0f}",
-                "size_mb": f"{facts[key][1] / 1e6:.2f}",
+                "size_mb": f"{facts[key][1]:.2f}",
                 "target_ap50": f"{facts[key][0]:.4f}",
                 "loss": f"{facts[REFERENCE][0] - facts[key][0]:.4f}",
                 "latency_ms": f"{statistics.median(one[key] for one in rounds):.2f}",
@@ -101,6 +96,24 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
                 "engine": base.engine(name),
             },
         )
+
+
+def shown(truth: formats.LabelledSet) -> list[Any]:
+    """The test images that post-processing is timed on."""
+    return [read_image(image.path) for image in truth.images[:: max(1, len(truth.images) // SHOWN)]]
+
+
+def exported(
+    detector: Any, runtime: str, precision: base.Precision, folder: Path, calibration: Sequence[Path],
+    truth: formats.LabelledSet,
+) -> tuple[Predictor, float, float]:  # fmt: skip
+    """A detector as an artifact in a folder of its own below `folder`: loaded, AP50 on test images, size in MB."""
+    own = Path(tempfile.mkdtemp(dir=folder)) / f"{runtime}-{precision}"
+    artifact = base.runtime(runtime).export(detector, own, precision, calibration)
+    predictor = Predictor(artifact)
+    found = [predictor(read_image(image.path)) for image in truth.images]
+    ap50 = average_precision(found, truth, data=truth.name, role="target", model=own.name).ap50
+    return predictor, ap50, sum(file.stat().st_size for file in own.rglob("*") if file.is_file()) / 1e6
 
 
 def rounds_of(

@@ -26,9 +26,7 @@ from acclimate import workflow
 from acclimate.config import Config, ScheduleConfig
 from acclimate.data import formats
 from acclimate.data.dataset import draw
-from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
-from acclimate.evaluate import average_precision
 from acclimate.models import detector as models
 from acclimate.run import Run, machine
 from acclimate.runtimes import base
@@ -84,22 +82,18 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
     training = formats.read(adaptation.data(FAMILY, DOMAIN, "train"))
     truth = adaptation.test_images(FAMILY, DOMAIN, training.classes, options.test_images)
     calibration = list(draw(training.paths, CALIBRATION, seed, "diverse"))
-    pictures = [read_image(image.path) for image in truth.images[:: max(1, len(truth.images) // edge.SHOWN)]]
+    pictures = edge.shown(truth)
     with tempfile.TemporaryDirectory() as temporary:
         predictors: dict[tuple[str, str, base.Precision], Predictor] = {}
-        accuracy: dict[tuple[str, str, base.Precision], float] = {}
-        sizes: dict[tuple[str, str, base.Precision], int] = {}
+        facts: dict[tuple[str, str, base.Precision], list[float]] = {}
         for backbone, weights in options.backbones:
             detector = base.frozen_copy(models.load(trained(backbone, weights, seed, options, console).path))
             for precision in PRECISIONS:
                 key = (backbone, weights, precision)
-                folder = Path(temporary) / "-".join(key)
-                artifact = base.runtime("onnx").export(detector, folder, precision, calibration)
-                predictors[key] = Predictor(artifact)
-                found = [predictors[key](read_image(image.path)) for image in truth.images]
-                accuracy[key] = average_precision(found, truth, data=DOMAIN, role="target", model=folder.name).ap50
-                sizes[key] = artifact.file(".onnx").stat().st_size
-                console.print(f"{' '.join(key)}: AP50 {100 * accuracy[key]:.1f}")
+                predictors[key], *facts[key] = edge.exported(
+                    detector, "onnx", precision, Path(temporary), calibration, truth
+                )
+                console.print(f"{' '.join(key)}: AP50 {100 * facts[key][0]:.1f}")
         timed = edge.rounds_of(predictors, pictures, options)
     for key, predictor in predictors.items():
         backbone, weights, precision = key
@@ -111,12 +105,12 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
                 "weights": {RANDOM: "random", IMAGENET: "ImageNet"}[weights],
                 "precision": precision,
                 "seed": seed,
-                "ap50": f"{accuracy[key]:.4f}",
-                "loss": f"{accuracy[single] - accuracy[key]:.4f}",
+                "ap50": f"{facts[key][0]:.4f}",
+                "loss": f"{facts[single][0] - facts[key][0]:.4f}",
                 "latency_ms": f"{statistics.median(one[key] for one in timed):.2f}",
                 "speed_up": f"{statistics.median(one[single] / one[key] for one in timed):.2f}",
                 "macs_m": f"{float(predictor.manifest.notes['macs_m']):.0f}",
-                "size_mb": f"{sizes[key] / 1e6:.2f}",
+                "size_mb": f"{facts[key][1]:.2f}",
                 "image_size": "x".join(map(str, predictor.manifest.image_size)),
                 "steps": options.steps,
                 "test_images": len(truth.images),

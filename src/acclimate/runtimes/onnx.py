@@ -50,10 +50,10 @@ class Onnx:
         check_precision(
             precision, self.precisions, "onnx", "ONNX Runtime's CPU kernels would convert it to fp32 and back"
         )
-        if missing := why_not("onnx", "export"):
-            raise AcclimateError(missing)
         if precision == "int8":
             return self.export_mixed(detector, folder, calibration)
+        if missing := why_not("onnx", "export"):
+            raise AcclimateError(missing)
         frozen = frozen_copy(detector)
         return write_artifact(
             "onnx",

@@ -55,10 +55,10 @@ class OpenVino:
     def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
         """See `Runtime.export`. INT8 keeps the first and the last layers in fp32."""
         check_precision(precision, self.precisions, "openvino", "it is not one of its precisions")
-        if missing := why_not("openvino", "export"):
-            raise AcclimateError(missing)
         if precision == "int8":
             return self.export_mixed(detector, folder, calibration)
+        if missing := why_not("openvino", "export"):
+            raise AcclimateError(missing)
         frozen = frozen_copy(detector)
 
         def build(temporary: Path) -> None:
