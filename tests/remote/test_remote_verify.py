@@ -23,6 +23,7 @@ from acclimate.remote.identity import address
 from acclimate.run import Manifest, Run
 from acclimate.runtimes import base
 from acclimate.verify import load, saved, verifications, verify
+from acclimate.workflow import delivery
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_it_is_the_verification_of_the_device(made, device: Running) -> None:
     artifact, scenes = made
     here = verify(artifact, [(scenes, "squares_test", "target")], runs=3)
-    with workflow._on_device(device.address, artifact, None, 1, None) as remote:
+    with delivery._on_device(device.address, artifact, None, 1, None) as remote:
         there = verify(artifact, [(scenes, "squares_test", "target")], runs=3, device=remote)
     assert there.accuracy == here.accuracy
     assert there.accuracy["squares_test"].artifact_ap50 == pytest.approx(1.0)
@@ -92,7 +93,7 @@ def test_from_the_command_line(made, device: Running, tmp_path: Path, capsys: py
 def test_a_device_that_goes_away_is_no_image_without_detections(made, device: Running, monkeypatch) -> None:
     artifact, scenes = made
     monkeypatch.setattr("acclimate.remote.client.PAUSE_S", 0.0)
-    with workflow._on_device(device.address, artifact, None, 1, None) as remote:
+    with delivery._on_device(device.address, artifact, None, 1, None) as remote:
         remote.close()
         monkeypatch.setattr(remote._connection, "port", 1)
         with pytest.raises(DeviceError, match="cannot be reached"):

@@ -1,0 +1,42 @@
+"""One function a verb. Each reads run folders and writes one; nothing else passes between them.
+
+    from acclimate import load_config, workflow
+
+    source = workflow.train(load_config("job.toml"), "runs/source")
+    adapted = workflow.adapt(source.path, "site/images", "runs/adapted")
+    artifact = workflow.export(adapted.path)
+
+Functions that train need the `train` extra; heavy imports wait until a verb runs.
+"""
+
+from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
+from acclimate.workflow.job import Job, run
+from acclimate.workflow.searching import Search, search
+from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
+
+__all__ = [
+    "Draw",
+    "Job",
+    "Precision",
+    "Role",
+    "Search",
+    "adapt",
+    "agent",
+    "data",
+    "distil",
+    "evaluate",
+    "export",
+    "leaderboard",
+    "package",
+    "predict",
+    "report",
+    "run",
+    "scenes",
+    "search",
+    "slim",
+    "train",
+    "verify",
+    "verify_all",
+    "watch",
+]

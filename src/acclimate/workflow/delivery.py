@@ -1,0 +1,476 @@
+"""The verbs from a run to its device: export, package, verify, agent; predict and watch run there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Budget, DataConfig
+from acclimate.errors import AcclimateError
+from acclimate.run import Evaluation, Run, digest, file_digest, writing
+from acclimate.workflow.training import Role
+
+if TYPE_CHECKING:
+    from acclimate.edge.artifact import Artifact, MixedPrecision
+    from acclimate.edge.package import Package
+    from acclimate.edge.watch import Summary
+    from acclimate.remote.client import Remote
+    from acclimate.remote.identity import Address
+    from acclimate.verify import Compared, Verification
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "fp16", "int8"]
+Draw = Literal["diverse", "even", "random"]
+MANY = 0.25
+"""Of the layers of INT8: with more of them in fp32, fine-tuning is worth its time."""
+
+
+def export(
+    path: str | Path,
+    *,
+    runtime: str = "onnx",
+    precision: Precision = "int8",
+    calibration: str | Path | None = None,
+    images: int = 128,
+    choice: Draw = "even",
+    tolerance: float | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Export a finished run's detector as an artifact in its artifacts/ folder; the artifact's folder.
+
+    INT8 is calibrated on `images` of the unlabelled images in `calibration`, by default the target images that the
+    run was adapted to, drawn by `choice` (see `data.dataset.draw`). With a `tolerance` its most sensitive layers stay
+    in fp32 until its detections agree so far with fp32's (see `select.mixed`). An artifact that is already there from
+    the same weights and options is kept.
+
+    Raises:
+        AcclimateError: the run is not finished, the runtime or precision is not to be had, INT8 lacks images, or the
+            tolerance does not hold with any layer in INT8.
+    """
+    from acclimate.runtimes import base
+
+    path = Path(path)
+    run = stages.finished(path)
+    base.check_export(runtime, [precision], "--precision")
+    if precision != "int8":
+        if tolerance is not None:
+            raise AcclimateError(f"--tolerance says which layers of int8 stay in floating point; {precision} has none")
+        return artifact_of(run, runtime, precision, (), console)
+    from acclimate.data import formats
+    from acclimate.data.dataset import choose, draw
+    from acclimate.select.mixed import held_out
+
+    config = stages.configuration(run)
+    calibration = calibration or config.target
+    if calibration is None:
+        raise AcclimateError(f"{path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
+    paths = formats.unlabelled(Path(calibration)).paths
+    chosen = draw(paths, images, config.seed, choice)
+    return artifact_of(
+        run, runtime, precision, chosen, console,
+        domain=choose(paths, images, config.seed),
+        tolerance=tolerance,
+        compared=held_out(paths, chosen, config.seed) if tolerance is not None else (),
+    )  # fmt: skip
+
+
+def artifact_of(
+    run: Run,
+    runtime: str,
+    precision: Precision,
+    calibration: Sequence[Path],
+    console: Console | None,
+    *,
+    domain: Sequence[Path] = (),
+    tolerance: float | None = None,
+    compared: Sequence[Path] = (),
+) -> Path:
+    """The artifact of a run's weights; kept where it is there already.
+
+    Args:
+        run: a finished run.
+        runtime: what it runs on.
+        precision: of weights and activations.
+        calibration: images for INT8.
+        console: where progress goes.
+        domain: images as the artifact will see them, for its reference; the run's where there are none.
+        tolerance: the agreement with fp32 on the images `compared` that INT8 must have; None asks for none.
+        compared: see `tolerance`.
+    """
+    from acclimate.edge import monitor
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.predict import Predictor
+    from acclimate.models import detector as models
+    from acclimate.runtimes import base
+
+    folder = run.path / "artifacts" / f"{runtime}-{precision}"
+    asked = [] if tolerance is None else [tolerance, [str(path) for path in compared]]
+    identity = digest(
+        file_digest(run.path / "model.safetensors"), runtime, precision, [str(p) for p in calibration], *asked
+    )
+    if (folder / "artifact.json").is_file():
+        try:
+            kept = Artifact.open(folder)
+        except AcclimateError as error:
+            if console is not None:
+                console.print(f"exporting anew: {error}", markup=False, highlight=False)
+        else:
+            if kept.manifest.notes.get("identity") == identity:
+                return folder
+    if console is not None:
+        images_said = f", calibrated on {len(calibration)} images" if calibration else ""
+        console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
+    mixed = None
+    if tolerance is None:
+        artifact = base.runtime(runtime).export(models.load(run.path), folder, precision, calibration)
+    else:
+        artifact, mixed = _mixed(run, runtime, folder, calibration, tolerance, compared, console)
+    reference = monitor.reference(Predictor(artifact), domain or _of_the_domain(run))
+    base.annotate(artifact, source_run=str(run.path), reference=reference, mixed=mixed, identity=identity)
+    return folder
+
+
+def _mixed(
+    run: Run,
+    runtime: str,
+    folder: Path,
+    calibration: Sequence[Path],
+    tolerance: float,
+    compared: Sequence[Path],
+    console: Console | None,
+) -> tuple[Artifact, MixedPrecision]:
+    """Export INT8 with the layers in fp32 that the tolerance asks for; see `artifact_of`."""
+    from acclimate.models import detector as models
+    from acclimate.runtimes import base
+    from acclimate.select.mixed import measure, mix
+
+    exporter = base.runtime(runtime)
+    if not isinstance(exporter, base.Mixes):
+        raise AcclimateError(f"{runtime} does not mix precisions; export without a tolerance")
+    detector = base.frozen_copy(models.load(run.path))
+    found: list[MixedPrecision] = []
+
+    def choose(quantiser: base.Quantiser) -> Sequence[str]:
+        with stages.counting(console, "layers quantised alone") as tick:
+            agrees = measure(quantiser, detector, compared)
+            found.append(mix(quantiser.layers, agrees, tolerance, len(compared), tick))
+        return found[-1].in_float
+
+    artifact = exporter.export_mixed(detector, folder, calibration, choose)
+    if console is not None:
+        one = found[-1]
+        said = f"{one.before:.3f} -> {one.after:.3f}, {len(one.in_float)} of {one.layers} layers in fp32"
+        console.print(f"agreement with fp32 {said}", highlight=False)
+        if len(one.in_float) > MANY * one.layers:
+            console.print(
+                "to have more of them in INT8, try fine-tuning the run for it: "
+                f"acclimate adapt {run.path} --target FOLDER --out RUN adapt.quantisation={{}}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+    return artifact, found[-1]
+
+
+def _of_the_domain(run: Run) -> Sequence[Path]:
+    """Images of the domain that a run's detector is for: its target, or what it was trained on."""
+    from acclimate.data import formats
+    from acclimate.data.dataset import choose
+    from acclimate.edge.monitor import IMAGES
+
+    config = stages.configuration(run)
+    try:
+        if config.target is not None:
+            return choose(formats.unlabelled(config.target).paths, IMAGES, config.seed)
+        if config.source is not None:
+            return choose([image.path for image in formats.read(config.source).images], IMAGES, config.seed)
+    except AcclimateError as error:
+        log.warning("the artifact gets no reference statistics: %s", error)
+    return ()
+
+
+def package(artifact: str | Path, out: str | Path, *, console: Console | None = None) -> Package:
+    """Pack an artifact into the one file that goes to a device; see `edge.package`. Needs no torch.
+
+    Args:
+        artifact: an artifact's folder, or a package, which is packed anew.
+        out: the file to write.
+        console: where the summary goes.
+
+    Raises:
+        AcclimateError: the artifact is damaged, what it runs on is not installed, or `out` cannot be written.
+    """
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.package import locked, opened, pack
+    from acclimate.runtimes.base import distributions
+
+    with opened(Path(artifact)) as folder:
+        lock = locked(["acclimate", *distributions(Artifact.open(folder).manifest.runtime)])
+        packed = pack(folder, Path(out), lock)
+    if console is not None:
+        size, count = Path(out).stat().st_size / 1e6, len(lock)
+        console.print(f"packed {packed.manifest.artifact}: {size:.2f} MB, {count} packages locked", highlight=False)
+        console.print(f"digest: {packed.digest}", highlight=False)
+    return packed
+
+
+def verify(
+    artifact: str | Path,
+    data: Sequence[tuple[DataConfig, str, Role]] = (),
+    budget: Budget | None = None,
+    *,
+    again: bool = True,
+    expected: str = "",
+    device: Address | None = None,
+    console: Console | None = None,
+) -> Verification:
+    """Measure an artifact on its own runtime: accuracy against the eager model, parity, latency, size, memory.
+
+    Args:
+        artifact: an artifact's folder, or a package.
+        data: labelled sets, each with a name and its domain; none measures latency and size alone.
+        budget: what must hold; None holds the accuracy tolerance alone.
+        again: False takes what was measured before on the same inputs, and holds it against `budget`; a latency that
+            broke the budget is measured again all the same, as the machine may have been busy.
+        expected: the digest that the package must have; none means any.
+        device: where to measure; `remote.identity.address` makes it of a device file. None means here.
+        console: where progress goes.
+
+    Raises:
+        AcclimateError: the artifact is damaged, a set cannot be used, or the device fails.
+    """
+    return _verify_at(Path(artifact), data, budget, again=again, expected=expected, device=device, console=console)
+
+
+def verify_all(
+    paths: Sequence[str | Path],
+    data: Sequence[tuple[DataConfig, str, Role]] = (),
+    budget: Budget | None = None,
+    *,
+    device: Address | None = None,
+    console: Console | None = None,
+) -> list[Compared]:
+    """Verify several artifacts, each as `verify` does, and with its latency on one and on all threads.
+
+    What cannot be measured, because its runtime is not installed or a file is damaged, is told in its row, and the
+    others are measured all the same.
+
+    Args:
+        paths: artifacts' folders, packages, and run folders, which stand for all artifacts in them.
+        data: as in `verify`.
+        budget: as in `verify`.
+        device: as in `verify`.
+        console: where progress goes.
+
+    Raises:
+        AcclimateError: a run has no artifact, no artifact could be measured, a set cannot be used, or the device
+            fails.
+    """
+    from acclimate.remote.client import DeviceError
+    from acclimate.verify import Compared
+
+    artifacts = list(dict.fromkeys(found for path in paths for found in _artifacts(Path(path))))
+    for one, _, _ in data:
+        if not one.path.exists():
+            raise AcclimateError(f"{one.path}: no such file or folder")
+    eager: dict[tuple[Path, str], Evaluation] = {}
+    compared = []
+    for path in artifacts:
+        try:
+            result = _verify_at(path, data, budget, device=device, all_threads=True, eager=eager, console=console)
+        except DeviceError:
+            raise
+        except AcclimateError as error:
+            compared.append(Compared(path, None, str(error)))
+        else:
+            compared.append(Compared(path, result))
+    if not any(one.verification for one in compared):
+        raise AcclimateError(compared[0].problem)
+    return compared
+
+
+def _artifacts(path: Path) -> list[Path]:
+    """The artifacts of a run folder; anything else is an artifact itself."""
+    if not path.exists():
+        raise AcclimateError(f"{path}: no such artifact, package or run")
+    if not (path / "run.json").is_file():
+        return [path]
+    found = Run.open(path).artifacts()
+    if not found:
+        raise AcclimateError(f"{path}: has no artifact; make one with acclimate export {path}")
+    return found
+
+
+def _verify_at(
+    artifact: Path,
+    data: Sequence[tuple[DataConfig, str, Role]],
+    budget: Budget | None,
+    *,
+    again: bool = True,
+    expected: str = "",
+    device: Address | None = None,
+    all_threads: bool = False,
+    eager: dict[tuple[Path, str], Evaluation] | None = None,
+    console: Console | None,
+) -> Verification:
+    from acclimate.edge.package import opened
+    from acclimate.verify import saved
+
+    with opened(artifact, expected) as folder, contextlib.ExitStack() as stack:
+        remote = None
+        if device is not None:
+            packed = artifact if artifact.is_file() else None
+            remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
+        result = _verify(folder, data, budget, again, remote, all_threads, eager, console)
+        if artifact.is_file():
+            with writing(artifact.parent):
+                shutil.copyfile(saved(folder, result.machine), saved(artifact, result.machine))
+    return result
+
+
+@contextlib.contextmanager
+def _on_device(
+    device: Address, folder: Path, packed: Path | None, threads: int, console: Console | None
+) -> Iterator[Remote]:
+    """A device that has the artifact of `folder` installed; it is packed where `packed` does not hold it already."""
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.package import locked, pack
+    from acclimate.remote.client import Remote
+    from acclimate.runtimes.base import distributions, why_not
+
+    manifest = Artifact.open(folder).manifest
+    remote = Remote(device)
+    with contextlib.closing(remote), tempfile.TemporaryDirectory(prefix="acclimate-") as temporary:
+        if packed is None:
+            # The device has the runtime; the desk need not.
+            carried = [] if why_not(manifest.runtime) else distributions(manifest.runtime)
+            packed = Path(temporary) / "package.zip"
+            pack(folder, packed, locked(["acclimate", *carried]))
+        with stages.counting(console, f"bytes of {manifest.name} on {device.name}") as progress:
+            unlike = remote.install(packed, len(manifest.output_names), threads, progress)
+        if unlike and console is not None:
+            console.print(f"{device.name} has other versions than here: {', '.join(unlike)}", highlight=False)
+        yield remote
+
+
+def _verify(
+    folder: Path,
+    data: Sequence[tuple[DataConfig, str, Role]],
+    budget: Budget | None,
+    again: bool,
+    device: Remote | None,
+    all_threads: bool,
+    eager: dict[tuple[Path, str], Evaluation] | None,
+    console: Console | None,
+) -> Verification:
+    from acclimate import verify as verification
+    from acclimate.edge.artifact import Artifact
+
+    loaded = Artifact.open(folder)
+    sets = []
+    if data:
+        from acclimate.data import formats
+
+        sets = [(formats.read(one, loaded.manifest.classes), name, role) for one, name, role in data]
+    threads = (budget or Budget()).threads
+    measured_on = [device.address.fingerprint] if device is not None else []
+    inputs = digest(
+        loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets], *measured_on
+    )
+    known = None if again else verification.stored(loaded.folder, device.machine if device is not None else None)
+    if known is not None and (known.digest, known.inputs) == (loaded.digest, inputs):
+        judged = verification.judge(loaded.folder, known, budget or Budget())
+        if all(check.passed for check in judged.checks if check.name == "latency_ms"):
+            return judged
+    return verification.verify(
+        loaded.folder, sets, budget, inputs=inputs, device=device, all_threads=all_threads, eager=eager, console=console
+    )
+
+
+def agent(
+    home: str | Path,
+    bind: str = "127.0.0.1",
+    *,
+    disk_mb: float = 1024,
+    console: Console | None = None,
+) -> None:
+    """Measure artifacts on this machine for a desk that has its device file, until Ctrl-C or SIGTERM. Needs no torch.
+
+    Args:
+        home: a folder of the agent's own: its identity, `device.toml` for the desk, and what it is sent.
+        bind: HOST[:PORT] to listen on; the default can be reached from this machine alone.
+        disk_mb: how much the agent keeps there, 10^6 bytes.
+        console: where the address is told; what the agent does goes to the log.
+
+    Raises:
+        AcclimateError: the `agent` extra is not installed, `home` cannot be written, or `bind` cannot be listened on.
+    """
+    try:
+        from acclimate.remote.agent import Agent, Limits, run
+    except ModuleNotFoundError as error:
+        raise AcclimateError(f"the agent needs {error.name}: pip install 'acclimate[agent]'") from None
+    from acclimate.remote.identity import split
+
+    host, port = split(bind)
+    home = Path(home)
+    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)))
+
+    def ready(_: str, port: int) -> None:
+        named = socket.gethostname() if host in {"0.0.0.0", "::"} else host
+        file = serving.identity.write_device_file(home / "device.toml", named, port)
+        if console is not None:
+            console.print(f"listening on {host}:{port}, known as {named}", highlight=False)
+            console.print(f"fingerprint: {serving.identity.fingerprint}", highlight=False)
+            console.print(f"device file: {file} (whoever has it may use this agent)", highlight=False)
+
+    run(serving, host, port, ready)
+    if console is not None:
+        console.print("stopped", highlight=False)
+
+
+def predict(
+    artifact: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    threshold: float | None = None,
+    threads: int = 1,
+    expected: str = "",
+    console: Console | None = None,
+) -> Path:
+    """Detect with an artifact or a package in an image, a folder, a list or a video; the JSON file. Needs no torch.
+
+    See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
+    Unless `expected` is empty, a package must have that digest.
+
+    Raises:
+        AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.
+    """
+    from acclimate.edge.package import opened
+    from acclimate.edge.predict import predict_folder
+
+    with opened(Path(artifact), expected) as folder:
+        return predict_folder(folder, Path(images), Path(out), threshold=threshold, threads=threads, console=console)
+
+
+def watch(
+    artifact: str | Path, source: str, out: str | Path, *, console: Console | None = None, **options: Any
+) -> Summary:
+    """Detect in what a camera, a stream, a video or a folder gives until asked to stop. Needs no torch.
+
+    See `edge.watch.watch` for the options and for what is written.
+
+    Raises:
+        AcclimateError: the artifact cannot be used, `out` cannot be written, or options do not go together.
+    """
+    from acclimate.edge.watch import watch
+
+    return watch(artifact, source, out, console=console, **options)

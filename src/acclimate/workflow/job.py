@@ -1,0 +1,203 @@
+"""The verb run: the whole chain from one configuration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Config, DataConfig
+from acclimate.errors import AcclimateError
+from acclimate.run import Run, digest
+from acclimate.workflow.delivery import export, verify
+from acclimate.workflow.showing import report, scenes
+from acclimate.workflow.training import Role, adapt, evaluate, taught_by, train
+
+if TYPE_CHECKING:
+    from acclimate.verify import Verification
+
+PICTURES = 6
+"""Target images that the report shows before and after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `run` leaves.
+
+    Attributes:
+        report: the HTML page.
+        source: the run that the next two start from.
+        baseline: source-only, trained on for the adaptation's schedule without anything of the target.
+        adapted: the run that the artifacts are exported from.
+        oracle: trained on target labels; None where the config names no labelled target set.
+        verifications: one for each exported artifact, in the order of `export.precisions`.
+    """
+
+    report: Path
+    source: Run
+    baseline: Run
+    adapted: Run
+    oracle: Run | None
+    verifications: tuple[Verification, ...]
+
+    @property
+    def passed(self) -> bool:
+        """An artifact meets the budget and the accuracy tolerance."""
+        return any(one.passed for one in self.verifications)
+
+
+def run(config: Config, *, console: Console | None = None) -> Job:
+    """The whole chain from one configuration: scenes, train, baseline, adapt, oracle, evaluate, export, verify, report.
+
+    A stage whose inputs did not change since the last call is not repeated; one whose inputs did is run anew, and
+    what was there before moves to `previous/`.
+
+    Raises:
+        AcclimateError, Interrupted: as the stages do.
+    """
+    stages.one_process("run")
+    from acclimate.runtimes import base
+
+    base.check_export(config.export.runtime, config.export.precisions, "export.precisions")
+    config = _with_scenes(config, console)
+    target = config.target
+    if config.source is None or target is None:
+        raise AcclimateError("the config needs a [source] data set and `target`, a folder of unlabelled images")
+    tests = _tests(config)
+    _check_early(config, tests)
+    from acclimate.adapt.methods import source_only
+
+    out = config.out
+    source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)
+    # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
+    alone = source_only(config)
+    baseline = stages.take_place(
+        out / "baseline", lambda: adapt(source.path, target, out / "baseline", config=alone, console=console), console
+    )
+    adapted = stages.take_place(
+        out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console), console
+    )
+    oracle = None
+    if config.oracle is not None:
+        # The adapted detector has had both schedules' steps; a fair ceiling has them too.
+        steps = config.train.steps + config.schedule.steps
+        longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+        oracle = stages.take_place(
+            out / "oracle", lambda: train(longer, out / "oracle", role="oracle", console=console), console
+        )
+    runs = [source, baseline, adapted, *([oracle] if oracle else [])]
+    for one in runs:
+        for test, name, role in tests:
+            _evaluate_once(one, test, name, role, console)
+    verifications = []
+    for precision in config.export.precisions:
+        folder = export(
+            adapted.path,
+            runtime=config.export.runtime,
+            precision=precision,
+            images=config.export.calibration_images,
+            choice=config.export.calibration_choice,
+            tolerance=config.export.tolerance if precision == "int8" else None,
+            console=console,
+        )
+        verifications.append(verify(folder, tests, config.budget, again=False, console=console))
+        if console is not None:
+            from acclimate.verify import print_verification
+
+            print_verification(verifications[-1], console)
+    _pictures(runs, config)
+    file = report([one.path for one in runs], out / "report.html", budget=config.budget)
+    return Job(file, source, baseline, adapted, oracle, tuple(verifications))
+
+
+def _with_scenes(config: Config, console: Console | None) -> Config:
+    """Generate the data that a [scenes] section asks for, and point the data sets there that are not named."""
+    if config.scenes is None:
+        return config
+    wanted = config.scenes
+    made = {}
+    for domain, condition in (("clear", None), (wanted.condition, wanted.condition)):
+        for split, count, offset in (("train", wanted.images, 0), ("test", wanted.test_images, 1)):
+            seed = 10_000 * (2 * (condition is not None) + offset) + config.seed
+            folder = wanted.out / f"{domain}-{split}"
+            made[domain, split] = stages.take_place(
+                folder,
+                functools.partial(
+                    scenes, folder, count, wanted.size, seed, condition, wanted.strength, console=console
+                ),
+                console,
+            )
+    target = wanted.condition
+    return config.model_copy(
+        update={
+            "source": config.source or made["clear", "train"],
+            "target": config.target or made[target, "train"].path.parent / "images",
+            "source_test": config.source_test or made["clear", "test"],
+            "target_test": config.target_test or made[target, "test"],
+            "oracle": config.oracle or made[target, "train"],
+        }
+    )
+
+
+def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
+    tests: list[tuple[DataConfig, str, Role]] = []
+    if config.source_test is not None:
+        tests.append((config.source_test, "source_test", "source"))
+    if config.target_test is not None:
+        tests.append((config.target_test, "target_test", "target"))
+    return tests
+
+
+def _check_early(config: Config, tests: Sequence[tuple[DataConfig, str, Role]]) -> None:
+    """Find a mistake in what the last stages need before the first has trained for hours; opens no target label."""
+    from acclimate.data import formats
+
+    assert config.source is not None
+    assert config.target is not None
+    classes = formats.read(config.source).classes
+    formats.unlabelled(config.target)
+    taught_by(config)
+    for test, _, role in tests:
+        if role == "source":
+            formats.read(test, classes)
+        elif not test.path.exists():
+            raise AcclimateError(f"{test.path}: no such file or folder (target_test)")
+    if config.oracle is not None and not config.oracle.path.exists():
+        raise AcclimateError(f"{config.oracle.path}: no such file or folder (oracle)")
+
+
+def _evaluate_once(run: Run, data: DataConfig, name: str, role: Role, console: Console | None) -> None:
+    from acclimate.data import formats
+
+    truth = formats.read(data, run.read("spec.json")["classes"])
+    known = Run.open(run.path).manifest.notes.get("evaluated", {}).get(name)
+    if known != digest(stages.labelled_digest(truth)) or not run.has(f"evaluations/{name}.json"):
+        evaluate(run.path, data, name, role, hindsight=role == "target", console=console)
+
+
+def _pictures(runs: Sequence[Run], config: Config) -> None:
+    """The same few target test images with each run's detections, for the report; those that are there stay."""
+    from acclimate.data import formats
+    from acclimate.data.dataset import choose
+    from acclimate.models import detector as models
+    from acclimate.report import pictures
+
+    if config.target_test is not None:
+        paths = formats.read(config.target_test).paths
+    else:
+        assert config.target is not None
+        paths = formats.unlabelled(config.target).paths
+    chosen = choose(paths, PICTURES, config.seed)
+    for run in runs:
+        album = pictures.load(run)
+        if album is not None and [picture.source for picture in album.pictures] == [str(path) for path in chosen]:
+            continue
+        from acclimate.models.predict import predict as find
+
+        detector = stages.to_device(models.load(run.path))
+        pictures.save(run, chosen, find(detector, chosen), detector.spec.classes)

@@ -1,0 +1,288 @@
+"""The verb search: the best width of a bank under each budget."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Budget, Config, parse
+from acclimate.run import Manifest, Run, digest, file_digest
+from acclimate.workflow.delivery import Precision, artifact_of
+from acclimate.workflow.training import check_slimmable
+
+if TYPE_CHECKING:
+    from acclimate.models.slimmable import SlimmableDetector
+    from acclimate.select.budget import Cost, Table, Width
+    from acclimate.select.search import Candidate, Outcome, Space, Survey
+
+BUSY = 1.5
+"""A measured latency that is so many times what the latency table says of it was taken on a busier machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What `search` leaves: a run for each budget that is met, and one line for each that is not."""
+
+    found: dict[str, Run]
+    missed: dict[str, str]
+
+
+def search(
+    bank: str | Path,
+    target: str | Path,
+    budgets: Mapping[str, Budget],
+    out: str | Path,
+    *,
+    runtime: str = "onnx",
+    precision: Precision = "int8",
+    evaluations: int | None = None,
+    console: Console | None = None,
+) -> Search:
+    """Find the best width of a bank under each of `budgets`, without labels; each becomes a run with its artifact.
+
+    Widths are judged by UPEM on the unlabelled images in `target`, found by a greedy and an evolutionary search
+    (`select.search`), priced by a latency table (`select.budget`), and the best are exported and measured until one
+    holds its budget. What was judged and timed is kept in the bank's run, so a search that was interrupted, or the next
+    one, does not do it again.
+
+    Args:
+        bank: the finished run of a slimmable detector.
+        target: unlabelled images.
+        budgets: by name; the run of a budget is out/NAME, or `out` for the name "".
+        out: where the runs go.
+        runtime, precision: what is exported and measured.
+        evaluations: widths that evolution judges for each budget; None means `select.search.EVALUATIONS`.
+        console: where progress goes.
+
+    Raises:
+        AcclimateError: the bank has one width alone, `target` has no image, the precision cannot be exported, or
+            `out` holds something else.
+    """
+    stages.one_process("search")
+    bank, target, out = Path(bank), Path(target), Path(out)
+    parent = stages.finished(bank)
+    check_slimmable(parent)
+    from acclimate.runtimes import base
+
+    base.check_export(runtime, [precision], "--precision")
+    from acclimate.data import formats
+    from acclimate.data.dataset import choose
+    from acclimate.models import detector as models
+    from acclimate.models.slimmable import SlimmableDetector
+    from acclimate.select import search as searching
+
+    images = formats.unlabelled(target)
+    config = stages.configuration(parent).model_copy(update={"target": target})
+    weights = file_digest(bank / "model.safetensors")
+    evaluations = searching.EVALUATIONS if evaluations is None else evaluations
+    found: dict[str, Run] = {}
+    waiting: dict[str, tuple[Budget, Manifest]] = {}
+    for name, budget in budgets.items():
+        identity = digest(
+            "search", weights, stages.unlabelled_digest(images), budget.model_dump(mode="json"), runtime, precision,
+            evaluations, config.seed,
+        )  # fmt: skip
+        notes = {"role": "adapted", "budget": name}
+        manifest = Manifest(verb="search", digest=identity, parents=(str(bank),), seed=config.seed, notes=notes)
+        known = stages.done_before(out / name, manifest, console)
+        if known is None:
+            waiting[name] = budget, manifest
+        else:
+            found[name] = known
+    if not waiting:
+        return Search(found, {})
+    detector = cast(SlimmableDetector, stages.to_device(models.load(bank)))
+    space = searching.Space.of(detector)
+    paths = choose(images.paths, searching.IMAGES, config.seed)
+    ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
+    missed: dict[str, str] = {}
+    for threads in sorted({budget.threads for budget, _ in waiting.values()}):
+        group = {name: one for name, one in waiting.items() if one[0].threads == threads}
+        survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(console))
+        if any(budget.latency_ms or budget.size_mb for budget, _ in group.values()):
+            survey.table = _latency_table(parent, survey, space, paths, runtime, precision, threads, console)
+        searching.greedy(space, survey.judge, [budget for budget, _ in group.values()])
+        for name, (budget, _) in group.items():
+            start = list(survey.judged.values())
+            seed = (config.seed, *name.encode())
+            searching.evolve(space, survey.judge, survey.cost, budget, start, evaluations, seed)
+        judged = [survey.judge(width) for width, _ in list(ledger)]
+        parent.write("search/candidates.json", searching.Candidates(target=str(target), candidates=tuple(judged)))
+        for name, (budget, manifest) in group.items():
+            run, line = _settle(
+                out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, config,
+                runtime, precision, console,
+            )  # fmt: skip
+            if run is not None:
+                found[name] = run
+            else:
+                missed[name] = line
+    return Search({name: found[name] for name in budgets if name in found}, missed)
+
+
+def _every_tenth(console: Console | None) -> Callable[[int], None]:
+    def say(judged: int) -> None:
+        if console is not None and judged % 10 == 0:
+            console.print(f"{judged} widths judged", highlight=False)
+
+    return say
+
+
+def _latency_table(
+    bank: Run,
+    survey: Survey,
+    space: Space,
+    images: Sequence[Path],
+    runtime: str,
+    precision: Precision,
+    threads: int,
+    console: Console | None,
+) -> Table:
+    """The bank's table for this machine: the one that is kept in its run, or a new one."""
+    from acclimate.runtimes import base
+    from acclimate.select import budget as costs
+
+    name = f"search/{costs.table_name(runtime, precision, threads)}"
+    if bank.has(name):
+        return parse(costs.Table, bank.read(name), where=str(bank.path / name))
+    folder = bank.path / "search" / "timed"
+    widths = costs.representative(space.choices, costs.FITTED + costs.HELD_OUT, bank.manifest.seed)
+
+    def export(width: Width) -> tuple[Path, Cost]:
+        # Weights and statistics change no latency; a few images calibrate well enough to time.
+        artifact = base.runtime(runtime).export(
+            survey.plain(width), folder / "-".join(f"{one:g}" for one in width), precision, images[:2]
+        )
+        return artifact.folder, survey.cost(width).model_copy(update={"size_mb": artifact.size_mb})
+
+    try:
+        with stages.counting(console, "widths exported for the latency table") as tick:
+            table = costs.take(
+                widths, costs.HELD_OUT, export, costs.readable(images, 8),
+                runtime=runtime, precision=precision, threads=threads, progress=tick,
+            )  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    bank.write(name, table)
+    if console is not None and table.latency_error is not None:
+        console.print(
+            f"latency table: predictions are off by {table.latency_error:.1%} on {len(table.held_out)} other widths",
+            highlight=False,
+        )
+    return table
+
+
+def _settle(
+    out: Path,
+    name: str,
+    bank: Run,
+    detector: SlimmableDetector,
+    images: Sequence[Path],
+    judged: Sequence[Candidate],
+    table: Table | None,
+    budget: Budget,
+    manifest: Manifest,
+    config: Config,
+    runtime: str,
+    precision: Precision,
+    console: Console | None,
+) -> tuple[Run | None, str]:
+    """The run of the best width whose verified artifact holds `budget`; else None, and which come nearest."""
+    from acclimate import verify as verification
+    from acclimate.data.dataset import choose, draw
+    from acclimate.models import detector as models
+    from acclimate.models.statistics import IMAGES, recalibrate
+    from acclimate.select import search as searching
+
+    began = time.monotonic()
+    run = Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
+    run.write("config.json", config.model_copy(update={"budget": budget}).model_dump(mode="json"))
+    seen = choose(images, IMAGES, config.seed)
+    calibration: Sequence[Path] = ()
+    if precision == "int8":
+        calibration = draw(images, config.export.calibration_images, config.seed, config.export.calibration_choice)
+
+    def measure(candidate: Candidate) -> Cost:
+        plain = detector.extract(candidate.width)
+        recalibrate(plain, seen)
+        models.save(plain, run.path)
+        folder = artifact_of(run, runtime, precision, calibration, console, domain=seen)
+        result = verification.verify(folder, [], budget, images=seen, run=run)
+        if not result.passed:
+            # The machine may have been busy.
+            again = verification.verify(folder, [], budget, images=seen, run=run)
+            result = min(result, again, key=lambda one: one.latency.median_ms)
+        verification.judge(folder, result, budget)
+        measured = candidate.cost.model_copy(
+            update={
+                "latency_ms": result.latency.median_ms,
+                "size_mb": result.size_mb,
+                "memory_mb": result.peak_memory_mb,
+            }
+        )
+        if console is not None:
+            console.print(f"measured {_line(candidate.width, measured, budget)}", markup=False, highlight=False)
+        return measured
+
+    kept = False
+    try:
+        outcome = searching.settle(judged, budget, measure)
+        if not outcome.met:
+            return None, _nearest(name, budget, outcome)
+        chosen = outcome.tries[-1]
+        run.write(
+            "search.json",
+            searching.Found(
+                name=name,
+                bank=str(bank.path),
+                budget=budget,
+                runtime=runtime,
+                precision=precision,
+                width=chosen.width,
+                upem=chosen.upem,
+                predicted=chosen.predicted,
+                measured=chosen.measured,
+                tries=outcome.tries,
+                candidates=tuple(judged),
+                latency_error=None if table is None else table.latency_error,
+            ),
+        )
+        run.note(
+            width=list(chosen.width), upem=chosen.upem, start=f"the bank {bank.path}", target={"images": len(images)},
+            parameters=chosen.predicted.parameters,
+        )  # fmt: skip
+        kept = True
+        run.finish("done", time.monotonic() - began)
+    finally:
+        if not kept:
+            # What is judged and timed is in the bank's run, so nothing is lost.
+            shutil.rmtree(out, ignore_errors=True)
+    return run, ""
+
+
+def _nearest(name: str, budget: Budget, outcome: Outcome) -> str:
+    """One line about a budget that nothing meets."""
+    limits = ", ".join(f"{limit}={value:g}" for limit, value in budget.limits().items())
+    tried = min(outcome.tries, key=lambda one: one.measured.excess(budget))
+    line = f"{name + ': ' if name else ''}no width meets {limits}; nearest measured: "
+    line += _line(tried.width, tried.measured, budget)
+    measured, predicted = tried.measured.latency_ms, tried.predicted.latency_ms
+    if "latency_ms" in tried.measured.over(budget) and measured and predicted and measured > BUSY * predicted:
+        line += f", {measured / predicted:.1f} times as predicted: if the machine was busy, search again when it is not"
+    others = [one for one in outcome.nearest if one.width != tried.width]
+    if others:
+        line += "; by prediction: " + ", ".join(_line(one.width, one.cost, budget) for one in others)
+    return line
+
+
+def _line(width: Width, cost: Cost, budget: Budget) -> str:
+    """A width, and what it needs of the limits that are set."""
+    needs = ", ".join(f"{limit} {getattr(cost, limit):.4g}" for limit in cost.shares(budget))
+    return f"{'/'.join(f'{one:g}' for one in width)}" + (f" ({needs})" if needs else "")
