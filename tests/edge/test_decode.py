@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
 
 from acclimate.edge.artifact import Decode, Priors
-from acclimate.edge.decode import decode, default_boxes, nms
+from acclimate.edge.decode import _best, _first_kept, decode, default_boxes, nms
 from acclimate.errors import AcclimateError
 
 STRIDES = (8, 16, 32)
@@ -75,7 +75,7 @@ def test_equals_the_documented_arithmetic(seed: int, options: Decode) -> None:
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    count=st.integers(0, 120),
+    count=st.integers(1, 120),
     classes=st.integers(1, 4),
     iou=st.sampled_from([0.0, 0.3, 0.6, 0.95]),
 )
@@ -90,6 +90,36 @@ def test_nms_equals_torchvision(seed: int, count: int, classes: int, iou: float)
 
 
 @settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(0, 2000),
+    count=st.integers(1, 120),
+    levels=st.integers(1, 3000),
+    rising=st.booleans(),
+)
+def test_the_best_are_those_of_a_whole_sort(seed: int, length: int, count: int, levels: int, rising: bool) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, levels, length).astype(np.float32)
+    if rising:
+        values.sort()
+    index, found = _best(values, levels / 4, count)
+    assert (found == np.sort(values[values >= levels / 4])[::-1][:count]).all()
+    assert (values[index] == found).all()
+    assert len(np.unique(index)) == len(index)
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 80), asked=st.integers(1, 30), spread=st.floats(0, 300))
+def test_the_first_kept_are_those_of_nms_on_all(seed: int, count: int, asked: int, spread: float) -> None:
+    """On a small spread most boxes are of one thing, so that the first candidates are not enough."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, spread, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 60, (count, 2))], axis=1).astype(np.float32)
+    scores, labels = np.sort(rng.uniform(0.01, 1, count).astype(np.float32))[::-1], rng.integers(0, 2, count)
+    options = Decode(strides=STRIDES, max_detections=asked)
+    expected = nms(boxes, scores, labels, options.nms_iou)[:asked]
+    assert _first_kept(boxes, scores, labels, options).tolist() == expected.tolist()
+
+
 @given(seed=st.integers(0, 2**32 - 1), mean=st.floats(-9, 3))
 def test_detections_are_well_formed(seed: int, mean: float) -> None:
     options = Decode(strides=STRIDES)
