@@ -42,7 +42,7 @@ from acclimate.select import search as searching
 from acclimate.select.budget import Cost, Table, Width, table_name
 
 HERE = Path(__file__).parent
-PAIRS = ("raabin->bccd", "clear->fog")
+PAIRS = ("raabin->bccd", "pbc->bccd")
 MODELS = 3
 """Widths that a step of a bank runs."""
 BANKS = {
@@ -69,8 +69,8 @@ class Plan:
     tables: Path = HERE
     widths: Width = (0.25, 0.3, 0.37, 0.45, 0.55, 0.67, 0.82, 1.0)
     """Of all stages together, and the choices of each; their squares are about evenly spread in ratio."""
-    steps: int = 500
-    adapt_steps: int = 100
+    steps: int = 800
+    adapt_steps: int = 200
     test_images: int = 100
     subnets: int = 30
     evaluations: int = searching.EVALUATIONS
