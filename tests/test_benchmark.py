@@ -89,7 +89,7 @@ def test_the_suite_of_the_repository_compares_what_its_comments_say(repository: 
             assert (config.adapt.teacher is not None) == ("teacher" in method)
             assert (config.adapt.adversarial is not None) == (method.startswith(("da-faster", "swda")))
             assert (config.model.two_stage.head == "disentangled") == method.startswith("tsd")
-            assert (config.model.two_stage.constraint is None) == (method == "tsd")
+            assert (config.model.two_stage.constraint is not None) == (method == "tsd-constraint")
             assert (chosen.role == "adapted") == (method.split("-dss")[0] in {"teacher", "da-faster", "swda"})
 
 

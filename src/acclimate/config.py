@@ -50,8 +50,8 @@ class TwoStageConfig(Options):
     """Boxes an image that the second stage looks at, in training and on the device."""
     hidden: int = Field(default=256, ge=8)
     """Width of the second stage's fully connected layers (1024 in the papers)."""
-    constraint: float | None = Field(default=0.2, gt=0, le=1)
-    """`disentangled`: margin by which training holds the head to beat the sibling beside it; None lets it free."""
+    constraint: float | None = Field(default=None, gt=0, le=1)
+    """`disentangled`: margin by which training holds the head to beat the sibling beside it (0.2 in the paper)."""
     select: Literal["peaks", "nms"] = "peaks"
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
     anchors: tuple[float, ...] | None = None
