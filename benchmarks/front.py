@@ -48,9 +48,9 @@ BACKBONES = (
     ("resnet10t", RANDOM),
     ("resnet18", RANDOM),
 )
-"""timm's names, and where the weights come from. They differ in what INT8 kernels like: lcnet has hard swish and, at its
-end, squeeze-and-excitation; lite0, mobilenetv2 and lcnet have depthwise and regnetx grouped convolutions on large maps;
-mobilenetv4 and efficientnet_es begin with ordinary ones; ResNets have nothing else."""
+"""timm's names, and where the weights come from. They differ in what INT8 kernels like: lcnet has hard swish and, at
+its end, squeeze-and-excitation; lite0, mobilenetv2 and lcnet have depthwise and regnetx grouped convolutions on large
+maps; mobilenetv4 and efficientnet_es begin with ordinary ones; ResNets have nothing else."""
 PRECISIONS: tuple[base.Precision, ...] = ("fp32", "int8")
 CALIBRATION = 64
 

@@ -50,8 +50,10 @@ BANKS = {
     "bank": SlimConfig(models=MODELS, ensemble=0),
     "bank + seed": SlimConfig(models=MODELS),
     "bank + seed + third": SlimConfig(models=MODELS, third=True),
+    "bank + seed + third at 2": SlimConfig(models=2, third=True),
 }
-"""Trained once for all widths; `source-only` is the bank of the source trained on for as long."""
+"""Trained once for all widths; `source-only` is the bank of the source trained on for as long, `at 2` runs two widths a
+step, the largest and the smallest."""
 METHODS = (*BANKS, "alone")
 """`alone` is a slice of the source's bank for each width, adapted by itself."""
 SEARCHED = "bank + seed"
@@ -142,7 +144,7 @@ class Experiment:
         if slim is None:
             config = source_only(config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}))
             images = adaptation.target_list(self.family, self.source, self.plan.runs)
-        path = self.plan.runs / f"{self.start.path.name}-{self.target}-{method.replace(' + ', '-')}"
+        path = self.plan.runs / f"{self.start.path.name}-{self.target}-{method.replace(' + ', '-').replace(' ', '-')}"
         return self.adapted(self.start, path, config, images)
 
     def alone(self, width: float) -> Run:
@@ -246,7 +248,7 @@ class Experiment:
                 "target_ap": f"{result.ap:.4f}",
                 "train_cpu_s": f"{self.spent(run.path):.1f}",
                 "source_cpu_s": f"{self.spent(self.start.path):.1f}",
-                "models": 1 if method == "alone" else MODELS,
+                "models": 1 if method == "alone" else slim.models if (slim := BANKS.get(method)) else MODELS,
                 "source_steps": self.settings.train.steps,
                 "steps": schedule.steps,
                 "batch": schedule.batch_size,
