@@ -245,10 +245,11 @@ def _first_kept(
     Whether a box stays is decided by better ones alone, and how long NMS takes grows with the square of their number:
     most often the first three for one that is asked for are enough.
     """
-    for tried in (3 * options.max_detections, len(boxes)):
-        kept = nms(boxes[:tried], scores[:tried], labels[:tried], options.nms_iou)
-        if len(kept) >= options.max_detections or tried >= len(boxes):
-            break
+    tried = 3 * options.max_detections
+    kept = nms(boxes[:tried], scores[:tried], labels[:tried], options.nms_iou)
+    if len(kept) < options.max_detections and len(boxes) > tried:
+        left = np.concatenate([kept, np.arange(tried, len(boxes))])
+        kept = left[nms(boxes[left], scores[left], labels[left], options.nms_iou)]
     return kept[: options.max_detections]
 
 
