@@ -19,8 +19,8 @@ from acclimate.run import Manifest, Run
 from acclimate.select import budget as costs
 from acclimate.select import search as searching
 from acclimate.verify import Verification
-from acclimate.workflow import searching as verb_search
 from acclimate.workflow import training
+from acclimate.workflow.searching import _nearest
 from coloured_squares import write_scenes
 
 MODEL = {
@@ -252,6 +252,6 @@ def test_a_budget_that_a_busy_machine_broke_says_so(measured: float, busy: bool)
     tried = searching.Try(
         width=(0.5,), upem=0.1, predicted=predicted, measured=predicted.model_copy(update={"latency_ms": measured})
     )
-    line = verb_search._nearest("fast", Budget(latency_ms=5), searching.Outcome((tried,), False))
+    line = _nearest("fast", Budget(latency_ms=5), searching.Outcome((tried,), False))
     assert line.startswith(f"fast: no width meets latency_ms=5; nearest measured: 0.5 (latency_ms {measured:g})")
     assert line.endswith(", 4.0 times as predicted: if the machine was busy, search again when it is not") == busy
