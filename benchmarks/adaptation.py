@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 import rows
-from acclimate import workflow
+from acclimate import stages, workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
@@ -197,12 +197,11 @@ def evaluate(
 ) -> tuple[Evaluation, Evaluation | None]:
     """AP on the target's test images, and on the source's."""
     family, *domains = PAIRS[pair]
-    detector = models.load(run.path, weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detector = stages.to_device(models.load(run.path, weights))
     found: list[Evaluation] = []
     for domain, role in ((domains[1], "target"), (domains[0], "source"))[: 2 if source else 1]:
         truth = test_images(family, domain, detector.spec.classes, TEST_IMAGES)
-        found.append(evaluate_detector(detector, truth, domain, role, device=device))
+        found.append(evaluate_detector(detector, truth, domain, role))
     return found[0], found[1] if source else None
 
 

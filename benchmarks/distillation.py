@@ -1,13 +1,14 @@
 """Distillation: a small detector alone and taught in several ways, on one domain and across two, into distillation.csv.
 
     python benchmarks/distillation.py --seeds 0 1 2
-    python benchmarks/distillation.py --blocks cross --banks 'raabin->bccd=runs/bank-blood'
+    python benchmarks/distillation.py --blocks weights --seeds 0
     python benchmarks/distillation.py --summary
 
 Every training is a run folder below runs/distillation and is taken up where it stopped; a row that is in the CSV is not
 run again. Processes with different --sets, --pairs or --seeds may write at once. On one domain, teacher and student
 learn from all of its training images; across two, from the labelled source and the unlabelled target. Labels of the
-target are read by the evaluation at the end alone. What a row holds is in docs/benchmarks.md.
+target are read by the evaluation at the end alone. Weights of the losses were chosen on a set of their own, which
+`--blocks weights` goes over. What a row holds is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -26,10 +27,8 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import workflow
+from acclimate import stages, workflow
 from acclimate.config import AdaptConfig, Budget, Config, ModelConfig, ScheduleConfig, TeacherConfig
-from acclimate.data import formats
-from acclimate.data.dataset import choose
 from acclimate.evaluate import evaluate_detector
 from acclimate.models import detector as models
 from acclimate.run import Evaluation, Run, machine
@@ -41,6 +40,26 @@ RUNS = HERE.parent / "runs" / "distillation"
 
 SETS = {"bccd": ("blood", "bccd"), "clear": ("carla", "clear")}
 PAIRS = {"raabin->bccd": ("blood", "raabin", "bccd"), "clear->fog": ("carla", "clear", "fog")}
+TUNED = ("blood", "pbc")
+"""Where the weights of the losses were chosen: no row of a comparison is about it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained on a family of sets: what two cores can do in an hour a seed.
+
+    Attributes:
+        image_size: (height, width), smaller than adaptation.py's.
+        teacher, student, adapt: steps. A taught student across domains has `student` and `adapt` together.
+    """
+
+    image_size: tuple[int, int]
+    teacher: int
+    student: int
+    adapt: int = 200
+
+
+PLANS = {"blood": Plan((128, 128), 1200, 600), "carla": Plan((192, 192), 1600, 600)}
 
 RANDOM = {"weights": "none", "norm": "batch", "freeze": 0}
 IMAGENET = {"weights": "auto", "norm": "frozen", "freeze": 2}
@@ -59,22 +78,57 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 WIDTH = 128
 """Of the critics: the paper's 512 would cost more than the student, whose maps have 48 channels."""
+WEIGHTS: dict[str, tuple[float, ...]] = {
+    "gan hinge": (0.01, 0.1, 1),
+    "gan clip": (0.01, 0.1, 1),
+    "gan penalty": (0.01, 0.1, 1),
+    "imitation": (0.001, 0.01, 0.1),
+    "response": (1, 5, 25),
+    "channel": (0.1, 1, 10),
+}
+"""What was tried on `TUNED`."""
+CHOSEN = {"gan hinge": 1, "gan clip": 1, "gan penalty": 1, "imitation": 0.01, "response": 1, "channel": 1}
+MODES = {"gan hinge": "hinge", "gan clip": "wasserstein-clip", "gan penalty": "gradient-penalty"}
+
+
+def sections(method: str, weight: float | None = None) -> dict[str, Any]:
+    """The section adapt.distillation of a method, or of several joined by +; each by its weight in `CHOSEN`."""
+    made: dict[str, Any] = {"response": 0}
+    for name in method.split(" + "):
+        one = CHOSEN[name] if weight is None else weight
+        if name == "response":
+            made["response"] = one
+        elif name in MODES:
+            made["gan"] = {"mode": MODES[name], "width": WIDTH, "weight": one}
+        else:
+            made[name] = {"weight": one}
+    return made
+
+
 METHODS: dict[str, dict[str, Any] | None] = {
     "alone": None,
-    "gan hinge": {"response": 0, "gan": {"mode": "hinge", "width": WIDTH}},
-    "gan clip": {"response": 0, "gan": {"mode": "wasserstein-clip", "width": WIDTH}},
-    "gan penalty": {"response": 0, "gan": {"mode": "gradient-penalty", "width": WIDTH}},
-    "gan clip, head": {"response": 0, "gan": {"mode": "wasserstein-clip", "width": WIDTH}, "head": "teacher"},
-    "imitation": {"response": 0, "imitation": {}},
-    "response": {"response": 1},
-    "channel": {"response": 0, "channel": {}},
-    "gan + response": {"response": 1, "gan": {"mode": "hinge", "width": WIDTH}},
+    "gan hinge": sections("gan hinge"),
+    "gan clip": sections("gan clip"),
+    "gan penalty": sections("gan penalty"),
+    "gan clip, head": {**sections("gan clip"), "head": "teacher"},
+    "imitation": sections("imitation"),
+    "response": sections("response"),
+    "channel": sections("channel"),
+    "gan + response": sections("gan hinge + response"),
 }
 """Sections of adapt.distillation. "head" is the published whole: the student feeds the teacher's trained head."""
 SHORT = ("gan hinge", "response")
 """What teachers after the first teach by: enough to see whether a stronger one is better."""
 CROSS = ("adapted directly", "source teacher", "adapted teacher", "bank's subnet")
-TEACHER_STEPS, STUDENT_STEPS, ADAPT_STEPS = 1000, 400, 200
+BANK: dict[str, Any] = {
+    "kind": "slimmable",
+    "backbone": "tf_efficientnet_lite0",
+    "weights": "auto",
+    "norm": "batch",
+    "freeze": 0,
+    "slimmable": {"choices": [0.25, 0.37, 0.55, 0.67, 0.82, 1.0], "models": 3},
+}
+"""Of which the search takes the best subnet that has no more multiply-accumulates than the student."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +151,24 @@ class Task:
     scale: float
     runs: Path
 
+    @property
+    def plan(self) -> Plan:
+        return PLANS[self.family]
+
     def steps(self, count: int) -> int:
         return max(2, round(self.scale * count))
 
-    def config(self, model: dict[str, Any], steps: int, method: str = "response") -> Config:
-        """Train a model for `steps`; an adaptation takes ADAPT_STEPS, and a student learns by `method`."""
+    def config(self, model: dict[str, Any], steps: int) -> Config:
+        """Train a model for `steps`; an adaptation takes as many as the plan says."""
         setting = adaptation.SETTINGS[self.family]
-        shape = {name: getattr(setting.model, name) for name in ("image_size", "strides", "channels", "depth")}
+        shape = {name: getattr(setting.model, name) for name in ("strides", "channels", "depth")}
+        shape["image_size"] = self.plan.image_size
         common: dict[str, Any] = {"batch_size": setting.batch, "workers": 1, "log_every": 10}
-        if model["backbone"].startswith("resnet"):
-            # Twice as fast on processors with bfloat16, where depthwise networks lose by it.
+        if model["norm"] == "batch" and model.get("kind") != "slimmable":
+            # A ResNet takes half the time where processors have bfloat16. A depthwise student alone loses a tenth by
+            # it and wins more as soon as a ResNet teaches it.
             common["precision"] = "bf16"
-        steps, after = self.steps(steps), self.steps(ADAPT_STEPS)
+        steps, after = self.steps(steps), self.steps(self.plan.adapt)
         warmup = min(50, steps // 4)
         return Config(
             seed=self.seed,
@@ -135,13 +195,20 @@ class Task:
     def trained(self, name: str, model: dict[str, Any], steps: int, console: Console) -> Run:
         return workflow.train(self.config(model, steps), self.folder(name, self.steps(steps)), console=console)
 
+    def teacher(self, name: str, console: Console) -> Run:
+        return self.trained(f"teacher-{name}", TEACHERS[name], self.plan.teacher, console)
+
+    def alone(self, name: str, console: Console) -> Run:
+        return self.trained(name, STUDENTS[name], self.plan.student, console)
+
     def taught(
         self, teacher: Run, teacher_name: str, student: str, steps: int, method: str, target: Path | None,
-        console: Console,
+        console: Console, section: dict[str, Any] | None = None,
     ) -> Run:  # fmt: skip
-        """The student `student` of a teacher; its model and schedule are those that it is trained alone with."""
+        """The student `student` of a teacher, by `section` or as METHODS says; its model and schedule are those that it
+        is trained alone with."""
         own = self.config(STUDENTS[student], steps).model_dump(mode="json")
-        sections = {"distillation": METHODS[method]}
+        sections = {"distillation": section or METHODS[method]}
         file = self.runs / "students" / f"{self.folder(student, self.steps(steps), method).name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"model": own["model"], "train": own["train"], "adapt": sections}))
@@ -149,13 +216,18 @@ class Task:
         return workflow.distil(teacher.path, file, where, target=target, console=console)
 
 
-def one_domain(task: Task, name: str, teachers: Sequence[str], students: Sequence[str], record: Record) -> None:
+def one_domain(
+    task: Task, name: str, teachers: Sequence[str], students: Sequence[str], methods: Sequence[str], record: Record
+) -> None:
     """Each student alone, and taught by each teacher in each way; the teachers' own rows beside them."""
+    for teacher in teachers:
+        row = {"block": "one domain", "set": name, "student": teacher, "method": "the teacher itself", "teacher": ""}
+        record(task, row, lambda teacher=teacher: (task.teacher(teacher, record.console), None))
     for student in students:
         for teacher in teachers:
             if teacher == student:
                 continue
-            for method in METHODS:
+            for method in methods:
                 row = {"block": "one domain", "set": name, "student": student, "method": method}
                 row["teacher"] = "" if method == "alone" else teacher
                 if teacher != teachers[0] and method not in ("alone", *SHORT):
@@ -166,63 +238,73 @@ def one_domain(task: Task, name: str, teachers: Sequence[str], students: Sequenc
                 record(task, row, lambda method=method, student=student, teacher=teacher: _one(
                     task, student, teacher, method, record.console
                 ))  # fmt: skip
-    for teacher in teachers:
-        row = {"block": "one domain", "set": name, "student": teacher, "method": "the teacher itself", "teacher": ""}
-        record(task, row, lambda teacher=teacher: (
-            task.trained(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS, record.console), None
-        ))  # fmt: skip
 
 
 def _one(task: Task, student: str, teacher: str, method: str, console: Console) -> tuple[Run, Run | None]:
     if method == "alone":
-        return task.trained(student, STUDENTS[student], STUDENT_STEPS, console), None
-    from_run = task.trained(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS, console)
-    return task.taught(from_run, teacher, student, STUDENT_STEPS, method, None, console), from_run
+        return task.alone(student, console), None
+    from_run = task.teacher(teacher, console)
+    return task.taught(from_run, teacher, student, task.plan.student, method, None, console), from_run
 
 
-def two_domains(
-    task: Task, pair: str, teacher: str, student: str, method: str, bank: Path | None, record: Record
-) -> None:
+def weights(task: Task, teacher: str, student: str, methods: Sequence[str], record: Record) -> None:
+    """The student taught in each way by each weight of its loss."""
+    for method in (one for one in WEIGHTS if one in methods):
+        for weight in WEIGHTS[method]:
+            told = f"{method}, weight {weight:g}"
+            row = {"block": "weights", "set": task.source, "student": student, "method": told, "teacher": teacher}
+
+            def make(method: str = method, weight: float = weight, told: str = told) -> tuple[Run, Run | None]:
+                start = task.teacher(teacher, record.console)
+                section = sections(method, weight)
+                return task.taught(
+                    start, teacher, student, task.plan.student, told, None, record.console, section
+                ), start
+
+            record(task, row, make)
+    row = {"block": "weights", "set": task.source, "student": student, "method": "alone", "teacher": ""}
+    record(task, row, lambda: (task.alone(student, record.console), None))
+
+
+def two_domains(task: Task, pair: str, teacher: str, student: str, method: str, record: Record) -> None:
     """A student adapted directly, taught by the teacher before and after its adaptation, and the bank's subnet."""
     console = record.console
     target = adaptation.target_list(task.family, PAIRS[pair][2])
-    steps = STUDENT_STEPS + ADAPT_STEPS
+    steps = task.plan.student + task.plan.adapt
 
-    def adapted(name: str, model: dict[str, Any], count: int) -> Run:
-        start = task.trained(name, model, count, console)
-        out = task.folder(name, task.steps(count), "adapted")
-        return workflow.adapt(start.path, target, out, console=console)
+    def adapted(start: Run) -> Run:
+        return workflow.adapt(start.path, target, Path(f"{start.path}-adapted"), console=console)
 
     def directly() -> tuple[Run, None]:
-        return adapted(student, STUDENTS[student], STUDENT_STEPS), None
+        return adapted(task.alone(student, console)), None
 
     def by_source() -> tuple[Run, Run]:
-        start = task.trained(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS, console)
+        start = task.teacher(teacher, console)
         return task.taught(start, teacher, student, steps, method, target, console), start
 
     def by_adapted() -> tuple[Run, Run]:
-        start = adapted(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS)
+        start = adapted(task.teacher(teacher, console))
         return task.taught(start, f"{teacher}-adapted", student, steps, method, target, console), start
 
     def subnet() -> tuple[Run, None]:
-        assert bank is not None
-        alone = task.trained(student, STUDENTS[student], STUDENT_STEPS, console)
-        most = complexity(frozen_copy(models.load(alone.path)))["macs_m"]
+        start = task.trained("bank", BANK, task.plan.teacher, console)
+        slim = [f"adapt.slim.models={BANK['slimmable']['models']}", "adapt.slim.third=true"]
+        bank = workflow.slim(start.path, target, Path(f"{start.path}-adapted"), slim, console=console)
+        most = complexity(frozen_copy(models.load(task.alone(student, console).path)))["macs_m"]
         budget = {"": Budget(macs_m=most)}
-        found = workflow.search(bank, target, budget, task.folder("subnet", student), precision="fp32", console=console)
+        out = task.folder("subnet", student)
+        found = workflow.search(bank.path, target, budget, out, precision="fp32", console=console)
         return found.found[""], None
 
     makers: dict[str, Callable[[], tuple[Run, Run | None]]] = dict(
         zip(CROSS, (directly, by_source, by_adapted, subnet), strict=True)
     )
     for name, make in makers.items():
-        if name == "bank's subnet" and bank is None:
-            continue
         used = "" if name in {"adapted directly", "bank's subnet"} else teacher
         told = f"{name}, {method}" if used else name
         record(task, {"block": "two domains", "set": pair, "student": student, "method": told, "teacher": used}, make)
     row = {"block": "two domains", "set": pair, "student": teacher, "method": "the teacher itself", "teacher": ""}
-    record(task, row, lambda: (adapted(f"teacher-{teacher}", TEACHERS[teacher], TEACHER_STEPS), None))
+    record(task, row, lambda: (adapted(task.teacher(teacher, console)), None))
 
 
 class Record:
@@ -278,13 +360,9 @@ class Record:
         """AP on the test images of a domain, evenly spread as in adaptation.py."""
         key = (run.path, domain)
         if key not in self._measured:
-            detector = models.load(run.path)
-            truth = formats.read(adaptation.data(family, domain, "test"), detector.spec.classes)
-            kept = set(choose(truth.paths, adaptation.TEST_IMAGES, 0))
-            images = tuple(image for image in truth.images if image.path in kept)
-            truth = formats.LabelledSet(truth.name, truth.format, truth.classes, images, truth.problems)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._measured[key] = evaluate_detector(detector, truth, domain, "target", device=device)
+            detector = stages.to_device(models.load(run.path))
+            truth = adaptation.test_images(family, domain, detector.spec.classes, adaptation.TEST_IMAGES)
+            self._measured[key] = evaluate_detector(detector, truth, domain, "target")
         return self._measured[key]
 
 
@@ -310,6 +388,22 @@ def tables(csv: Path = CSV) -> Iterator[str]:
     def named(block: str, kind: str, column: str) -> list[str]:
         return list(dict.fromkeys(row[column] for row in found if (row["block"], row["kind"]) == (block, kind)))
 
+    tried = [row for row in found if row["block"] == "weights"]
+    if tried:
+        without = next((100 * float(row["ap50"]) for row in tried if row["method"] == "alone"), None)
+        of = f"{tried[0]['set']}, {tried[0]['student']} taught by {tried[0]['teacher']}"
+        yield f"Weights that were tried on {of}: AP50" + (f", {without:.1f} alone:\n" if without else ":\n")
+        yield "| method | weight: AP50 | chosen |"
+        yield "|---|---|---|"
+        for method in WEIGHTS:
+            cells = [
+                f"{row['method'].split()[-1]}: {100 * float(row['ap50']):.1f}"
+                for row in tried
+                if row["method"].startswith(f"{method}, weight ")
+            ]
+            if cells:
+                yield f"| {method} | {', '.join(cells)} | {CHOSEN[method]:g} |"
+        yield ""
     for kind in dict.fromkeys(row["kind"] for row in found if row["block"] == "one domain"):
         columns = [
             (name, student)
@@ -354,15 +448,16 @@ def tables(csv: Path = CSV) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", nargs="+", choices=["one", "cross"], default=["one", "cross"])
+    parser.add_argument("--blocks", nargs="+", choices=["one", "cross", "weights"], default=["one", "cross"])
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
-    parser.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=["resnet34", "resnet50"],
-                        help="the first teaches in all ways, and alone across domains; others in two")  # fmt: skip
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=["raabin->bccd"])
+    parser.add_argument("--teachers", nargs="+", choices=list(TEACHERS), default=["resnet34", "lite0"],
+                        help="the first teaches in all ways, others in two")  # fmt: skip
+    parser.add_argument("--cross-teacher", choices=list(TEACHERS), default="lite0")
     parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=["mobilenet", "resnet18"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--method", choices=[name for name, one in METHODS.items() if one], default="response",
                         help="across domains, how the student is taught")  # fmt: skip
-    parser.add_argument("--banks", nargs="*", default=[], metavar="PAIR=RUN", help="runs of acclimate slim, by pair")
     parser.add_argument("--kind", choices=["dense", "ssd"], default="dense")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
@@ -377,19 +472,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     # Where the lists of target images go that both benchmarks adapt to.
     adaptation.RUNS = options.runs
-    banks = {pair: Path(run) for pair, _, run in (bank.rpartition("=") for bank in options.banks)}
     record = Record(options.csv, Console())
     for seed in options.seeds:
+        if "weights" in options.blocks:
+            task = Task(*TUNED, seed, options.kind, options.scale, options.runs)
+            weights(task, options.teachers[0], options.students[0], options.methods, record)
         for name in options.sets if "one" in options.blocks else ():
             task = Task(*SETS[name], seed, options.kind, options.scale, options.runs)
-            one_domain(task, name, options.teachers, options.students, record)
+            one_domain(task, name, options.teachers, options.students, options.methods, record)
         for pair in options.pairs if "cross" in options.blocks else ():
             task = Task(*PAIRS[pair][:2], seed, options.kind, options.scale, options.runs)
             for student in options.students:
-                if student != options.teachers[0]:
-                    two_domains(
-                        task, pair, options.teachers[0], student, options.method, banks.get(pair), record
-                    )  # fmt: skip
+                if student != options.cross_teacher:
+                    two_domains(task, pair, options.cross_teacher, student, options.method, record)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ from acclimate.run import ClassAP, Evaluation
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
-    import torch
-
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
 
@@ -94,19 +92,16 @@ def evaluate_detector(
     model: str = "eager",
     *,
     batch_size: int = 16,
-    device: torch.device | str | None = None,
     report: Callable[[str], None] = log.warning,
 ) -> Evaluation:
-    """COCO AP of an eager detector; see `models.predict` and `average_precision`.
+    """COCO AP of an eager detector, where it is; see `models.predict` and `average_precision`.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know, or no box that counts.
     """
     from acclimate.models.predict import predict
 
-    found = predict(
-        detector, [image.path for image in truth.images], batch_size=batch_size, device=device, report=report
-    )
+    found = predict(detector, [image.path for image in truth.images], batch_size=batch_size, report=report)
     renamed = relabel(found, detector.spec.classes, truth.classes, data)
     return average_precision(renamed, truth, data=data, role=role, model=model)
 

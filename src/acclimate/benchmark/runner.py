@@ -184,7 +184,7 @@ def _rows(task: Task, made: Run) -> list[dict[str, Any]]:
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
-    detector = models.load(made.path)
+    detector = stages.to_device(models.load(made.path))
     selection = made.selection()
     files = checkpoints(made)
     steps = {"last": max(files)}
@@ -242,8 +242,6 @@ def _measures(task: Task, detector: Detector) -> dict[str, Any]:
 
 def _evaluation(task: Task, detector: Detector, role: workflow.Role) -> Evaluation:
     """AP on a domain's test images. Here, and nowhere else in a suite, target test labels are read."""
-    import torch
-
     from acclimate.data import formats
     from acclimate.data.dataset import choose
     from acclimate.evaluate import evaluate_detector
@@ -255,8 +253,7 @@ def _evaluation(task: Task, detector: Detector, role: workflow.Role) -> Evaluati
         kept = set(choose(truth.paths, task.test_images, 0))
         images = tuple(image for image in truth.images if image.path in kept)
         truth = formats.LabelledSet(truth.name, truth.format, truth.classes, images, truth.problems)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return evaluate_detector(detector, truth, f"{role}_test", role, device=device)
+    return evaluate_detector(detector, truth, f"{role}_test", role)
 
 
 def _facts(task: Task, made: Run, detector: Detector) -> dict[str, Any]:

@@ -23,7 +23,6 @@ def predict(
     detector: Detector,
     paths: Sequence[Path],
     batch_size: int = 16,
-    device: torch.device | str | None = None,
     *,
     report: Callable[[str], None] = log.warning,
 ) -> list[Detections]:
@@ -33,14 +32,12 @@ def predict(
     a thread. An image that cannot be read has no detections, and `report` is told in one line.
 
     Args:
-        detector: on whatever device it is.
+        detector: on whatever device it is, where it also runs.
         paths: image files.
         batch_size: images a forward pass.
-        device: where to run; None means where the detector is, and the detector is moved there otherwise.
         report: called with each problem.
     """
-    device = torch.device(device) if device is not None else device_of(detector)
-    detector.to(device)
+    device = device_of(detector)
     size = detector.spec.image_size
     detections: list[Detections] = []
     with evaluating(detector):
