@@ -9,12 +9,26 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import AdaptConfig, Config, DataConfig, SlimConfig, merge, overlay, parse, quantises, read
+from acclimate.config import (
+    AdaptConfig,
+    Config,
+    DataConfig,
+    ScheduleConfig,
+    SlimConfig,
+    merge,
+    overlay,
+    parse,
+    quantises,
+    read,
+)
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
 
 if TYPE_CHECKING:
-    from acclimate.data.formats import LabelledSet
+    from accelerate import Accelerator
+
+    from acclimate.data.dataset import Loader
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.models.detector import Detector
     from acclimate.models.slimmable import SlimmableDetector
 
@@ -44,7 +58,6 @@ def train(
     from acclimate.adapt.slim import Slim
     from acclimate.adapt.supervised import Supervised
     from acclimate.data import formats
-    from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
     images = formats.read(data, masks=config.model.has_masks)
@@ -61,18 +74,9 @@ def train(
     if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
         terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
     objective = Objective(detector, terms, config.train.ema, warm=True)
-    loader = Loader(
-        images, None, detector.spec.image_size, config.augment, config.train, config.seed,
-        acc.process_index, acc.num_processes,
-    )  # fmt: skip
+    loader = _loader(acc, detector, images, None, config, config.train)
     run = stages.start(acc, Path(out), manifest, console)
-    facts = {
-        "start": detector.spec.start,
-        "source": stages.describe(images),
-        "class_boxes": stages.class_boxes(images),
-        "parameters": models.parameters(detector),
-        "repeat": stages.repeat(),
-    }
+    facts = _facts(detector.spec.start, detector, images)
     with stages.running(run, acc, config, facts):
         title = "train" if role == "source" else "oracle"
         fit(run, objective, loader, config.train, acc, console=console, title=title)
@@ -132,7 +136,7 @@ def adapt(
     from acclimate.adapt.methods import method, uses_target
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
-    from acclimate.data.dataset import Loader, choose
+    from acclimate.data.dataset import choose
     from acclimate.models import detector as models
     from acclimate.models.statistics import IMAGES, recalibrate
     from acclimate.select.score import choose_checkpoint
@@ -157,20 +161,10 @@ def adapt(
     torch.manual_seed(config.seed)
     chosen = method(config.adapt, detector, images, config.seed)
     objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
-    loader = Loader(
-        images, unlabelled if adapts else None, detector.spec.image_size, config.augment, config.schedule,
-        config.seed, acc.process_index, acc.num_processes,
-    )  # fmt: skip
+    seen = unlabelled if adapts else None
+    loader = _loader(acc, detector, images, seen, config, config.schedule)
     run = stages.start(acc, Path(out), manifest, console)
-    facts = {
-        "start": f"the source run {source}",
-        "source": stages.describe(images),
-        "method": chosen.names,
-        "parameters": models.parameters(detector),
-        "repeat": stages.repeat(),
-    }
-    if adapts:
-        facts["target"] = {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]}
+    facts = _facts(f"the source run {source}", detector, images, seen, method=chosen.names)
     with stages.running(run, acc, config, facts):
         fit(
             run, objective, loader, config.schedule, acc,
@@ -179,10 +173,10 @@ def adapt(
         if acc.is_main_process:
             kept = objective.average
             if adapts and config.adapt.statistics == "target":
-                seen = choose(unlabelled.paths, IMAGES, config.seed)
+                normalised_by = choose(unlabelled.paths, IMAGES, config.seed)
                 for file in checkpoints(run).values():
                     models.load_weights(kept, file)
-                    recalibrate(kept, seen)
+                    recalibrate(kept, normalised_by)
                     models.save_weights(kept, file)
             if adapts:
                 with stages.counting(console, "checkpoints scored without labels") as tick:
@@ -235,7 +229,7 @@ def distil(
     from acclimate.adapt.methods import method
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
-    from acclimate.data.dataset import Loader, choose
+    from acclimate.data.dataset import choose
     from acclimate.models import detector as models
     from acclimate.models.statistics import IMAGES, recalibrate
 
@@ -268,23 +262,10 @@ def distil(
     if unlabelled is None and blind:
         raise AcclimateError(f"adapt.{blind[0]} learns from target images; give --target FOLDER, or set it to none")
     objective = Objective(detector, chosen.terms, schedule.ema, warm=start is None)
-    loader = Loader(
-        images, unlabelled, detector.spec.image_size, config.augment, schedule, config.seed,
-        acc.process_index, acc.num_processes,
-    )  # fmt: skip
+    loader = _loader(acc, detector, images, unlabelled, config, schedule)
     run = stages.start(acc, Path(out), manifest, console)
-    facts = {
-        "start": detector.spec.start if start is None else f"the run {start.path}",
-        "teacher": str(parent.path),
-        "schedule": section,
-        "source": stages.describe(images),
-        "method": chosen.names,
-        "class_boxes": stages.class_boxes(images),
-        "parameters": models.parameters(detector),
-        "repeat": stages.repeat(),
-    }
-    if unlabelled is not None:
-        facts["target"] = {"images": len(unlabelled), "problems": [str(p) for p in unlabelled.problems][:20]}
+    begun = detector.spec.start if start is None else f"the run {start.path}"
+    facts = _facts(begun, detector, images, unlabelled, method=chosen.names, teacher=str(parent.path), schedule=section)
     with stages.running(run, acc, config, facts):
         fit(
             run, objective, loader, schedule, acc,
@@ -295,6 +276,42 @@ def distil(
                 recalibrate(objective.average, choose(unlabelled.paths, IMAGES, config.seed))
             models.save(objective.average, run.path)
     return run
+
+
+def _loader(
+    acc: Accelerator,
+    detector: Detector,
+    images: LabelledSet,
+    target: UnlabelledSet | None,
+    config: Config,
+    schedule: ScheduleConfig,
+) -> Loader:
+    """This process's share of the images, on the detector's canvas."""
+    from acclimate.data.dataset import Loader
+
+    return Loader(
+        images, target, detector.spec.image_size, config.augment, schedule, config.seed,
+        acc.process_index, acc.num_processes,
+    )  # fmt: skip
+
+
+def _facts(
+    start: str, detector: Detector, images: LabelledSet, target: UnlabelledSet | None = None, **more: Any
+) -> dict[str, Any]:
+    """What the manifest says of a training: what it started from, the sets and the detector, and `more`."""
+    from acclimate.models import detector as models
+
+    facts = {
+        "start": start,
+        **more,
+        "source": stages.describe(images),
+        "class_boxes": stages.class_boxes(images),
+        "parameters": models.parameters(detector),
+        "repeat": stages.repeat(),
+    }
+    if target is not None:
+        facts["target"] = {"images": len(target), "problems": [str(problem) for problem in target.problems][:20]}
+    return facts
 
 
 def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run | None, Config]:
