@@ -233,8 +233,8 @@ class SuppressionConfig(Options):
 class GanConfig(Options):
     """Critics that tell the teacher's features from the student's (`adapt/distillation.py`)."""
 
-    weight: float = Field(default=1.0, gt=0)
-    """Of the loss of a student that is found out."""
+    weight: float = Field(default=0.001, gt=0)
+    """Of the loss of a student that is found out. Clipped critics have the steepest slopes and want a tenth of it."""
     mode: Literal["hinge", "wasserstein-clip", "gradient-penalty"] = "hinge"
     """What critics minimise and what keeps them smooth: a hinge and spectral norms, clipped weights (as published), or
     a penalty on their gradient."""
@@ -262,7 +262,7 @@ class GanConfig(Options):
 class ImitationConfig(Options):
     """The teacher's features near objects (`adapt/distillation.py`)."""
 
-    weight: float = Field(default=0.01, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     near: float = Field(default=0.5, ge=0, lt=1)
     """Share of an object's largest overlap with any anchor from which a place is near it."""
     anchors: tuple[float, ...] = Field(default=(4.0,), min_length=1)
@@ -282,8 +282,9 @@ class DistillationConfig(Options):
 
     teacher: Path
     """Its run folder; `acclimate distil` fills it in."""
-    response: float = Field(default=1.0, ge=0)
-    """Weight of its outputs as soft targets, or of its detections as boxes where the outputs do not correspond."""
+    response: float | Literal["auto"] = "auto"
+    """Weight of its outputs as soft targets, or of its detections as boxes where the outputs do not correspond; `auto`
+    is 1, and for soft targets of dense heads 5."""
     gan: GanConfig | None = None
     imitation: ImitationConfig | None = None
     channel: ChannelConfig | None = None
@@ -298,6 +299,8 @@ class DistillationConfig(Options):
 
     @model_validator(mode="after")
     def _something_to_teach(self) -> DistillationConfig:
+        if not isinstance(self.response, str) and self.response < 0:
+            raise ValueError(f"response is a weight from 0 up or 'auto', not {self.response}")
         if not (self.response or self.gan or self.imitation or self.channel):
             raise ValueError("response is 0 and gan, imitation and channel are off, so the teacher teaches nothing")
         if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:

@@ -354,7 +354,7 @@ def test_views_follow_from_whether_there_is_a_target() -> None:
 
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_the_response_is_the_teachers_in_its_view(view: str) -> None:
-    term = distillation(view=view)
+    term = distillation(view=view, response=2)
     made = Objective(ToyDetector(), [term], 0.9, warm=True).eval()
     source, target = ToyLoader(2).batch(0)
     assert target is not None
@@ -363,7 +363,7 @@ def test_the_response_is_the_teachers_in_its_view(view: str) -> None:
         (soft,) = term._teacher.detector(getattr(batch, view))
         expected += float((made.detector(batch.strong)[0] - soft).square().mean())
     found = made(source, target, 0.0)
-    assert float(found["distillation/soft_class"].detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(found["distillation/soft_class"].detach()) == pytest.approx(2 * expected, rel=1e-4)
 
 
 def test_the_teacher_is_in_no_state_and_never_moves() -> None:
@@ -523,6 +523,35 @@ def test_every_kind_learns_from_every_kind(
     assert unmoved == []
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "soft"),
+    [("dense", "dense", 5.0), ("ssd", "ssd", 1.0), ("two-stage", "two-stage", 1.0), ("dense", "two-stage", None)],
+)
+def test_a_response_weighs_what_suits_the_students_head(
+    student: str, teacher: str, soft: float | None, tmp_path: Path
+) -> None:
+    small = {"two_stage": TwoStageConfig(hidden=16, proposals=8)}
+    save(detector(**small, kind=teacher), tmp_path)
+    images = 255 * torch.rand(2, 3, 64, 64)
+    labelled = Batch(images, images.flip(1), [annotations([8, 8, 40, 40])] * 2)
+    losses = []
+    for response in ("auto", 1.0):
+        options = DistillationConfig(teacher=tmp_path, threshold=0.01, response=response)
+        own = detector(**small, kind=student)
+        with torch.no_grad():
+            for parameter in own.parameters():
+                parameter.add_(0.02)
+        made = Objective(own, method(AdaptConfig(teacher=None, distillation=options), own, source()).terms, 0.9, True)
+        torch.manual_seed(0)
+        losses.append(made.eval()(labelled, Batch(images.flip(0), images), 0.0))
+    names = [name for name in losses[0] if name.startswith("distillation/")]
+    assert names
+    assert any(float(losses[1][name]) > 0 for name in names)
+    for name in names:
+        factor = soft if "/soft_" in name else 1.0
+        assert float(losses[0][name]) == pytest.approx(factor * float(losses[1][name]), rel=1e-4)
+
+
 def test_critics_of_one_number_of_channels_are_not_for_a_bank(tmp_path: Path) -> None:
     bank = detector(kind="slimmable")
     save(detector(), tmp_path)
@@ -535,6 +564,8 @@ def test_critics_of_one_number_of_channels_are_not_for_a_bank(tmp_path: Path) ->
 def test_a_teacher_that_teaches_nothing_is_refused() -> None:
     with pytest.raises(ValidationError, match="teaches nothing"):
         DistillationConfig(teacher=Path("x"), response=0)
+    with pytest.raises(ValidationError, match="response is a weight from 0 up or 'auto', not -1"):
+        DistillationConfig(teacher=Path("x"), response=-1)
     with pytest.raises(ValidationError, match="threshold is a score"):
         DistillationConfig(teacher=Path("x"), threshold=1.5)
     with pytest.raises(ValidationError, match="width is a number of channels or 'map'"):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["hinge", "wasserstein-clip", "gradient-penalty"]
 
+RESPONSE = {"dense": 5.0, "slimmable": 5.0}
+"""Weight of soft targets by the student's kind, elsewhere 1: a quality focal loss is small where both nearly agree."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height to width of the anchors that `imitation` lays around objects."""
 _SLOPE = 0.2
@@ -206,10 +208,10 @@ class Distillation(Term):
             losses["imitation"] = self.imitation.config.weight * self.imitation(lessons)
         if self.channel is not None:
             losses["channel"] = self.channel.config.weight * self.channel(lessons)
-        if self.config.response > 0:
+        if self.config.response:
             for lesson in lessons:
                 for name, loss in self._response(step, lesson).items():
-                    losses[name] = losses.get(name, loss.new_zeros(())) + self.config.response * loss
+                    losses[name] = losses.get(name, loss.new_zeros(())) + loss
         return {f"distillation/{name}": loss for name, loss in losses.items()}
 
     @property
@@ -235,14 +237,17 @@ class Distillation(Term):
         return Lesson(view, step.features(view), self._teacher, step.images(other), self.levels, labels)
 
     def _response(self, step: Step, lesson: Lesson) -> dict[str, Tensor]:
+        soft = hard = self.config.response
+        if soft == "auto" or hard == "auto":
+            soft, hard = RESPONSE.get(step.detector.spec.kind, 1.0), 1.0
         losses: dict[str, Tensor] = {}
         if self.corresponds:
             sure = float(self._teacher.thresholds.min())
             for name, loss in step.distillation(lesson.view, lesson.raw, sure).items():
-                losses[f"soft_{name}"] = loss
+                losses[f"soft_{name}"] = soft * loss
         # Soft targets of a second stage say nothing to the stage that proposes; without labels nothing else does.
         if not self.corresponds or (lesson.labels is None and not step.detector.trains_on_raw):
-            losses.update({f"box_{name}": loss for name, loss in step.losses(lesson.view, lesson.found).items()})
+            losses.update({f"box_{name}": hard * loss for name, loss in step.losses(lesson.view, lesson.found).items()})
         return losses
 
 
