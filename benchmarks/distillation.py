@@ -93,6 +93,7 @@ CHOSEN = {
     "gan hinge": 0.001,
     "gan clip": 0.0001,
     "gan penalty": 0.001,
+    "gan hinge, head": 0.01,
     "gan clip, head": 0.0001,
     "imitation": 1,
     "response": 5,
@@ -130,6 +131,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "response": sections("response"),
     "channel": sections("channel"),
     "gan + response": sections("gan hinge + response"),
+    "imitation + response": sections("imitation + response"),
 }
 """Sections of adapt.distillation. "head" is the published whole: the student feeds the teacher's trained head."""
 SHORT = ("response",)
@@ -411,13 +413,14 @@ def tables(csv: Path = CSV) -> Iterator[str]:
         yield "| method | weight: AP50 | chosen |"
         yield "|---|---|---|"
         for method in WEIGHTS:
-            cells = [
-                f"{row['method'].split()[-1]}: {100 * float(row['ap50']):.1f}"
+            found_by = {
+                float(row["method"].split()[-1]): 100 * float(row["ap50"])
                 for row in tried
                 if row["method"].startswith(f"{method}, weight ")
-            ]
-            if cells:
-                yield f"| {method} | {', '.join(cells)} | {CHOSEN[method]:g} |"
+            }
+            if found_by:
+                cells = ", ".join(f"{weight:g}: {ap50:.1f}" for weight, ap50 in sorted(found_by.items()))
+                yield f"| {method} | {cells} | {CHOSEN[method]:g} |"
         yield ""
     for kind in dict.fromkeys(row["kind"] for row in found if row["block"] == "one domain"):
         columns = [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def main(folder: Path, small: bool) -> None:
             if not (frames / f"{day}-{picture.name}").exists():
                 shutil.copy(picture, frames / f"{day}-{picture.name}")
     workflow.watch(folder / "site.zip", str(frames), watched, once=True, page=False, keep=60, console=console)
+    told(watched, console)
     events = [json.loads(line) for line in (watched / "events.jsonl").read_text().splitlines()]
     for alarm in (event for event in events if event["event"] == "alarm"):
         moved = ", ".join(list(alarm["moved"])[:3])
@@ -90,6 +92,12 @@ def main(folder: Path, small: bool) -> None:
     # At the desk again: the collected frames are the target.
     fog = workflow.adapt(clear.path, watched / "collected", folder / "fog", console=console)
     workflow.export(fog.path, console=console)
+    again = folder / "watched-again"
+    workflow.watch(fog.artifacts()[0], str(frames), again, once=True, page=False, keep=60, console=console)
+    told(again, console)
+    # The fair comparison: as much further training, without the frames.
+    alone = ["adapt.teacher=none", "augment.style=0"]
+    longer = workflow.adapt(clear.path, watched / "collected", folder / "longer", alone, console=console)
 
     # What was won? Labelled scenes of the fog and of the clear site.
     sets: list[tuple[acclimate.DataConfig, str, workflow.Role]] = [
@@ -98,9 +106,32 @@ def main(folder: Path, small: bool) -> None:
     ]
     for data, name, role in sets:
         workflow.evaluate(source.path, data, name, role, console=console)
+        workflow.evaluate(longer.path, data, name, role, console=console)
     workflow.verify_all([clear.path, fog.path], sets, budget, console=console)
     workflow.leaderboard([clear.path, fog.path], sort="ap50", console=console)
     console.print(f"report: {workflow.report([source.path, clear.path, fog.path], folder / 'report.html')}")
+
+
+def told(watched: Path, console: Console) -> None:
+    """Print what each part of the stream looked like to the device, and how much of it was kept."""
+    lines = [json.loads(line) for line in (watched / "detections.jsonl").read_text().splitlines()]
+    # A kept frame is named after the moment it was taken, which is also in its line: to the millisecond, 17 digits.
+    kept = {digits(path.name)[:17] for path in (watched / "collected").glob("*.jpg")}
+    for day, (_, condition, strength) in enumerate(DAYS):
+        seen = [line for line in lines if line["file"].startswith(f"{day}-")]
+        scores = [line["drift"] for line in seen if line["drift"] is not None]
+        boxes = statistics.mean(len(line["detections"]) for line in seen)
+        stayed = sum(digits(line["time"]) in kept for line in seen)
+        weather = f"{condition} {strength:g}" if condition else "clear"
+        drift = f"{statistics.median(scores):.1f}" if scores else "-"
+        console.print(
+            f"{weather}: {len(seen)} frames, drift score {drift}, {boxes:.1f} boxes a frame, {stayed} kept",
+            highlight=False,
+        )
+
+
+def digits(text: str) -> str:
+    return "".join(filter(str.isdigit, text))
 
 
 if __name__ == "__main__":
