@@ -76,6 +76,7 @@ def test_a_student_is_a_run_like_any_other(project: Path, capsys: pytest.Capture
     config = stages.configuration(small)
     assert config.target == TARGET
     assert config.adapt.teacher is None
+    assert "distillation/imitation" in small.metrics()[-1]
 
     capsys.readouterr()
     assert main(arguments) == 0
@@ -117,6 +118,21 @@ def test_a_file_says_what_differs(project: Path) -> None:
     assert config.adapt.distillation.channel is not None
     assert (config.adapt.distillation.channel.weight, config.adapt.distillation.channel.temperature) == (3, 2)
     assert {name for name in run.metrics()[-1] if name.startswith("distillation")} == {"distillation/channel"}
+
+
+def test_what_is_learnt_is_what_is_named_or_what_was_measured_to_teach_best(project: Path) -> None:
+    def learnt(*overrides: str) -> set[str]:
+        steps = ("train.steps=1", "train.warmup=0", "train.checkpoint_every=1")
+        run = workflow.distil(
+            "large", STUDENT, f"small-{len(list(project.glob('small-*')))}", [*SMALL, *steps, *overrides]
+        )
+        names = [name for name in run.metrics()[-1] if name.startswith("distillation/")]
+        return {name.removeprefix("distillation/").split("_")[0] for name in names}
+
+    assert learnt() == {"imitation", "soft"}
+    assert learnt("adapt.distillation.response=2") == {"soft"}
+    assert learnt("adapt.distillation.channel={}") == {"soft", "channel"}
+    assert learnt("model.kind=ssd", "model.ssd.extra=1") == {"box"}
 
 
 def test_a_run_may_be_the_student(project: Path) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from acclimate.models.slimmable import SlimmableDetector
 
 Role = Literal["source", "target"]
+LESSONS = {"response", "gan", "imitation", "channel"}
+"""What can be learnt from a teacher; where none is named, `distil` chooses."""
 
 
 def train(
@@ -205,7 +207,9 @@ def distil(
     differ), or one `key=value`. A student of its own model has the teacher's kind, canvas, strides and classes unless
     told otherwise, starts from its backbone's weights and trains for the schedule `train`; one that is a run trains on
     for `schedule`. Everything else is the teacher's configuration, changed by the `key=value` of `overrides`, but for
-    the section `adapt`, of which `adapt.distillation` alone is on. The run keeps the averaged weights of the last step.
+    the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the student
+    learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run keeps the
+    averaged weights of the last step.
 
     Raises:
         AcclimateError: a run is not finished, an option does not fit, or the two detectors have different classes or
@@ -336,7 +340,13 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
             more = read(path)
     values["adapt"] = {"teacher": None, "distillation": {"teacher": str(teacher.path)}}
     where = f"{student} and the teacher's config" if more or start else "the teacher's config with overrides"
-    config = parse(Config, merge(overlay(values, more), changes), where=where)
+    merged = merge(overlay(values, more), changes)
+    config = parse(Config, merged, where=where)
+    named = config.adapt.distillation.model_fields_set if config.adapt.distillation is not None else LESSONS
+    dense = config.model.kind == "dense" and spec.get("kind", "dense") in {"dense", "slimmable"}
+    if dense and not LESSONS & named:
+        # It taught best, on the heads that it was measured on.
+        config = parse(Config, merge(merged, ["adapt.distillation.imitation={}"]), where=where)
     if start is not None and config.model != stages.configuration(start).model:
         raise AcclimateError(f"{student}: the student is this run, so its model stays; leave out model.*")
     if config.adapt.distillation is None or config.adapt.distillation.teacher != teacher.path:
