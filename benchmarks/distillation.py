@@ -337,8 +337,7 @@ class Record:
 
     def __call__(self, task: Task, row: dict[str, Any], make: Callable[[], tuple[Run, Run | None]]) -> None:
         row = {**row, "kind": task.kind, "seed": task.seed}
-        wanted = tuple(str(row[key]) for key in self.keys)
-        if any(tuple(one[key] for key in self.keys) == wanted for one in rows.read(self.csv)):
+        if self._there(row):
             return
         began = time.monotonic()
         run, teacher = make()
@@ -348,6 +347,9 @@ class Record:
         taught = self._evaluation(teacher, task.family, domains[0]) if teacher is not None else None
         detector = models.load(run.path)
         cost = complexity(frozen_copy(detector))
+        if self._there(row):
+            # Another process needed the same.
+            return
         rows.append(
             self.csv,
             {
@@ -373,6 +375,10 @@ class Record:
         passed = (time.monotonic() - self.began) / 60
         self.console.print(f"{name}: AP50 {target.ap50:.3f}, after {passed:.0f} minutes", markup=False, highlight=False)
 
+    def _there(self, row: dict[str, Any]) -> bool:
+        wanted = [str(row[key]) for key in self.keys]
+        return any([one[key] for key in self.keys] == wanted for one in rows.read(self.csv))
+
     def _evaluation(self, run: Run, family: str, domain: str) -> Evaluation:
         """AP on the test images of a domain, evenly spread as in adaptation.py."""
         key = (run.path, domain)
@@ -384,84 +390,92 @@ class Record:
 
 
 def tables(csv: Path = CSV) -> Iterator[str]:
-    """In Markdown, AP50 in points, mean and standard deviation over the seeds: a table for each block and kind."""
+    """In Markdown, in points, mean and standard deviation over the seeds: weights, one domain, two domains."""
     found = rows.read(csv)
     if not found:
         yield "No rows yet."
         return
+    yield from _weights_table([row for row in found if row["block"] == "weights"])
+    for block, write in (("one domain", _one_domain_table), ("two domains", _two_domains_table)):
+        own = [row for row in found if row["block"] == block]
+        for kind in _named(own, "kind"):
+            of_kind = [row for row in own if row["kind"] == kind]
+            for column, name in (("ap50", "AP50"), ("ap", "AP")):
+                yield from write(of_kind, kind, column, name)
+                yield ""
 
-    def values(block: str, **wanted: str) -> dict[str, float]:
-        match = [row for row in found if row["block"] == block and all(row[k] == v for k, v in wanted.items())]
-        return {row["seed"]: 100 * float(row["ap50"]) for row in match}
 
-    def cell(own: dict[str, float], base: dict[str, float] | None = None) -> str:
-        if not own:
-            return "-"
-        spread = statistics.stdev(own.values()) if len(own) > 1 else 0.0
-        text = f"{statistics.mean(own.values()):.1f} ± {spread:.1f}"
-        both = sorted(own.keys() & base.keys()) if base else []
-        return text + (f" ({statistics.mean(own[s] - base[s] for s in both):+.1f})" if both else "")
+def _weights_table(tried: list[dict[str, str]]) -> Iterator[str]:
+    if not tried:
+        return
+    alone = next(f"{100 * float(row['ap50']):.1f}" for row in tried if row["method"] == "alone")
+    taught = next(row for row in tried if row["teacher"])
+    of = f"{taught['set']}, {taught['student']} taught by {taught['teacher']}"
+    yield f"Weights that were tried on {of}: AP50, {alone} alone:\n"
+    yield "| method | weight: AP50 | chosen |"
+    yield "|---|---|---|"
+    for method in WEIGHTS:
+        by_weight = {
+            float(row["method"].split()[-1]): 100 * float(row["ap50"])
+            for row in tried
+            if row["method"].startswith(f"{method}, weight ")
+        }
+        if by_weight:
+            cells = ", ".join(f"{weight:g}: {ap50:.1f}" for weight, ap50 in sorted(by_weight.items()))
+            yield f"| {method} | {cells} | {CHOSEN[method]:g} |"
+    yield ""
 
-    def named(block: str, kind: str, column: str) -> list[str]:
-        return list(dict.fromkeys(row[column] for row in found if (row["block"], row["kind"]) == (block, kind)))
 
-    tried = [row for row in found if row["block"] == "weights"]
-    if tried:
-        without = next((100 * float(row["ap50"]) for row in tried if row["method"] == "alone"), None)
-        of = f"{tried[0]['set']}, {tried[0]['student']} taught by {tried[0]['teacher']}"
-        yield f"Weights that were tried on {of}: AP50" + (f", {without:.1f} alone:\n" if without else ":\n")
-        yield "| method | weight: AP50 | chosen |"
-        yield "|---|---|---|"
-        for method in WEIGHTS:
-            found_by = {
-                float(row["method"].split()[-1]): 100 * float(row["ap50"])
-                for row in tried
-                if row["method"].startswith(f"{method}, weight ")
-            }
-            if found_by:
-                cells = ", ".join(f"{weight:g}: {ap50:.1f}" for weight, ap50 in sorted(found_by.items()))
-                yield f"| {method} | {cells} | {CHOSEN[method]:g} |"
-        yield ""
-    for kind in dict.fromkeys(row["kind"] for row in found if row["block"] == "one domain"):
-        columns = [
-            (name, student)
-            for name in named("one domain", kind, "set")
-            for student in dict.fromkeys(r["student"] for r in found if r["set"] == name and r["method"] == "alone")
-        ]
-        yield f"One domain, {kind} detectors; in brackets the gain over the student alone, seed by seed:\n"
-        yield f"| teacher | method | {' | '.join(f'{name}, {student}' for name, student in columns)} |"
-        yield "|" + "---|" * (2 + len(columns))
-        alone = {c: values("one domain", kind=kind, set=c[0], student=c[1], method="alone") for c in columns}
-        yield f"| - | alone | {' | '.join(cell(alone[c]) for c in columns)} |"
-        for teacher in filter(None, named("one domain", kind, "teacher")):
-            own = (
-                values("one domain", kind=kind, set=c[0], student=teacher, method="the teacher itself") for c in columns
-            )
-            yield f"| {teacher} | the teacher itself | {' | '.join(map(cell, own))} |"
-            for method in METHODS:
-                wanted = {"kind": kind, "teacher": teacher, "method": method}
-                cells = [cell(values("one domain", set=c[0], student=c[1], **wanted), alone[c]) for c in columns]
-                if set(cells) != {"-"}:
-                    yield f"| {teacher} | {method} | {' | '.join(cells)} |"
-        yield ""
-    for kind in dict.fromkeys(row["kind"] for row in found if row["block"] == "two domains"):
-        pairs = named("two domains", kind, "set")
-        yield f"Two domains, {kind} detectors, AP50 on the target; in brackets the gain over adapting directly:\n"
-        yield f"| detector | method | {' | '.join(pairs)} |"
-        yield "|" + "---|" * (2 + len(pairs))
-        for student in named("two domains", kind, "student"):
-            base = {p: values("two domains", kind=kind, set=p, student=student, method=CROSS[0]) for p in pairs}
-            for method in named("two domains", kind, "method"):
-                cells = [
-                    cell(
-                        values("two domains", kind=kind, set=p, student=student, method=method),
-                        None if method == CROSS[0] else base[p],
-                    )
-                    for p in pairs
-                ]
-                if set(cells) != {"-"}:
-                    yield f"| {student} | {method} | {' | '.join(cells)} |"
-        yield ""
+def _one_domain_table(found: list[dict[str, str]], kind: str, column: str, name: str) -> Iterator[str]:
+    alone = [row for row in found if row["method"] == "alone"]
+    columns = [(one, student) for one in _named(alone, "set") for student in _named(alone, "student")]
+    yield f"One domain, {kind} detectors, {name}; in brackets the gain over the student alone, seed by seed:\n"
+    yield f"| teacher | method | {' | '.join(f'{one}, {student}' for one, student in columns)} |"
+    yield "|" + "---|" * (2 + len(columns))
+    base = {c: _values(found, column, set=c[0], student=c[1], method="alone") for c in columns}
+    yield f"| - | alone | {' | '.join(_cell(base[c]) for c in columns)} |"
+    for teacher in filter(None, _named(found, "teacher")):
+        own = (_values(found, column, set=c[0], student=teacher, method="the teacher itself") for c in columns)
+        yield f"| {teacher} | the teacher itself | {' | '.join(map(_cell, own))} |"
+        for method in METHODS:
+            wanted = {"teacher": teacher, "method": method}
+            cells = [_cell(_values(found, column, set=c[0], student=c[1], **wanted), base[c]) for c in columns]
+            if set(cells) != {"-"}:
+                yield f"| {teacher} | {method} | {' | '.join(cells)} |"
+
+
+def _two_domains_table(found: list[dict[str, str]], kind: str, column: str, name: str) -> Iterator[str]:
+    pairs = _named(found, "set")
+    yield f"Two domains, {kind} detectors, {name} on the target; in brackets the gain over adapting directly:\n"
+    yield f"| detector | method | {' | '.join(pairs)} |"
+    yield "|" + "---|" * (2 + len(pairs))
+    for student in _named(found, "student"):
+        base = {p: _values(found, column, set=p, student=student, method=CROSS[0]) for p in pairs}
+        for method in _named(found, "method"):
+            own = [_values(found, column, set=p, student=student, method=method) for p in pairs]
+            cells = [_cell(one, None if method == CROSS[0] else base[p]) for one, p in zip(own, pairs, strict=True)]
+            if set(cells) != {"-"}:
+                yield f"| {student} | {method} | {' | '.join(cells)} |"
+
+
+def _named(found: list[dict[str, str]], column: str) -> list[str]:
+    """Different values of a column, in the order of the rows."""
+    return list(dict.fromkeys(row[column] for row in found))
+
+
+def _values(found: list[dict[str, str]], column: str, **wanted: str) -> dict[str, float]:
+    """Points by seed."""
+    match = [row for row in found if all(row[key] == value for key, value in wanted.items())]
+    return {row["seed"]: 100 * float(row[column]) for row in match}
+
+
+def _cell(own: dict[str, float], base: dict[str, float] | None = None) -> str:
+    if not own:
+        return "-"
+    spread = statistics.stdev(own.values()) if len(own) > 1 else 0.0
+    text = f"{statistics.mean(own.values()):.1f} ± {spread:.1f}"
+    both = sorted(own.keys() & base.keys()) if base else []
+    return text + (f" ({statistics.mean(own[s] - base[s] for s in both):+.1f})" if both and base else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

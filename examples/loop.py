@@ -115,7 +115,8 @@ def main(folder: Path, small: bool) -> None:
 def told(watched: Path, console: Console) -> None:
     """Print what each part of the stream looked like to the device, and how much of it was kept."""
     lines = [json.loads(line) for line in (watched / "detections.jsonl").read_text().splitlines()]
-    # A kept frame is named after the moment it was taken, which is also in its line: to the millisecond, 17 digits.
+    # A kept frame is named after the moment it was taken. Its line tells that to the millisecond, 17 digits, which two
+    # frames may now and then share.
     kept = {digits(path.name)[:17] for path in (watched / "collected").glob("*.jpg")}
     for day, (_, condition, strength) in enumerate(DAYS):
         seen = [line for line in lines if line["file"].startswith(f"{day}-")]
