@@ -115,8 +115,9 @@ def test_outlines_move_with_the_pixels(seed: int, corners: int, flips: tuple[boo
     pixels = np.where(canvas[..., 0] == FILL, 0, canvas[..., 0])
     # Away from the outline itself, whose pixels are partly covered and which OpenCV draws half a pixel too wide.
     sure = cv2.dilate(cv2.morphologyEx(drawn, cv2.MORPH_GRADIENT, np.ones((3, 3))), np.ones((3, 3))) == 0
-    # The tip of a thin spike is lost where the image shrinks.
-    assert ((pixels > 127) != (drawn > 127))[sure].sum() <= 3
+    # The tip of a thin spike is lost where the image shrinks: 25 pixels at most in 6,000 draws. An outline that is four
+    # pixels beside its object misses 200, the median of 600 draws.
+    assert ((pixels > 127) != (drawn > 127))[sure].sum() <= 40
 
 
 @given(st.lists(st.tuples(st.floats(-50, 150), st.floats(-50, 150)), min_size=3, max_size=9))
