@@ -311,8 +311,6 @@ def test_fourier_is_the_swap_on_the_whole_transform(seed: int, sides: tuple[int,
     for axis, side in enumerate(sides):
         cycles = np.abs(np.fft.fftfreq(side) * side)
         low &= (cycles <= min(int(beta * side), (side - 1) // 2)).reshape([-1, 1] if axis == 0 else [1, -1])
-    # A frequency that the image has nothing of has no phase to keep.
-    assume(np.abs(own[low]).min() > 1)
     swapped = np.where(low[..., None], np.abs(other) * np.exp(1j * np.angle(own)), own)
     expected = np.fft.ifft2(swapped, axes=(0, 1)).real
     assert np.abs(fourier(image, target, beta) - expected.clip(0, 255)).max() <= 0.51
