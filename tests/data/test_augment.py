@@ -309,7 +309,7 @@ def test_fourier_is_the_swap_on_the_whole_transform(seed: int, sides: tuple[int,
     own, other = spectrum(image), spectrum(target)
     low = np.ones(sides, bool)
     for axis, side in enumerate(sides):
-        cycles = np.abs(np.fft.fftfreq(side) * side)
+        cycles = np.abs(np.rint(np.fft.fftfreq(side) * side))
         low &= (cycles <= min(int(beta * side), (side - 1) // 2)).reshape([-1, 1] if axis == 0 else [1, -1])
     swapped = np.where(low[..., None], np.abs(other) * np.exp(1j * np.angle(own)), own)
     expected = np.fft.ifft2(swapped, axes=(0, 1)).real
