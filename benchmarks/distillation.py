@@ -123,13 +123,7 @@ def sections(method: str, weight: float | None = None) -> dict[str, Any]:
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "alone": None,
-    "gan hinge": sections("gan hinge"),
-    "gan clip": sections("gan clip"),
-    "gan penalty": sections("gan penalty"),
-    "gan clip, head": sections("gan clip, head"),
-    "imitation": sections("imitation"),
-    "response": sections("response"),
-    "channel": sections("channel"),
+    **{name: sections(name) for name in CHOSEN if name != "gan hinge, head"},
     "gan + response": sections("gan hinge + response"),
     "imitation + response": sections("imitation + response"),
 }

@@ -237,9 +237,8 @@ class Distillation(Term):
         return Lesson(view, step.features(view), self._teacher, step.images(other), self.levels, labels)
 
     def _response(self, step: Step, lesson: Lesson) -> dict[str, Tensor]:
-        soft = hard = self.config.response
-        if soft == "auto" or hard == "auto":
-            soft, hard = RESPONSE.get(step.detector.spec.kind, 1.0), 1.0
+        told = self.config.response
+        soft, hard = (RESPONSE.get(step.detector.spec.kind, 1.0), 1.0) if isinstance(told, str) else (told, told)
         losses: dict[str, Tensor] = {}
         if self.corresponds:
             sure = float(self._teacher.thresholds.min())
