@@ -9,6 +9,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +22,18 @@ class Options(BaseModel):
     """Base of all options: immutable, and an unknown key, a NaN or an infinity is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Marks an option that came after runs had been digested: `name: Annotated[int, Added(0)] = 0`.
+
+    Where the option has the value `before`, which is what was done when there was no such option, it is left out of
+    the digest of a run, so a run made by an earlier version stays the same run. `before` never changes, the default
+    may.
+    """
+
+    before: Any
 
 
 class DataConfig(Options):
