@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from acclimate.adapt.objective import GradientTransform, Objective, Watcher
 from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import save_weights
+from acclimate.progress import counting
 from acclimate.run import Run, stop_signal, write_text, writing
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def fit(
     watchers = [part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
-    with stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
+    told = console if acc.is_main_process else None
+    with stop_signal() as stopped, counting(told, title, start=start, lines=10) as advance:
         try:
             for step in range(start + 1, schedule.steps + 1):
                 losses: dict[str, float] = {}
@@ -131,7 +132,7 @@ def fit(
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
                         run.log(step=step, lr=lr, images_per_s=round(rate.images_per_s(), 2), **means, **seen)
                     window = {}
-                advance(step, losses["loss"], rate.images_per_s())
+                advance(step, schedule.steps, f"loss {losses['loss']:.3f}, {rate.images_per_s():.1f} images/s")
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:
                     if acc.is_main_process:
                         save_weights(objective.average, checkpoint(run, step))
@@ -152,6 +153,12 @@ def checkpoints(run: Run) -> dict[int, Path]:
     """All checkpoints of a run, by step."""
     files = sorted((run.path / "checkpoints").glob("step_*.safetensors"))
     return {int(file.stem.removeprefix("step_")): file for file in files}
+
+
+def reached(run: Run) -> int:
+    """The step that a resume of the run goes on from; 0 where it starts anew."""
+    state = _state(run)
+    return 0 if state is None else int(state[1]["step"])
 
 
 def discard_state(run: Run) -> None:
@@ -220,48 +227,28 @@ def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float])
 
 
 def _resume(run: Run, acc: Accelerator) -> tuple[int, dict[str, float]]:
-    for name in ("state", "state.old"):
-        folder = run.path / name
-        if (folder / "step.json").is_file():
-            saved = json.loads((folder / "step.json").read_text())
-            acc.load_state(str(folder))
-            if acc.is_main_process:
-                run.rewind(saved["step"])
-                for step, file in checkpoints(run).items():
-                    if step > saved["step"]:
-                        file.unlink()
-            acc.wait_for_everyone()
-            return int(saved["step"]), dict(saved["window"])
+    state = _state(run)
+    if state is None:
+        if acc.is_main_process:
+            run.rewind(0)
+        return 0, {}
+    folder, saved = state
+    acc.load_state(str(folder))
     if acc.is_main_process:
-        run.rewind(0)
-    return 0, {}
+        run.rewind(saved["step"])
+        for step, file in checkpoints(run).items():
+            if step > saved["step"]:
+                file.unlink()
+    acc.wait_for_everyone()
+    return int(saved["step"]), dict(saved["window"])
 
 
-@contextlib.contextmanager
-def _progress(
-    acc: Accelerator, console: Console | None, title: str, steps: int, start: int
-) -> Iterator[Callable[[int, float, float], None]]:
-    """A bar on a terminal; elsewhere a line at every tenth of the way."""
-    if not acc.is_main_process or console is None:
-        yield lambda step, loss, rate: None
-        return
-    if not console.is_terminal:
-        every = max(1, steps // 10)
-
-        def line(step: int, loss: float, rate: float) -> None:
-            if step % every == 0 or step == steps:
-                console.print(f"{title}: step {step}/{steps}, loss {loss:.3f}, {rate:.1f} images/s", highlight=False)
-
-        yield line
-        return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(title, total=steps, completed=start, note="")
-
-        def tick(step: int, loss: float, rate: float) -> None:
-            bar.update(task, completed=step, note=f"loss {loss:.3f}, {rate:.1f} images/s")
-
-        yield tick
+def _state(run: Run) -> tuple[Path, dict[str, Any]] | None:
+    """The folder that a resume reads, and the step and the sums in it."""
+    for name in ("state", "state.old"):
+        if run.has(f"{name}/step.json"):
+            return run.path / name, run.read(f"{name}/step.json")
+    return None
 
 
 class _Rate:

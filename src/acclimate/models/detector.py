@@ -344,17 +344,25 @@ def load(folder: Path, weights: Path | None = None) -> Detector:
     Raises:
         AcclimateError: a file is missing, damaged, or from another architecture.
     """
+    detector = build(load_spec(folder))
+    load_weights(detector, weights or folder / "model.safetensors")
+    return detector.eval()
+
+
+def load_spec(folder: Path) -> DetectorSpec:
+    """The specification of the detector in a run folder.
+
+    Raises:
+        AcclimateError: the file is missing or damaged.
+    """
     spec_file = folder / "spec.json"
     try:
-        spec = DetectorSpec.model_validate(read_json(spec_file))
+        return DetectorSpec.model_validate(read_json(spec_file))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         reason = f"{key}: {first['msg']}" if key else first["msg"]
         raise AcclimateError(f"{spec_file}: not a detector's specification ({reason})") from None
-    detector = build(spec)
-    load_weights(detector, weights or folder / "model.safetensors")
-    return detector.eval()
 
 
 def load_weights(detector: Detector, file: Path) -> None:

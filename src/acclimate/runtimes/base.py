@@ -11,8 +11,6 @@ import importlib
 import importlib.util
 import io
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from acclimate import __version__
 from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text, writing
+from acclimate.run import digest, file_digest, write_text, writing_folder
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
@@ -217,37 +215,23 @@ def write_artifact(
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "artifact.json").exists())):
         raise AcclimateError(f"{folder}: exists and is not an artifact; choose another folder")
     run = folder.parent.parent
-    with writing(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        with writing(folder):
-            build(temporary)
-            manifest = ArtifactManifest(
-                name=folder.name,
-                runtime=name,
-                precision=precision,
-                classes=detector.spec.classes,
-                image_size=detector.spec.image_size,
-                output_names=detector.output_names,
-                decode=detector.decode_options(),
-                files={file.name: file_digest(file) for file in sorted(temporary.iterdir())},
-                calibration=calibration,
-                source_run=str(run) if (run / "run.json").is_file() else "",
-                version=__version__,
-                notes=notes or {},
-            )
-            write_text(temporary / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
-            temporary.chmod(0o755)
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-                folder.replace(old)
-                temporary.replace(folder)
-                shutil.rmtree(old)
-            else:
-                temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing_folder(folder) as temporary:
+        build(temporary)
+        manifest = ArtifactManifest(
+            name=folder.name,
+            runtime=name,
+            precision=precision,
+            classes=detector.spec.classes,
+            image_size=detector.spec.image_size,
+            output_names=detector.output_names,
+            decode=detector.decode_options(),
+            files={file.name: file_digest(file) for file in sorted(temporary.iterdir())},
+            calibration=calibration,
+            source_run=str(run) if (run / "run.json").is_file() else "",
+            version=__version__,
+            notes=notes or {},
+        )
+        write_text(temporary / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
     return Artifact(folder, manifest)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from acclimate import stages
 from acclimate.config import Budget, DataConfig
+from acclimate.progress import counting
 from acclimate.run import write_text
 
 if TYPE_CHECKING:
@@ -97,5 +97,5 @@ def scenes(
     """
     from acclimate.data.scenes import generate
 
-    with stages.counting(console, f"{Path(out).name} scenes") as tick:
+    with counting(console, f"{Path(out).name} scenes") as tick:
         return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))
