@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from acclimate.edge.images import read_image
 from acclimate.errors import AcclimateError
 from acclimate.structures import Annotations
@@ -147,9 +145,11 @@ def _without_files(values: Mapping[str, Any]) -> dict[str, Any]:
 def _labels(annotations: Annotations) -> str:
     """How many boxes an image has, and a digest of them."""
     state = hashlib.sha256()
-    polygons = [polygon for outline in annotations.outlines or () for polygon in outline]
-    for data in (annotations.boxes.data, annotations.labels.data, annotations.ignore.data, *polygons):
-        state.update(np.ascontiguousarray(data))
+    for array in (annotations.boxes, annotations.labels, annotations.ignore):
+        state.update(array.tobytes())
+    for outline in annotations.outlines or ():
+        for polygon in outline:
+            state.update(polygon.tobytes())
     return f"{len(annotations)} boxes {state.hexdigest()[:8]}"
 
 

@@ -103,6 +103,7 @@ def held(folder: Path, what: str, *, wait: bool = False) -> Iterator[bool]:
         return
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     own = Holder(what, os.getpid(), socket.gethostname(), stamp)
+    missing = [parent for parent in folder.parents if not parent.exists()]
     place, descriptor = _taken(folder, own, wait)
     with _own_guard:
         _own[folder] = _Own(own, me)
@@ -115,6 +116,10 @@ def held(folder: Path, what: str, *, wait: bool = False) -> Iterator[bool]:
             with contextlib.suppress(OSError):
                 place.unlink()
             os.close(descriptor)
+        # What was made for the lock alone goes with it.
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def holder(folder: Path) -> Holder | None:
@@ -185,13 +190,18 @@ def _taken(folder: Path, own: Holder, wait: bool) -> tuple[Path, int | None]:
         time.sleep(0.02)
 
 
-def _opened(folder: Path) -> tuple[Path, int]:
+def _opened(folder: Path, _tried: bool = False) -> tuple[Path, int]:
     problem: OSError | None = None
     for place in _places(folder):
         try:
             if place.parent != folder:
                 place.parent.mkdir(parents=True, exist_ok=True)
             return place, os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError as error:
+            # Another process made the folders above, and has just removed them again.
+            if place.parent != folder and not _tried:
+                return _opened(folder, True)
+            problem = problem or error
         except OSError as error:
             problem = problem or error
     assert problem is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import acclimate
-from acclimate import cli
+from acclimate import cli, locks
 from acclimate.data import formats
 from acclimate.edge import source as sources
 from acclimate.edge import watch as watching

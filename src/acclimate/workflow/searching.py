@@ -142,8 +142,8 @@ def _search(
         parent.write("search/candidates.json", searching.Candidates(target=str(target), candidates=tuple(judged)))
         for name, (budget, manifest, inputs) in group.items():
             run, line = _settle(
-                out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, inputs, config,
-                runtime, precision, console,
+                out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, inputs,
+                config, runtime, precision, console,
             )  # fmt: skip
             if run is not None:
                 found[name] = run
