@@ -65,7 +65,7 @@ class Setting:
         return (self.oracle_steps or together) if method == "oracle" else together
 
 
-LITE = {"backbone": "tf_efficientnet_lite0", "weights": "auto", "norm": "frozen", "freeze": 2, "depth": 1}
+LITE = {"backbone": "tf_efficientnet_lite0", "weights": "auto", "depth": 1}
 SETTINGS = {
     "blood": Setting(
         ModelConfig(**LITE, channels=48, image_size=(192, 192), strides=(8, 16, 32)),
@@ -80,6 +80,12 @@ SETTINGS = {
         adapt_steps=300,
         oracle_steps=1100,
     ),
+    "robocup": Setting(
+        ModelConfig(**LITE, channels=48, image_size=(256, 256), strides=(8, 16, 32)),
+        AugmentConfig(),
+        steps=1200,
+        adapt_steps=600,
+    ),
     "thermal": Setting(
         ModelConfig(**LITE, channels=32, image_size=(320, 384), strides=(4, 8)),
         AugmentConfig(vertical_flip=0.5, scale=(0.8, 1.5), invert=0.3, tone=0.6),
@@ -93,6 +99,10 @@ PAIRS = {
     "pbc->bccd": ("blood", "pbc", "bccd"),
     "clear->fog": ("carla", "clear", "fog"),
     "clear->glare": ("carla", "clear", "glare"),
+    "home->bangkok": ("robocup", "home", "bangkok"),
+    "home->eindhoven": ("robocup", "home", "eindhoven"),
+    "bccd->raabin": ("blood", "bccd", "raabin"),
+    "night->day": ("thermal", "night", "day"),
 }
 
 TEACHERS = {"adapted": TeacherConfig(), "matched": TeacherConfig(threshold="matched")}
@@ -112,6 +122,8 @@ LIGHTS_AND_SIGNS = {
 def data(family: str, domain: str, split: str) -> DataConfig:
     if family == "thermal":
         return DataConfig(path=DATA / "thermal-uav" / domain, split=split, ignore=("DontCare", "OtherVehicle"))
+    if family == "robocup":
+        return DataConfig(path=DATA / "robocup-msl" / domain, split={"train": "train", "test": "val"}[split])
     if family == "blood":
         return DataConfig(path=DATA / "blood-cells" / domain, split={"train": "train", "test": "val"}[split])
     file = DATA / "carla-weather" / "annotations" / f"{domain}_{split}.json"

@@ -89,10 +89,11 @@ class Backbone(nn.Module):
         if norm == "group":
             _batch_to_group(self.body)
 
-    def settle(self, fold: bool = True) -> None:
+    def settle(self, fold: bool, affine: bool = False) -> None:
         """Freeze what the options say; called once the weights are in.
 
-        Without `fold`, frozen BatchNorm stays a layer with fixed statistics, for what is narrowed later.
+        Without `fold`, frozen BatchNorm stays a layer with fixed statistics, as methods that look at a weight (DSS) and
+        what is narrowed later need it; `affine` lets its scale and shift train.
         """
         for module in _first_stages(self.body, self._fixed_until):
             module.requires_grad_(False)
@@ -101,7 +102,10 @@ class Backbone(nn.Module):
         # Folding puts other modules in their places.
         self._frozen = _first_stages(self.body, self._fixed_until)
         if self.norm == "frozen" and not fold:
-            self._frozen += [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
+            norms = [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
+            self._frozen += norms
+            for norm in norms if not affine else ():
+                norm.requires_grad_(False)
         self.train(self.training)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -109,6 +109,9 @@ class DetectorSpec(BaseModel):
     depth: int
     norm: Literal["batch", "frozen", "group"] = "batch"
     freeze: int = 0
+    folded: bool = True
+    """With `norm = "frozen"`: whether the normalisation is part of the convolutions' weights, as in every detector that
+    was made before this could be told, and in what is cut from a slimmable one."""
     start: str = "random"
     """Where the backbone's first weights came from."""
     two_stage: TwoStageSpec | None = None
@@ -240,6 +243,7 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         depth=depth if config.depth is None else config.depth,
         norm=config.norm,
         freeze=config.freeze,
+        folded=config.norm != "frozen" or config.kind == "slimmable",
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
         ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
         choices=config.slimmable.choices if config.kind == "slimmable" else (),
