@@ -209,11 +209,12 @@ class Detector(nn.Module, ABC):
 
 
 PRESETS = {
-    "nano": ("mobilenetv4_conv_small_050", 48, 1),
-    "tiny": ("mobilenetv4_conv_small", 64, 2),
-    "small": ("mobilenetv4_conv_medium", 96, 3),
+    "nano": ("tf_efficientnet_lite0", 48, 1),
+    "tiny": ("tf_efficientnet_lite1", 64, 2),
+    "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head)."""
+"""Size -> (backbone, pyramid channels, depth of the head). The backbones' ImageNet weights are installed with `train`, so
+that no preset starts from random weights."""
 
 
 def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
