@@ -213,8 +213,8 @@ PRESETS = {
     "tiny": ("tf_efficientnet_lite1", 64, 2),
     "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head). The backbones' ImageNet weights are installed with `train`, so
-that no preset starts from random weights."""
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
 
 
 def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
