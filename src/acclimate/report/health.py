@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from acclimate.report import verdict
@@ -55,7 +55,7 @@ def health(part: RunPart) -> dict[str, Any] | None:
     }
 
 
-def _values(lines: Sequence[dict[str, Any]], layer: str, name: str) -> list[float]:
+def _values(lines: Sequence[Mapping[str, Any]], layer: str, name: str) -> list[float]:
     """What the lines say of a layer; 0 where none says anything, as of a layer that was not looked at."""
     found = [line["health"].get(layer) for line in lines]
     return [float(value[name]) for value in found if isinstance(value, dict) and name in value] or [0.0]

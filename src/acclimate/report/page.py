@@ -93,7 +93,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "base": content.source_only,
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
-        "health": [found for part in content.parts if (found := health(part)) is not None],
+        "health": [alive for part in content.parts if (alive := health(part)) is not None],
         "suppression": _suppression(content),
         "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
         "domain_critics": [
