@@ -24,13 +24,14 @@ from rich.console import Console
 
 import adaptation
 import rows
+from acclimate import machine
 from acclimate.data import formats
 from acclimate.data.dataset import draw
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision
 from acclimate.models import detector as models
-from acclimate.run import Run, machine
+from acclimate.run import Run
 from acclimate.runtimes import base
 from latency import median_ms, peak, rates
 
@@ -92,7 +93,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
                 "finish_ms": f"{statistics.median(one['finish', key] for one in rounds):.3f}",
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
-                "processor": machine()["processor"],
+                "processor": machine.facts()["processor"],
                 "engine": base.engine(name),
             },
         )

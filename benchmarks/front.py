@@ -22,13 +22,13 @@ from rich.console import Console
 import adaptation
 import edge
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.config import Config, ScheduleConfig
 from acclimate.data import formats
 from acclimate.data.dataset import draw
 from acclimate.edge.predict import Predictor
 from acclimate.models import detector as models
-from acclimate.run import Run, machine
+from acclimate.run import Run
 from acclimate.runtimes import base
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -116,7 +116,7 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
                 "steps": options.steps,
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
-                "processor": machine()["processor"],
+                "processor": machine.facts()["processor"],
                 "engine": base.engine("onnx"),
             },
         )

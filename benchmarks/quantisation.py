@@ -25,7 +25,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.data import formats
 from acclimate.data.dataset import choose, draw
 from acclimate.edge.artifact import Artifact, MixedPrecision
@@ -33,7 +33,7 @@ from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision
 from acclimate.models import detector as models
-from acclimate.run import Evaluation, Run, machine
+from acclimate.run import Evaluation, Run
 from acclimate.runtimes import base
 from acclimate.select import mixed
 from acclimate.select.score import agreement
@@ -163,7 +163,7 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
                     "test_images": len(tests["target"].images),
                     "export_minutes": f"{minutes:.2f}",
                     "engine": base.engine(runtime),
-                    "processor": machine()["processor"],
+                    "processor": machine.facts()["processor"],
                 }  # fmt: skip
                 rows.append(options.csv, row)
                 console.print(", ".join(f"{key} {value}" for key, value in row.items() if "classes" not in key))

@@ -26,10 +26,10 @@ import onnxruntime
 import torch
 
 import rows
+from acclimate import machine
 from acclimate.config import ModelConfig
 from acclimate.models import detector as models
 from acclimate.models import disentangled
-from acclimate.run import machine
 from acclimate.runtimes.base import complexity, frozen_copy, runtime
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "rounds": options.rounds,
                         "runs": options.runs,
                         "load": f"{load:.1f}",
-                        "processor": machine()["processor"],
+                        "processor": machine.facts()["processor"],
                         "torch": torch.__version__,
                         "onnxruntime": onnxruntime.__version__,
                     }

@@ -135,7 +135,7 @@ def _keep(config: Config, target: tuple[Path, ...], run: Run, average: Detector,
     from acclimate.models import detector as models
     from acclimate.select.score import choose_checkpoint
 
-    if config.adapt.statistics == "target":
+    if config.adapt.statistics != "mixed":
         for file in checkpoints(run).values():
             models.load_weights(average, file)
             recalibrated(average, target, config.seed)

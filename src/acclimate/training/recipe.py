@@ -21,8 +21,11 @@ from acclimate.inputs import FILE, Inputs
 from acclimate.run import Manifest, Run, digest, file_digest, locked
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from acclimate.adapt.methods import Method
-    from acclimate.data.formats import LabelledSet
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.models.detector import Detector, DetectorSpec
 
 
@@ -111,10 +114,14 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     torch.manual_seed(config.seed)
     detector = recipe.detector()
     method = recipe.method(detector, inputs.source)
-    objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm)
+    by_domain = inputs.target is not None and config.adapt.statistics == "domain"
+    objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
+    teacher = config.adapt.teacher if inputs.target is not None else None
     loader = Loader(
         inputs.source, inputs.target, detector.spec.image_size, config.augment, schedule, config.seed,
         acc.process_index, acc.num_processes,
+        large=teacher.scale if teacher is not None else 1.0,
+        weights=_drawn(detector, inputs.source, inputs.target, config),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
@@ -146,6 +153,22 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
         problems = [str(problem) for problem in inputs.target.problems]
         facts["target"] = {"images": len(inputs.target), "problems": problems[:20]}
     return facts
+
+
+def _drawn(
+    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+) -> NDArray[np.float64] | None:
+    """How often each source image is drawn, (N,), as `augment.balance` says; None for all alike."""
+    from acclimate.data.balance import by_class, by_counts
+
+    boxes = [image.annotations for image in images.images]
+    if config.augment.balance == "classes":
+        return by_class(boxes, len(images.classes))
+    if config.augment.balance == "none" or target is None:
+        return None
+    from acclimate.adapt.teacher import counted
+
+    return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
 
 
 def specified(config: Config, classes: tuple[str, ...]) -> DetectorSpec:
