@@ -8,8 +8,10 @@ import hashlib
 import logging
 import os
 import shlex
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from acclimate import __version__
 from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.inputs import FILE, Inputs, differences
+from acclimate.locks import HeldError
 from acclimate.run import Manifest, Run, digest, exchange, listed, locked, writing
 
 if TYPE_CHECKING:
@@ -177,6 +180,51 @@ def finished(path: Path) -> Run:
         if not run.has(name):
             raise AcclimateError(f"{path / name}: is missing from a finished run; delete {path} and run again")
     return run
+
+
+@contextlib.contextmanager
+def measured_in(artifact: Path, verb: str, console: Console | None) -> Iterator[Path]:
+    """Where an artifact's folder, or a package, can be measured by a verb that stores what it finds there.
+
+    It is `artifact` itself, in a run that nobody else writes into meanwhile; where that cannot be written it is a copy
+    that goes again, and the console is told that nothing is stored.
+
+    Raises:
+        HeldError: somebody else writes there.
+    """
+    if not artifact.exists():
+        yield artifact
+        return
+    run = artifact.parent.parent if (artifact.parent.parent / "run.json").is_file() else None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run or artifact, verb))
+            with tempfile.TemporaryFile(dir=artifact.parent if artifact.is_file() else artifact):
+                pass
+        except HeldError:
+            raise
+        except (AcclimateError, OSError) as error:
+            reason = str(error).partition(";")[0] if isinstance(error, AcclimateError) else error.strerror
+            if console is not None:
+                said = f"{artifact}: cannot be written ({reason}); what {verb} measures is told and not stored"
+                console.print(said, markup=False, highlight=False)
+            yield _copied(artifact, run, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="acclimate-"))))
+            return
+        yield artifact
+
+
+def _copied(artifact: Path, run: Path | None, folder: Path) -> Path:
+    """A copy of an artifact below `folder`, in a run that has the files of the one that it is in."""
+    if artifact.is_file():
+        return Path(shutil.copy(artifact, folder))
+    copied = folder / "run" / "artifacts" / artifact.name
+    if run is not None:
+        (folder / "run").mkdir()
+        for name in ("run.json", "config.json", "spec.json", "model.safetensors"):
+            (folder / "run" / name).symlink_to((run / name).resolve())
+    shutil.copytree(artifact, copied)
+    copied.chmod(0o755)
+    return copied
 
 
 def configuration(run: Run) -> Config:

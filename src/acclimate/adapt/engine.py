@@ -127,9 +127,11 @@ def fit(
                 losses["loss"] = sum(losses.values())
                 losses, stop = _agreed(acc, losses, stopped.is_set())
                 if not math.isfinite(losses["loss"]):
+                    kept = max(checkpoints(run), default=None)
                     raise AcclimateError(
                         f"{run.path}: the loss is {losses['loss']} at step {step}; lower the learning rate "
-                        f"(now {schedule.lr:g}) or use precision fp32. The last checkpoint is kept"
+                        f"(now {schedule.lr:g}) or use precision fp32. "
+                        + (f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was written yet")
                     )
                 losses["gradient_norm"] = float(norm)
                 for name, value in losses.items():

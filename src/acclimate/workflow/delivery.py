@@ -339,7 +339,9 @@ def _verify_at(
     from acclimate.edge.package import opened
     from acclimate.verify import saved
 
-    with opened(artifact, expected) as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        artifact = stack.enter_context(stages.measured_in(artifact, "verify", console))
+        folder = stack.enter_context(opened(artifact, expected))
         remote = None
         if device is not None:
             packed = artifact if artifact.is_file() else None
