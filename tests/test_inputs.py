@@ -50,7 +50,7 @@ def test_nothing_differs_from_itself(images: formats.LabelledSet) -> None:
 
 def test_a_setting_is_named_with_both_values(images: formats.LabelledSet) -> None:
     before = stored(inputs(images, ssd={"ratios": [1, 2]}))
-    now = inputs(images, steps=6, lr=0.2, warmup=3, ssd={"ratios": None}).as_json()
+    now = inputs(images, steps=6, lr=0.2, ssd={"ratios": None}, warmup=3).as_json()
     told = "train.steps is 6 and was 4; train.lr is 0.2 and was 0.1; train.ssd.ratios is none and was 1, 2; and 1 more"
     assert differences(before, now) == told
 
@@ -70,10 +70,12 @@ def test_files_are_named(images: formats.LabelledSet) -> None:
     moved = replace(second, annotations=second.annotations.with_boxes(second.annotations.boxes + 1))
     other = replace(third, path=third.path.with_name("new.png"))
     now = inputs(replace(images, images=(first, moved))).as_json()
-    told = (
-        f"{first.path} has {size + 1} bytes and had {size}; {second.path} has other labels: 1 boxes and had 1 boxes; "
-    )
-    assert differences(before, now) == told + f"{third.path} is no longer in the source"
+    told = [
+        f"{first.path} has {size + 1} bytes and had {size}",
+        f"{second.path} has other labels: 1 boxes and had 1 boxes",
+        f"{third.path} is no longer in the source",
+    ]
+    assert differences(before, now) == "; ".join(told)
     assert f"{other.path} is new in the source" in differences(
         before, inputs(replace(images, images=(*images.images, other))).as_json()
     )

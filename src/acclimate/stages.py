@@ -86,37 +86,43 @@ def _settings_as(found: Run, inputs: Inputs) -> dict[str, Any]:
     return plain(config, *(name for name in inputs.settings if name in Config.model_fields))
 
 
-def done_before(out: Path, manifest: Manifest, inputs: Inputs, console: Console | None) -> Run | None:
-    """The run in `out` where it is finished and has the same inputs; None where there is something to do.
+def done(found: Run | None, console: Console | None) -> bool:
+    """Whether there is nothing to do, as the run of these inputs is finished; the console is told.
 
     Raises:
-        OtherInputsError, AcclimateError: see `known`.
+        AcclimateError: it is finished and has lost a file.
     """
-    found = known(out, manifest, inputs)
     if found is None or not found.done:
-        return None
-    finished(out)
+        return False
+    finished(found.path)
     if console is not None:
-        console.print(f"{out}: done; nothing to do", markup=False, highlight=False)
-    return found
+        console.print(f"{found.path}: done; nothing to do", markup=False, highlight=False)
+    return True
 
 
-def start(acc: Accelerator, out: Path, manifest: Manifest, inputs: Inputs, console: Console | None) -> Run:
+def start(
+    acc: Accelerator, out: Path, manifest: Manifest, inputs: Inputs, begun: Run | None, console: Console | None
+) -> Run:
     """Create the run folder, or take up the unfinished one that is there; by the first process alone.
+
+    Args:
+        acc: says which process this is.
+        out: the run folder.
+        manifest: of a new run.
+        inputs: of a new run.
+        begun: the unfinished run, as `known` found it.
+        console: is told that it goes on.
 
     Raises:
         AcclimateError: `out` holds something else, is damaged, or cannot be written.
     """
     if acc.is_main_process:
-        run = known(out, manifest, inputs)
-        if run is None:
-            run = Run.create(out, manifest.model_copy(update={"command": repeat()}))
-            run.write(FILE, inputs.as_json())
-        else:
-            if console is not None:
-                console.print(f"{out}: {run.manifest.status}; going on", markup=False, highlight=False)
-            if not run.has(FILE):
-                run.write(FILE, inputs.as_json())
+        if begun is None:
+            begun = Run.create(out, manifest.model_copy(update={"command": repeat()}))
+        elif console is not None:
+            console.print(f"{out}: {begun.manifest.status}; going on", markup=False, highlight=False)
+        if not begun.has(FILE):
+            begun.write(FILE, inputs.as_json())
     acc.wait_for_everyone()
     return Run.open(out)
 

@@ -283,8 +283,8 @@ def test_a_changed_stage_is_run_anew_and_the_earlier_run_kept(copy: Config) -> N
         ({"model": {"weights": "none.safetensors"}}, "model.weights: none.safetensors: no such file"),
         ({"adapt": {"slim": {}}}, "adapt.slim: a dense detector has one width"),
         ({"adapt": {"suppression": {"layers": ["nothing"]}}}, "nothing"),
-        ({"target_test": {"classes": {"car": "lorry"}}}, "target_test: .*lorry"),
-        ({"source_test": {"classes": {"car": "lorry"}}}, "source_test: .*lorry"),
+        ({"target_test": {"classes": {"car": "lorry"}}}, 'target_test: .*"car" is no class of the detector'),
+        ({"source_test": {"classes": {"car": "lorry"}}}, 'source_test: .*"car" is no class of the detector'),
     ],
 )
 def test_a_mistake_moves_no_finished_run(mistake: dict[str, Any], said: str, copy: Config) -> None:
@@ -333,7 +333,9 @@ def test_an_image_that_breaks_on_the_way_costs_no_checkpoint(data: Path, tmp_pat
     finished = workflow.train(config, tmp_path / "run")
     assert (finished.manifest.digest, finished.manifest.created) == (begun.digest, begun.created)
     assert [line["step"] for line in finished.metrics()] == [1, 2, 3, 4]
-    assert [one["from_step"] for one in finished.manifest.notes["sessions"]] == [0, 2]
+    first, second = finished.manifest.notes["sessions"]
+    assert first["from_step"] == 0
+    assert second["from_step"] in {2, 3}, "wherever it stood when it was asked to stop"
     assert workflow.train(config, tmp_path / "run").manifest.finished == finished.manifest.finished
 
 
@@ -353,7 +355,7 @@ def test_a_run_that_cannot_be_written_is_verified_all_the_same(
     monkeypatch.setattr(os, "open", refused)
     assert copy.target_test is not None
     result = workflow.verify(
-        adapted / "artifacts" / "onnx-int8", [(copy.target_test, "target_test", "target")], console=Console()
+        adapted / "artifacts" / "onnx-int8", [(copy.target_test, "target_test", "target")], console=Console(width=500)
     )
     assert result.parity is not None, "it is compared with the eager model of the run"
     assert "what verify measures is told and not stored" in capsys.readouterr().out

@@ -104,10 +104,9 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
 
     config, schedule, inputs = recipe.config, recipe.schedule, recipe.inputs
     acc = accelerator(schedule.precision)
-    done = stages.done_before(out, recipe.manifest, inputs, console)
-    if done is not None:
-        return done
     begun = stages.known(out, recipe.manifest, inputs)
+    if begun is not None and stages.done(begun, console):
+        return begun
     if begun is not None and begun.has(FILE):
         inputs = inputs.in_the_places_of(begun.read(FILE))
     assert inputs.source is not None
@@ -123,7 +122,7 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         large=teacher.scale if teacher is not None else 1.0,
         weights=_drawn(detector, inputs.source, inputs.target, config),
     )  # fmt: skip
-    run = stages.start(acc, out, recipe.manifest, recipe.inputs, console)
+    run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
     with stages.running(run, acc, config, facts):
         fit(

@@ -116,11 +116,11 @@ def _search(
         manifest = Manifest(verb="search", digest=identity, parents=(str(bank),), seed=config.seed, notes=notes)
         settings = {"budget": limits, "runtime": runtime, "precision": precision, "evaluations": evaluations}
         inputs = Inputs({**settings, "seed": config.seed}, {"the bank": weights}, target=images)
-        known = stages.done_before(out / name, manifest, inputs, console)
-        if known is None:
-            waiting[name] = budget, manifest, inputs
-        else:
+        known = stages.known(out / name, manifest, inputs)
+        if known is not None and stages.done(known, console):
             found[name] = known
+        else:
+            waiting[name] = budget, manifest, inputs
     if not waiting:
         return Search(found, {})
     detector = cast(SlimmableDetector, stages.to_device(models.load(bank)))
