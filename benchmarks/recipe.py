@@ -53,6 +53,13 @@ WAYS: dict[str, tuple[str, ...]] = {
     "boxes-target-statistics": (f"{TEACHER}.regression=1", "adapt.statistics=target"),
     "boxes-fourier": (f"{TEACHER}.regression=1", "augment.fourier=0.5", "augment.fourier_beta=0.02"),
     "boxes-no-style": (f"{TEACHER}.regression=1", "augment.style=0"),
+    "boxes-domain-statistics": (f"{TEACHER}.regression=1", "adapt.statistics=domain"),
+    "boxes-mask": (f"{TEACHER}.regression=1", "augment.mask=0.5"),
+    "boxes-large-flipped": (f"{TEACHER}.regression=1", f"{TEACHER}.scale=1.5", f"{TEACHER}.flip=true"),
+    "boxes-mix": (f"{TEACHER}.regression=1", f"{TEACHER}.mix=1"),
+    "boxes-adaptive": (f"{TEACHER}.regression=1", f"{TEACHER}.threshold=adaptive"),
+    "boxes-weather": (f"{TEACHER}.regression=1", "augment.weather=0.5"),
+    "boxes-balance": (f"{TEACHER}.regression=1", "augment.balance=target"),
     "statistics-alone": (f"{TEACHER}=none", "augment.style=0.5"),
 }
 """How it is adapted: overrides of the same."""
@@ -65,12 +72,13 @@ def run(pair: str, source: str, way: str, console: Console) -> None:
         return
     family, domain, target = adaptation.PAIRS[pair]
     base = adaptation.config(pair, SEED).model_dump(mode="json")
-    settings = parse(Config, merge(base, [*SOURCES[source], *WAYS.get(way, ())]), where=f"{source} {way}")
+    first = parse(Config, merge(base, SOURCES[source]), where=source)
     start = RUNS / f"{family}-{domain}-{source}"
-    trained = workflow.train(settings, start, console=console)
+    trained = workflow.train(first, start, console=console)
     if way == "none":
-        record(pair, source, way, trained, [(settings.train.steps, None)])
+        record(pair, source, way, trained, [(first.train.steps, None)])
         return
+    settings = parse(Config, merge(base, [*SOURCES[source], *WAYS[way]]), where=f"{source} {way}")
     images = adaptation.target_list(family, domain if way == "source-only" else target, RUNS)
     adapted = workflow.adapt(start, images, RUNS / f"{pair}-{source}-{way}", config=settings, console=console)
     record(pair, source, way, adapted, [(step, file) for step, file in checkpoints(adapted).items()])
