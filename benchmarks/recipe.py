@@ -54,6 +54,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "boxes-fourier": (f"{TEACHER}.regression=1", "augment.fourier=0.5", "augment.fourier_beta=0.02"),
     "boxes-no-style": (f"{TEACHER}.regression=1", "augment.style=0"),
     "boxes-domain-statistics": (f"{TEACHER}.regression=1", "adapt.statistics=domain"),
+    "boxes-domain-no-style": (f"{TEACHER}.regression=1", "adapt.statistics=domain", "augment.style=0"),
     "boxes-mask": (f"{TEACHER}.regression=1", "augment.mask=0.5"),
     "boxes-large-flipped": (f"{TEACHER}.regression=1", f"{TEACHER}.scale=1.5", f"{TEACHER}.flip=true"),
     "boxes-mix": (f"{TEACHER}.regression=1", f"{TEACHER}.mix=1"),
