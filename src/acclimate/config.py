@@ -175,6 +175,18 @@ class ScheduleConfig(Options):
     steps: int = Field(default=2000, ge=1)
     batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+    optimizer: Annotated[str, Added("adamw")] = "adamw"
+    """`adamw`, `sgd` (with momentum), or any other that timm's factory knows."""
+    momentum: Annotated[float, Added(0.9)] = Field(default=0.9, ge=0, lt=1)
+    """Of `sgd`, and of timm's optimisers that have one."""
+    backbone_lr: Annotated[float, Added(1.0)] = Field(default=1.0, gt=0)
+    """The backbone's learning rate as a multiple of `lr`."""
+    layer_decay: Annotated[float | None, Added(None)] = Field(default=None, gt=0, le=1)
+    """Factor by which the learning rate falls from one stage of the backbone to the one before it."""
+    decay: Annotated[Literal["cosine", "step", "constant"], Added("cosine")] = "cosine"
+    """How the learning rate goes after `warmup`."""
+    decay_at: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Added((0.67, 0.89))] = (0.67, 0.89)
+    """`step`: parts of the run after which the learning rate is a tenth of what it was."""
     weight_decay: float = Field(default=0.02, ge=0)
     warmup: int = Field(default=100, ge=0)
     ema: float = Field(default=0.998, ge=0, lt=1)
@@ -399,10 +411,11 @@ class AdaptConfig(Options):
 
     supervised: float = Field(default=1.0, ge=0)
     teacher: TeacherConfig | None = TeacherConfig()
-    statistics: Literal["mixed", "target", "domain"] = "mixed"
+    statistics: Literal["mixed", "target", "domain", "frozen"] = "mixed"
     """What BatchNorm's running statistics describe after a method that sees target images: the mixture that was trained
     on, or the target alone, from which they are then taken anew at the end; `domain` also normalises each domain's
-    images by their own statistics while training."""
+    images by their own statistics while training; `frozen` keeps the backbone's normalisation as the source training
+    left it, which is where suppression acts."""
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
     distillation: DistillationConfig | None = None

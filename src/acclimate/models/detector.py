@@ -109,6 +109,9 @@ class DetectorSpec(BaseModel):
     depth: int
     norm: Literal["batch", "frozen", "group"] = "batch"
     freeze: int = 0
+    folded: bool = True
+    """With `norm = "frozen"`: whether the normalisation is part of the convolutions' weights, as in every detector that
+    was made before this could be told, and in what is cut from a slimmable one."""
     start: str = "random"
     """Where the backbone's first weights came from."""
     two_stage: TwoStageSpec | None = None
@@ -212,11 +215,12 @@ class Detector(nn.Module, ABC):
 
 
 PRESETS = {
-    "nano": ("mobilenetv4_conv_small_050", 48, 1),
-    "tiny": ("mobilenetv4_conv_small", 64, 2),
-    "small": ("mobilenetv4_conv_medium", 96, 3),
+    "nano": ("tf_efficientnet_lite0", 48, 1),
+    "tiny": ("tf_efficientnet_lite1", 64, 2),
+    "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head)."""
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
 
 
 def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
@@ -246,6 +250,7 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         depth=depth if config.depth is None else config.depth,
         norm=config.norm,
         freeze=config.freeze,
+        folded=config.norm != "frozen" or config.kind == "slimmable",
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
         ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
         choices=config.slimmable.choices if config.kind == "slimmable" else (),
