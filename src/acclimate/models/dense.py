@@ -56,6 +56,7 @@ class _Separable(nn.Module):
 class DenseDetector(Detector):
     """See the module. Raw outputs: logits (B, A, C) and side distances (B, A, 4), as `edge.artifact.Decode` says."""
 
+    any_size = True
     predictors = ("class_tower", "box_tower", "classify", "regress")
     points: Tensor
     point_strides: Tensor
@@ -99,7 +100,7 @@ class DenseDetector(Detector):
             if len(self.spec.widths) != len(channels.stages):
                 raise AcclimateError(f"spec: widths must be {len(channels.stages)}, for {', '.join(channels.stages)}")
             cut(self, channels.counts(self.spec.widths, self.spec.divisor))
-        self.backbone.settle()
+        self.backbone.settle(self.spec.folded)
 
     def sorted_channels(self, pretrained: bool) -> Channels:
         """Which layers share their channels, from the image to the head; pretrained ones are put in order first.

@@ -109,6 +109,9 @@ class DetectorSpec(BaseModel):
     depth: int
     norm: Literal["batch", "frozen", "group"] = "batch"
     freeze: int = 0
+    folded: bool = True
+    """With `norm = "frozen"`: whether the normalisation is part of the convolutions' weights, as in every detector that
+    was made before this could be told, and in what is cut from a slimmable one."""
     start: str = "random"
     """Where the backbone's first weights came from."""
     two_stage: TwoStageSpec | None = None
@@ -137,6 +140,9 @@ class Detector(nn.Module, ABC):
     a step need not run its head."""
     output_names: ClassVar[tuple[str, ...]] = ("logits", "distances")
     """Of `forward`'s outputs, as `edge.artifact.Decode` calls them."""
+    any_size: ClassVar[bool] = False
+    """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
+    convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
 
@@ -199,18 +205,22 @@ class Detector(nn.Module, ABC):
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Per-box features (total boxes, D) for boxes (N_i, 4) on the canvas, one tensor an image; with gradients."""
 
-    def decode(self, raw: tuple[Tensor, ...]) -> list[Detections]:
-        """Boxes on the canvas, by the same numpy arithmetic that the device runs."""
+    def decode(self, raw: tuple[Tensor, ...], image_size: tuple[int, int] | None = None) -> list[Detections]:
+        """Boxes on the canvas, by the same numpy arithmetic that the device runs.
+
+        `image_size` (height, width) is that of the images, where it is not the specification's (`any_size`).
+        """
         outputs = [output.detach().float().cpu().numpy() for output in raw]
-        return decode(outputs, self.decode_options(), self.spec.image_size)
+        return decode(outputs, self.decode_options(), image_size or self.spec.image_size)
 
 
 PRESETS = {
-    "nano": ("mobilenetv4_conv_small_050", 48, 1),
-    "tiny": ("mobilenetv4_conv_small", 64, 2),
-    "small": ("mobilenetv4_conv_medium", 96, 3),
+    "nano": ("tf_efficientnet_lite0", 48, 1),
+    "tiny": ("tf_efficientnet_lite1", 64, 2),
+    "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head)."""
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
 
 
 def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
@@ -240,6 +250,7 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         depth=depth if config.depth is None else config.depth,
         norm=config.norm,
         freeze=config.freeze,
+        folded=config.norm != "frozen" or config.kind == "slimmable",
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
         ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
         choices=config.slimmable.choices if config.kind == "slimmable" else (),

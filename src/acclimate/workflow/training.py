@@ -25,7 +25,9 @@ from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
+    from numpy.typing import NDArray
 
     from acclimate.data.dataset import Loader
     from acclimate.data.formats import LabelledSet, UnlabelledSet
@@ -162,7 +164,8 @@ def adapt(
         return known
     torch.manual_seed(config.seed)
     chosen = method(config.adapt, detector, images, config.seed)
-    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
+    by_domain = adapts and config.adapt.statistics == "domain"
+    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False, by_domain=by_domain)
     seen = unlabelled if adapts else None
     loader = _loader(acc, detector, images, seen, config, config.schedule)
     run = stages.start(acc, Path(out), manifest, console)
@@ -174,7 +177,7 @@ def adapt(
         )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
-            if adapts and config.adapt.statistics == "target":
+            if adapts and config.adapt.statistics != "mixed":
                 normalised_by = choose(unlabelled.paths, IMAGES, config.seed)
                 for file in checkpoints(run).values():
                     models.load_weights(kept, file)
@@ -265,7 +268,8 @@ def distil(
     blind = [term.name for term in chosen.terms if term.needs_target and any("target" in view for view in term.views)]
     if unlabelled is None and blind:
         raise AcclimateError(f"adapt.{blind[0]} learns from target images; give --target FOLDER, or set it to none")
-    objective = Objective(detector, chosen.terms, schedule.ema, warm=start is None)
+    by_domain = unlabelled is not None and config.adapt.statistics == "domain"
+    objective = Objective(detector, chosen.terms, schedule.ema, warm=start is None, by_domain=by_domain)
     loader = _loader(acc, detector, images, unlabelled, config, schedule)
     run = stages.start(acc, Path(out), manifest, console)
     begun = detector.spec.start if start is None else f"the run {start.path}"
@@ -276,7 +280,7 @@ def distil(
             transforms=chosen.transforms, console=console, title="distil",
         )  # fmt: skip
         if acc.is_main_process:
-            if unlabelled is not None and config.adapt.statistics == "target":
+            if unlabelled is not None and config.adapt.statistics != "mixed":
                 recalibrate(objective.average, choose(unlabelled.paths, IMAGES, config.seed))
             models.save(objective.average, run.path)
     return run
@@ -293,10 +297,29 @@ def _loader(
     """This process's share of the images, on the detector's canvas."""
     from acclimate.data.dataset import Loader
 
+    teacher = config.adapt.teacher if target is not None else None
     return Loader(
         images, target, detector.spec.image_size, config.augment, schedule, config.seed,
         acc.process_index, acc.num_processes,
+        large=teacher.scale if teacher is not None else 1.0,
+        weights=_weights(detector, images, target, config),
     )  # fmt: skip
+
+
+def _weights(
+    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+) -> NDArray[np.float64] | None:
+    """How often each source image is drawn, as `augment.balance` says; None for all alike."""
+    from acclimate.data.balance import by_class, by_counts
+
+    boxes = [image.annotations for image in images.images]
+    if config.augment.balance == "classes":
+        return by_class(boxes, len(images.classes))
+    if config.augment.balance == "none" or target is None:
+        return None
+    from acclimate.adapt.teacher import counted
+
+    return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
 
 
 def _facts(
