@@ -13,10 +13,11 @@ from acclimate.config import AdaptConfig, Config, merge, parse, quantises
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
-from acclimate.run import Run
+from acclimate.run import Run, write_bytes
 from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, weights_of
 
 if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector, DetectorSpec
 
 
@@ -106,7 +107,9 @@ def prepared(
         warm=False,
         start=lambda _: f"the source run {parent}",
         parents=(str(parent),),
-        keep=lambda run, average, console: _keep(config, target.paths, run, average, console) if adapts else None,
+        keep=lambda run, average, console: _keep(config, parent, images, target.paths, run, average, console)
+        if adapts
+        else None,
     )  # fmt: skip
 
 
@@ -129,19 +132,35 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
     return parse(Config, merged, where="the source run's config with overrides")
 
 
-def _keep(config: Config, target: tuple[Path, ...], run: Run, average: Detector, console: Console | None) -> None:
+def _keep(
+    config: Config,
+    parent: Path,
+    images: LabelledSet,
+    target: tuple[Path, ...],
+    run: Run,
+    average: Detector,
+    console: Console | None,
+) -> None:
     """Choose the checkpoint without labels, its BatchNorm describing the target alone where that is asked for."""
-    from acclimate.adapt.engine import checkpoints
+    from acclimate.adapt.engine import checkpoint, checkpoints
     from acclimate.models import detector as models
     from acclimate.select.score import choose_checkpoint
 
-    if config.adapt.statistics != "mixed":
+    if config.adapt.statistics in {"target", "domain"}:
         for file in checkpoints(run).values():
             models.load_weights(average, file)
             recalibrated(average, target, config.seed)
             models.save_weights(average, file)
+    if config.adapt.quantisation is None:
+        # What it was before is a candidate too: an adaptation that harms is not kept.
+        write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
+    rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
     with counting(console, "checkpoints scored without labels") as tick:
-        selection = choose_checkpoint(average, checkpoints(run), target, config.augment, config.seed, progress=tick)
+        selection = choose_checkpoint(
+            average, checkpoints(run), target, config.augment, config.seed, rates, progress=tick
+        )
     run.write("selection.json", selection)
     if console is not None:
-        console.print(f"chosen: step {selection.chosen_step}, by {selection.rule}", highlight=False)
+        step = selection.chosen_step
+        note = "" if step else ": the start, as no checkpoint of the adaptation is better by it"
+        console.print(f"chosen: step {step}, by {selection.rule}{note}", highlight=False)

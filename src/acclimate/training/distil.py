@@ -111,7 +111,7 @@ def _method(config: Config, detector: Detector, source: LabelledSet) -> Method:
 
 
 def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
-    if config.adapt.statistics != "mixed":
+    if config.adapt.statistics in {"target", "domain"}:
         recalibrated(average, target, config.seed)
 
 

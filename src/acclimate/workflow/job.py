@@ -69,9 +69,9 @@ def run(config: Config, *, console: Console | None = None) -> Job:
         AcclimateError, Interrupted: as the stages do.
     """
     stages.one_process("run")
-    from acclimate.runtimes import base
+    from acclimate import export as exporting
 
-    base.check_export(config.export.runtime, config.export.precisions, "export.precisions")
+    exporting.check(config.export.runtime, config.export.precisions, "export.precisions")
     with contextlib.ExitStack() as stack:
         # Nobody else may write into any of its folders until the report is there.
         for name in ("", *FOLDERS):
