@@ -177,7 +177,7 @@ def adapt(
         )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
-            if adapts and config.adapt.statistics != "mixed":
+            if adapts and config.adapt.statistics in {"target", "domain"}:
                 normalised_by = choose(unlabelled.paths, IMAGES, config.seed)
                 for file in checkpoints(run).values():
                     models.load_weights(kept, file)
@@ -286,7 +286,7 @@ def distil(
             transforms=chosen.transforms, console=console, title="distil",
         )  # fmt: skip
         if acc.is_main_process:
-            if unlabelled is not None and config.adapt.statistics != "mixed":
+            if unlabelled is not None and config.adapt.statistics in {"target", "domain"}:
                 recalibrate(objective.average, choose(unlabelled.paths, IMAGES, config.seed))
             models.save(objective.average, run.path)
     return run
