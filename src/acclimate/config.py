@@ -206,8 +206,8 @@ class TeacherConfig(Options):
 
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the teacher's detections as target boxes."""
-    regression: float = Field(default=0.0, ge=0)
-    """Of these, the share of the losses that move boxes: a score says that an object is there, not that its box is."""
+    regression: float = Field(default=1.0, ge=0)
+    """Of these, the share of the losses that move boxes."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
     threshold: float | Literal["source", "matched", "adaptive"] = Field(default="source")
@@ -215,8 +215,10 @@ class TeacherConfig(Options):
     by class, once before the adaptation; `matched` starts there and lowers it, at most to a half and only as far as two
     of three are right on the source, until the teacher gives as many boxes an image on the target as on the source;
     `adaptive` starts there too and moves it as the teacher's mean score on the target goes, no lower than that."""
-    doubt: float = Field(default=0.2, ge=0, le=1)
-    """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
+    doubt: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the threshold from which a detection is at least ignored rather than taken for background. 0 ignores
+    whatever the teacher shows at all: what it is not sure of is more often an object that the shift has made faint than
+    nothing, and background is learnt on the source."""
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the run over which the weights rise from 0."""
     scale: Annotated[float, Added(1.0)] = Field(default=1.0, ge=1, le=4)
