@@ -24,9 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate import __version__
-from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference
+from acclimate.edge.artifact import (
+    Artifact,
+    ArtifactManifest,
+    Calibration,
+    MixedPrecision,
+    Reference,
+    write_manifest,
+)
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text, writing
+from acclimate.run import digest, file_digest, writing
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
@@ -237,7 +244,7 @@ def write_artifact(
                 version=__version__,
                 notes=notes or {},
             )
-            write_text(temporary / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
+            manifest = write_manifest(temporary, manifest)
             temporary.chmod(0o755)
             if folder.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
@@ -268,8 +275,7 @@ def annotate(
             "notes": {**artifact.manifest.notes, **notes},
         }
     )
-    write_text(artifact.folder / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
-    return Artifact(artifact.folder, manifest)
+    return Artifact(artifact.folder, write_manifest(artifact.folder, manifest))
 
 
 def check_precision(precision: str, supported: Sequence[str], name: str, why: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.edge.artifact import Artifact
+from acclimate.edge.external import check_self_contained
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
 from acclimate.runtimes import quantise
@@ -89,7 +90,10 @@ def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Se
         import onnxruntime
     except ImportError:
         raise AcclimateError("onnxruntime is not installed: pip install onnxruntime") from None
+    check_self_contained(file)
     options = onnxruntime.SessionOptions()
+    # Otherwise a file that looks like one is read as ONNX Runtime's own format, which was not looked through.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
