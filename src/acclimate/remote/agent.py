@@ -9,8 +9,9 @@ It answers HTTP/1.1 over TLS 1.3, and does these things alone:
     POST /packages/SHA/bench                  latency and memory on images that were sent, in a process of its own
 
 A package is looked through (`edge.package.unpack`) before it is put where the others are, and nothing in it is run but
-its network, by a process that cannot read the agent's own folder (`remote.closed`). Whatever the desk sends has a bound: bytes of a header, of a body, of the disk, connections, and seconds
-(`Limits`). A problem is answered with one line, `{"error": ...}`, and never with a traceback.
+its network, by a process that cannot read the agent's own folder (`remote.closed`). Whatever the desk sends has a
+bound: bytes of a header, of a body, of the disk, connections, and seconds (`Limits`). A problem is answered with one
+line, `{"error": ...}`, and never with a traceback.
 
 Why asyncio and h11: `http.server` calls itself unfit for what is not trusted; it has no deadline for a whole request,
 so a client that sends a byte a second keeps a thread. The web frameworks bring ten packages and more to a device. h11
