@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
+from acclimate.edge.engines import engine
 from acclimate.edge.external import check_self_contained
 from acclimate.errors import AcclimateError
-from acclimate.runtimes import base
 
 
 def outside(name: str) -> TensorProto:
@@ -81,7 +81,7 @@ def test_wherever_the_tensor_is(hide: Callable[[onnx.ModelProto], None], tmp_pat
         files={"model.onnx": "0" * 64},
     )  # fmt: skip
     with pytest.raises(AcclimateError, match="keeps weights in other files"):
-        base.runtime("onnx").load(Artifact(tmp_path, manifest), 1)
+        engine("onnx").load(Artifact(tmp_path, manifest), 1)
 
 
 def test_what_is_no_onnx_file_is_refused_in_one_line(tmp_path: Path) -> None:
