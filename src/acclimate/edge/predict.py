@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from acclimate.edge import video
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import OUTPUTS, Artifact
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
 from acclimate.edge.engines import engine
@@ -33,14 +33,34 @@ class Predictor:
     """An artifact ready to run: image in, detections out."""
 
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
-        """Load `artifact` on `threads` threads.
+        """Load `artifact` on `threads` threads, and try it on an empty canvas.
 
         Raises:
-            AcclimateError: its runtime is not installed, or does not accept the model file.
+            AcclimateError: its runtime is not installed or does not accept the model file, or what the network gives
+                is not what the manifest says.
         """
         self.artifact = artifact
         self.manifest = artifact.manifest
         self._network = engine(self.manifest.runtime).load(artifact, threads)
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Refuse a network that does not fit its manifest now rather than at the first image."""
+        manifest, where = self.manifest, self.artifact.folder
+        outputs = self.run(np.full((1, 3, *manifest.image_size), manifest.fill, np.float32))
+        shapes = ", ".join(str(tuple(np.shape(output))) for output in outputs)
+        if len(outputs) != len(OUTPUTS[manifest.decode.kind]) or any(output.dtype.kind != "f" for output in outputs):
+            raise AcclimateError(f"{where}: the network's outputs {shapes} are not those of {manifest.decode.kind}")
+        channels = len(manifest.classes) + (manifest.decode.kind != "dense")
+        if outputs[0].ndim != 3 or outputs[0].shape[0] != 1 or outputs[0].shape[2] != channels:
+            raise AcclimateError(
+                f"{where}: the network's outputs {shapes} are not for {len(manifest.classes)} classes; "
+                "export the artifact again"
+            )
+        try:
+            decode(outputs, manifest.decode, manifest.image_size)
+        except AcclimateError as error:
+            raise AcclimateError(f"{where}: {error}") from None
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1, expected: str = "") -> Predictor:
@@ -65,8 +85,20 @@ class Predictor:
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The network's raw outputs."""
-        return list(self._network(images))
+        """The network's raw outputs.
+
+        Raises:
+            AcclimateError: the runtime fails on the artifact.
+        """
+        try:
+            return [np.asarray(output) for output in self._network(images)]
+        except AcclimateError:
+            raise
+        except Exception as error:  # runtimes raise many unrelated types, all about this artifact
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise AcclimateError(
+                f"{self.artifact.folder}: {self.manifest.runtime} cannot run it ({said[:300]}); export it again"
+            ) from None
 
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
         """Detections in the image's pixels, from raw outputs."""

@@ -21,11 +21,11 @@ import numpy as np
 
 from acclimate import __version__
 from acclimate.edge import engines
-from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference, write_manifest
 from acclimate.edge.engines.base import Network, not_installed
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text, writing
+from acclimate.run import digest, file_digest, writing
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Pa
         with writing(folder):
             build(temporary)
             written = _artifact(temporary, manifest).manifest
-            write_text(temporary / "artifact.json", written.model_dump_json(indent=1) + "\n")
+            written = write_manifest(temporary, written)
             temporary.chmod(0o755)
             if folder.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
@@ -249,8 +249,7 @@ def annotate(
             "notes": {**artifact.manifest.notes, **notes},
         }
     )
-    write_text(artifact.folder / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
-    return Artifact(artifact.folder, manifest)
+    return Artifact(artifact.folder, write_manifest(artifact.folder, manifest))
 
 
 def describe_calibration(paths: Sequence[Path]) -> Calibration:
