@@ -159,7 +159,7 @@ def test_bad_input_is_one_line(artifact: Path, scenes, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AcclimateError, match="no image found"):
         predict_folder(artifact, tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(AcclimateError, match="no such image, folder, list or video"):
+    with pytest.raises(AcclimateError, match="no such file or folder"):
         predict_folder(artifact, tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "film.mp4").write_bytes(b"no film")
     with pytest.raises(AcclimateError, match=r"film\.mp4: not a video"):
