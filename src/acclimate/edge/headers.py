@@ -191,7 +191,7 @@ def _jpeg(data: bytes) -> Header | None:
 def _png(data: bytes, tail: bytes) -> Header | None:
     width, height = struct.unpack_from(">II", data, 16)
     at, orientation = 8, 1
-    while True:
+    while width * height <= MAX_PIXELS:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"eXIf":
             if len(data) < at + 8 + length:

@@ -184,7 +184,7 @@ def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float,
     frames: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
     complete = False
-    name = f"{source.stem}.mp4"
+    name = f"{source.stem.encode(errors='backslashreplace').decode()}.mp4".replace("\\", "_")
     if (out / name).exists() and (out / name).samefile(source):
         raise AcclimateError(f"{out / name}: is the source itself; choose another --out")
     with video.Video(source, predictor.manifest.orientation) as reader:

@@ -23,6 +23,9 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 """File name endings that count as videos, in lower case, where there is no file yet to look into."""
 
+# What ffmpeg finds wrong with a file is told by us, in one line; it looks at this once, when it is first used.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 MAX_RATE = 240.0
 """Frames a second beyond which a container tells the unit of its time stamps rather than a rate."""
 USUAL_RATE = 25.0
@@ -52,9 +55,11 @@ class Video:
         Raises:
             AcclimateError: it is missing, no file, empty, no video, or its codec cannot be decoded here.
         """
-        os.close(open_regular(path, None))
-        self._path = path
-        self._capture = _opened(path)
+        descriptor = open_regular(path, None)
+        try:
+            self._capture = _opened(path, descriptor)
+        finally:
+            os.close(descriptor)
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1 if orientation == "apply" else 0)
         read, frame = self._capture.read()
         if not read:
@@ -119,22 +124,36 @@ def is_video(path: Path) -> bool:
         return False
 
 
-def _opened(path: Path) -> cv2.VideoCapture:
-    """The first of OpenCV's readers of files that opens `path`, but for the one that takes a name for a pattern."""
-    # What ffmpeg finds wrong with a file is told by us, in one line.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+def _opened(path: Path, descriptor: int) -> cv2.VideoCapture:
+    """The first of OpenCV's readers of files that opens `path`, but for the one that takes a name for a pattern.
+
+    A name that is no UTF-8 ends OpenCV 5 with a segmentation fault; then the file is opened by its descriptor.
+    """
+    name = os.fspath(path)
+    if not _is_utf8(name):
+        name = f"/proc/self/fd/{descriptor}"
+        if not Path(name).exists():
+            raise AcclimateError(f"{path}: a video's name has to be UTF-8 here; rename it")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        for backend in cv2.videoio_registry.getStreamBackends():
-            if backend != cv2.CAP_IMAGES:
-                capture = cv2.VideoCapture(os.fspath(path), backend)
-                if capture.isOpened():
-                    return capture
-    except (cv2.error, UnicodeError) as error:
+        backends = [one for one in cv2.videoio_registry.getStreamBackends() if one != cv2.CAP_IMAGES]
+        for backend in [cv2.CAP_FFMPEG] if cv2.CAP_FFMPEG in backends else backends:
+            capture = cv2.VideoCapture(name, backend)
+            if capture.isOpened():
+                return capture
+    except cv2.error as error:
         raise AcclimateError(f"{path}: not a video that can be decoded ({' '.join(str(error).split())})") from None
     raise AcclimateError(
         f"{path}: not a video that can be decoded; convert it, for example: ffmpeg -i IN -c:v libx264 OUT.mp4"
     )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _codec(capture: cv2.VideoCapture) -> str:
@@ -193,6 +212,8 @@ class Writer:
             self._written += 1
 
     def _open(self) -> cv2.VideoWriter:
+        if not _is_utf8(str(self._path)):
+            raise AcclimateError(f"{self._path}: OpenCV writes no file whose name is not UTF-8; choose another --out")
         code = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(self._path), code, self._fps, (self._size[1], self._size[0]))
         if not writer.isOpened():
