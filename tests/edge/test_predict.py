@@ -22,14 +22,14 @@ from acclimate.edge.images import Reading, read_image
 from acclimate.edge.predict import Predictor, predict_folder
 from acclimate.edge.video import Video, Writer
 from acclimate.errors import AcclimateError
-from acclimate.runtimes import base
+from acclimate.export import exporter
 from acclimate.structures import Detections
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifacts") / "onnx-fp32"
-    return base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
+    return exporter("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_a_turned_photo_gives_boxes_on_what_is_seen(artifact: Path, scenes, tmp_
     assert (entry["width"], entry["height"]) == photo.size
     same_boxes(entry["detections"], scenes.images[0].annotations)
     spec = squares.SPEC.model_copy(update={"reading": Reading(orientation="stored")})
-    stored = base.runtime("onnx").export(squares.SquareDetector(spec), tmp_path / "stored", "fp32", []).folder
+    stored = exporter("onnx").export(squares.SquareDetector(spec), tmp_path / "stored", "fp32", []).folder
     results = json.loads(predict_folder(stored, tmp_path / "turned.png", tmp_path / "out2").read_text())
     assert (results["images"][0]["width"], results["images"][0]["height"]) == photo.size[::-1]
 

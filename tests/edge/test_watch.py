@@ -29,7 +29,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import Reading, read_image
 from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
-from acclimate.runtimes import base
+from acclimate.export import exporter
 
 PATIENCE_S = 60
 
@@ -368,7 +368,7 @@ def test_a_stream_that_changes_its_size_says_so(
 
 def test_a_reading_of_the_artifact_holds_on_the_device(artifact: Path, tmp_path: Path) -> None:
     spec = squares.SPEC.model_copy(update={"reading": Reading(intensity=(0, 255), orientation="stored")})
-    deep = base.runtime("onnx").export(squares.SquareDetector(spec), tmp_path / "deep", "fp32", []).folder
+    deep = exporter("onnx").export(squares.SquareDetector(spec), tmp_path / "deep", "fp32", []).folder
     assert Artifact.open(deep).manifest.reading == spec.reading
     (tmp_path / "in").mkdir()
     picture = watched.frame(0)[..., ::-1].astype(np.uint16)

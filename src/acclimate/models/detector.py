@@ -143,6 +143,9 @@ class Detector(nn.Module, ABC):
     a step need not run its head."""
     output_names: ClassVar[tuple[str, ...]] = ("logits", "distances")
     """Of `forward`'s outputs, as `edge.artifact.Decode` calls them."""
+    any_size: ClassVar[bool] = False
+    """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
+    convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
 
@@ -205,10 +208,13 @@ class Detector(nn.Module, ABC):
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Per-box features (total boxes, D) for boxes (N_i, 4) on the canvas, one tensor an image; with gradients."""
 
-    def decode(self, raw: tuple[Tensor, ...]) -> list[Detections]:
-        """Boxes on the canvas, by the same numpy arithmetic that the device runs."""
+    def decode(self, raw: tuple[Tensor, ...], image_size: tuple[int, int] | None = None) -> list[Detections]:
+        """Boxes on the canvas, by the same numpy arithmetic that the device runs.
+
+        `image_size` (height, width) is that of the images, where it is not the specification's (`any_size`).
+        """
         outputs = [output.detach().float().cpu().numpy() for output in raw]
-        return decode(outputs, self.decode_options(), self.spec.image_size)
+        return decode(outputs, self.decode_options(), image_size or self.spec.image_size)
 
 
 PRESETS = {
@@ -216,8 +222,8 @@ PRESETS = {
     "tiny": ("tf_efficientnet_lite1", 64, 2),
     "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head). The backbones' ImageNet weights are installed with `train`, so
-that no preset starts from random weights."""
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
 
 
 def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:

@@ -16,6 +16,7 @@ from acclimate.errors import AcclimateError
 from acclimate.report import content as gathering
 from acclimate.report import pictures, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
+from acclimate.report.health import health
 from acclimate.run import write_text
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "base": content.source_only,
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
+        "health": [alive for part in content.parts if (alive := health(part)) is not None],
         "suppression": _suppression(content),
         "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
         "domain_critics": [
