@@ -42,6 +42,10 @@ class DataConfig(Options):
     `path` is a data set's folder or index file (COCO json, data.yaml); `images` the image folder where it is not
     beside the index. `classes` renames classes ("their name" = "our name"), `ignore` names classes whose boxes
     count neither for nor against, `drop` names classes whose boxes are background.
+
+    `orientation` and `intensity` say how its pictures are read (`edge.images.Reading`); a detector keeps those of the
+    set that it was trained on, and its artifact takes them along. Where an index gives the pictures' sizes, these tell
+    whether boxes lie on pictures as they are seen or as they are stored.
     """
 
     path: Path
@@ -52,6 +56,15 @@ class DataConfig(Options):
     classes: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
+    intensity: Annotated[tuple[float, float] | None, Added(None)] = None
+
+    @field_validator("intensity")
+    @classmethod
+    def _rising_intensity(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("give the value that becomes black, then the larger one that becomes white")
+        return value
 
 
 class TwoStageConfig(Options):
