@@ -26,6 +26,17 @@ GradientTransform = Callable[[nn.Module], None]
 
 
 @runtime_checkable
+class UpdateTransform(Protocol):
+    """A gradient transform that also acts on what the optimiser makes of the gradients."""
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called right before the optimiser's step, after clipping."""
+
+    def after_step(self) -> None:
+        """Called right after it, while the gradients are still there; edits the weights in place."""
+
+
+@runtime_checkable
 class Watcher(Protocol):
     """A gradient transform or a term that measures what it does in the steps that are logged."""
 
