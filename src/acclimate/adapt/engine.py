@@ -1,6 +1,7 @@
 """THE loop: every training and adaptation runs through `fit`.
 
-One step, in order: terms -> backward -> unscale -> gradient transforms -> clip -> optimiser -> update transforms -> after_step.
+One step, in order: terms -> backward -> unscale -> gradient transforms -> clip -> optimiser -> update transforms ->
+after_step.
 """
 
 from __future__ import annotations

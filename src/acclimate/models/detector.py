@@ -7,7 +7,7 @@ import importlib
 import math
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -32,6 +32,10 @@ KINDS = {
     "two-stage": "acclimate.models.two_stage:TwoStageDetector",
 }
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
+
+
+LossKind = Literal["class", "box", "quality", "objectness", "mask"]
+"""What a loss teaches: which class, where the border is, how good a box is, whether there is anything, which pixels."""
 
 
 class TwoStageSpec(BaseModel):
@@ -148,6 +152,12 @@ class Detector(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        """The kind of each loss that `losses` and `distillation` return, by its name; a method that weighs losses goes
+        by it. A detector with others than these two says so."""
+        return {"class": "class", "box": "box"}
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:

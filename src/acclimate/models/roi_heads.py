@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.models import boxes as box_math
+from acclimate.models.detector import LossKind
 from acclimate.models.pooling import pool
 
 BINS = 7
@@ -31,11 +32,13 @@ class RoiHead(nn.Module, ABC):
 
     Attributes:
         outputs: width D of what `instances` returns.
+        loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
             levels followed by the other's; the first pyramid also serves the proposals.
     """
 
     outputs: int
+    loss_kinds: ClassVar[Mapping[str, LossKind]] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
 
     @abstractmethod
