@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from acclimate.adapt.suppression import folded, folded_state
 from acclimate.models.detector import Detector
+from acclimate.models.reparametrise import folded, folded_state
 from acclimate.models.statistics import unheard
 from acclimate.structures import Annotations, Batch
 
