@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
 from acclimate.errors import AcclimateError
+from acclimate.models.pooling import canonical_side
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
 
@@ -51,6 +52,9 @@ class TwoStageSpec(BaseModel):
     """Whether a mask branch trains beside the head; it is no part of `forward`."""
     mask_norm: Literal["none", "batch"] = "none"
     """Of the mask branch's convolutions."""
+    canonical: float = 224.0
+    """Side in pixels of the boxes that are pooled from the level of stride 16, as in every detector that was made
+    before this could be told."""
     proposals: int = 64
     """Boxes an image that `forward` looks at."""
     samples: int = 64
@@ -277,6 +281,7 @@ def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageS
         hidden=options.hidden,
         head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
         masks=options.masks,
+        canonical=options.canonical or canonical_side(config.image_size),
         proposals=options.proposals,
         samples=options.proposals,
         select=options.select,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from acclimate.models import boxes as box_math
 from acclimate.models.detector import LossKind
-from acclimate.models.pooling import SAMPLES, levels, pool
+from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels, pool
 from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, predictors
 
 GAMMA = 0.1
@@ -52,7 +52,7 @@ class SeparateLayersHead(RoiHead):
         Returns:
             (B, K, channels, BINS, BINS) for the class and for the box, and boxes (B, K, 4).
         """
-        found = pool(features, proposals, self.strides, BINS)
+        found = pool(features, proposals, self.strides, BINS, self.canonical)
         return found, found, proposals
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,11 +82,11 @@ class SeparateBackboneHead(SeparateLayersHead):
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
         count = len(self.strides)
-        for_class = pool(features[:count], proposals, self.strides, BINS)
-        return for_class, pool(features[count:], proposals, self.strides, BINS), proposals
+        for_class = pool(features[:count], proposals, self.strides, BINS, self.canonical)
+        return for_class, pool(features[count:], proposals, self.strides, BINS, self.canonical), proposals
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS)
+        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS, self.canonical)
         hidden: Tensor = self.class_layers(pooled.flatten(2))
         return hidden
 
@@ -131,7 +131,7 @@ class DisentangledHead(SeparateLayersHead):
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
-        return self._disentangle(features, proposals, pool(features, proposals, self.strides, BINS))
+        return self._disentangle(features, proposals, pool(features, proposals, self.strides, BINS, self.canonical))
 
     def offsets(self, still: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """How far each task moves, in pixels, x and y (equations 3 and 5).
@@ -153,7 +153,7 @@ class DisentangledHead(SeparateLayersHead):
         self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
     ) -> dict[str, Tensor]:
         """The head's own losses, the sibling's, and the progressive constraint between them."""
-        still = pool(features, proposals, self.strides, BINS)
+        still = pool(features, proposals, self.strides, BINS, self.canonical)
         logits, offsets, anchors = self._predict(*self._disentangle(features, proposals, still))
         hidden = self.sibling.layers(still.flatten(2))
         beside_logits = self.sibling.classify(hidden)
@@ -181,7 +181,9 @@ class DisentangledHead(SeparateLayersHead):
     ) -> tuple[Tensor, Tensor, Tensor]:
         box, bins = self.offsets(still, proposals)
         whole = box[:, :, None, None].expand_as(bins)
-        both = pool_moved(features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides)
+        both = pool_moved(
+            features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides, self.canonical
+        )
         for_class, for_box = both.chunk(2, 1)
         return for_class, for_box, proposals + box.repeat(1, 1, 2)
 
@@ -222,7 +224,13 @@ def box_constraint(boxes: Tensor, sibling: Tensor, matched: Tensor, margin: floa
     return short.sum() / max(1, len(short))
 
 
-def pool_moved(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+def pool_moved(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """RoIAlign whose bins are moved, each by its own offset (deformable RoI pooling, Dai et al., ICCV 2017).
 
     Each bin is the average of SAMPLES x SAMPLES bilinear samples, so with no offset it is `pooling.pool`, and
@@ -234,16 +242,21 @@ def pool_moved(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strid
         boxes: (B, K, 4) xyxy pixels.
         offsets: (B, K, size, size, 2) pixels, x and y; row and column of the bin.
         strides: of the levels, pixels.
+        canonical: see `pooling.levels`.
 
     Returns:
         (B, K, C, size, size).
     """
     sample = _sample_by_gather if torch.compiler.is_exporting() else _sample_by_grid
-    return sample(features, boxes, offsets, strides)
+    return sample(features, boxes, offsets, strides, canonical)
 
 
 def _points(
-    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], level: Tensor
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    level: Tensor,
 ) -> list[tuple[Tensor, Tensor]]:
     """Where to sample, in x and in y; a bin's samples are all pairs of its x and its y.
 
@@ -266,9 +279,15 @@ def _points(
     return found
 
 
-def _sample_by_grid(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+def _sample_by_grid(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """`grid_sample` on one map: the levels below each other, and a row of zeros for the samples that do not count."""
-    level = levels(boxes, strides)
+    level = levels(boxes, strides, canonical)
     (x, in_x), (y, in_y) = _points(features, boxes, offsets, strides, level)
     width = max(feature.shape[3] for feature in features)
     sheets = [F.pad(feature, (0, width - feature.shape[3])) for feature in features]
@@ -286,12 +305,18 @@ def _sample_by_grid(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, 
     return bins.transpose(1, 2).to(features[0].dtype)
 
 
-def _sample_by_gather(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+def _sample_by_gather(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """The same by fetching the cells around the samples, all channels at once, and one product a bin.
 
     ONNX Runtime's GridSample goes through the points anew for every channel and takes several times as long.
     """
-    level = levels(boxes, strides)
+    level = levels(boxes, strides, canonical)
     cells = torch.cat([feature.flatten(2) for feature in features], 2).transpose(1, 2)
     batch, total, channels = cells.shape
     shapes = [feature.shape[2:] for feature in features]

@@ -138,8 +138,11 @@ class TwoStageDetector(Detector):
         self.roi_head: RoiHead = head(
             spec.channels, spec.strides, len(spec.classes), options.hidden, **options.head_layers
         )
+        self.roi_head.canonical = options.canonical
         self.mask_head = (
-            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm) if options.masks else None
+            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
+            if options.masks
+            else None
         )
         self.register_buffer("anchors", _anchors(spec, options), persistent=False)
 
@@ -513,6 +516,7 @@ def from_torchvision(
             head_layers={"convolutions": convolutions, "layers": layers},
             masks=masks,
             mask_norm="batch" if masks and _has_norm(heads.mask_head) else "none",
+            canonical=float(heads.box_roi_pool.canonical_scale),
             proposals=rpn._post_nms_top_n["testing"],
             samples=heads.fg_bg_sampler.batch_size_per_image,
             select="nms",
