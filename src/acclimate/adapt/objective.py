@@ -106,6 +106,21 @@ class Step:
         self._forward()
         return self._features[view]
 
+    def shared(self, view: View) -> tuple[list[Tensor], slice]:
+        """The pyramid of all images that were forwarded together with a view's, and which of them are the view's.
+
+        What the head was run on: all gradients of a view arrive here, and only some of them at `features`.
+        """
+        self._forward()
+        for views, features in zip(self._together(), self._all, strict=True):
+            start = 0
+            for one in views:
+                size = len(self._features[one][0])
+                if one == view:
+                    return features, slice(start, start + size)
+                start += size
+        raise KeyError(view)
+
     def raw(self, view: View) -> tuple[Tensor, ...]:
         """The detector's raw outputs of such a view."""
         self._forward()
