@@ -16,9 +16,9 @@ from acclimate.config import Budget
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity
 from acclimate.errors import AcclimateError
+from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
-from acclimate.runtimes import base
 from acclimate.structures import Detections
 from acclimate.verify import (
     Compared,
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     run.finish("done")
     for precision in ("fp32", "int8"):
         folder = run.path / "artifacts" / f"onnx-{precision}"
-        base.runtime("onnx").export(detector, folder, precision, scenes.paths)
+        exporter("onnx").export(detector, folder, precision, scenes.paths)
     return run, scenes
 
 
@@ -175,7 +175,7 @@ def test_a_loss_of_accuracy_fails(made, tmp_path: Path, printed: Console) -> Non
     worse = squares.SquareDetector()
     with torch.no_grad():
         worse.classify[1].weight[1] = 0  # no longer sees blue
-    base.runtime("onnx").export(worse, folder, "fp32", [])
+    exporter("onnx").export(worse, folder, "fp32", [])
     result = verify(folder, [(scenes, "squares_test", "target")], runs=RUNS)
     accuracy = result.accuracy["squares_test"]
     assert not result.passed
