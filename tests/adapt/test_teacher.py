@@ -195,8 +195,9 @@ def test_the_losses_that_move_boxes_are_known_by_their_kind(family: str) -> None
         whole = Objective(made, [term], 0.9, warm=False).train()
         step = step_of(whole)
         # The same boxes and the same sample of proposals in both.
-        step.notes["teacher"] = [Detections(one.boxes, one.labels, np.ones(1, np.float32)) for one in labelled], (
-            np.zeros(2, np.float32)
+        step.notes["teacher"] = (
+            [Detections(one.boxes, one.labels, np.ones(1, np.float32)) for one in labelled],
+            (np.zeros(2, np.float32)),
         )
         torch.manual_seed(0)
         losses.append({name.removeprefix("teacher/"): float(loss.detach()) for name, loss in term(step).items()})

@@ -131,13 +131,13 @@ class _Felt:
         self._critics, self._all, self._places = {}, {}, []
         for i, level in enumerate(levels):
             if level.requires_grad:
-                level.register_hook(partial(self._critics.__setitem__, i))
+                level.register_hook(partial(self._critics.__setitem__, i))  # type: ignore[no-untyped-call]
         for v, view in enumerate(Adversarial.views):
             features, place = step.shared(view)
             self._places.append(place)
             for i, level in enumerate(features):
                 if level.requires_grad:
-                    level.register_hook(partial(self._all.__setitem__, (i, v)))
+                    level.register_hook(partial(self._all.__setitem__, (i, v)))  # type: ignore[no-untyped-call]
 
     def ratio(self) -> float | None:
         """Norm of the critics' gradient over that of the rest; None where there is no rest."""

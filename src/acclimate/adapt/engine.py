@@ -92,7 +92,8 @@ def fit(
         Health(objective.detector),
         *(part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)),
     ]
-    updates = [transform for transform in transforms if isinstance(transform, UpdateTransform)]
+    acting: Sequence[object] = transforms
+    updates = [one for one in acting if isinstance(one, UpdateTransform)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
     with stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:

@@ -396,30 +396,30 @@ def chance(size: float) -> float:
 class _Along(NamedTuple):
     """Of vectors, in full precision: <v, W> and ||W||^2 where W is `live`, one a weight or one a channel."""
 
-    vectors: Sequence[Tensor]
-    live: Sequence[Tensor]
-    dots: Sequence[Tensor]
-    squares: Sequence[Tensor]
+    vectors: list[Tensor]
+    live: list[Tensor]
+    dots: list[Tensor]
+    squares: list[Tensor]
 
 
 def _along(
     vectors: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor], granularity: Granularity
 ) -> _Along:
     """What `vectors` have along `weights`, whose entries without a gradient count as 0."""
-    live = [torch.where(g != 0, w, 0) for w, g in zip(weights, gradients, strict=True)]
-    vectors, live = _wide(vectors), _wide(live)
+    live = _wide([torch.where(g != 0, w, 0) for w, g in zip(weights, gradients, strict=True)])
+    wide = _wide(vectors)
     if granularity == "tensor":
-        dots = [_dot(v, w) for v, w in zip(vectors, live, strict=True)]
+        dots = [_dot(v, w) for v, w in zip(wide, live, strict=True)]
         squares = list(torch._foreach_pow(torch._foreach_norm(live), 2))
     else:
-        dots = _channel_sums(torch._foreach_mul(vectors, live))
+        dots = _channel_sums(torch._foreach_mul(wide, live))
         squares = _channel_sums(torch._foreach_mul(live, live))
     # A weight of zeros has no direction.
     torch._foreach_clamp_min_(squares, _TINY)
-    return _Along(vectors, live, dots, squares)
+    return _Along(wide, live, dots, squares)
 
 
-def _subtract(tensors: Sequence[Tensor], shares: _Along, strength: float) -> None:
+def _subtract(tensors: list[Tensor], shares: _Along, strength: float) -> None:
     """Take `strength` times the share along the weights from `tensors`, in place."""
     wide = _wide(tensors)
     factors = torch._foreach_div(shares.dots, shares.squares)

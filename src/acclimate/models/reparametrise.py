@@ -69,7 +69,8 @@ class _Normed(torch.autograd.Function):
         factor = scale / norm
         ctx.save_for_backward(raw, factor)
         ctx.dims = dims
-        return (raw * factor).to(raw.dtype)
+        weight: Tensor = (raw * factor).to(raw.dtype)
+        return weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
