@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ FILES = "a COCO json"
 
 _IMAGE_FOLDERS = ("images", "data", "JPEGImages", "imgs", "img")
 _LABEL_FOLDER = re.compile(r"ann|label|json|gt|coco", re.IGNORECASE)
+_TAKEN = object()
+"""What stands in place of an annotation whose numbers were taken."""
 _SAMPLE = 32
 """So many file names decide which folder they are relative to."""
 
@@ -62,55 +65,96 @@ class _Annotations:
         self._file = file
         self._raw = raw
         self._masks = masks
-        self.categories: set[Any] = set()
+        self._ids: list[Any] = []
+        self._images: dict[Any, int] = {}
+        """A number for each image id that annotations name, and for each category's."""
+        self._categories: dict[Any, int] = {}
+        self._owners = array("q")
+        self._kinds = array("q")
+        self._boxes = array("d")
+        self._flags: dict[int, tuple[Any, Any]] = {}
+        """iscrowd and ignore, where one of them is not 0."""
+        self._segmentations: dict[int, Any] = {}
+
+    @property
+    def categories(self) -> Collection[Any]:
         """The ids of the categories that annotations name."""
+        return self._categories.keys()
 
     def take(self, item: dict[str, Any]) -> Any:
-        """Hook of the parser: an annotation becomes a tuple, all else stays what it is."""
+        """Hook of the parser: an annotation's numbers are taken and nothing of it stays; all else stays what it is."""
         if "bbox" not in item or "image_id" not in item:
             return item
+        number = len(self._ids)
         try:
-            left, top, width, height = map(float, item["bbox"])
-            category = item["category_id"]
-            self.categories.add(category)
-            hash(item["image_id"])
+            left, top, width, height = item["bbox"]
+            image = self._images.setdefault(item["image_id"], len(self._images))
+            category = self._categories.setdefault(item["category_id"], len(self._categories))
+            try:
+                self._boxes.extend((left, top, width, height))
+            except TypeError:
+                del self._boxes[4 * number :]
+                self._boxes.extend((float(left), float(top), float(width), float(height)))
         except (TypeError, KeyError, ValueError, OverflowError):
+            del self._boxes[4 * number :]
             return item
+        self._owners.append(image)
+        self._kinds.append(category)
+        self._ids.append(item.get("id"))
         crowd, ignore = item.get("iscrowd"), item.get("ignore")
-        # Nearly all are 0; what is not is kept with the annotation's own words.
-        flags = (crowd, ignore) if crowd or ignore else None
-        segmentation = item.get("segmentation") if self._masks else None
-        return (item["image_id"], category, item.get("id"), left, top, left + width, top + height, flags, segmentation)
+        if crowd or ignore:
+            self._flags[number] = (crowd, ignore)
+        if self._masks:
+            self._segmentations[number] = item.get("segmentation")
+        return _TAKEN
 
     def hand_over(self, annotations: list[Any], samples: dict[Any, int], names: dict[Any, str]) -> None:
         """Pair the annotations with their images and classes."""
         raw = self._raw
-        seen: set[Any] = set()
         for number, item in enumerate(annotations):
-            annotations[number] = None
-            if not isinstance(item, tuple):
-                own = item.get("id", f"[{number}]") if isinstance(item, dict) else None
-                where = f"{self._file}: annotations[{number}]" if own is None else f"{self._file}: annotation {own}"
+            if item is not _TAKEN:
+                own = item.get("id", f"[{number}]") if isinstance(item, dict) else f"[{number}]"
+                where = raw.locate("", own)
                 raw.problem(where, "has no image_id, category_id or bbox of four numbers; left out")
-                continue
-            image, category, own, *box, flags, segmentation = item
-            sample, kind = _by_id(samples, image), _by_id(names, category)
-            place = f"[{number}]" if own is None else own
-            if sample is None or kind is None:
-                what = f"image id {image!r}" if sample is None else f"category id {category!r}"
-                raw.problem(raw.locate("", place), f"{what} is not in the index; left out")
-                continue
-            if own is not None:
-                if own in seen:
-                    # Files that were merged restart their ids; the boxes are sound, and nothing looks them up by id.
-                    raw.problem(raw.locate("", place), "the annotation id is listed twice; both boxes are kept")
-                seen.add(own)
-            ignore = False
-            for name, flag in zip(("iscrowd", "ignore"), flags or (), strict=False):
-                ignore |= raw.flag(files.flag(flag), raw.locate("", place), name, flag)
-            outline = self._outline(segmentation, raw.locate("", place), ignore) if self._masks else ()
-            if sample >= 0:
-                raw.add(sample, kind, box, place, ignore, outline)
+        _tell_repeated(self._ids, raw)
+        image_ids, category_ids = list(self._images), list(self._categories)
+        found = [_by_id(samples, identity) for identity in image_ids]
+        sample_of = np.array([-2 if sample is None else sample for sample in found], np.int64)
+        kinds = [_by_id(names, identity) for identity in category_ids]
+        known = np.array([kind is not None for kind in kinds], np.bool_)
+        owners, classes = np.array(self._owners, np.int64), np.array(self._kinds, np.int64)
+        own = sample_of[owners] if len(owners) else owners
+        whole = known[classes] if len(classes) else np.zeros(0, np.bool_)
+        for index in np.flatnonzero((own == -2) | ~whole).tolist():
+            lost = f"image id {image_ids[owners[index]]!r}" if own[index] == -2 else ""
+            what = lost or f"category id {category_ids[classes[index]]!r}"
+            raw.problem(raw.locate("", self._place(index)), f"{what} is not in the index; left out")
+        ignore = np.zeros(len(own), np.bool_)
+        for index, flags in self._flags.items():
+            for name, value in zip(("iscrowd", "ignore"), flags, strict=True):
+                ignore[index] |= raw.flag(files.flag(value), raw.locate("", self._place(index)), name, value)
+        boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        kept = np.flatnonzero((own >= 0) & whole)
+        outlines = {}
+        for position, index in enumerate(kept.tolist() if self._masks else ()):
+            where = raw.locate("", self._place(index))
+            outlines[position] = self._outline(self._segmentations[index], where, bool(ignore[index]))
+        ids = [self._place(index) for index in range(len(own))]
+        whole_set = len(kept) == len(ids)
+        raw.extend(
+            own[kept],
+            [kind or "" for kind in kinds],
+            classes[kept],
+            boxes if whole_set else boxes[kept],
+            ids if whole_set else [ids[index] for index in kept],
+            ignore[kept],
+            outlines,
+        )
+
+    def _place(self, index: int) -> int | str:
+        own = self._ids[index]
+        return own if isinstance(own, int | str) else f"[{index}]"
 
     def _outline(self, segmentation: Any, where: str, ignore: bool) -> Outline:
         """The polygons of a `segmentation`; none where it has run lengths instead, as crowds have."""
@@ -131,6 +175,20 @@ class _Annotations:
         return tuple(outline)
 
 
+def _tell_repeated(ids: list[Any], raw: Raw) -> None:
+    """Files that were merged restart their ids; the boxes are sound, and nothing looks them up by id."""
+    try:
+        if len(set(ids)) == len(ids):
+            return
+    except TypeError:
+        return
+    seen: set[Any] = set()
+    for own in ids:
+        if own is not None and own in seen:
+            raw.problem(raw.locate("", own), "the annotation id is listed twice; both boxes are kept")
+        seen.add(own)
+
+
 def _by_id(table: dict[Any, Any], identity: Any) -> Any:
     """What stands under an id that one list may write as a number and the other as a text."""
     if (found := table.get(identity)) is not None:
@@ -140,7 +198,7 @@ def _by_id(table: dict[Any, Any], identity: Any) -> Any:
     return table.get(str(identity)) if isinstance(identity, int) else None
 
 
-def _categories(file: Path, categories: list[Any], used: set[Any], raw: Raw) -> dict[Any, str]:
+def _categories(file: Path, categories: list[Any], used: Collection[Any], raw: Raw) -> dict[Any, str]:
     names: dict[Any, str] = {}
     parents: dict[Any, str] = {}
     for number, category in enumerate(categories):
@@ -178,7 +236,7 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
     below = [config.images] if config.images is not None else _set_folders(file)
     resolver = places.Images(folders, below, split=f"{config.split or ''} {file.stem} {file.parent.name}")
     samples: dict[Any, int] = {}
-    by_path: dict[Path, int] = {}
+    by_path: dict[str, int] = {}
     for number, image in enumerate(images):
         try:
             identity, name = image["id"], str(image["file_name"])
@@ -190,19 +248,20 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
         if twice:
             raw.problem(where, f"the id is listed twice; {name[:80]} is left out")
             continue
-        path = resolver.find(name) or folders[0] / name.replace("\\", "/")
+        path = resolver.locate(name) or f"{folders[0]}/{name}".replace("\\", "/")
         height, width = image.get("height"), image.get("width")
         size = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
         if (first := by_path.get(path)) is not None:
             known = raw.samples[first].size
+            name = raw.samples[first].path.name
             if size is not None and known is not None and size != known:
-                raw.problem(where, f"image {path.name} is listed twice, with two sizes; these boxes are left out")
+                raw.problem(where, f"image {name} is listed twice, with two sizes; these boxes are left out")
                 samples[identity] = -1
                 continue
-            raw.problem(where, f"image {path.name} is listed twice; the boxes of both are taken together")
+            raw.problem(where, f"image {name} is listed twice; the boxes of both are taken together")
             samples[identity] = first
             continue
-        samples[identity] = by_path[path] = raw.sample(path, where, size)
+        samples[identity] = by_path[path] = raw.sample(Path(path), where, size)
     return samples
 
 

@@ -156,6 +156,11 @@ class Images:
 
     def find(self, name: str) -> Path | None:
         """The image, or None."""
+        found = self.locate(name)
+        return None if found is None else Path(found)
+
+    def locate(self, name: str) -> str | None:
+        """The image as a text, for those who look for very many; or None."""
         for written in (name, name.replace("\\", "/")) if "\\" in name else (name,):
             for base in self._bases:
                 if self._exists(path := _joined(base, written)):
@@ -171,7 +176,7 @@ class Images:
                 return found
         return self._only(parts, bare)
 
-    def _tail(self, parts: list[str], start: int, suffixes: Sequence[str]) -> Path | None:
+    def _tail(self, parts: list[str], start: int, suffixes: Sequence[str]) -> str | None:
         for base in self._bases:
             for suffix in suffixes:
                 path = "/".join([base, *parts[start:]]) + suffix
@@ -179,7 +184,7 @@ class Images:
                     return _path(path)
         return None
 
-    def _only(self, parts: list[str], bare: bool) -> Path | None:
+    def _only(self, parts: list[str], bare: bool) -> str | None:
         """The only image of that name below; of several, the one whose folders agree longest with the name's."""
         if self._named is None:
             self._named = {}
@@ -194,7 +199,7 @@ class Images:
         )
         if not agreeing or (len(agreeing) > 1 and agreeing[0][0] == agreeing[1][0]):
             return None
-        return Path(agreeing[0][1])
+        return agreeing[0][1]
 
     def _of_another_split(self, path: str, parts: list[str]) -> bool:
         own = frozenset().union(*(splits_in(part) for part in parts[:-1])) or self._splits
@@ -220,9 +225,9 @@ def _joined(base: str, name: str) -> str:
     return name if name.startswith("/") else f"{base}/{name}"
 
 
-def _path(path: str) -> Path:
+def _path(path: str) -> str:
     # The same file under two names has to be one path.
-    return Path(os.path.normpath(path) if ".." in path else path)
+    return os.path.normpath(path) if ".." in path else path
 
 
 def _agreement(path: str, parts: list[str]) -> int:

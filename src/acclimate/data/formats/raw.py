@@ -106,8 +106,10 @@ def image_size(path: Path) -> tuple[int, int]:
         AcclimateError: the file is missing or no image.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(1 << 16)
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(1 << 12)
+            if data[:3] == b"\xff\xd8\xff" and len(data) == 1 << 12:
+                data += file.read(1 << 16)
             if data[:3] == b"\xff\xd8\xff":
                 try:
                     height, width = simplejpeg.decode_jpeg_header(data)[:2]
@@ -196,6 +198,36 @@ class Raw:
         self._boxes.extend(box)
         self._ignored.append(ignore)
         self._places.append(place)
+
+    def extend(
+        self,
+        samples: NDArray[np.int64],
+        names: Sequence[str],
+        kinds: NDArray[np.int64],
+        boxes: NDArray[np.float64],
+        places: list[int | str],
+        ignore: NDArray[np.bool_],
+        outlines: Mapping[int, Outline],
+    ) -> None:
+        """Add many objects at once, as columns.
+
+        Args:
+            samples: (N,) numbers of their images.
+            names: the classes.
+            kinds: (N,) indices into `names`.
+            boxes: (N, 4) xyxy, in pixels or in fractions.
+            places: N lines, numbers or ids.
+            ignore: (N,) whether they count neither for nor against.
+            outlines: masks by the object's index, where masks were asked for.
+        """
+        first = len(self._owners)
+        own = np.array([self._names.setdefault(name, len(self._names)) for name in names], np.int64)
+        self._owners.frombytes(samples.tobytes())
+        self._kinds.frombytes((own[kinds] if len(kinds) else kinds).tobytes())
+        self._boxes.frombytes(np.ascontiguousarray(boxes).tobytes())
+        self._places = [*self._places, *places] if first else places
+        self._ignored += ignore.tobytes()
+        self._outlines.update({first + index: outline for index, outline in outlines.items() if outline})
 
     def flag(self, value: bool | None, where: str, name: str, written: Any) -> bool:
         """A flag that `files.flag` has read; a word that is neither yes nor no is told, and taken for no."""
