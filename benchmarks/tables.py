@@ -39,9 +39,6 @@ def adaptation_tables() -> Iterator[str]:
     yield from adaptation.summary("target_ap50_shared")
     yield "\nAP50 on the source's test images, before and after, and how well the scores ranked the checkpoints:\n"
     yield from adaptation.source_summary()
-    if compared := list(adaptation.threshold_summary()):
-        yield "\nAP50 by class, with the source's thresholds and with those that match the source's rate of boxes:\n"
-        yield from compared
 
 
 def methods_tables() -> Iterator[str]:

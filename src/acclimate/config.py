@@ -9,6 +9,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -33,12 +34,28 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Marks an option that came after runs had been digested: `name: Annotated[int, Added(0)] = 0`.
+
+    Where the option has the value `before`, which is what was done when there was no such option, it is left out of
+    the digest of a run, so a run made by an earlier version stays the same run. `before` never changes, the default
+    may.
+    """
+
+    before: Any
+
+
 class DataConfig(Options):
     """A labelled data set.
 
     `path` is a data set's folder or index file (COCO json, data.yaml); `images` the image folder where it is not
     beside the index. `classes` renames classes ("their name" = "our name"), `ignore` names classes whose boxes
     count neither for nor against, `drop` names classes whose boxes are background.
+
+    `orientation` and `intensity` say how its pictures are read (`edge.images.Reading`); a detector keeps those of the
+    set that it was trained on, and its artifact takes them along. Where an index gives the pictures' sizes, these tell
+    whether boxes lie on pictures as they are seen or as they are stored.
     """
 
     path: Path
@@ -49,6 +66,15 @@ class DataConfig(Options):
     classes: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
+    intensity: Annotated[tuple[float, float] | None, Added(None)] = None
+
+    @field_validator("intensity")
+    @classmethod
+    def _rising_intensity(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("give the value that becomes black, then the larger one that becomes white")
+        return value
 
 
 class TwoStageConfig(Options):
@@ -161,6 +187,18 @@ class ScheduleConfig(Options):
     steps: int = Field(default=2000, ge=1)
     batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+    optimizer: Annotated[str, Added("adamw")] = "adamw"
+    """`adamw`, `sgd` (with momentum), or any other that timm's factory knows."""
+    momentum: Annotated[float, Added(0.9)] = Field(default=0.9, ge=0, lt=1)
+    """Of `sgd`, and of timm's optimisers that have one."""
+    backbone_lr: Annotated[float, Added(1.0)] = Field(default=1.0, gt=0)
+    """The backbone's learning rate as a multiple of `lr`."""
+    layer_decay: Annotated[float | None, Added(None)] = Field(default=None, gt=0, le=1)
+    """Factor by which the learning rate falls from one stage of the backbone to the one before it."""
+    decay: Annotated[Literal["cosine", "step", "constant"], Added("cosine")] = "cosine"
+    """How the learning rate goes after `warmup`."""
+    decay_at: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Added((0.67, 0.89))] = (0.67, 0.89)
+    """`step`: parts of the run after which the learning rate is a tenth of what it was."""
     weight_decay: float = Field(default=0.02, ge=0)
     warmup: int = Field(default=100, ge=0)
     ema: float = Field(default=0.998, ge=0, lt=1)

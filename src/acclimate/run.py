@@ -86,6 +86,9 @@ class Evaluation(BaseModel):
     role: Literal["source", "target"]
     model: str = "eager"
     images: int
+    """Those that count."""
+    unreadable: int = 0
+    """Images that could not be read; their boxes count nowhere."""
     ap: float
     ap50: float
     ap75: float

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from acclimate.config import Config, parse
+from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.run import Manifest, Run, digest, writing
 
@@ -167,8 +167,12 @@ OWN_SECTION = {"two-stage": "two_stage", "ssd": "ssd", "slimmable": "slimmable"}
 
 
 def plain(config: Config, *sections: str) -> dict[str, Any]:
-    """The sections that determine a result; how it is loaded and logged does not."""
+    """The sections that determine a result; how it is loaded and logged does not, nor does an option that was added
+    later and does what was done before (`config.Added`)."""
     values = config.model_dump(mode="json", include=set(sections))
+    for section in sections:
+        if isinstance(options := getattr(config, section), Options):
+            _leave_out_added(options, values[section])
     if "model" in values:
         # What is said of other kinds of detector changes nothing, nor does an option that they gain in a later version.
         for kind, own in OWN_SECTION.items():
@@ -181,9 +185,20 @@ def plain(config: Config, *sections: str) -> dict[str, Any]:
     return values
 
 
+def _leave_out_added(options: Options, values: dict[str, Any]) -> None:
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if any(isinstance(mark, Added) and value == mark.before for mark in field.metadata):
+            del values[name]
+        elif isinstance(value, Options):
+            _leave_out_added(value, values[name])
+
+
 def labelled_digest(images: LabelledSet) -> str:
     """Of a set's classes, files, boxes and outlines."""
     state = hashlib.sha256(repr(images.classes).encode())
+    # Nothing where pictures are read in the usual way: runs made before there was another stay what they are.
+    state.update(repr(images.reading.model_dump(exclude_defaults=True) or "").strip("'").encode())
     for image in images.images:
         state.update(f"{image.path}:{_size(image.path)}".encode())
         for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):

@@ -96,8 +96,10 @@ def train(config: Path, out: Path, processes: int, *overrides: str) -> Run:
     return Run.open(out)
 
 
-def test_two_processes_train_what_one_does(config: Path, tmp_path: Path) -> None:
-    one, two = train(config, tmp_path / "one", 1), train(config, tmp_path / "two", 2)
+@pytest.mark.parametrize("options", [(), ("model.norm=batch", "train.optimizer=sgd", "train.clip=1")])
+def test_two_processes_train_what_one_does(options: tuple[str, ...], config: Path, tmp_path: Path) -> None:
+    """Also where BatchNorm trains, whose statistics are those of the whole batch."""
+    one, two = train(config, tmp_path / "one", 1, *options), train(config, tmp_path / "two", 2, *options)
     assert (one.manifest.notes["processes"], two.manifest.notes["processes"]) == (1, 2)
     assert one.done
     assert two.done

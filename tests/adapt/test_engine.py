@@ -27,6 +27,7 @@ from acclimate import run as runs
 from acclimate.adapt import engine
 from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, discard_state, fit
 from acclimate.adapt.objective import Objective, Step, Term, View
+from acclimate.adapt.optimisers import parameter_groups, rate
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import Known, Teacher
 from acclimate.config import AugmentConfig, TeacherConfig
@@ -316,7 +317,8 @@ def test_a_transform_edits_what_the_optimiser_sees(tmp_path: Path) -> None:
 def test_only_weights_of_more_than_one_dimension_are_decayed() -> None:
     detector = ToyDetector()
     detector.first.weight.requires_grad_(False)
-    decayed, plain = engine._groups(Objective(detector, [Supervised(), Restless()], 0.9, warm=True), 0.3)
+    objective = Objective(detector, [Supervised(), Restless()], 0.9, warm=True)
+    decayed, plain = parameter_groups(objective, schedule(weight_decay=0.3))
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(detector.last.weight)]
     assert len(plain["params"]) == 5, "two biases, the norm's two, and the term's scale"
@@ -364,19 +366,6 @@ def test_an_interrupted_run_with_accumulation_goes_on_exactly(tmp_path: Path) ->
     assert_same(train(tmp_path / "run", terms, accumulate=2)[0], whole)
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (3, 12), (5, 5), (20, 10)])
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine(warmup: int, steps: int) -> None:
-    factor = engine._warmup_cosine(schedule(warmup=warmup, steps=steps))
-    for step in range(steps + 3):
-        if step < warmup:
-            expected = (step + 1) / warmup
-        else:
-            way = min(1.0, (step - warmup) / max(1, steps - warmup))
-            expected = 0.02 + 0.98 * math.cos(0.5 * math.pi * way) ** 2
-        assert factor(step) == pytest.approx(expected)
-    assert factor(steps) == pytest.approx(0.02 if warmup < steps else factor(steps))
-
-
 def test_the_logged_learning_rate_is_the_one_the_step_used(tmp_path: Path) -> None:
     used: list[float] = []
 
@@ -393,7 +382,7 @@ def test_the_logged_learning_rate_is_the_one_the_step_used(tmp_path: Path) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "__init__", keep)
         run, _ = train(tmp_path / "run", lambda: [Supervised()], transforms=[note], log_every=1)
-    factor = engine._warmup_cosine(schedule())
+    factor = rate(schedule())
     assert used == pytest.approx([0.01 * factor(step) for step in range(12)])
     assert [line["lr"] for line in run.metrics()] == pytest.approx(used)
 

@@ -43,10 +43,12 @@ def weights_file(folder: Path, name: str) -> Path:
     return file
 
 
-def backbone(name: str, norm: Norm = "batch", freeze: int = 0, weights: Path | None = None) -> Backbone:
+def backbone(
+    name: str, norm: Norm = "batch", freeze: int = 0, weights: Path | None = None, fold: bool = True
+) -> Backbone:
     made = Backbone(name, (4, 8, 16, 32), norm, freeze)
     load_weights(made, name, weights or "none")
-    made.settle()
+    made.settle(fold)
     return made
 
 
@@ -191,6 +193,24 @@ def test_folded_batch_norm_computes_what_frozen_batch_norm_does(name: str, tmp_p
         error = (level - expected).abs().max() / expected.abs().max()
         assert error < 1e-4
     assert all(parameter.requires_grad for parameter in folded.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_frozen_batch_norm_that_stays_a_layer_does_not_move(name: str, tmp_path: Path) -> None:
+    file = weights_file(tmp_path, name)
+    plain = backbone(name, weights=file).eval()
+    kept = backbone(name, "frozen", weights=file, fold=False).train()
+    for level, expected in zip(kept(images()), plain(images()), strict=True):
+        torch.testing.assert_close(level, expected)
+    sum(level.square().mean() for level in kept(images())).backward()
+    for part in kept.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.weight.grad is None
+            assert part.bias.grad is None
+        if isinstance(part, nn.Conv2d):
+            assert part.weight.grad is not None
+    for key, value in kept.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key]), key
 
 
 def test_a_batch_norm_that_follows_no_convolution_cannot_be_folded() -> None:

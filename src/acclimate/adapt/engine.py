@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -24,10 +24,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from acclimate.adapt.health import Health
 from acclimate.adapt.objective import GradientTransform, Objective, Watcher
+from acclimate.adapt.optimisers import optimiser, rate
 from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import save_weights
+from acclimate.models.synchronised import synchronise
 from acclimate.run import Run, stop_signal, write_text, writing
 
 if TYPE_CHECKING:
@@ -75,14 +78,19 @@ def fit(
     objective.to(acc.device)
     objective.detector.to(memory_format=torch.channels_last)
     objective.average.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(_groups(objective, schedule.weight_decay), lr=schedule.lr)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(schedule))
+    synchronise(objective.detector)
+    optimizer = optimiser(objective, schedule, getattr(objective.detector, "backbone", None))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(schedule))
     model, optimizer = acc.prepare(objective, optimizer)
     acc.register_for_checkpointing(scheduler)
     start, window = _resume(run, acc)
     objective.train()
-    rate = _Rate(schedule.batch_size * schedule.accumulate)
-    watchers = [part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)]
+    speed = _Rate(schedule.batch_size * schedule.accumulate)
+    # It looks at the gradients before a method changes them.
+    watchers = [
+        Health(objective.detector),
+        *(part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)),
+    ]
     batches = loader.batches(start * schedule.accumulate)
     step = start
     with stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
@@ -113,7 +121,7 @@ def fit(
                 scheduler.step()
                 optimizer.zero_grad()
                 objective.after_step(step)
-                rate.step()
+                speed.step()
 
                 losses["loss"] = sum(losses.values())
                 losses, stop = _agreed(acc, losses, stopped.is_set())
@@ -129,9 +137,9 @@ def fit(
                 if logged:
                     if acc.is_main_process:
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
-                        run.log(step=step, lr=lr, images_per_s=round(rate.images_per_s(), 2), **means, **seen)
+                        run.log(step=step, lr=lr, images_per_s=round(speed.images_per_s(), 2), **means, **seen)
                     window = {}
-                advance(step, losses["loss"], rate.images_per_s())
+                advance(step, losses["loss"], speed.images_per_s())
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:
                     if acc.is_main_process:
                         save_weights(objective.average, checkpoint(run, step))
@@ -171,25 +179,6 @@ def _agreed(acc: Accelerator, losses: dict[str, float], stop: bool) -> tuple[dic
     return dict(zip(losses, means[:-1], strict=True)), means[-1] > 0
 
 
-def _groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
-    """Norms and biases (one-dimensional parameters) are not decayed."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _warmup_cosine(schedule: ScheduleConfig) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < schedule.warmup:
-            return (step + 1) / schedule.warmup
-        progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    return factor
-
-
 def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float]) -> None:
     """Everything an exact resume needs, swapped in whole: a kill leaves the old state or the new one."""
     new, state, old = (run.path / name for name in ("state.new", "state", "state.old"))
@@ -224,7 +213,14 @@ def _resume(run: Run, acc: Accelerator) -> tuple[int, dict[str, float]]:
         folder = run.path / name
         if (folder / "step.json").is_file():
             saved = json.loads((folder / "step.json").read_text())
-            acc.load_state(str(folder))
+            try:
+                acc.load_state(str(folder))
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise AcclimateError(
+                    f"{folder}: does not fit what is trained now ({reason}); was it saved by another version? Delete "
+                    f"{run.path} and start again, or go on with the version that began"
+                ) from None
             if acc.is_main_process:
                 run.rewind(saved["step"])
                 for step, file in checkpoints(run).items():

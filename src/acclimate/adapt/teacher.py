@@ -155,11 +155,10 @@ def measure(detector: Detector, source: LabelledSet) -> Known:
     classes = len(source.classes)
     images = source.images[:: max(1, len(source.images) // MEASURED)]
     order = np.array([source.classes.index(name) for name in detector.spec.classes])
-    found = [
-        Detections(one.boxes, order[one.labels], one.scores)
-        for one in predict(detector, [image.path for image in images])
-    ]
-    return known_from(found, [image.annotations for image in images], classes)
+    found = predict(detector, [image.path for image in images])
+    read = [(one, image) for one, image in zip(found, images, strict=True) if one is not None]
+    detections = [Detections(one.boxes, order[one.labels], one.scores) for one, _ in read]
+    return known_from(detections, [image.annotations for _, image in read], classes)
 
 
 def known_from(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> Known:

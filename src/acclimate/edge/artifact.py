@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from acclimate.edge.headers import Orientation
+from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, read_json
 
@@ -134,6 +136,11 @@ class ArtifactManifest(BaseModel):
     image_size: tuple[int, int]
     """(height, width) of the canvas."""
     fill: int = 114
+    orientation: Orientation = "apply"
+    """Whether a picture is turned as its EXIF tag says before anything else, or taken as it is stored. Boxes are in
+    pixels of the picture that this gives."""
+    intensity: tuple[float, float] | None = None
+    """What is black and white in pictures of more than 8 bits; None takes each picture's own percentiles."""
     input_name: str = "images"
     output_names: tuple[str, ...] = ("logits", "distances")
     decode: Decode
@@ -149,6 +156,11 @@ class ArtifactManifest(BaseModel):
     source_run: str = ""
     version: str = ""
     notes: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def reading(self) -> Reading:
+        """How the pictures that it runs on are read."""
+        return Reading(orientation=self.orientation, intensity=self.intensity)
 
 
 @dataclass(frozen=True, slots=True)

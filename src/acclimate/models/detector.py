@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
@@ -109,8 +110,13 @@ class DetectorSpec(BaseModel):
     depth: int
     norm: Literal["batch", "frozen", "group"] = "batch"
     freeze: int = 0
+    folded: bool = True
+    """With `norm = "frozen"`: whether the normalisation is part of the convolutions' weights, as in every detector that
+    was made before this could be told, and in what is cut from a slimmable one."""
     start: str = "random"
     """Where the backbone's first weights came from."""
+    reading: Reading = DEFAULT
+    """How the pictures that it is trained on, and is to run on, are read."""
     two_stage: TwoStageSpec | None = None
     """For the kind "two-stage" alone."""
     ssd: SsdSpec | None = None
@@ -206,15 +212,16 @@ class Detector(nn.Module, ABC):
 
 
 PRESETS = {
-    "nano": ("mobilenetv4_conv_small_050", 48, 1),
-    "tiny": ("mobilenetv4_conv_small", 64, 2),
-    "small": ("mobilenetv4_conv_medium", 96, 3),
+    "nano": ("tf_efficientnet_lite0", 48, 1),
+    "tiny": ("tf_efficientnet_lite1", 64, 2),
+    "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head)."""
+"""Size -> (backbone, pyramid channels, depth of the head). The backbones' ImageNet weights are installed with `train`, so
+that no preset starts from random weights."""
 
 
-def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
-    """The specification that a configuration asks for.
+def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
+    """The specification that a configuration asks for, of a detector for pictures that are read so.
 
     Raises:
         AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
@@ -240,6 +247,8 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         depth=depth if config.depth is None else config.depth,
         norm=config.norm,
         freeze=config.freeze,
+        reading=reading,
+        folded=config.norm != "frozen" or config.kind == "slimmable",
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
         ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
         choices=config.slimmable.choices if config.kind == "slimmable" else (),
@@ -344,17 +353,25 @@ def load(folder: Path, weights: Path | None = None) -> Detector:
     Raises:
         AcclimateError: a file is missing, damaged, or from another architecture.
     """
+    detector = build(specification(folder))
+    load_weights(detector, weights or folder / "model.safetensors")
+    return detector.eval()
+
+
+def specification(folder: Path) -> DetectorSpec:
+    """The specification of the detector in a run folder.
+
+    Raises:
+        AcclimateError: it is missing or damaged.
+    """
     spec_file = folder / "spec.json"
     try:
-        spec = DetectorSpec.model_validate(read_json(spec_file))
+        return DetectorSpec.model_validate(read_json(spec_file))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         reason = f"{key}: {first['msg']}" if key else first["msg"]
         raise AcclimateError(f"{spec_file}: not a detector's specification ({reason})") from None
-    detector = build(spec)
-    load_weights(detector, weights or folder / "model.safetensors")
-    return detector.eval()
 
 
 def load_weights(detector: Detector, file: Path) -> None:

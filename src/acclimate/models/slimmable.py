@@ -338,7 +338,7 @@ class SlimmableDetector(Slimmable, DenseDetector):
     def finish(self, pretrained: bool) -> None:
         channels = self.sorted_channels(pretrained)
         self.make_slimmable(channels, self.spec.choices or CHOICES, self.spec.divisor)
-        self.backbone.settle(fold=False)
+        self.backbone.settle(fold=False, affine=True)
 
     def extract(self, width: float | Sequence[float] | None = None) -> Detector:
         """The plain detector of a width, the current one by default, where this one is; it shares no memory.
@@ -352,7 +352,7 @@ class SlimmableDetector(Slimmable, DenseDetector):
         plain = DenseDetector(unfolded)
         self.slice_into(plain, widths)
         plain.spec, plain.backbone.norm = spec, spec.norm
-        plain.backbone.settle()
+        plain.backbone.settle(fold=True)
         return plain.to(device_of(self)).train(self.training)
 
 

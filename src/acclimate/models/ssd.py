@@ -67,7 +67,7 @@ class SSDDetector(Detector):
         else:
             self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
             start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
-            self.backbone.settle()
+            self.backbone.settle(spec.folded)
             self.spec = spec.model_copy(update={"start": start})
             channels = [*self.backbone.channels, *[spec.channels] * (len(options.priors) - len(spec.strides))]
         self._normalise_by(options.mean or self.backbone.mean, options.std or self.backbone.std)

@@ -127,7 +127,7 @@ class TwoStageDetector(Detector):
             backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze, options.modules)
             if weights != "none":
                 start = load_weights(backbone, spec.backbone, weights)
-            backbone.settle()
+            backbone.settle(spec.folded)
             self.backbones.append(backbone)
             self.pyramids.append(Pyramid(backbone.channels, spec.channels, options.pyramid_norm))
         self.spec = spec.model_copy(update={"start": start})
@@ -535,7 +535,7 @@ def from_torchvision(
     # A frozen normalisation of torchvision's is one of ours.
     if any(isinstance(module, FrozenBatchNorm2d) for module in backbone.body.modules()):
         trunk.norm = "frozen"
-        trunk.settle()
+        trunk.settle(fold=True)
         detector.spec = detector.spec.model_copy(update={"norm": "frozen"})
     copy_tensors(detector.pyramids[0], backbone.fpn)
     copy_tensors(detector.proposer, rpn.head)

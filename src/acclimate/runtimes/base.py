@@ -229,6 +229,8 @@ def write_artifact(
                 precision=precision,
                 classes=detector.spec.classes,
                 image_size=detector.spec.image_size,
+                orientation=detector.spec.reading.orientation,
+                intensity=detector.spec.reading.intensity,
                 output_names=detector.output_names,
                 decode=detector.decode_options(),
                 files={file.name: file_digest(file) for file in sorted(temporary.iterdir())},

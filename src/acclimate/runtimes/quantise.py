@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from acclimate.edge.artifact import Artifact
-from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
 from acclimate.runtimes.base import (
     Choose,
@@ -163,7 +163,7 @@ def export(
     if missing := why_not(name, "export"):
         raise AcclimateError(missing)
     frozen = frozen_copy(detector)
-    canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
+    canvases, used = calibration_canvases(calibration, frozen.spec.image_size, frozen.spec.reading)
 
     def build(temporary: Path) -> None:
         with quantiser(frozen, canvases) as graph:
@@ -173,7 +173,9 @@ def export(
     return write_artifact(name, frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen))
 
 
-def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
+def calibration_canvases(
+    paths: Sequence[Path], size: tuple[int, int], reading: Reading = DEFAULT
+) -> tuple[list[Image], list[Path]]:
     """The images on the network's canvas (height, width), and which of `paths` they came from.
 
     What cannot be read is left out with a warning.
@@ -184,7 +186,7 @@ def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[
     canvases, used, problems = [], [], []
     for path in paths:
         try:
-            canvases.append(letterbox(read_image(path), size)[0])
+            canvases.append(letterbox(read_image(path, reading), size)[0])
         except AcclimateError as error:
             problems.append(str(error))
         else:

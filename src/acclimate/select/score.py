@@ -46,7 +46,10 @@ def choose_checkpoint(
 
     Leaves the chosen weights in `detector`.
     """
-    canvases = [canvas for _, canvas, _ in plain_images(choose(images, count, seed), detector.spec.image_size)]
+    canvases = [
+        canvas
+        for _, canvas, _ in plain_images(choose(images, count, seed), detector.spec.image_size, detector.spec.reading)
+    ]
     views = [strong(canvas, augment, np.random.default_rng([seed, i])) for i, canvas in enumerate(canvases)]
     candidates = []
     for done, (step, file) in enumerate(sorted(checkpoints.items())):

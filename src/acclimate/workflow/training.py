@@ -71,7 +71,7 @@ def train(
     if (known := stages.done_before(Path(out), manifest, console)) is not None:
         return known
     torch.manual_seed(config.seed)
-    detector = models.build(models.specify(config.model, images.classes), config.model.weights)
+    detector = models.build(models.specify(config.model, images.classes, images.reading), config.model.weights)
     terms: list[Term] = [Supervised()]
     if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
         terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
@@ -145,7 +145,9 @@ def adapt(
 
     unlabelled = formats.unlabelled(target)
     detector = models.load(parent.path)
-    images = formats.read(config.source, detector.spec.classes, masks=detector.spec.has_masks)
+    images = formats.read(
+        config.source, detector.spec.classes, masks=detector.spec.has_masks, reading=detector.spec.reading
+    )
     adapts = uses_target(config)
     identity = digest(
         "adapt",
@@ -238,8 +240,9 @@ def distil(
     from acclimate.models.statistics import IMAGES, recalibrate
 
     unlabelled = formats.unlabelled(config.target) if config.target is not None else None
-    classes = (start or parent).read("spec.json")["classes"]
-    images = formats.read(config.source, classes, masks=config.model.has_masks)
+    known_spec = models.specification((start or parent).path)
+    classes = known_spec.classes
+    images = formats.read(config.source, classes, masks=config.model.has_masks, reading=known_spec.reading)
     section = "train" if start is None else "schedule"
     schedule = config.train if start is None else config.schedule
     identity = digest(
@@ -258,7 +261,7 @@ def distil(
         return known
     torch.manual_seed(config.seed)
     if start is None:
-        detector = models.build(models.specify(config.model, classes), config.model.weights)
+        detector = models.build(models.specify(config.model, classes, images.reading), config.model.weights)
     else:
         detector = models.load(start.path)
     chosen = method(config.adapt, detector, images, config.seed)
@@ -421,7 +424,7 @@ def evaluate(
     from acclimate.select.score import rank
 
     detector = stages.to_device(models.load(run.path))
-    truth = formats.read(data, detector.spec.classes)
+    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     result = evaluate_detector(detector, truth, name, role)
     run.write(f"evaluations/{name}.json", result)
     selection = run.selection()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from acclimate.config import FORMATS, DataConfig
-from acclimate.data.formats import places
 from acclimate.data.formats.raw import (
     LabelledImage,
     LabelledSet,
@@ -26,7 +25,8 @@ from acclimate.data.formats.raw import (
     assemble,
     image_size,
 )
-from acclimate.edge.images import SUFFIXES
+from acclimate.edge.images import Reading
+from acclimate.edge.listing import images_of
 from acclimate.errors import AcclimateError
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "UnlabelledSet",
     "detect",
     "image_size",
+    "own_reading",
     "read",
     "unlabelled",
 ]
@@ -57,7 +58,9 @@ def _format(name: str) -> _Format:
     return cast(_Format, importlib.import_module(f"acclimate.data.formats.{name}"))
 
 
-def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool = False) -> LabelledSet:
+def read(
+    config: DataConfig, classes: Sequence[str] | None = None, masks: bool = False, reading: Reading | None = None
+) -> LabelledSet:
     """Read a labelled data set.
 
     Args:
@@ -67,6 +70,8 @@ def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool =
             none (VOC, KITTI).
         masks: also read the objects' outlines: COCO's polygons. An object whose mask is written as run lengths keeps
             its box and has an empty outline; as a rule it is a crowd, and ignored.
+        reading: how a detector reads pictures, which are those that the boxes are then of; None reads them as the
+            set's own options say.
 
     Raises:
         AcclimateError: the path is missing or of no known format, the index is damaged, the split or fog level is not
@@ -89,7 +94,12 @@ def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool =
         raw.problem(
             path, f"read as {named[0]}, and {_format(other).FILES} lies here too; format = {other!r} reads that"
         )
-    return assemble(config, raw, named[0], classes, masks)
+    return assemble(config, raw, named[0], classes, masks, reading or own_reading(config))
+
+
+def own_reading(config: DataConfig) -> Reading:
+    """How a set's options say that its pictures are read."""
+    return Reading(orientation=config.orientation, intensity=config.intensity)
 
 
 def detect(path: Path) -> str | None:
@@ -109,35 +119,5 @@ def unlabelled(path: Path) -> UnlabelledSet:
     Raises:
         AcclimateError: `path` is missing or holds no image.
     """
-    path = Path(path)
-    problems: list[Problem] = []
-    if path.is_dir():
-        paths = places.images_below(path)
-    elif path.suffix.lower() in SUFFIXES and path.is_file():
-        paths = [path]
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        paths = places.listed(path, (path.parent,), problems)
-    elif path.exists():
-        raise AcclimateError(f"{path}: neither a folder, an image, nor a .txt list of images")
-    else:
-        raise AcclimateError(f"{path}: no such file or folder")
-    kept: dict[Path, None] = {}
-    for image in paths:
-        if image in kept:
-            problems.append(Problem(str(image), "listed twice; taken once"))
-        elif not _size_bytes(image):
-            problems.append(Problem(str(image), "empty or unreadable file; left out"))
-        else:
-            kept[image] = None
-    if not kept:
-        first = f"; first problem: {problems[0]}" if problems else ""
-        endings = ", ".join(sorted(SUFFIXES))
-        raise AcclimateError(f"{path}: no image found (looked for {endings}){first}")
-    return UnlabelledSet(tuple(kept), tuple(problems))
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    listed = images_of(path)
+    return UnlabelledSet(listed.paths, tuple(Problem(*problem) for problem in listed.problems))

@@ -18,6 +18,7 @@ import numpy as np
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
+from acclimate.edge import listing
 from acclimate.errors import AcclimateError
 from acclimate.structures import Outline
 
@@ -346,4 +347,4 @@ def _around(root: Path, parts: Sequence[str]) -> list[Path]:
 
 
 def _plain(base: Path, name: str) -> bool:
-    return places.is_file(base / name) or ("\\" in name and places.is_file(base / name.replace("\\", "/")))
+    return listing.is_file(base / name) or ("\\" in name and listing.is_file(base / name.replace("\\", "/")))

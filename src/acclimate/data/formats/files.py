@@ -56,14 +56,17 @@ def flag(value: Any) -> bool | None:
     return value > 0 if isinstance(value, int | float) else None
 
 
-def text(file: Path) -> str | None:
-    """The text of a file, or None where it is missing; bytes that are not UTF-8 are replaced, not fatal."""
+def text(file: Path, names: bool = False) -> str | None:
+    """The text of a file, or None where it is missing.
+
+    Bytes that are not UTF-8 are replaced; in a text of file `names` they stay what the file system has.
+    """
     try:
         content = file.read_bytes()
     except OSError:
         return None
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    return content.decode(encoding, errors="replace")
+    return content.decode(encoding, errors="surrogateescape" if names and encoding == "utf-8-sig" else "replace")
 
 
 def lines(content: str) -> Iterator[tuple[int, str]]:

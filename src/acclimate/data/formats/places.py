@@ -13,9 +13,8 @@ from pathlib import Path
 
 from acclimate.data.formats.files import lines, text
 from acclimate.data.formats.raw import Problem, Raw
+from acclimate.edge import listing
 from acclimate.edge.images import SUFFIXES
-
-MASK_FOLDERS = frozenset({"gtFine", "gtCoarse", "SegmentationClass", "SegmentationObject"})
 
 _SPLITS = {
     "train": "train", "training": "train", "trainset": "train",
@@ -41,21 +40,13 @@ def same_split(one: str, other: str) -> bool:
 
 def hidden(name: str) -> bool:
     """Whether a file or folder is not meant to be seen: dot files (macOS leaves `._a.xml`), and its archives' rests."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in listing.IGNORED_FOLDERS
 
 
 def is_dir(path: Path) -> bool:
     """Whether it is a folder; a name that the file system refuses is none."""
     try:
         return path.is_dir()
-    except OSError:
-        return False
-
-
-def is_file(path: Path) -> bool:
-    """Whether it is a file; a name that the file system refuses is none."""
-    try:
-        return path.is_file()
     except OSError:
         return False
 
@@ -97,7 +88,7 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = [name for name in folders if name not in MASK_FOLDERS and not hidden(name)]
+        folders[:] = [name for name in folders if name not in listing.LABEL_FOLDERS and not hidden(name)]
         found += [Path(place, name) for name in files if name.lower().endswith(suffixes) and not hidden(name)]
     return sorted(found)
 
@@ -107,27 +98,25 @@ def images_in(folder: Path) -> list[Path]:
     return files_in(folder, *SUFFIXES)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image."""
-    return name.lower().endswith(tuple(SUFFIXES))
+def images_below(folder: Path, raw: Raw | None = None) -> list[Path]:
+    """Image files below `folder`, sorted; what only looks like one is a problem of `raw`."""
+    found = listing.images_below(folder)
+    if raw is not None:
+        raw.problems += [Problem(*problem) for problem in found.problems]
+    return list(found.paths)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted; through links, each folder once; no hidden files, no label masks."""
-    return files_below(folder, *SUFFIXES)
-
-
-def listed(file: Path, bases: Sequence[Path], problems: list[Problem]) -> list[Path]:
-    """The images that a text file lists, relative to the first of `bases` in which they exist."""
+def listed(file: Path, bases: Sequence[Path], raw: Raw) -> list[Path]:
+    """The images that a text file lists, a name a line, relative to the first of `bases` in which they exist; lists of
+    other machines as in `Images`."""
     images = Images(bases)
     paths = []
-    for number, name in lines(text(file) or ""):
+    for number, name in lines(text(file, names=True) or ""):
         path = images.find(name)
-        if path is None:
-            shown = name if len(name) <= 80 else f"{name[:77]}..."
-            problems.append(Problem(f"{file}:{number}", f"no such image: {shown}; left out"))
-        else:
+        if path is not None:
             paths.append(path)
+        elif not name.startswith("#"):
+            raw.problem(f"{file}:{number}", f"no such image: {listing.shown(name)}; left out")
     return paths
 
 
@@ -168,7 +157,7 @@ class Images:
         parts = [part for part in re.split(r"[\\/]", name) if part not in {"", ".", ".."}]
         if not parts or "\0" in name:
             return None
-        bare = not is_image(parts[-1])
+        bare = not parts[-1].lower().endswith(tuple(SUFFIXES))
         if bare and (found := self._tail(parts, 0, suffixes=_SUFFIX_ORDER)):
             return found
         for start in range(1, len(parts)):

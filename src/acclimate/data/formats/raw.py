@@ -9,7 +9,6 @@ Box conventions: pixel i covers [i, i + 1), so a box is its left, top, right and
 from __future__ import annotations
 
 import difflib
-import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
-from acclimate.edge.images import read_image
+from acclimate.data import orientation
+from acclimate.edge.headers import Header, Orientation, read_header
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
 from acclimate.structures import Annotations, Outline
@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImage:
-    """One image with its boxes, in pixels of the stored image."""
+    """One image with its boxes, in pixels of the picture as it is read (`LabelledSet.reading`)."""
 
     path: Path
     height: int
@@ -68,6 +68,10 @@ class LabelledSet:
     classes: tuple[str, ...]
     images: tuple[LabelledImage, ...]
     problems: tuple[Problem, ...] = ()
+    reading: Reading = DEFAULT
+    """How its pictures are read."""
+    rotated: int = 0
+    """How many files have an EXIF tag that turns them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,33 +103,13 @@ class UnlabelledSet:
         return len(self.paths)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file in pixels; JPEG and PNG from the header, without decoding.
+def image_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
+    """(height, width) in pixels of the picture that reading a file gives, from its header.
 
     Raises:
-        AcclimateError: the file is missing or no image.
+        AcclimateError: the file is missing, no image, or has more pixels than are read.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read(1 << 12)
-            if data[:3] == b"\xff\xd8\xff" and len(data) == 1 << 12:
-                data += file.read(1 << 16)
-            if data[:3] == b"\xff\xd8\xff":
-                try:
-                    height, width = simplejpeg.decode_jpeg_header(data)[:2]
-                except ValueError:
-                    # A long EXIF or colour profile can push the frame header beyond the first 64 kB.
-                    height, width = simplejpeg.decode_jpeg_header(data + file.read())[:2]
-                return int(height), int(width)
-    except OSError as error:
-        raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise AcclimateError(f"{path}: not a readable image; remove it or copy it again") from None
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
-    height, width = read_image(path).shape[:2]
-    return height, width
+    return read_header(path).size(reading.orientation)
 
 
 @dataclass(slots=True)
@@ -250,8 +234,21 @@ class _Objects:
     ignore: NDArray[np.bool_]
 
 
+@dataclass(slots=True)
+class _Frame:
+    """An image that is kept, and in which frame its boxes are written."""
+
+    header: Header
+    written: Orientation
+
+
 def assemble(
-    config: DataConfig, raw: Raw, format_: str, classes: Sequence[str] | None, masks: bool = False
+    config: DataConfig,
+    raw: Raw,
+    format_: str,
+    classes: Sequence[str] | None,
+    masks: bool = False,
+    reading: Reading = DEFAULT,
 ) -> LabelledSet:
     """The set that a reader's findings make; see `formats.read`."""
     if masks and not raw.outlined:
@@ -259,7 +256,7 @@ def assemble(
             f"{config.path}: masks are read from COCO's polygons, and this is {format_}; convert it, or set "
             "model.two_stage.masks = false"
         )
-    sizes = _sizes(raw)
+    frames = _frames(raw, config.orientation)
     found = _Objects(
         np.frombuffer(raw._owners, np.int64),
         np.frombuffer(raw._kinds, np.int64),
@@ -267,10 +264,10 @@ def assemble(
         np.frombuffer(raw._ignored, np.bool_),
     )
     names = list(raw._names)
-    usable = _usable(raw, names, found, sizes)
+    usable = _usable(raw, names, found, frames)
     counts = np.bincount(found.kinds[usable], minlength=len(names))
     mapping = _map_classes(config, raw, {name: int(n) for name, n in zip(names, counts, strict=True) if n}, classes)
-    images = _images(raw, names, found, usable, sizes, mapping, masks)
+    images = _images(raw, names, found, usable, frames, mapping, masks, reading)
     if not any((~image.annotations.ignore).any() for image in images):
         count = len(raw.problems)
         first = f" ({count} problem{'s' * (count > 1)}, the first: {raw.problems[0]})" if count else ""
@@ -284,41 +281,50 @@ def assemble(
             f"{config.path}: none of its objects has a polygon (`segmentation`), and masks are to be learnt; set "
             "model.two_stage.masks = false"
         )
-    return LabelledSet(raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems))
+    rotated = sum(frame is not None and frame.header.orientation != 1 for frame in frames)
+    return LabelledSet(raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems), reading, rotated)
 
 
-def _sizes(raw: Raw) -> NDArray[np.int64]:
-    """(samples, 2) heights and widths of the images as they are decoded; 0 where an image is left out."""
-    sizes = np.zeros((len(raw.samples), 2), np.int64)
+def _frames(raw: Raw, asked: Orientation) -> list[_Frame | None]:
+    """For each sample what its image's header says and how its boxes lie; None where the image is left out."""
+    headers: list[Header | None] = []
     seen: set[str] = set()
-    for number, sample in enumerate(raw.samples):
+    for sample in raw.samples:
         key = str(sample.path)
+        header = None
         if key in seen:
             raw.problem(sample.where, f"image {sample.path.name} is listed twice; the first is taken")
+        else:
+            try:
+                header = read_header(sample.path)
+                seen.add(key)
+            except AcclimateError as error:
+                message = str(error).removeprefix(f"{sample.path}: ")
+                raw.problem(sample.where, f"image {sample.path}: {message.split(';')[0]}; left out")
+        headers.append(header)
+    there = [(number, header) for number, header in enumerate(headers) if header is not None]
+    written = orientation.frames([raw.samples[n].size for n, _ in there], [header for _, header in there], asked)
+    frames: list[_Frame | None] = [None] * len(headers)
+    for (number, header), frame in zip(there, written, strict=True):
+        if frame is not None:
+            frames[number] = _Frame(header, frame)
             continue
-        try:
-            size = image_size(sample.path)
-        except AcclimateError as error:
-            message = str(error).removeprefix(f"{sample.path}: ")
-            raw.problem(sample.where, f"image {sample.path}: {message.split(';')[0]}; left out")
-            continue
-        if sample.size is not None and sample.size != size:
-            claimed = f"{sample.size[1]}x{sample.size[0]}"
-            raw.problem(sample.where, f"labels are for {claimed} pixels, the image is {size[1]}x{size[0]}; left out")
-            continue
-        seen.add(key)
-        sizes[number] = size
-    return sizes
+        sample = raw.samples[number]
+        claimed = f"{sample.size[1]}x{sample.size[0]}" if sample.size else ""
+        size = f"{header.width}x{header.height}"
+        raw.problem(sample.where, f"labels are for {claimed} pixels, the image is {size}; left out")
+    return frames
 
 
-def _usable(raw: Raw, names: Sequence[str], found: _Objects, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_Frame | None]) -> NDArray[np.int64]:
     """Indices of the objects whose boxes have an area inside an image that is kept.
 
-    `found.boxes` become pixels, clipped to the image.
+    `found.boxes` become pixels of the image in the frame that they are written in, clipped to it.
     """
     if not len(found.owners):
         return np.zeros(0, np.int64)
-    limits = sizes[found.owners][:, [1, 0, 1, 0]].astype(np.float64)
+    sizes = np.array([(0, 0) if frame is None else frame.header.size(frame.written) for frame in frames], np.float64)
+    limits = sizes[found.owners][:, [1, 0, 1, 0]]
     kept = limits[:, 0] > 0
     fractions = np.array([sample.fractions for sample in raw.samples], np.bool_)[found.owners]
     boxes = found.boxes
@@ -379,9 +385,10 @@ def _images(
     names: Sequence[str],
     found: _Objects,
     usable: NDArray[np.int64],
-    sizes: NDArray[np.int64],
+    frames: Sequence[_Frame | None],
     mapping: _Mapping,
     masks: bool,
+    reading: Reading,
 ) -> list[LabelledImage]:
     dropped = np.array([name in mapping.dropped for name in names], np.bool_)
     labels_of = np.array([mapping.labels.get(name, -1) for name in names], np.int64)
@@ -395,14 +402,21 @@ def _images(
     ignore = (found.ignore[usable] | ignored_of[kinds]) if len(names) else found.ignore[usable].copy()
     bounds = np.searchsorted(owners, np.arange(len(raw.samples) + 1)).tolist()
     images = []
-    for number, (sample, (height, width)) in enumerate(zip(raw.samples, sizes.tolist(), strict=True)):
-        if not height:
+    for number, (sample, frame) in enumerate(zip(raw.samples, frames, strict=True)):
+        if frame is None:
             continue
         own = slice(bounds[number], bounds[number + 1])
         outlines = tuple(raw._outlines.get(int(index), ()) for index in usable[own]) if masks else None
-        images.append(
-            LabelledImage(sample.path, height, width, Annotations(boxes[own], labels[own], ignore[own], outlines))
-        )
+        if frame.written != reading.orientation and frame.header.orientation != 1:
+            for row in range(own.start, own.stop):
+                outline = outlines[row - own.start] if outlines else ()
+                left, top, right, bottom = boxes[row].tolist()
+                box = (left, top, right, bottom)
+                boxes[row], turned = orientation.moved(box, outline, frame.header, frame.written, reading.orientation)
+                if outlines:
+                    outlines = (*outlines[: row - own.start], turned, *outlines[row - own.start + 1 :])
+        annotations = Annotations(boxes[own], labels[own], ignore[own], outlines)
+        images.append(LabelledImage(sample.path, *frame.header.size(reading.orientation), annotations))
     return images
 
 

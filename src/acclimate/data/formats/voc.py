@@ -16,6 +16,7 @@ from pathlib import Path
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
+from acclimate.edge import listing
 from acclimate.errors import AcclimateError
 
 FILES = "VOC's Annotations"
@@ -154,4 +155,4 @@ def _label(labels: Path, line: str) -> Path:
     names += [re.sub(r"\.(xml|jpe?g|png|bmp|tiff?|webp)$", "", name, flags=re.IGNORECASE) for name in names]
     tried = [labels / f"{name}.xml".replace("\\", "/") for name in dict.fromkeys(names)]
     # A name without a file is told as it is written, its column left off.
-    return next((file for file in tried if places.is_file(file)), tried[1] if len(tried) > 1 else tried[0])
+    return next((file for file in tried if listing.is_file(file)), tried[1] if len(tried) > 1 else tried[0])

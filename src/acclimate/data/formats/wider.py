@@ -8,6 +8,7 @@ from pathlib import Path
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
+from acclimate.edge.images import SUFFIXES
 from acclimate.errors import AcclimateError
 
 FILES = "WIDER FACE's *_bbx_gt.txt"
@@ -44,7 +45,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     sample, expected = -1, 0
     for number, line in files.lines(files.text(file) or ""):
         words = line.split()
-        if places.is_image(line):
+        if line.lower().endswith(tuple(SUFFIXES)):
             sample = raw.sample(resolver.find(line) or bases[0] / line, file)
         elif len(words) == 1 and words[0].isdecimal():
             expected = int(words[0])

@@ -16,6 +16,7 @@ from typing import Any
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
+from acclimate.edge import listing
 from acclimate.errors import AcclimateError
 
 FILES = "a YOLO data.yaml or classes.txt"
@@ -71,9 +72,9 @@ def _read_yaml(index: Path, config: DataConfig) -> Raw:
     for entry in entries if isinstance(entries, list) else [entries]:
         place = _place(index, split, str(entry), roots, raw)
         if place.is_dir():
-            paths += places.images_below(place)
+            paths += places.images_below(place, raw)
         else:
-            paths += places.listed(place, (place.parent, *roots), raw.problems)
+            paths += places.listed(place, (place.parent, *roots), raw)
     _add(paths, roots[0], names, _points(content.get("kpt_shape")), raw)
     return raw
 
@@ -115,7 +116,7 @@ def _place(index: Path, split: str, entry: str, roots: Sequence[Path], raw: Raw)
 
 
 def _exists(path: Path) -> bool:
-    return places.is_dir(path) or places.is_file(path)
+    return places.is_dir(path) or listing.is_file(path)
 
 
 def _holds(folder: Path, inner: Path) -> bool:
@@ -139,13 +140,13 @@ def _read_plain(root: Path, names_file: Path, config: DataConfig) -> Raw:
         if places.same_split(split, folder.name) or folder.name == f"obj_{split}_data"
     ]
     if config.images is not None:
-        paths = places.images_below(config.images)
+        paths = places.images_below(config.images, raw)
     elif lists:
-        paths = places.listed(lists[0], (lists[0].parent, root), raw.problems)
+        paths = places.listed(lists[0], (lists[0].parent, root), raw)
     elif folders:
-        paths = places.images_below(folders[0])
+        paths = places.images_below(folders[0], raw)
     elif config.split is None:
-        paths = places.images_below(places.folder_in(root, "images") or root)
+        paths = places.images_below(places.folder_in(root, "images") or root, raw)
     else:
         raise AcclimateError(f"{root}: no split {split!r}, neither a folder nor a list {split}.txt; set `split`")
     _add(paths, root, names, None, raw)
@@ -154,7 +155,7 @@ def _read_plain(root: Path, names_file: Path, config: DataConfig) -> Raw:
 
 def _names(index: Path, written: Any) -> dict[int, str]:
     """The class of each number."""
-    if isinstance(written, str) and places.is_file(index.parent / written):
+    if isinstance(written, str) and listing.is_file(index.parent / written):
         written = [line for _, line in files.lines(files.text(index.parent / written) or "")]
     if isinstance(written, list):
         written = {str(number): name for number, name in enumerate(written)}
@@ -193,7 +194,7 @@ def _names_file(folder: Path) -> Path | None:
         return None
     inner = [folder, *places.folders_in(folder)]
     inner += [below for place in inner[1:] for below in places.folders_in(place)]
-    found = next((place / name for name in _NAME_LISTS for place in inner if places.is_file(place / name)), None)
+    found = next((place / name for name in _NAME_LISTS for place in inner if listing.is_file(place / name)), None)
     if found is None:
         return None
     rows = (

@@ -1,0 +1,58 @@
+"""What a run's digest is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from acclimate.config import Added, Config, Options, load
+from acclimate.run import digest
+from acclimate.stages import plain
+
+EARLIER = Path(__file__).with_name("earlier_config.json")
+"""The config.json of a run that an earlier version wrote, with every section that a digest can hold."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("dense", "51e257adcda2a02e"),
+        ("two-stage", "61dc6973473cdc61"),
+        ("ssd", "7a81dc780f249d9b"),
+        ("slimmable", "f027e7f8d5db3160"),
+    ],
+)
+def test_digests_of_runs_that_were_made_before_stay(kind: str, expected: str) -> None:
+    """An option that is added changes none of them: mark it `Annotated[..., Added(what was done before)]`."""
+    config = load(EARLIER, [f"model.kind={kind}"])
+    assert digest(plain(config, "seed", "model", "augment", "train", "adapt", "schedule")) == expected
+
+
+class Inner(Options):
+    old: int = 1
+    new: Annotated[float, Added(0.5)] = 0.5
+
+
+class Widened(Options):
+    old: int = 1
+    inner: Inner = Inner()
+    choice: Annotated[Literal["a", "b"], Added("a")] = "b"
+    section: Annotated[Inner | None, Added(None)] = None
+
+
+class Job(Config):
+    model: Widened = Widened()  # type: ignore[assignment]
+
+
+def test_an_added_option_counts_unless_it_does_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acclimate.stages.OWN_SECTION", {})
+
+    def counted(**values: object) -> object:
+        return plain(Job(model=values), "model")["model"]
+
+    assert counted(choice="a") == {"old": 1, "inner": {"old": 1}}
+    assert counted() == {"old": 1, "inner": {"old": 1}, "choice": "b"}
+    assert counted(choice="a", inner={"new": 1.0}) == {"old": 1, "inner": {"old": 1, "new": 1.0}}
+    assert counted(choice="a", section={}) == {"old": 1, "inner": {"old": 1}, "section": {"old": 1}}
