@@ -2,7 +2,7 @@
 
     python benchmarks/reading.py [--images 100000] [--boxes 500000]
 
-The set is made anew: an index of `images` images and `boxes` boxes, whose files are links to one small JPEG. Each reader
+The set is made anew: an index of `images` images and `boxes` boxes, whose files are links to one small JPEG. A reader
 runs in a process of its own; measured are the processor time of its call, user and system, and the peak memory of the
 process. acclimate also opens every image to see its size, which pycocotools does not. Writes benchmarks/reading.csv.
 """
