@@ -27,7 +27,7 @@ from acclimate.structures import Image
 
 SMALL_PX = 8
 """A box of this side on the network's input is as large as one cell of the finest level of most detectors."""
-NEAR_BITS = 3
+NEAR_BITS = 6
 """Two images whose hashes differ in at most so many of 64 bits show the same."""
 DARK_LEVELS, FAR = 25.0, 5.0
 """An outlier is so many grey levels, and so many robust standard deviations, away from its set's median."""
@@ -282,18 +282,18 @@ def near_duplicates(ones: Mapping[Path, Look], others: Mapping[Path, Look]) -> l
     """
     left = [(path, seen.hash) for path, seen in ones.items() if seen.contrast >= 4]
     right = [(path, seen.hash) for path, seen in others.items() if seen.contrast >= 4]
-    # With at most three bits of difference, one of four quarters is the same.
-    table: dict[tuple[int, int], list[int]] = {}
-    for index, (_, bits) in enumerate(right):
-        for quarter in range(4):
-            table.setdefault((quarter, bits >> 16 * quarter & 0xFFFF), []).append(index)
+    table = np.array([bits for _, bits in right], np.uint64)
     pairs = []
     for path, bits in left:
-        candidates = {i for quarter in range(4) for i in table.get((quarter, bits >> 16 * quarter & 0xFFFF), ())}
-        first = min((i for i in candidates if (bits ^ right[i][1]).bit_count() <= NEAR_BITS), default=None)
-        if first is not None:
-            pairs.append((path, right[first][0]))
+        differing = (table ^ np.uint64(bits)).view(np.uint16).reshape(-1, 4)
+        near = np.flatnonzero(_BITS_SET[differing].sum(axis=1) <= NEAR_BITS)
+        if len(near):
+            pairs.append((path, right[near[0]][0]))
     return pairs
+
+
+_BITS_SET = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
+"""How many bits of a number below 65,536 are set."""
 
 
 def _outliers(one: Domain) -> list[str]:

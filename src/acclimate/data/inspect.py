@@ -131,9 +131,7 @@ def sheet_place(data: Path, sheet: Path | None = None) -> Path:
     if root is None or not place.resolve().is_relative_to(root):
         return place
     if sheet is not None:
-        raise AcclimateError(
-            f"--sheet {sheet}: lies in {data}, and would become an image of the set; choose a place outside"
-        )
+        raise AcclimateError(f"--sheet {sheet}: lies in {data}, and would become an image of it; choose another place")
     return root.parent / place.name
 
 

@@ -1,4 +1,4 @@
-"""The verbs that show what there is (report, leaderboard, data) and those that make data, or a job of it (scenes, init)."""
+"""The verbs that show what there is: report, leaderboard, data; and that make data, or a job of it: scenes, init."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class Images:
         if there is None:
             try:
                 with os.scandir(f"{folder}/") as entries:
-                    there = frozenset(entry.name for entry in entries)
+                    there = frozenset(entry.name for entry in entries if not entry.is_dir())
             except (OSError, ValueError):
                 there = frozenset()
             self._listings[folder] = there

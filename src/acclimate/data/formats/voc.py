@@ -47,7 +47,8 @@ def _labels_in(folder: Path, deep: bool = False) -> bool:
     some = places.files_in(folder, ".xml")
     if not some and deep:
         some = places.files_below(folder, ".xml")
-    return any(files.mentions(file, b"<annotation") for file in some[:3]) or bool(deep and some)
+    words = (b"<annotation>", b"<annotation ")
+    return any(files.mentions(file, word) for file in some[:3] for word in words) or bool(deep and some)
 
 
 def _root(path: Path) -> Path:
