@@ -14,11 +14,11 @@ from rich.console import Console
 import coloured_squares as squares
 from acclimate.config import Budget
 from acclimate.edge import bench
-from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity
+from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity, write_manifest
 from acclimate.errors import AcclimateError
+from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
-from acclimate.runtimes import base
 from acclimate.structures import Detections
 from acclimate.verify import (
     Compared,
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     run.finish("done")
     for precision in ("fp32", "int8"):
         folder = run.path / "artifacts" / f"onnx-{precision}"
-        base.runtime("onnx").export(detector, folder, precision, scenes.paths)
+        exporter("onnx").export(detector, folder, precision, scenes.paths)
     return run, scenes
 
 
@@ -161,9 +161,7 @@ def test_a_device_has_a_file_of_its_own_whatever_it_is_called(tmp_path: Path) ->
 
 def test_a_limit_that_cannot_be_measured_does_not_pass(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
-    manifest = json.loads((folder / "artifact.json").read_text())
-    del manifest["notes"]["macs_m"]
-    (folder / "artifact.json").write_text(json.dumps(manifest))
+    write_manifest(folder, Artifact.open(folder).manifest.model_copy(update={"notes": {}}))
     result = verify(folder, [], Budget(macs_m=100), runs=RUNS)
     assert not result.passed
     assert (result.checks[0].value, result.checks[0].passed) == (None, None)
@@ -175,7 +173,7 @@ def test_a_loss_of_accuracy_fails(made, tmp_path: Path, printed: Console) -> Non
     worse = squares.SquareDetector()
     with torch.no_grad():
         worse.classify[1].weight[1] = 0  # no longer sees blue
-    base.runtime("onnx").export(worse, folder, "fp32", [])
+    exporter("onnx").export(worse, folder, "fp32", [])
     result = verify(folder, [(scenes, "squares_test", "target")], runs=RUNS)
     accuracy = result.accuracy["squares_test"]
     assert not result.passed
@@ -197,8 +195,7 @@ def test_without_the_run_nothing_is_compared(made, tmp_path: Path) -> None:
     run, scenes = made
     folder = tmp_path / "copied"
     shutil.copytree(run.path / "artifacts" / "onnx-fp32", folder)
-    manifest = json.loads((folder / "artifact.json").read_text())
-    (folder / "artifact.json").write_text(json.dumps({**manifest, "source_run": str(tmp_path / "gone")}))
+    base.annotate(Artifact.open(folder), source_run=str(tmp_path / "gone"))
     result = verify(folder, [(scenes, "squares_test", "target")], Budget(size_mb=1), runs=RUNS)
     assert result.passed
     assert result.accuracy["squares_test"].artifact_ap == pytest.approx(1.0)

@@ -92,6 +92,9 @@ class TwoStageConfig(Options):
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
     anchors: tuple[float, ...] | None = None
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
+    canonical: Annotated[float | None, Added(None)] = Field(default=None, gt=0)
+    """Side in pixels of the boxes that are pooled from the level of stride 16; twice as large, from stride 32. By
+    default as much of the canvas as the paper's 224 are of an image of 800: 90 at 320."""
     masks: bool = False
     """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
 
@@ -159,8 +162,8 @@ class ModelConfig(Options):
 
 
 class AugmentConfig(Options):
-    """Random views. Probabilities are per image; `tone` and `invert` bend the grey curve, `style` and `fourier` need a
-    target."""
+    """Random views. Probabilities are per image; `tone` and `invert` bend the grey curve; `style`, `fourier`, `weather`
+    and `mask` need a target."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
@@ -179,6 +182,17 @@ class AugmentConfig(Options):
     """Adaptation only: chance that a source image takes on the low frequencies of a random target image (FDA)."""
     fourier_beta: float = Field(default=0.02, ge=0, le=0.5)
     """Largest frequency that `fourier` swaps, in cycles an image as a fraction of its height and width."""
+    weather: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Adaptation only: chance that a source image is put under the weather of the target (`data/climate.py`)."""
+    mask: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Adaptation only: chance that the strong view of a target image is masked block by block (MIC)."""
+    mask_block: Annotated[int, Added(32)] = Field(default=32, ge=1)
+    """Side of the blocks in pixels."""
+    mask_ratio: Annotated[float, Added(0.5)] = Field(default=0.5, gt=0, lt=1)
+    """Share of the blocks that are hidden."""
+    balance: Annotated[Literal["none", "classes", "target"], Added("none")] = "none"
+    """How often a source image is drawn: all alike, more often with classes that few images show, or (adaptation only)
+    so that classes come up as often as the detector finds them on the target (`data/balance.py`)."""
 
 
 class ScheduleConfig(Options):
@@ -218,25 +232,42 @@ class TeacherConfig(Options):
 
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the teacher's detections as target boxes."""
-    regression: float = Field(default=0.0, ge=0)
-    """Of these, the share of the losses that move boxes: a score says that an object is there, not that its box is."""
+    regression: float = Field(default=1.0, ge=0)
+    """Of these, the share of the losses that move boxes."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
-    threshold: float | Literal["source", "matched"] = Field(default="source")
+    threshold: float | Literal["source", "matched", "adaptive"] = Field(default="source")
     """Score from which a detection of the teacher is a target. `source` measures it on labelled source images, class
     by class, once before the adaptation; `matched` starts there and lowers it, at most to a half and only as far as two
-    of three are right on the source, until the teacher gives as many boxes an image on the target as on the source."""
-    doubt: float = Field(default=0.2, ge=0, le=1)
-    """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
+    of three are right on the source, until the teacher gives as many boxes an image on the target as on the source;
+    `adaptive` starts there too and moves it as the teacher's mean score on the target goes, no lower than that."""
+    doubt: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the threshold from which a detection is at least ignored rather than taken for background. 0 ignores
+    whatever the teacher shows at all: what it is not sure of is more often an object that the shift has made faint than
+    nothing, and background is learnt on the source."""
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the run over which the weights rise from 0."""
+    scale: Annotated[float, Added(1.0)] = Field(default=1.0, ge=1, le=4)
+    """Above 1, the teacher also looks at the image with so many times the pixels a side, and what it finds at both
+    sizes is fused (`adapt/fusion.py`)."""
+    flip: Annotated[bool, Added(False)] = False
+    """Whether it also looks at the mirrored image; with `scale`, the larger one is the mirrored one."""
+    mix: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
+    """Weight of the losses on source images with a part of a target image pasted in, and its boxes
+    (`adapt/mixing.py`)."""
+    mix_part: Annotated[Literal["confident", "random"], Added("confident")] = "confident"
+    """Which part: the quarter where the teacher is surest (ConfMix), or a random rectangle (CutMix)."""
 
     @model_validator(mode="after")
     def _some_target(self) -> TeacherConfig:
-        if self.boxes == self.soft == 0:
-            raise ValueError("boxes and soft are both 0, so the teacher teaches nothing; set `teacher` to none instead")
+        if self.boxes == self.soft == self.mix == 0:
+            raise ValueError(
+                "boxes, soft and mix are all 0, so the teacher teaches nothing; set `teacher` to none instead"
+            )
         if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a score in 0..1, 'source' or 'matched', not {self.threshold}")
+            raise ValueError(f"threshold is a score in 0..1, 'source', 'matched' or 'adaptive', not {self.threshold}")
+        if (self.scale > 1 or self.flip) and self.boxes == self.mix == 0:
+            raise ValueError("scale and flip are of boxes, which are fused; soft targets have one look alone")
         return self
 
 
@@ -261,20 +292,21 @@ class AdversarialConfig(Options):
 class SuppressionConfig(Options):
     """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
 
-    form: Literal["gradient", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
-    """`gradient` projects the gradient, `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
+    form: Literal["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
+    """`gradient` projects the gradient, which is meant for SGD, `update` what any optimiser makes of it;
+    `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
     the paper's reparametrised form without its projection, for the ablation; `reparametrised-rescale` is both."""
     strength: float = Field(default=1.0, ge=0)
-    """Share of the projection that `gradient` removes; 0 only measures."""
+    """Share of the projection that `gradient` or `update` removes; 0 only measures."""
     granularity: Literal["tensor", "channel"] = "tensor"
     """One projection (or norm) a weight, or one for each of its output channels."""
     layers: tuple[str, ...] = ("*",)
     """Which convolutions of the backbone, as patterns of their names."""
 
     @model_validator(mode="after")
-    def _strength_of_the_gradient(self) -> SuppressionConfig:
-        if self.form != "gradient" and self.strength != 1:
-            raise ValueError(f"strength is an option of form = gradient; {self.form} has none")
+    def _strength_of_a_projection(self) -> SuppressionConfig:
+        if self.form not in {"gradient", "update"} and self.strength != 1:
+            raise ValueError(f"strength is an option of form = gradient and update; {self.form} has none")
         return self
 
 
@@ -408,9 +440,11 @@ class AdaptConfig(Options):
 
     supervised: float = Field(default=1.0, ge=0)
     teacher: TeacherConfig | None = TeacherConfig()
-    statistics: Literal["mixed", "target"] = "mixed"
+    statistics: Literal["mixed", "target", "domain", "frozen"] = "mixed"
     """What BatchNorm's running statistics describe after a method that sees target images: the mixture that was trained
-    on, or the target alone, from which they are then taken anew at the end."""
+    on, or the target alone, from which they are then taken anew at the end; `domain` also normalises each domain's
+    images by their own statistics while training; `frozen` keeps the backbone's normalisation as the source training
+    left it, which is where suppression acts."""
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
     distillation: DistillationConfig | None = None

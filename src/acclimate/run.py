@@ -305,7 +305,8 @@ def stop_signal() -> Iterator[threading.Event]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically, creating its folder."""
-    return write_bytes(path, text.encode())
+    # A file name that is not UTF-8 has parts that no encoding has.
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> Path:

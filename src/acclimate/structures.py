@@ -105,11 +105,15 @@ class Batch:
         weak: (B, 3, H, W) float32, RGB, 0..255 (normalisation is part of the detector).
         strong: the same shape and the same boxes, other pixels.
         targets: the boxes of each image on the network's canvas; None for target images, which have no labels.
+        large: the weak view of target images with more pixels, (B, 3, S H, S W), where a teacher asks for it.
     """
 
     weak: Tensor
     strong: Tensor
     targets: Sequence[Annotations] | None = None
+    large: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        return Batch(self.weak.to(device, non_blocking=True), self.strong.to(device, non_blocking=True), self.targets)
+        weak, strong = self.weak.to(device, non_blocking=True), self.strong.to(device, non_blocking=True)
+        large = None if self.large is None else self.large.to(device, non_blocking=True)
+        return Batch(weak, strong, self.targets, large)

@@ -22,12 +22,12 @@ from acclimate.config import Budget
 from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision
 from acclimate.edge.bench import Bench, bench_apart
 from acclimate.edge.decode import decode
+from acclimate.edge.engines import engine
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.remote.client import DeviceError
 from acclimate.run import Evaluation, Run, machine, read_json, write_text
-from acclimate.runtimes.base import engine
 from acclimate.structures import Detections
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class _Here:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self._predictor = Predictor(artifact, threads)
-        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime)}
+        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime).version()}
 
     @property
     def cores(self) -> int:
@@ -641,7 +641,7 @@ def _accuracy(
 
 
 def _parity(device: Device, manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path]) -> Parity:
-    from acclimate.runtimes.eager import network
+    from acclimate.models.predict import network
 
     reference = network(detector.eval())
     pairs: list[Pair] = []

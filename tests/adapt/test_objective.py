@@ -159,3 +159,46 @@ def test_supervised_weighs_the_detectors_own_losses() -> None:
         losses = term(step)
         assert list(losses) == ["supervised/class"]
         torch.testing.assert_close(losses["supervised/class"], weight * expected)
+
+
+class Provides(Term):
+    """Makes a view of its own out of both domains, and asks for it."""
+
+    views: ClassVar[tuple[View, ...]] = ("mixed",)
+
+    def prepare(self, step: Step) -> None:
+        step.provide(
+            "mixed", step.images("source_weak") / 2 + step.images("target_weak") / 2, step.source.targets or ()
+        )
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        return {f"provides/{name}": loss for name, loss in step.losses("mixed", step.targets("mixed")).items()}
+
+
+def test_a_view_that_a_term_provides_goes_through_with_the_others() -> None:
+    made = objective(Supervised(), Provides()).train()
+    source, target = ToyLoader(4).batch(0)
+    losses = made(source, target, 0.5)
+    assert made.detector.passes == [8]
+    assert set(losses) == {"supervised/class", "provides/class"}
+
+
+def test_domains_apart_are_normalised_by_themselves_and_the_target_is_remembered() -> None:
+    source, target = ToyLoader(4).batch(0)
+    bright = type(target)(target.weak, target.strong + 500.0, target.targets)
+    made = Objective(ToyDetector(), [Supervised(), Asks()], 0.9, warm=False, by_domain=True).train()
+    other = ToyDetector().train()
+    expected = {"source_strong": other(source.strong)[0]}
+    other = ToyDetector().train()
+    expected["target_strong"] = other(bright.strong)[0]
+    step = Step(made.detector, made.average, source, bright, 0.5, made.views, by_domain=True)
+    for view, raw in expected.items():
+        torch.testing.assert_close(step.raw(view)[0], raw)
+    assert made.detector.passes == [4, 4]
+    norm = made.detector.norm
+    torch.testing.assert_close(norm.running_mean, other.norm.running_mean)
+    torch.testing.assert_close(norm.running_var, other.norm.running_var)
+    # Without a target there is one domain, and its statistics are kept.
+    alone = Objective(ToyDetector(), [Supervised()], 0.9, warm=False, by_domain=True).train()
+    alone(source, None, 0.5)
+    assert not torch.equal(alone.detector.norm.running_mean, ToyDetector().norm.running_mean)

@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import NEVER, Known, Teacher, as_targets, known_from
-from acclimate.config import TeacherConfig
-from acclimate.models.detector import Detector, DetectorSpec, build
+from acclimate.config import ModelConfig, SsdConfig, TeacherConfig, TwoStageConfig
+from acclimate.models.detector import Detector, DetectorSpec, build, specify
 from acclimate.structures import Annotations, Batch, Detections
 
 
@@ -158,6 +159,52 @@ def test_boxes_move_by_their_own_share() -> None:
     assert found["teacher/class"].item() == pytest.approx(2 * expected["teacher/class"].item(), rel=1e-5)
     assert found["teacher/box"].item() == pytest.approx(0.5 * expected["teacher/box"].item(), rel=1e-5)
     assert expected["teacher/box"].item() > 0
+
+
+FAMILIES = {
+    "dense": ({}, {"box"}, {"class"}),
+    "ssd": ({"ssd": SsdConfig(extra=1)}, {"box"}, {"class"}),
+    "two-stage": (
+        {"two_stage": TwoStageConfig(proposals=8, hidden=16, masks=True)},
+        {"proposal_box", "roi_box"},
+        {"proposal_score", "roi_class", "roi_mask"},
+    ),
+    "disentangled": (
+        {"kind": "two-stage", "two_stage": TwoStageConfig(proposals=8, hidden=16, head="disentangled", constraint=0.2)},
+        {"proposal_box", "roi_box", "sibling_box", "constraint_box"},
+        {"proposal_score", "roi_class", "sibling_class", "constraint_class"},
+    ),
+}
+"""Of each family of detectors: its options, the losses that move boxes, and the others."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_losses_that_move_boxes_are_known_by_their_kind(family: str) -> None:
+    options, moving, others = FAMILIES[family]
+    config = ModelConfig(
+        **{"kind": family, **options}, image_size=(64, 64), backbone="test_efficientnet", strides=(8, 16), channels=16,
+        norm="group", weights="none",
+    )  # fmt: skip
+    made = build(specify(config, ["a", "b"]))
+    assert {name for name, kind in made.loss_kinds.items() if kind == "box"} == moving
+    assert set(made.loss_kinds) == moving | others
+    labelled = [Annotations(np.array([[8, 8, 40, 48]], np.float32), np.array([1]), np.array([False]))] * 2
+    losses = []
+    for regression in (1.0, 0.25):
+        term = Teacher(TeacherConfig(regression=regression), Known.fixed([0.0, 0.0]))
+        whole = Objective(made, [term], 0.9, warm=False).train()
+        step = step_of(whole)
+        # The same boxes and the same sample of proposals in both.
+        step.notes["teacher"] = (
+            [Detections(one.boxes, one.labels, np.ones(1, np.float32)) for one in labelled],
+            (np.zeros(2, np.float32)),
+        )
+        torch.manual_seed(0)
+        losses.append({name.removeprefix("teacher/"): float(loss.detach()) for name, loss in term(step).items()})
+    assert set(losses[0]) == moving | others
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(value * (0.25 if name in moving else 1.0), rel=1e-4), name
+    assert all(losses[0][name] > 0 for name in moving - {"constraint_box"})
 
 
 def test_a_teacher_that_teaches_nothing_is_refused() -> None:
@@ -318,3 +365,88 @@ def test_a_class_that_is_never_sure_is_ignored_rather_than_unlearned() -> None:
     assert sorted(zip(targets.boxes[:, 0].tolist(), targets.ignore.tolist(), strict=True)) == [
         (0, True), (20, True), (60, False), (80, True),
     ]  # fmt: skip
+
+
+def test_an_adaptive_threshold_goes_with_the_teachers_confidence() -> None:
+    def adaptive(**known: Any) -> Teacher:
+        given = {"thresholds": [0.6], "floors": [0.4], "rates": [1.0], "means": [0.8], **known}
+        return Teacher(TeacherConfig(threshold="adaptive"), Known(**given))
+
+    # It starts at the source's mean score, 0.8, and a step moves it by a twentieth towards the target's.
+    assert adaptive()._current([Detections.empty()]) == pytest.approx([0.6])
+    assert adaptive()._current([found_at((0, 0, 0.7), (20, 0, 0.5))]) == pytest.approx(
+        [0.6 * (0.95 + 0.05 * 0.6 / 0.8)]
+    )
+    teacher = adaptive()
+    for _ in range(300):
+        low = teacher._current([found_at((0, 0, 0.6), (20, 0, 0.1))])
+    assert low == pytest.approx([0.6 * 0.6 / 0.8]), "what is below the floor is no confidence"
+    for _ in range(300):
+        floor = teacher._current([found_at((0, 0, 0.4))])
+    assert floor == pytest.approx([0.4])
+    for _ in range(300):
+        high = teacher._current([found_at((0, 0, 0.99))])
+    assert high == pytest.approx([0.6 * 0.99 / 0.8], rel=1e-4), "scores that self-training raises raise it too"
+    again = adaptive()
+    again.load_state_dict(teacher.state_dict())
+    assert again._current([Detections.empty()]) == pytest.approx(high, rel=1e-4)
+    assert adaptive(thresholds=[NEVER], means=[0.1])._current([found_at((0, 0, 0.9))]) == [NEVER]
+
+
+def test_a_threshold_that_does_not_adapt_keeps_no_state_of_it() -> None:
+    assert not {"means", "confidence"} & set(matched([0.5], [1.0]).state_dict())
+
+
+def test_the_mean_score_is_of_what_reaches_the_floor() -> None:
+    found = [found_at((0, 0, 0.9), (20, 0, 0.8), (90, 0, 0.7), (130, 0, 0.6), (40, 0, 0.5))]
+    known = known_from(found, [labelled_at((0, 0, False), (20, 0, False), (40, 0, False))], 1)
+    assert known.floors == pytest.approx([0.7])
+    assert known.means == pytest.approx([0.8])
+
+
+def test_two_looks_are_fused_into_target_boxes() -> None:
+    made, target = objective(flip=True, regression=1.0), batch(2)
+    with torch.no_grad():
+        first = made.average.decode(made.average(target.weak))
+        turned = made.average.decode(made.average(target.weak.flip(-1)))
+    wanted = [
+        as_targets(fuse([one, mirrored(other, 64)]), np.full(2, 0.1, np.float32), 0.2)
+        for one, other in zip(first, turned, strict=True)
+    ]
+    losses = made.terms[0](step_of(made, target))
+    expected = made.detector.losses(made.detector.features(target.strong), wanted)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[f"teacher/{name}"], value, rtol=1e-4, atol=1e-6)
+    one_look = objective(regression=1.0).terms[0](step_of(objective(), target))
+    assert losses["teacher/class"].item() != pytest.approx(one_look["teacher/class"].item())
+
+
+def test_a_larger_look_reads_the_larger_view() -> None:
+    made, target = objective(scale=1.5), batch(2)
+    target.large = 255 * torch.rand(2, 3, 96, 96)
+    losses = made.terms[0](step_of(made, target))
+    other = batch(2)
+    other.large = target.large.flip(2)
+    assert losses["teacher/class"].item() != pytest.approx(made.terms[0](step_of(made, other))["teacher/class"].item())
+
+
+@pytest.mark.parametrize("part", ["confident", "random"])
+def test_mixed_images_have_the_boxes_of_both_domains(part: str) -> None:
+    made = objective(mix=0.5, mix_part=part)
+    assert made.views == ("target_strong", "mixed")
+    losses = made(batch(1, labelled=True), batch(2), 1.0)
+    assert set(losses) == {"teacher/class", "teacher/box", "teacher/mix_class", "teacher/mix_box"}
+    assert losses["teacher/mix_box"].item() > 0
+    sum(losses.values()).backward()
+    half, whole = objective(mix=0.5, boxes=0), objective(mix=1.0, boxes=0)
+    whole.load_state_dict(half.state_dict())
+    assert half.views == ("mixed",)
+    given = batch(1, labelled=True), batch(2)
+    assert half(*given, 1.0)["teacher/mix_class"].item() == pytest.approx(
+        0.5 * whole(*given, 1.0)["teacher/mix_class"].item(), rel=1e-4
+    )
+
+
+def test_looks_of_soft_targets_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale and flip"):
+        TeacherConfig(boxes=0, soft=1, flip=True)

@@ -18,6 +18,7 @@ from acclimate.data.augment import (
     clipped_outline,
     fourier,
     geometry,
+    masked,
     on_canvas,
     restyle,
     statistics,
@@ -243,6 +244,27 @@ def test_cut_out_covers_a_part_of_the_canvas() -> None:
     covered = [(strong(image, config, np.random.default_rng(seed)) > 0).any(2).mean() for seed in range(60)]
     assert 0.0 < np.mean(covered) < 0.25
     assert max(covered) <= 0.3
+
+
+def test_a_mask_hides_whole_blocks_and_about_their_share() -> None:
+    canvas = np.full((320, 448, 3), 7, np.uint8)
+    shares = []
+    for seed in range(40):
+        seen = masked(canvas, 32, 0.5, np.random.default_rng(seed))
+        hidden = (seen == FILL).all(axis=2)
+        assert ((seen == 7).all(axis=2) ^ hidden).all()
+        blocks = hidden.reshape(10, 32, 14, 32).mean(axis=(1, 3))
+        assert set(np.unique(blocks)) == {0.0, 1.0}
+        shares.append(float(blocks.mean()))
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+    assert (canvas == 7).all()
+
+
+def test_a_mask_fits_canvases_that_are_no_multiple_of_its_blocks() -> None:
+    seen = masked(np.zeros((50, 70, 3), np.uint8), 32, 0.7, np.random.default_rng(3))
+    assert seen.shape == (50, 70, 3)
+    for rows, columns in ((slice(32, 50), slice(64, 70)), (slice(0, 32), slice(64, 70))):
+        assert len(np.unique(seen[rows, columns])) == 1
 
 
 @pytest.mark.parametrize("seed", range(4))

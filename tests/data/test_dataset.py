@@ -215,6 +215,77 @@ def test_fourier_needs_a_target_and_touches_the_source_alone(source: LabelledSet
     assert not same(first, take(make(source, target, mixed, seed=1), 1)[0][0])
 
 
+def test_a_mask_is_on_the_strong_view_of_the_target_alone(source: LabelledSet, target: UnlabelledSet) -> None:
+    hides = PLAIN.model_copy(update={"mask": 1.0, "mask_block": 16})
+    plain, plain_target = take(make(source, target, PLAIN), 1)[0]
+    first, second = take(make(source, target, hides), 1)[0]
+    assert same(first, plain)
+    assert plain_target is not None
+    assert second is not None
+    assert torch.equal(second.weak, plain_target.weak)
+    hidden = (second.strong == 114).all(1)
+    assert 0.3 < hidden.float().mean() < 0.75
+    assert torch.equal(second.strong.movedim(1, -1)[~hidden], second.weak.movedim(1, -1)[~hidden])
+
+
+def test_weather_is_put_over_the_source_alone(tmp_path: Path, source: LabelledSet, target: UnlabelledSet) -> None:
+    rng = np.random.default_rng(0)
+    # A grey veil over everything, as fog has it: bright and without contrast.
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in paths:
+        cv2.imwrite(str(path), np.clip(rng.normal(175, 3, (60, 70, 3)), 0, 255).astype(np.uint8))
+    foggy = UnlabelledSet(tuple(paths))
+    under = PLAIN.model_copy(update={"weather": 1.0})
+    plain, plain_target = take(make(source, foggy, PLAIN), 1)[0]
+    first, second = take(make(source, foggy, under), 1)[0]
+    assert same(second, plain_target)
+    assert not torch.equal(first.weak, plain.weak)
+    assert first.targets is not None
+    assert plain.targets is not None
+    assert all(np.array_equal(a.boxes, b.boxes) for a, b in zip(first.targets, plain.targets, strict=True))
+    assert same(first, take(make(source, foggy, under, workers=2), 1)[0][0])
+    assert same(plain, take(make(source, None, under), 1)[0][0])
+
+
+def test_weather_that_does_not_bring_the_source_nearer_is_none(
+    source: LabelledSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    alike = UnlabelledSet(tuple(image.path for image in source.images))
+    with caplog.at_level(logging.WARNING):
+        first, _ = take(make(source, alike, PLAIN.model_copy(update={"weather": 1.0})), 1)[0]
+    assert "augment.weather" in caplog.text
+    assert same(first, take(make(source, alike, PLAIN), 1)[0][0])
+
+
+def test_a_larger_view_of_the_target_has_the_weak_views_geometry(source: LabelledSet, target: UnlabelledSet) -> None:
+    moved = AugmentConfig(scale=(0.6, 1.4), vertical_flip=0.5)
+    plain = take(make(source, target, moved), 3)
+    loader = Loader(source, target, SIZE, moved, schedule(), 0, large=1.5)
+    for (first, second), (enlarged, both) in zip(plain, take(loader, 3), strict=True):
+        assert same(first, enlarged)
+        assert second is not None
+        assert both is not None
+        assert torch.equal(second.strong, both.strong)
+        assert both.large is not None
+        assert both.large.shape == (4, 3, 96, 144)
+        shrunk = torch.nn.functional.interpolate(both.large, SIZE, mode="bilinear", antialias=True)
+        assert (shrunk - both.weak).abs().mean() < 4, "a shift of a pixel at the edges of the image would be more"
+        assert both.to("cpu").large is not None
+        assert enlarged.large is None
+
+
+def test_weights_say_how_often_a_source_image_comes(source: LabelledSet, target: UnlabelledSet) -> None:
+    weights = np.ones(len(source))
+    weights[3] = 4.0
+    loader = Loader(source, target, SIZE, PLAIN, schedule(batch_size=13), 0, weights=weights)
+    batch = loader.batch(0)[0]
+    means = batch.weak[:, :, 20:40, 20:40].mean((1, 2, 3)).numpy()
+    wanted = 20 + 8 * 3
+    # 4 of 13 shares of an epoch of ten images: three or four times.
+    assert 3 <= (np.abs(means[:10] - wanted) < 3).sum() <= 4
+    assert same(batch, Loader(source, target, SIZE, PLAIN, schedule(batch_size=13), 0, weights=weights).batch(0)[0])
+
+
 def test_a_damaged_target_is_left_out_of_fourier(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sets = labelled(tmp_path / "s", 4), bare(tmp_path / "t", 5)
     sets[1].paths[1].write_bytes(b"no image")

@@ -20,6 +20,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, roi_align
 
 from acclimate.config import ModelConfig
+from acclimate.edge.engines import engine
+from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.models.disentangled import (
     DisentangledHead,
@@ -33,7 +35,6 @@ from acclimate.models.disentangled import (
 )
 from acclimate.models.pooling import levels, pool
 from acclimate.models.roi_heads import BINS, RoiHead
-from acclimate.runtimes.base import runtime
 from acclimate.structures import Annotations
 
 STRIDES = (8, 16, 32)
@@ -67,6 +68,22 @@ def operator(features: Sequence[Tensor], boxes: Tensor, level: Tensor) -> Tensor
 
 def no_offsets(boxes: Tensor) -> Tensor:
     return boxes.new_zeros(*boxes.shape[:2], BINS, BINS, 2)
+
+
+def test_the_first_offsets_are_those_of_the_released_initialisation() -> None:
+    """Kaiming's normal with gain 1: each layer has weights of variance 1 / inputs, so with two ReLUs before it an
+    output has a quarter of the variance of the first layer's inputs (their mean square, to be exact)."""
+    torch.manual_seed(0)
+    head = DisentangledHead(64, STRIDES, 2, 16)
+    for branch in (head.shared, head.move_box, head.move_bins):
+        for layer in branch:
+            if isinstance(layer, nn.Linear):
+                assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.1)
+                assert not layer.bias.any()
+    flat = torch.randn(400, 64 * BINS * BINS)
+    with torch.no_grad():
+        out = head.move_bins(head.shared(flat))
+    assert out.square().mean().item() == pytest.approx(flat.square().mean().item() / 4, rel=0.15)
 
 
 @settings(max_examples=30, deadline=None)
@@ -412,9 +429,9 @@ def test_the_artifact_detects_what_the_detector_detects(head: str, tmp_path: Pat
     with torch.no_grad():
         built.roi_head.classify.weight.mul_(100)
         built.roi_head.regress.weight.mul_(100)
-    artifact = runtime("onnx").export(built, tmp_path / "artifacts" / head, "fp32", [])
+    artifact = exporter("onnx").export(built, tmp_path / "artifacts" / head, "fp32", [])
     images = 255 * torch.rand(1, 3, 64, 96)
-    network = runtime("onnx").load(artifact, 1)
+    network = engine("onnx").load(artifact, 1)
     outputs = network(images.numpy())
     with torch.no_grad():
         expected = built(images)

@@ -13,7 +13,7 @@ from torch import nn
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, DetectorSpec, build
-from acclimate.models.statistics import recalibrate
+from acclimate.models.statistics import recalibrate, unheard
 
 
 def detector(norm: str = "batch", freeze: int = 0) -> Detector:
@@ -82,3 +82,18 @@ def test_without_batch_norm_nothing_is_read(tmp_path: Path) -> None:
 def test_images_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(AcclimateError, match=r"missing\.png"):
         recalibrate(detector(), [tmp_path / "missing.png"])
+
+
+def test_what_is_unheard_is_normalised_by_its_own_batch_and_leaves_no_trace() -> None:
+    made = detector().train()
+    norm = first_norm(made)
+    before = norm.running_mean.clone()
+    pictures = 255 * torch.rand(2, 3, 64, 64)
+    plain = made(pictures)
+    assert not torch.equal(norm.running_mean, before)
+    heard, momentum = norm.running_mean.clone(), norm.momentum
+    with unheard(made):
+        again = made(pictures)
+    assert torch.equal(norm.running_mean, heard)
+    assert norm.momentum == momentum
+    torch.testing.assert_close(plain, again)

@@ -13,6 +13,7 @@ from acclimate.adapt.objective import GradientTransform, Term
 from acclimate.adapt.slim import Slim
 from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
+from acclimate.models.backbones import Backbone
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -56,6 +57,10 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: i
     Raises:
         AcclimateError: no term is left, or the method is not for this kind of detector.
     """
+    if config.statistics == "frozen":
+        for part in detector.modules():
+            if isinstance(part, Backbone):
+                part.hold_norms()
     transforms = [
         made
         for field, where in TRANSFORMS.items()
@@ -69,6 +74,8 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: i
     if not terms:
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
     if config.slim:
+        if config.statistics == "domain":
+            raise AcclimateError('adapt.statistics = "domain" is not for several widths; set it to "mixed" or "target"')
         terms = [Slim.create(config.slim, detector, terms, seed)]
     return Method(tuple(terms), tuple(transforms))
 
@@ -77,7 +84,8 @@ def uses_target(config: Config) -> bool:
     """Whether the adaptation that `config` describes looks at target images at all."""
     views = [view for field, where in TERMS.items() if getattr(config.adapt, field) for view in _class(where).views]
     ensemble = config.adapt.slim is not None and config.adapt.slim.ensemble > 0
-    styled = max(config.augment.style, config.augment.fourier) > 0
+    views_of = config.augment
+    styled = max(views_of.style, views_of.fourier, views_of.weather) > 0 or views_of.balance == "target"
     return styled or ensemble or any(view.startswith("target") for view in views)
 
 
@@ -89,7 +97,10 @@ def source_only(config: Config) -> Config:
     none = {"ensemble": 0.0, "third": False, "reaches_features": True}
     bank = config.adapt.slim and config.adapt.slim.model_copy(update=none)
     alone = AdaptConfig(supervised=config.adapt.supervised or 1.0, teacher=None, slim=bank)
-    views = config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
+    of_target: dict[str, Any] = {"style": 0.0, "fourier": 0.0, "weather": 0.0, "mask": 0.0}
+    if config.augment.balance == "target":
+        of_target["balance"] = "none"
+    views = config.augment.model_copy(update=of_target)
     return config.model_copy(update={"adapt": alone, "augment": views})
 
 

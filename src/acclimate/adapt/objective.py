@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from acclimate.adapt.suppression import folded, folded_state
 from acclimate.models.detector import Detector
+from acclimate.models.reparametrise import folded, folded_state
+from acclimate.models.statistics import unheard
 from acclimate.structures import Annotations, Batch
 
-View = Literal["source_weak", "source_strong", "target_weak", "target_strong"]
+View = Literal["source_weak", "source_strong", "target_weak", "target_strong", "mixed"]
+"""`mixed` images hold parts of both domains; a term makes them (`Term.prepare`)."""
 
 GradientTransform = Callable[[nn.Module], None]
 """Edits the gradients of a module in place, between backward (after unscaling) and the optimiser's step."""
+
+
+@runtime_checkable
+class UpdateTransform(Protocol):
+    """A gradient transform that also acts on what the optimiser makes of the gradients."""
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called right before the optimiser's step, after clipping."""
+
+    def after_step(self) -> None:
+        """Called right after it, while the gradients are still there; edits the weights in place."""
 
 
 @runtime_checkable
@@ -38,7 +51,8 @@ class Step:
     """One training step, shared by all terms. No view is forwarded twice, however many terms ask.
 
     The views that the terms train on go through the detector as one batch, so that batch statistics see the mixture
-    that the running statistics will describe.
+    that the running statistics will describe. With `by_domain` those of the source go by themselves, normalised by
+    their own statistics, which the running ones do not hear of: these describe the target, where the detector will be.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class Step:
         target: Batch | None,
         progress: float,
         views: Sequence[View],
+        by_domain: bool = False,
     ) -> None:
         self.detector = detector
         self.average = average
@@ -56,13 +71,30 @@ class Step:
         self.target = target
         self.progress = progress
         self.views = tuple(views)
-        self._all: list[Tensor] = []
+        self.by_domain = by_domain
+        self.notes: dict[str, Any] = {}
+        """What a term keeps for the rest of the step."""
+        self._made: dict[View, tuple[Tensor, Sequence[Annotations]]] = {}
+        self._all: list[list[Tensor]] = []
         self._features: dict[View, list[Tensor]] = {}
         self._raw: dict[View, tuple[Tensor, ...]] = {}
         self._average_raw: dict[View, tuple[Tensor, ...]] = {}
 
+    def provide(self, view: View, images: Tensor, targets: Sequence[Annotations]) -> None:
+        """The images of a view that no batch holds, (B, 3, H, W), and the boxes of each.
+
+        Before any view is forwarded, see `Term.prepare`.
+        """
+        self._made[view] = images, targets
+
+    def targets(self, view: View) -> Sequence[Annotations]:
+        """The boxes of a view that was provided."""
+        return self._made[view][1]
+
     def images(self, view: View) -> Tensor:
         """(B, 3, H, W) of a view."""
+        if view in self._made:
+            return self._made[view][0]
         domain, _, strength = view.partition("_")
         batch = self.source if domain == "source" else self.target
         if batch is None:
@@ -74,19 +106,38 @@ class Step:
         self._forward()
         return self._features[view]
 
+    def shared(self, view: View) -> tuple[list[Tensor], slice]:
+        """The pyramid of all images that were forwarded together with a view's, and which of them are the view's.
+
+        What the head was run on: all gradients of a view arrive here, and only some of them at `features`.
+        """
+        self._forward()
+        for views, features in zip(self._together(), self._all, strict=True):
+            start = 0
+            for one in views:
+                size = len(self._features[one][0])
+                if one == view:
+                    return features, slice(start, start + size)
+                start += size
+        raise KeyError(view)
+
     def raw(self, view: View) -> tuple[Tensor, ...]:
         """The detector's raw outputs of such a view."""
         self._forward()
         if not self._raw:
-            sizes = [len(self._features[one][0]) for one in self.views]
-            outputs = [torch.split(output, sizes) for output in self.detector.head(self._all)]
-            for i, one in enumerate(self.views):
-                self._raw[one] = tuple(output[i] for output in outputs)
+            for views, features in zip(self._together(), self._all, strict=True):
+                sizes = [len(self._features[one][0]) for one in views]
+                with self._normalising(views[0]):
+                    outputs = [torch.split(output, sizes) for output in self.detector.head(features)]
+                for i, one in enumerate(views):
+                    self._raw[one] = tuple(output[i] for output in outputs)
         return self._raw[view]
 
     def losses(self, view: View, targets: Sequence[Annotations]) -> dict[str, Tensor]:
         """The detector's losses of a view against boxes on its canvas."""
-        return self.detector.losses(self.features(view), targets, self._shared_raw(view))
+        features, raw = self.features(view), self._shared_raw(view)
+        with self._normalising(view):
+            return self.detector.losses(features, targets, raw)
 
     def distillation(self, view: View, soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
         """The detector's losses of a view against another detector's raw outputs."""
@@ -106,12 +157,32 @@ class Step:
     def _forward(self) -> None:
         if self._features:
             return
-        images = [self.images(view) for view in self.views]
-        sizes = [len(batch) for batch in images]
-        self._all = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
-        levels = [torch.split(level, sizes) for level in self._all]
-        for i, view in enumerate(self.views):
-            self._features[view] = [level[i] for level in levels]
+        for views in self._together():
+            images = [self.images(view) for view in views]
+            sizes = [len(batch) for batch in images]
+            with self._normalising(views[0]):
+                features = self.detector.features(torch.cat(images) if len(images) > 1 else images[0])
+            self._all.append(features)
+            levels = [torch.split(level, sizes) for level in features]
+            for i, view in enumerate(views):
+                self._features[view] = [level[i] for level in levels]
+
+    def _together(self) -> list[tuple[View, ...]]:
+        """The views that share a batch."""
+        if not self.by_domain or self.target is None:
+            return [self.views]
+        own = tuple(view for view in self.views if view.startswith("source"))
+        others = tuple(view for view in self.views if view not in own)
+        return [views for views in (own, others) if views]
+
+    @contextlib.contextmanager
+    def _normalising(self, view: View) -> Iterator[None]:
+        """Where domains are apart, the running statistics do not hear of the source's."""
+        if not self.by_domain or self.target is None or not view.startswith("source"):
+            yield
+            return
+        with unheard(self.detector):
+            yield
 
     def _shared_raw(self, view: View) -> tuple[Tensor, ...] | None:
         return self.raw(view) if self.detector.trains_on_raw else None
@@ -125,6 +196,9 @@ class Term(nn.Module):
     needs_target: ClassVar[bool] = True
     """Whether its views of the target must be there; False is a term that does with the others (`Step.views`)."""
     name: ClassVar[str] = ""
+
+    def prepare(self, step: Step) -> None:
+        """Called for every term before any of them: makes the views of its own (`Step.provide`)."""
 
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
@@ -150,28 +224,34 @@ class Objective(nn.Module):
     where a term has trained a part to be deployed in place of the detector's own (`Term.deployed`), that part.
     """
 
-    def __init__(self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool) -> None:
-        """`warm` lets the average follow quickly at first, for weights that start from nothing."""
+    def __init__(
+        self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool, by_domain: bool = False
+    ) -> None:
+        """`warm` lets the average follow quickly at first, for weights that start from nothing; `by_domain`: `Step`."""
         super().__init__()
         self.detector = detector
         self.average = folded(detector).requires_grad_(False).eval()
         self.terms = nn.ModuleList(terms)
         self.ema = ema
         self.warm = warm
+        self.by_domain = by_domain
         self.views: tuple[View, ...] = tuple(dict.fromkeys(view for term in terms for view in term.views))
-        needed = {view for term in terms for view in term.views if term.needs_target or not view.startswith("target")}
+        needed = {view for term in terms for view in term.views if term.needs_target or view.startswith("source")}
         self._without_target = tuple(view for view in self.views if view in needed)
         if not self.views:
             raise ValueError("an objective needs at least one term that trains on a view")
 
     def forward(self, source: Batch, target: Batch | None, progress: float) -> dict[str, Tensor]:
         views = self._without_target if target is None else self.views
-        step = Step(self.detector, self.average, source, target, progress, views)
+        step = Step(self.detector, self.average, source, target, progress, views, self.by_domain)
         losses: dict[str, Tensor] = {}
         with contextlib.ExitStack() as stack:
             for term in self.terms:
                 assert isinstance(term, Term)
                 stack.enter_context(term.arithmetic(step))
+            for term in self.terms:
+                assert isinstance(term, Term)
+                term.prepare(step)
             for term in self.terms:
                 losses.update(term(step))
         return losses

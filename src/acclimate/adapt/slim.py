@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate.adapt.adversarial import Adversarial
 from acclimate.adapt.distillation import Distillation
@@ -38,6 +37,7 @@ from acclimate.config import SlimConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector
 from acclimate.models.slimmable import Slimmable, Widths, macs
+from acclimate.models.statistics import unheard
 
 Confidence = Literal["uniform", "macs", "hinge"]
 
@@ -182,6 +182,11 @@ class Slim(Term):
             raise AcclimateError(
                 f"adapt.slim: a {detector.spec.kind} detector has one width; train the source with model.kind=slimmable"
             )
+        if any("mixed" in term.views for term in terms):
+            raise AcclimateError(
+                "adapt.teacher.mix: images of both domains are not made for several widths; set it to 0 or leave out "
+                "adapt.slim"
+            )
         if any(isinstance(term, Adversarial) for term in terms):
             raise AcclimateError(
                 "adapt.adversarial: a critic is made for one number of channels, and widths differ in it; set it to "
@@ -275,6 +280,7 @@ class _OneModel(Step):
     def __init__(self, step: Step, views: Sequence[View]) -> None:
         super().__init__(step.detector, step.average, step.source, step.target, step.progress, views)
         self._batch = step
+        self.notes = step.notes
 
     def average_raw(self, view: View) -> tuple[Tensor, ...]:
         return self._batch.average_raw(view)
@@ -296,21 +302,9 @@ def _add(losses: dict[str, Tensor], more: dict[str, Tensor], scale: float) -> No
         losses[name] = losses[name] + scale * loss if name in losses else scale * loss
 
 
-@contextlib.contextmanager
-def _statistics_of_the_largest(place: int, module: nn.Module) -> Iterator[None]:
+def _statistics_of_the_largest(place: int, module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Batches are normalised as ever; running statistics hear of those of the model at place 0 alone, the largest."""
-    if place == 0:
-        yield
-        return
-    layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+    return contextlib.nullcontext() if place == 0 else unheard(module)
 
 
 def _plain(raw: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

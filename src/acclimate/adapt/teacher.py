@@ -1,11 +1,12 @@
 """The mean teacher on unlabelled target images: what the averaged weights see in the weak view teaches the strong view.
 
-Tarvainen and Valpola 2017 (mean teacher), Li et al. 2022 (Adaptive Teacher), Kay et al. 2024 (ALDI). Two kinds of
-targets, each with its weight:
+Tarvainen and Valpola 2017 (mean teacher), Li et al. 2022 (Adaptive Teacher), Kay et al. 2024 (ALDI). Three
+kinds of targets, each with its weight:
 
 - boxes: the teacher's detections after NMS become targets of the detector's own losses, as labelled boxes would.
   Detections it is less sure of are ignored rather than taken for background. The assignment then asks a matched
   location for the overlap it reaches, which also raises scores that the shift has lowered.
+- mix: the same boxes inside a part of the target image that is pasted into a source image (`adapt/mixing.py`).
 - soft: the teacher's probabilities and boxes, location by location, without decoding or NMS. Both views share one
   geometry, so locations of a dense head correspond. It keeps the teacher's scores as they are.
 """
@@ -21,13 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from acclimate.adapt.looks import check, fused, look_again, predict_twice
+from acclimate.adapt.mixing import confident_quarter, paste, random_part
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.config import TeacherConfig
+from acclimate.data.dataset import choose
 from acclimate.models.predict import predict
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
-    from acclimate.data.formats import LabelledSet
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.models.detector import Detector
 
 
@@ -41,6 +45,8 @@ class Teacher(Term):
     floors: Tensor
     rates: Tensor
     histogram: Tensor
+    means: Tensor
+    confidence: Tensor
 
     def __init__(self, config: TeacherConfig, known: Known) -> None:
         """With what is `known` of the teacher's scores, see `measure`."""
@@ -50,35 +56,78 @@ class Teacher(Term):
         self.register_buffer("floors", torch.tensor(known.floors, dtype=torch.float32))
         self.register_buffer("rates", torch.tensor(known.rates, dtype=torch.float32))
         self.register_buffer("histogram", torch.zeros(len(known.thresholds), BINS))
+        if config.threshold == "adaptive":
+            self.register_buffer("means", torch.tensor(known.means, dtype=torch.float32))
+            self.register_buffer("confidence", self.means.clone())
+        if config.mix > 0:
+            own: tuple[View, ...] = ("target_strong",) if config.boxes > 0 or config.soft > 0 else ()
+            self.views = (*own, "mixed")  # type: ignore[misc]
 
     @classmethod
     def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
-        """With the configured threshold, or those measured on `MEASURED` labelled source images."""
+        """With the configured threshold, or those measured on `MEASURED` labelled source images.
+
+        Raises:
+            AcclimateError: the teacher is to look at images of a size that the detector does not take.
+        """
+        check(detector, options.scale)
         if isinstance(options.threshold, str):
-            return cls(options, measure(detector, source))
+            return cls(options, measure(detector, source, options.scale, options.flip))
         return cls(options, Known.fixed([float(options.threshold)] * len(detector.spec.classes)))
+
+    def prepare(self, step: Step) -> None:
+        if self.config.mix == 0 or step.target is None:
+            return
+        images, targets = step.images("target_strong"), self._targets(step)
+        size = int(images.shape[-2]), int(images.shape[-1])
+        if self.config.mix_part == "random":
+            parts = [random_part(size) for _ in targets]
+        else:
+            parts = [confident_quarter(found, size) for found in self._found(step)]
+        assert step.source.targets is not None
+        step.provide("mixed", *paste(step.images("source_strong"), step.source.targets, images, targets, parts))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         view: View = "target_strong"
-        seen = step.average_raw("target_weak")
         ramp = min(1.0, step.progress / self.config.ramp) if self.config.ramp > 0 else 1.0
         losses: dict[str, Tensor] = {}
         if self.config.boxes > 0:
-            found = step.average.decode(seen)
-            thresholds = self._current(found)
-            targets = [as_targets(one, thresholds, self.config.doubt) for one in found]
-            for name, loss in step.losses(view, targets).items():
-                weight = self.config.boxes * (self.config.regression if name.endswith("box") else 1.0)
+            for name, loss in step.losses(view, self._targets(step)).items():
+                moves = step.detector.loss_kinds[name] == "box"
+                weight = self.config.boxes * (self.config.regression if moves else 1.0)
                 losses[f"teacher/{name}"] = ramp * weight * loss
         if self.config.soft > 0:
             trusted = float(self.thresholds.min())
-            for name, loss in step.distillation(view, seen, trusted).items():
+            for name, loss in step.distillation(view, step.average_raw("target_weak"), trusted).items():
                 losses[f"teacher/soft_{name}"] = ramp * self.config.soft * loss
+        if self.config.mix > 0:
+            for name, loss in step.losses("mixed", step.targets("mixed")).items():
+                losses[f"teacher/mix_{name}"] = ramp * self.config.mix * loss
         return losses
 
+    def _found(self, step: Step) -> list[Detections]:
+        """What the teacher finds in the weak view, by one look or two; once a step."""
+        if "teacher" not in step.notes:
+            found = step.average.decode(step.average_raw("target_weak"))
+            if self.config.scale > 1 or self.config.flip:
+                weak = step.images("target_weak")
+                assert step.target is not None
+                closer = weak if step.target.large is None else step.target.large
+                size = int(weak.shape[-2]), int(weak.shape[-1])
+                found = fused(found, look_again(step.average, closer, size, self.config.flip))
+            step.notes["teacher"] = found, self._current(found)
+        kept: list[Detections] = step.notes["teacher"][0]
+        return kept
+
+    def _targets(self, step: Step) -> list[Annotations]:
+        found = self._found(step)
+        return [as_targets(one, step.notes["teacher"][1], self.config.doubt) for one in found]
+
     def _current(self, found: Sequence[Detections]) -> NDArray[np.float32]:
-        """The thresholds, lowered where the target's scores are lower than the source's (running estimate)."""
+        """The thresholds, moved to where the target's scores are (running estimates)."""
         thresholds: NDArray[np.float32] = self.thresholds.cpu().numpy()
+        if self.config.threshold == "adaptive":
+            return self._adapted(found, thresholds)
         if self.config.threshold != "matched":
             return thresholds
         counts = np.zeros(self.histogram.shape, np.float32)
@@ -91,6 +140,23 @@ class Teacher(Term):
         matched = np.where(enough, np.arange(BINS, dtype=np.float32) / BINS, 0).max(1)
         return np.asarray(np.clip(matched, self.floors.cpu().numpy(), thresholds), np.float32)
 
+    def _adapted(self, found: Sequence[Detections], thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The source's thresholds times the teacher's mean score on the target over that on the source, class by class.
+
+        Wang et al. 2023, FreeMatch, section 4: a running mean of the confidence tells how far a class has been learnt.
+        A class of which the target shows fewer objects keeps its threshold, unlike one that is `matched`; and where
+        self-training raises scores, the threshold rises with them, up to `CEILING`.
+        """
+        labels = np.concatenate([one.labels for one in found])
+        scores = np.concatenate([one.scores for one in found])
+        floors, means = self.floors.cpu().numpy(), self.means.cpu().numpy()
+        for label in range(len(thresholds)):
+            mine = scores[(labels == label) & (scores >= floors[label])]
+            if len(mine):
+                self.confidence[label].lerp_(self.confidence.new_tensor(float(mine.mean())), 1 - MEMORY)
+        moved = thresholds * self.confidence.cpu().numpy() / np.maximum(means, 1e-6)
+        return np.where(thresholds > 1, thresholds, np.clip(moved, floors, np.maximum(thresholds, CEILING)))
+
 
 class Known(NamedTuple):
     """What labelled images tell of a detector's scores, one value a class.
@@ -99,11 +165,13 @@ class Known(NamedTuple):
         thresholds: from which a detection is sure.
         floors: how far a threshold may fall where the target's scores are lower.
         rates: detections an image that the threshold lets through.
+        means: mean score of the detections from the floor on.
     """
 
     thresholds: Sequence[float]
     floors: Sequence[float]
     rates: Sequence[float]
+    means: Sequence[float] = ()
 
     @classmethod
     def fixed(cls, thresholds: Sequence[float]) -> Known:
@@ -127,6 +195,8 @@ MATCHED = 0.5
 SAFE = 2 / 3
 """And only as far as this share of what it lets through is right on the source. Where the target has fewer objects of
 a class than the source, a rate that is matched is made up of mistakes."""
+CEILING = 0.9
+"""How far an adaptive threshold may rise."""
 BINS = 100
 MEMORY = 0.95
 """Of the running histogram of the teacher's scores, a step."""
@@ -145,20 +215,43 @@ def as_targets(found: Detections, thresholds: NDArray[np.float32], doubt: float)
     return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
 
 
-def measure(detector: Detector, source: LabelledSet) -> Known:
+def measure(detector: Detector, source: LabelledSet, scale: float = 1.0, flip: bool = False) -> Known:
     """What `MEASURED` of the source's images tell of a detector's scores, in the order of the source's classes.
 
     Args:
         detector: knows the same classes, in whatever order.
         source: labelled images.
+        scale: of a second look at them, as the teacher takes it (`adapt/looks.py`).
+        flip: whether that is mirrored.
     """
     classes = len(source.classes)
     images = source.images[:: max(1, len(source.images) // MEASURED)]
     order = np.array([source.classes.index(name) for name in detector.spec.classes])
-    found = predict(detector, [image.path for image in images])
-    read = [(one, image) for one, image in zip(found, images, strict=True) if one is not None]
-    detections = [Detections(one.boxes, order[one.labels], one.scores) for one, _ in read]
-    return known_from(detections, [image.annotations for _, image in read], classes)
+    paths = [image.path for image in images]
+    if scale > 1 or flip:
+        seen = predict_twice(detector, paths, scale, flip)
+        detections = [seen.get(path) for path in paths]
+    else:
+        detections = predict(detector, paths)
+    read = [(one, image.annotations) for one, image in zip(detections, images, strict=True) if one is not None]
+    found = [Detections(one.boxes, order[one.labels], one.scores) for one, _ in read]
+    return known_from(found, [annotations for _, annotations in read], classes)
+
+
+def counted(detector: Detector, source: LabelledSet, target: UnlabelledSet, seed: int) -> list[int]:
+    """Boxes of each of the source's classes that the detector is sure of on `MEASURED` target images.
+
+    Sure by the thresholds that `measure` finds on the source; a class that is never sure there counts nothing.
+    """
+    thresholds = measure(detector, source).thresholds
+    counts = [0] * len(source.classes)
+    for found in predict(detector, choose(target.paths, MEASURED, seed)):
+        if found is None:
+            continue
+        for own, score in zip(found.labels, found.scores, strict=True):
+            label = source.classes.index(detector.spec.classes[own])
+            counts[label] += bool(score >= thresholds[label])
+    return counts
 
 
 def known_from(found: Sequence[Detections], truth: Sequence[Annotations], classes: int) -> Known:
@@ -172,7 +265,7 @@ def known_from(found: Sequence[Detections], truth: Sequence[Annotations], classe
         truth: labelled boxes, in the same pixels and order.
         classes: how many there are.
     """
-    thresholds, floors, rates = [], [], []
+    thresholds, floors, rates, means = [], [], [], []
     for label in range(classes):
         scores, hits = [], []
         total = 0
@@ -195,7 +288,9 @@ def known_from(found: Sequence[Detections], truth: Sequence[Annotations], classe
         lowest = max(MATCHED * threshold, float(safe.min())) if sure and len(safe) else threshold
         floors.append(min(threshold, lowest))
         rates.append(float((ranked >= threshold).sum()) / max(1, len(found)))
-    return Known(thresholds, floors, rates)
+        above = ranked[ranked >= floors[-1]]
+        means.append(float(above.mean()) if len(above) else threshold)
+    return Known(thresholds, floors, rates, means)
 
 
 def _hits(found: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:

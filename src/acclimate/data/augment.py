@@ -237,6 +237,25 @@ def _cut_out(image: Image, rng: np.random.Generator) -> None:
         part[...] = rng.integers(0, 256, 3, dtype=np.uint8) if rng.random() < 0.5 else _noise(height, width, rng)
 
 
+def masked(canvas: Image, block: int, ratio: float, rng: np.random.Generator) -> Image:
+    """The canvas with square blocks hidden at random, so that what they hold has to be told from what is around them.
+
+    Hoyer et al. 2023, MIC, equations 3 and 4: each block of a grid stays with the chance 1 - `ratio`. What is hidden is
+    grey, as it is outside the image. The input is not changed.
+
+    Args:
+        canvas: (H, W, 3).
+        block: side of a block in pixels; those at the right and lower edge may be narrower.
+        ratio: share of the blocks that are hidden, on average.
+        rng: draws them.
+    """
+    rows, columns = canvas.shape[:2]
+    hidden = rng.random((-(-rows // block), -(-columns // block))) < ratio
+    seen = canvas.copy()
+    seen[hidden.repeat(block, 0).repeat(block, 1)[:rows, :columns]] = FILL
+    return seen
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
     """Colours of one image in OpenCV's 8-bit Lab.

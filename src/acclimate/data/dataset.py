@@ -6,6 +6,7 @@ run would have seen, and the processes of a distributed run share out exactly th
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections import deque
@@ -21,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from acclimate.config import AugmentConfig, ScheduleConfig
-from acclimate.data.augment import Statistics, fourier, geometry, restyle, statistics, strong
+from acclimate.data.augment import Statistics, fourier, geometry, masked, restyle, statistics, strong
+from acclimate.data.balance import drawn
+from acclimate.data.climate import CLIMATE_IMAGES, Climate, fitted
 from acclimate.data.formats import LabelledSet, UnlabelledSet
 from acclimate.edge.images import DEFAULT, Letterbox, Reading, letterbox, read_image
 from acclimate.edge.monitor import look
@@ -33,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 POOL = 8
 """A diverse draw looks at so many times the images that it takes."""
-_SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER = range(4)
+_SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER, _CLIMATE = range(5)
 """Streams of random numbers, kept apart in the seeds."""
 
 
@@ -126,6 +129,8 @@ class Loader:
         seed: of everything random.
         rank: this process among `world`; it gets a contiguous part of each batch.
         world: number of processes.
+        large: above 1, target batches also have the weak view with so many times the pixels a side (`Batch.large`).
+        weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
 
     Raises:
         AcclimateError: the batch size cannot be shared out evenly.
@@ -141,6 +146,9 @@ class Loader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        *,
+        large: float = 1.0,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         if schedule.batch_size % world:
             raise AcclimateError(
@@ -158,10 +166,13 @@ class Loader:
         self._positions = range(rank * share, (rank + 1) * share)
         # A little more than the largest scale shows, so that nothing is enlarged that has pixels to give.
         self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
+        self._large = large if target is not None else 1.0
+        self._weights = weights
         self.cache = ImageCache(schedule.cache_mb, source.reading)
         self._order = lru_cache(maxsize=4)(self._permutation)
         self._styles: dict[int, Statistics] = {}
         cv2.setNumThreads(0)
+        self._climate = self._fitted_climate() if target is not None and augment.weather > 0 else None
 
     def batches(self, start: int = 0) -> Generator[tuple[Batch, Batch | None], None, None]:
         """Endless batches from step `start` on; the target's batch is None where there is no target.
@@ -198,16 +209,28 @@ class Loader:
         weak = np.empty((count, *self._image_size, 3), np.float32)
         other = np.empty_like(weak)
         targets: list[Annotations] = []
+        enlarged = []
         for slot, position in enumerate(self._positions):
             rng = np.random.default_rng([self._seed, stream, step, position])
             image, annotations = self._sample(step, position, stream)
             if stream == _SOURCE and self._target is not None:
                 image = self._disguised(image, len(self._target), rng)
+            if stream == _TARGET and self._large > 1:
+                enlarged.append(self._enlarged(image, copy.deepcopy(rng)))
             canvas, annotations = geometry(image, annotations, self._image_size, self._augment, rng)
             weak[slot] = canvas
-            other[slot] = strong(canvas, self._augment, rng)
+            view = strong(canvas, self._augment, rng)
+            if stream == _TARGET and self._augment.mask > 0 and rng.random() < self._augment.mask:
+                view = masked(view, self._augment.mask_block, self._augment.mask_ratio, rng)
+            other[slot] = view
             targets.append(annotations)
-        return Batch(_tensor(weak), _tensor(other), targets if stream == _SOURCE else None)
+        large = _tensor(np.stack(enlarged).astype(np.float32)) if enlarged else None
+        return Batch(_tensor(weak), _tensor(other), targets if stream == _SOURCE else None, large)
+
+    def _enlarged(self, image: Image, rng: np.random.Generator) -> Image:
+        """The view that `geometry` is about to draw, on a canvas of more pixels."""
+        rows, columns = (round(self._large * side) for side in self._image_size)
+        return geometry(image, Annotations.empty(), (rows, columns), self._augment, rng)[0]
 
     def _disguised(self, image: Image, targets: int, rng: np.random.Generator) -> Image:
         """A source image with the colours, or the low frequencies, of random target images, as often as is asked."""
@@ -217,7 +240,24 @@ class Loader:
         if self._augment.fourier > 0 and rng.random() < self._augment.fourier:
             _, target = self._readable(int(rng.integers(targets)), _TARGET)
             image = fourier(image, target, self._augment.fourier_beta)
+        if self._climate is not None and rng.random() < self._augment.weather:
+            image = self._climate.over(image, rng)
         return image
+
+    def _fitted_climate(self) -> Climate | None:
+        """The target's weather, from images of both domains that are evenly spread."""
+        source, target = (
+            [self._readable(place, stream)[1] for place in range(0, count, max(1, -(-count // CLIMATE_IMAGES)))]
+            for stream, count in ((_SOURCE, len(self._source)), (_TARGET, self._length(_TARGET)))
+        )
+        climate = fitted(source, target, np.random.default_rng([self._seed, _CLIMATE]))
+        if climate is None:
+            _log.warning(
+                "augment.weather: no weather brings the source images nearer to the target's, so there is none"
+            )
+        else:
+            _log.info("augment.weather: %s, strength %.2f", climate.condition, climate.strength)
+        return climate
 
     def _sample(self, step: int, position: int, stream: int) -> tuple[Image, Annotations]:
         """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
@@ -237,7 +277,8 @@ class Loader:
         count = self._length(stream)
         for attempt in range(count // 2 + 1):
             chosen = (index + attempt) % count
-            image = self.cache.get(self._path(chosen, stream), self._longest)
+            longest = round(self._large * self._longest) if stream == _TARGET else self._longest
+            image = self.cache.get(self._path(chosen, stream), longest)
             if image is not None:
                 return chosen, image
             self._check(stream)
@@ -276,7 +317,10 @@ class Loader:
 
     def _permutation(self, stream: int, epoch: int) -> NDArray[np.int64]:
         order = _SOURCE_ORDER if stream == _SOURCE else _TARGET_ORDER
-        return np.random.default_rng([self._seed, order, epoch]).permutation(self._length(stream))
+        rng = np.random.default_rng([self._seed, order, epoch])
+        if stream == _SOURCE and self._weights is not None:
+            return drawn(self._weights, rng)
+        return rng.permutation(self._length(stream))
 
 
 def _tensor(images: NDArray[np.float32]) -> torch.Tensor:

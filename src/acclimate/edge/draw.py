@@ -68,5 +68,5 @@ def put_text(image: Image, text: str, place: tuple[int, int], size: float, colou
 
 
 def _printable(text: str) -> str:
-    """`text` without what no font has: bytes of a file name that are no UTF-8 end OpenCV 5 with a segmentation fault."""
+    """`text` without what no font has: OpenCV 5 dies of bytes of a file name that are no UTF-8."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

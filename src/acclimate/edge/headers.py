@@ -96,11 +96,11 @@ def parse_header(data: bytes, name: str) -> Header:
 UNREADABLE = "not a readable image; remove it or copy it again"
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, max_bytes: int | None = MAX_BYTES) -> int:
     """A descriptor for reading `path`: a pipe or a device would be waited for without end.
 
     Raises:
-        AcclimateError: it is missing, no regular file, empty, or larger than `MAX_BYTES`.
+        AcclimateError: it is missing, no regular file, empty, or larger than `max_bytes`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -113,10 +113,10 @@ def open_regular(path: Path) -> int:
     if stat.S_ISDIR(status.st_mode):
         problem = "cannot be read (Is a directory)"
     elif not stat.S_ISREG(status.st_mode):
-        problem = "not a regular file; remove it from the images"
+        problem = "not a regular file; remove it"
     elif not status.st_size:
-        problem = f"an empty file: {UNREADABLE}"
-    elif status.st_size > MAX_BYTES:
+        problem = "an empty file; remove it or copy it again"
+    elif max_bytes is not None and status.st_size > max_bytes:
         problem = f"a file of {status.st_size / 1e9:.1f} GB is no image; remove it"
     if problem:
         os.close(descriptor)
@@ -191,7 +191,7 @@ def _jpeg(data: bytes) -> Header | None:
 def _png(data: bytes, tail: bytes) -> Header | None:
     width, height = struct.unpack_from(">II", data, 16)
     at, orientation = 8, 1
-    while True:
+    while width * height <= MAX_PIXELS:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"eXIf":
             if len(data) < at + 8 + length:

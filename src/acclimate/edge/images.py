@@ -152,62 +152,60 @@ def _stored(data: bytes, header: Header, name: str) -> NDArray[Any]:
     return image
 
 
-_LOST = re.compile(r"premature end|bad (Huffman|arithmetic) code|extraneous bytes|found marker", re.IGNORECASE)
-"""Of libjpeg's warnings, those after which pixels are not what was encoded."""
+_HARMLESS = re.compile(r"SOS parameters|Adobe color transform|progression sequence|JFIF|ICC", re.IGNORECASE)
+"""Of libjpeg's warnings, those that say nothing about the pixels."""
+_OTHER_KIND = re.compile(r"color conversion|data precision", re.IGNORECASE)
+"""Of its errors, those about a kind of JPEG that simplejpeg does not read and OpenCV may."""
+_CUT = re.compile(r"premature end of JPEG", re.IGNORECASE)
 
 
 def _jpeg(data: bytes, name: str) -> Image | None:
-    """A JPEG's RGB pixels; None where simplejpeg does not read its kind (CMYK, 12 bits, lossless).
+    """A JPEG's RGB pixels; None where it is of a kind that simplejpeg does not read (CMYK, 12 bits).
 
     Raises:
         AcclimateError: pixels are lost.
     """
+    cut = False
     try:
         picture: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
-        if not _LOST.search(str(error)):
-            return _whatever_the_warning(data, name, str(error))
+        if _OTHER_KIND.search(str(error)):
+            return None
+        cut = _CUT.search(str(error)) is not None
         try:
-            # The end marker is missing, or fill bytes stand before it: then every pixel is there.
-            end = data.rfind(b"\xff\xd9")
-            body = data if end < 0 or "premature end of JPEG" in str(error).casefold() else data[:end]
-            picture = simplejpeg.decode_jpeg(body.rstrip(b"\0").removesuffix(b"\xff") + b"\xff\xd9", colorspace="RGB")
+            if _HARMLESS.search(str(error)):
+                picture = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
+            else:
+                # The end marker is missing, or fill bytes stand before it: then every pixel is there.
+                end = data.rfind(b"\xff\xd9")
+                body = data if cut or end < 0 else data[:end]
+                body = body.rstrip(b"\0").removesuffix(b"\xff") + b"\xff\xd9"
+                picture = simplejpeg.decode_jpeg(body, colorspace="RGB")
         except ValueError:
-            what = "truncated" if "premature end of jpeg" in str(error).casefold() else "damaged"
+            what = "truncated" if cut else "damaged"
             raise AcclimateError(f"{name}: the JPEG is {what}; copy the file again or remove it") from None
     if _hole(data):
         raise AcclimateError(f"{name}: the JPEG is damaged; copy the file again or remove it")
     return picture
 
 
-def _whatever_the_warning(data: bytes, name: str, warning: str) -> Image | None:
-    """The pixels of a JPEG with a warning that does not touch them; None of a kind that simplejpeg does not read."""
-    try:
-        picture: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
-    except ValueError:
-        if "nsupported" in warning and "marker" not in warning:
-            return None
-        raise AcclimateError(f"{name}: the JPEG is damaged; copy the file again or remove it") from None
-    return picture
-
-
 def _hole(data: bytes) -> bool:
     """Whether a block of zeros lies in a baseline JPEG's pixels, as a copy that was broken off leaves it.
 
-    The decoder takes zeros for the commonest code of each table. In a table in whose first place stands the end of a
-    block, as that of a picture with even areas has it, they may be sound.
+    The decoder takes zeros for the first code of each table. They may be sound where that is the end of a block in
+    every table of AC coefficients, as those that are made for a picture with even areas have it.
     """
     start = data.find(b"\xff\xda")
     if start < 0 or data.find(bytes(64), start, data.rfind(b"\xff\xd9")) < 0:
         return False
-    at, even = 2, False
+    at, even = 2, True
     while at + 4 <= start and data[at] == 0xFF:
         marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
         if marker == 0xC2:
             return False
         tables, stop = at + 4, at + 2 + length
         while marker == 0xC4 and tables + 17 < stop:
-            even |= data[tables] >= 0x10 and data[tables + 17] == 0
+            even &= data[tables] < 0x10 or data[tables + 17] == 0
             tables += 17 + sum(data[tables + 1 : tables + 17])
         at = stop
     return not even

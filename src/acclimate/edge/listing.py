@@ -108,7 +108,8 @@ def images_listed(file: Path, bases: Sequence[Path]) -> Listed:
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
     text = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf"))
     if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        text = data.decode("utf-16", errors="replace")
+        # What cannot be decoded has a zero where a text has none.
+        text = data.decode("utf-16", errors="replace").replace("\ufffd", "\0")
     if "\0" in text:
         raise AcclimateError(f"{file}: not a text file; a list holds one image path a line")
     paths: list[Path] = []

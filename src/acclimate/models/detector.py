@@ -7,7 +7,7 @@ import importlib
 import math
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
+from acclimate.models.pooling import canonical_side
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
 
@@ -35,6 +36,10 @@ KINDS = {
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
 
 
+LossKind = Literal["class", "box", "quality", "objectness", "mask"]
+"""What a loss teaches: which class, where the border is, how good a box is, whether there is anything, which pixels."""
+
+
 class TwoStageSpec(BaseModel):
     """What determines a two-stage detector beyond its backbone and pyramid."""
 
@@ -48,6 +53,9 @@ class TwoStageSpec(BaseModel):
     """Whether a mask branch trains beside the head; it is no part of `forward`."""
     mask_norm: Literal["none", "batch"] = "none"
     """Of the mask branch's convolutions."""
+    canonical: float = 224.0
+    """Side in pixels of the boxes that are pooled from the level of stride 16, as in every detector that was made
+    before this could be told."""
     proposals: int = 64
     """Boxes an image that `forward` looks at."""
     samples: int = 64
@@ -143,11 +151,20 @@ class Detector(nn.Module, ABC):
     a step need not run its head."""
     output_names: ClassVar[tuple[str, ...]] = ("logits", "distances")
     """Of `forward`'s outputs, as `edge.artifact.Decode` calls them."""
+    any_size: ClassVar[bool] = False
+    """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
+    convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        """The kind of each loss that `losses` and `distillation` return, by its name; a method that weighs losses goes
+        by it. A detector with others than these two says so."""
+        return {"class": "class", "box": "box"}
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -205,10 +222,13 @@ class Detector(nn.Module, ABC):
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Per-box features (total boxes, D) for boxes (N_i, 4) on the canvas, one tensor an image; with gradients."""
 
-    def decode(self, raw: tuple[Tensor, ...]) -> list[Detections]:
-        """Boxes on the canvas, by the same numpy arithmetic that the device runs."""
+    def decode(self, raw: tuple[Tensor, ...], image_size: tuple[int, int] | None = None) -> list[Detections]:
+        """Boxes on the canvas, by the same numpy arithmetic that the device runs.
+
+        `image_size` (height, width) is that of the images, where it is not the specification's (`any_size`).
+        """
         outputs = [output.detach().float().cpu().numpy() for output in raw]
-        return decode(outputs, self.decode_options(), self.spec.image_size)
+        return decode(outputs, self.decode_options(), image_size or self.spec.image_size)
 
 
 PRESETS = {
@@ -216,8 +236,8 @@ PRESETS = {
     "tiny": ("tf_efficientnet_lite1", 64, 2),
     "small": ("tf_efficientnet_lite2", 96, 3),
 }
-"""Size -> (backbone, pyramid channels, depth of the head). The backbones' ImageNet weights are installed with `train`, so
-that no preset starts from random weights."""
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
 
 
 def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
@@ -265,6 +285,7 @@ def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageS
         hidden=options.hidden,
         head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
         masks=options.masks,
+        canonical=options.canonical or canonical_side(config.image_size),
         proposals=options.proposals,
         samples=options.proposals,
         select=options.select,

@@ -6,12 +6,14 @@ network knows about its domain without any label. Layers that are folded or froz
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate.data.dataset import plain_images
 from acclimate.models.detector import Detector, DetectorSpec, device_of, keeping_modes
@@ -50,6 +52,20 @@ def recalibrate(detector: Detector, images: Sequence[Path]) -> None:
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
+
+
+@contextlib.contextmanager
+def unheard(module: nn.Module) -> Iterator[None]:
+    """Batches are normalised as ever, and the running statistics of BatchNorm stay what they are."""
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def _layers(module: nn.Module) -> list[nn.BatchNorm2d]:

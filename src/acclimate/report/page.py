@@ -16,6 +16,7 @@ from acclimate.errors import AcclimateError
 from acclimate.report import content as gathering
 from acclimate.report import pictures, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
+from acclimate.report.health import health
 from acclimate.run import write_text
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "base": content.source_only,
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
+        "health": [alive for part in content.parts if (alive := health(part)) is not None],
         "suppression": _suppression(content),
         "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
         "domain_critics": [
@@ -270,6 +272,15 @@ def _suppression(content: Content) -> dict[str, Any] | None:
     for form, layers in measured.items():
         along = {"measured": column(layers, "cosine"), "of a random direction": column(layers, "chance")}
         charts.append(chart(f"{form}: cosine of gradient and weight, without its sign", along))
+        of_update = {
+            "with suppression": column(layers, "update_cosine"),
+            "without it, in the same steps": column(layers, "update_cosine_without"),
+            "of a random direction": column(layers, "chance"),
+        }
+        # Runs of earlier versions have no cosine of the update, and not every form can tell it without suppression.
+        if of_update["with suppression"]:
+            known = {name: values for name, values in of_update.items() if values}
+            charts.append(chart(f"{form}: cosine of update and weight, without its sign", known))
         norms = {"without suppression": column(layers, "gradient"), "with it": column(layers, "suppressed")}
         charts.append(chart(f"{form}: norm of the gradient, powers of ten", norms, powers=True))
     moved = {

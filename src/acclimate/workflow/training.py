@@ -22,10 +22,12 @@ from acclimate.config import (
     read,
 )
 from acclimate.errors import AcclimateError
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
+    from numpy.typing import NDArray
 
     from acclimate.data.dataset import Loader
     from acclimate.data.formats import LabelledSet, UnlabelledSet
@@ -134,7 +136,7 @@ def adapt(
         )
     import torch
 
-    from acclimate.adapt.engine import accelerator, checkpoints, fit
+    from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, fit
     from acclimate.adapt.methods import method, uses_target
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
@@ -164,7 +166,8 @@ def adapt(
         return known
     torch.manual_seed(config.seed)
     chosen = method(config.adapt, detector, images, config.seed)
-    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False)
+    by_domain = adapts and config.adapt.statistics == "domain"
+    objective = Objective(detector, chosen.terms, config.schedule.ema, warm=False, by_domain=by_domain)
     seen = unlabelled if adapts else None
     loader = _loader(acc, detector, images, seen, config, config.schedule)
     run = stages.start(acc, Path(out), manifest, console)
@@ -176,20 +179,26 @@ def adapt(
         )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
-            if adapts and config.adapt.statistics == "target":
+            if adapts and config.adapt.statistics in {"target", "domain"}:
                 normalised_by = choose(unlabelled.paths, IMAGES, config.seed)
                 for file in checkpoints(run).values():
                     models.load_weights(kept, file)
                     recalibrate(kept, normalised_by)
                     models.save_weights(kept, file)
             if adapts:
+                if config.adapt.quantisation is None:
+                    # What it was before is a candidate too: an adaptation that harms is not kept.
+                    write_bytes(checkpoint(run, 0), (parent.path / "model.safetensors").read_bytes())
+                rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
                 with stages.counting(console, "checkpoints scored without labels") as tick:
                     selection = choose_checkpoint(
-                        kept, checkpoints(run), unlabelled.paths, config.augment, config.seed, progress=tick
+                        kept, checkpoints(run), unlabelled.paths, config.augment, config.seed, rates, progress=tick
                     )
                 run.write("selection.json", selection)
                 if console is not None:
-                    console.print(f"chosen: step {selection.chosen_step}, by {selection.rule}", highlight=False)
+                    step = selection.chosen_step
+                    note = "" if step else ": the start, as no checkpoint of the adaptation is better by it"
+                    console.print(f"chosen: step {step}, by {selection.rule}{note}", highlight=False)
             models.save(kept, run.path)
     return run
 
@@ -268,7 +277,8 @@ def distil(
     blind = [term.name for term in chosen.terms if term.needs_target and any("target" in view for view in term.views)]
     if unlabelled is None and blind:
         raise AcclimateError(f"adapt.{blind[0]} learns from target images; give --target FOLDER, or set it to none")
-    objective = Objective(detector, chosen.terms, schedule.ema, warm=start is None)
+    by_domain = unlabelled is not None and config.adapt.statistics == "domain"
+    objective = Objective(detector, chosen.terms, schedule.ema, warm=start is None, by_domain=by_domain)
     loader = _loader(acc, detector, images, unlabelled, config, schedule)
     run = stages.start(acc, Path(out), manifest, console)
     begun = detector.spec.start if start is None else f"the run {start.path}"
@@ -279,7 +289,7 @@ def distil(
             transforms=chosen.transforms, console=console, title="distil",
         )  # fmt: skip
         if acc.is_main_process:
-            if unlabelled is not None and config.adapt.statistics == "target":
+            if unlabelled is not None and config.adapt.statistics in {"target", "domain"}:
                 recalibrate(objective.average, choose(unlabelled.paths, IMAGES, config.seed))
             models.save(objective.average, run.path)
     return run
@@ -296,10 +306,29 @@ def _loader(
     """This process's share of the images, on the detector's canvas."""
     from acclimate.data.dataset import Loader
 
+    teacher = config.adapt.teacher if target is not None else None
     return Loader(
         images, target, detector.spec.image_size, config.augment, schedule, config.seed,
         acc.process_index, acc.num_processes,
+        large=teacher.scale if teacher is not None else 1.0,
+        weights=_weights(detector, images, target, config),
     )  # fmt: skip
+
+
+def _weights(
+    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+) -> NDArray[np.float64] | None:
+    """How often each source image is drawn, as `augment.balance` says; None for all alike."""
+    from acclimate.data.balance import by_class, by_counts
+
+    boxes = [image.annotations for image in images.images]
+    if config.augment.balance == "classes":
+        return by_class(boxes, len(images.classes))
+    if config.augment.balance == "none" or target is None:
+        return None
+    from acclimate.adapt.teacher import counted
+
+    return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
 
 
 def _facts(
