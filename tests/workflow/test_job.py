@@ -402,7 +402,7 @@ def test_a_tolerance_that_holds_at_once_is_recorded(copy: Config, monkeypatch: p
     assert (found.mixed.before, found.mixed.after, found.mixed.in_float) == (0.99, 0.99, ())
     assert asked == [(found.mixed.layers, 6)], "all target images, as too few are held out"
     assert found.files == kept.files, "nothing stays in fp32, so the graph is that without a tolerance"
-    assert found.notes["identity"] != kept.notes["identity"]
+    assert found.notes.identity != kept.notes.identity
     assert workflow.export(copy.out / "adapted", images=2, tolerance=0.98) == folder
     assert len(asked) == 1
 

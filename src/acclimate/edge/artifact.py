@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -60,12 +60,70 @@ class Decode(BaseModel):
     max_detections: int = 100
 
 
+FEWEST_IMAGES = 16
+"""With fewer images the ranges of activations are a matter of chance."""
+LEAST_AGREEMENT = 0.85
+"""Below it INT8 has changed the detections: calibrated on the target it is 0.88 and more in
+`benchmarks/quantisation.csv`, on noise down to 0.71."""
+
+
 class Calibration(BaseModel):
-    """What a quantised artifact was calibrated on."""
+    """What a quantised artifact was calibrated on, and what was seen of it; None is what was not looked at."""
 
     images: int
     digest: str
+    """Of the contents of the images."""
     source: str
+    empty: int = 0
+    """Images that show nothing: one colour, or noise."""
+    foreign: int | None = None
+    """Images that look unlike the domain of the run: its target, or its source where it has none."""
+    agreement: float | None = None
+    """How the detections agree with those of fp32 on images of the domain, 0 to 1; None where fp32 shows no box."""
+    compared: int = 0
+    """On how many images."""
+
+    def doubts(self) -> list[str]:
+        """What speaks against the calibration, a line each; empty where nothing does."""
+        found = []
+        if self.images < FEWEST_IMAGES:
+            found.append(f"calibrated on {self.images} images; give {FEWEST_IMAGES} or more")
+        if 2 * self.empty > self.images:
+            found.append(f"{self.empty} of {self.images} calibration images show nothing (one colour, or noise)")
+        elif self.foreign is not None and 2 * self.foreign > self.images:
+            found.append(
+                f"{self.foreign} of {self.images} calibration images look unlike the domain of the run; "
+                "calibrate on images of the target"
+            )
+        if self.agreement is not None and self.agreement < LEAST_AGREEMENT:
+            found.append(
+                f"the detections of int8 agree with those of fp32 to {self.agreement:.2f} only, on {self.compared} "
+                "images; calibrate on other images, or give --tolerance"
+            )
+        return found
+
+
+class HalfPrecision(BaseModel):
+    """Which layers of an fp16 artifact stay in fp32, as fp16 has no numbers as small, or as large, as their weights."""
+
+    layers: int
+    """How many there are with weights."""
+    in_fp32: tuple[str, ...]
+    """The engine's names of those that stay."""
+
+
+class Notes(BaseModel):
+    """Facts of an artifact that no engine needs."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    macs_m: float | None = None
+    """Multiply-accumulates of one image, millions: convolutions and matrix products."""
+    parameters: int | None = None
+    identity: str = ""
+    """Digest of what it was exported from: weights, options, contents of the calibration images, `made_with`."""
+    made_with: tuple[str, ...] = ()
+    """Packages that exported it, with their versions."""
 
 
 class Sensitivity(BaseModel):
@@ -144,11 +202,13 @@ class ArtifactManifest(BaseModel):
     calibration: Calibration | None = None
     mixed: MixedPrecision | None = None
     """Of INT8 with a tolerance alone."""
+    half: HalfPrecision | None = None
+    """Of fp16 alone, where layers had to stay in fp32."""
     reference: Reference | None = None
     """What `watch` compares frames with; None where there were too few images of the domain."""
     source_run: str = ""
     version: str = ""
-    notes: dict[str, Any] = Field(default_factory=dict)
+    notes: Notes = Notes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +266,12 @@ class Artifact:
     def digest(self) -> str:
         """Short, and the same for two artifacts that give the same detections."""
         facts = self.manifest.model_dump(
-            mode="json", exclude={"name", "source_run", "notes", "reference"}, exclude_defaults=True
+            mode="json",
+            exclude={
+                **dict.fromkeys(("name", "source_run", "notes", "reference", "half"), True),
+                "calibration": {"empty", "foreign", "agreement", "compared"},
+            },
+            exclude_defaults=True,
         )
         return digest(facts)
 
