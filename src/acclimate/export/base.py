@@ -31,11 +31,12 @@ from acclimate.edge.artifact import (
     MixedPrecision,
     Notes,
     Reference,
+    write_manifest,
 )
 from acclimate.edge.engines.base import Network, not_installed
-from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text, writing
+from acclimate.run import digest, file_digest, writing
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Exporter(abc.ABC):
         canvases: list[Image] = []
         calibrated = None
         if precision == "int8":
-            canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
+            canvases, used = calibration_canvases(calibration, frozen.spec.image_size, frozen.spec.reading)
             calibrated = describe_calibration(used, canvases)
         manifest = self._manifest(Path(folder), frozen, precision, calibrated)
         manifest = manifest.model_copy(update={"notes": complexity(frozen, self.made_with())})
@@ -208,6 +209,8 @@ class Exporter(abc.ABC):
             precision=precision,
             classes=frozen.spec.classes,
             image_size=frozen.spec.image_size,
+            orientation=frozen.spec.reading.orientation,
+            intensity=frozen.spec.reading.intensity,
             input_name=INPUT,
             output_names=frozen.output_names,
             decode=frozen.decode_options(),
@@ -242,7 +245,7 @@ def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Pa
         with writing(folder):
             half = build(temporary)
             written = _artifact(temporary, manifest.model_copy(update={"half": half})).manifest
-            write_text(temporary / "artifact.json", written.model_dump_json(indent=1) + "\n")
+            written = write_manifest(temporary, written)
             temporary.chmod(0o755)
             if folder.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
@@ -275,8 +278,7 @@ def annotate(
             "notes": artifact.manifest.notes.model_copy(update={} if identity is None else {"identity": identity}),
         }
     )
-    write_text(artifact.folder / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
-    return Artifact(artifact.folder, manifest)
+    return Artifact(artifact.folder, write_manifest(artifact.folder, manifest))
 
 
 def describe_calibration(paths: Sequence[Path], canvases: Sequence[Image]) -> Calibration:
@@ -377,7 +379,9 @@ def check_same(name: str, run: Network, frozen: Detector, precision: Precision =
             )
 
 
-def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
+def calibration_canvases(
+    paths: Sequence[Path], size: tuple[int, int], reading: Reading = DEFAULT
+) -> tuple[list[Image], list[Path]]:
     """The images on the network's canvas (height, width), and which of `paths` they came from.
 
     What cannot be read is left out with a warning.
@@ -388,7 +392,7 @@ def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[
     canvases, used, problems = [], [], []
     for path in paths:
         try:
-            canvases.append(letterbox(read_image(path), size)[0])
+            canvases.append(letterbox(read_image(path, reading), size)[0])
         except AcclimateError as error:
             problems.append(str(error))
         else:

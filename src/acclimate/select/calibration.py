@@ -10,7 +10,7 @@ import numpy as np
 
 from acclimate.data.dataset import choose
 from acclimate.edge.artifact import Artifact, Calibration
-from acclimate.edge.images import read_image
+from acclimate.edge.images import Reading, read_image
 from acclimate.edge.monitor import FEWEST, OUTSIDE, look, unlike
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
@@ -43,17 +43,19 @@ def judge(
         return None
     compared = choose(held_out(domain or images, images, seed), IMAGES, seed)
     alike, count = _agreement(Predictor(artifact), detector, compared)
-    return calibration.model_copy(update={"foreign": _foreign(images, domain), "agreement": alike, "compared": count})
+    return calibration.model_copy(
+        update={"foreign": _foreign(images, domain, artifact.manifest.reading), "agreement": alike, "compared": count}
+    )
 
 
-def _foreign(images: Sequence[Path], domain: Sequence[Path]) -> int | None:
+def _foreign(images: Sequence[Path], domain: Sequence[Path], reading: Reading) -> int | None:
     """How many of `images` look unlike `domain`; None where that has too few images to say."""
     if set(images) <= set(domain):
         return 0
-    known = [look(image) for image in _readable(domain)]
+    known = [look(image) for image in _readable(domain, reading)]
     if len(known) < FEWEST:
         return None
-    seen = [look(image) for image in _readable(images)]
+    seen = [look(image) for image in _readable(images, reading)]
     return int((unlike(np.array(seen), np.array(known)) > OUTSIDE).sum()) if seen else None
 
 
@@ -62,7 +64,7 @@ def _agreement(predictor: Predictor, detector: Detector, paths: Sequence[Path]) 
     reference = network(detector)
     single: list[Detections] = []
     quantised: list[Detections] = []
-    for image in _readable(paths):
+    for image in _readable(paths, predictor.manifest.reading):
         canvas, placed = predictor.prepare(image)
         single.append(predictor.finish(reference(canvas), placed))
         quantised.append(predictor.finish(predictor.run(canvas), placed))
@@ -71,11 +73,11 @@ def _agreement(predictor: Predictor, detector: Detector, paths: Sequence[Path]) 
     return agreement(single, quantised), len(single)
 
 
-def _readable(paths: Sequence[Path]) -> list[Image]:
+def _readable(paths: Sequence[Path], reading: Reading) -> list[Image]:
     images = []
     for path in paths:
         try:
-            images.append(read_image(path))
+            images.append(read_image(path, reading))
         except AcclimateError as error:
             log.debug("not looked at: %s", error)
     return images
