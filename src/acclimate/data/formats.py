@@ -26,9 +26,9 @@ from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from acclimate.config import DataConfig
+from acclimate.data import safe_yaml
 from acclimate.edge.images import SUFFIXES, read_image
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
@@ -669,7 +669,7 @@ def _read_voc(config: DataConfig) -> _Raw:
         except FileNotFoundError:
             raw.problem(file, "no label file; the image is left out")
             continue
-        except (ElementTree.ParseError, OSError, UnicodeDecodeError, ValueError) as error:
+        except (ElementTree.ParseError, OSError, LookupError, ValueError) as error:
             raw.problem(file, f"not readable XML ({error}); the image is left out")
             continue
         try:
@@ -902,8 +902,8 @@ def _json(file: Path) -> Any:
 
 def _yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_bytes())
+        return safe_yaml.load(file.read_bytes())
     except OSError as error:
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise AcclimateError(f"{file}: damaged YAML ({' '.join(str(error).split())})") from None

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from acclimate.edge import video
+from acclimate.edge.credentials import masked, with_password
 from acclimate.edge.images import SUFFIXES, read_image
 from acclimate.errors import AcclimateError
 from acclimate.structures import Image
@@ -93,7 +94,7 @@ class Source:
         """
         self.where, self.kind = where, kind_of(where)
         if once and self.kind in {"camera", "stream"}:
-            raise AcclimateError(f"{where}: a {self.kind} has no end; leave out --once")
+            raise AcclimateError(f"{masked(where)}: a {self.kind} has no end; leave out --once")
         if once and not Path(where).exists():
             raise AcclimateError(f"{where}: no such video or folder")
         self._once, self._mark = once, mark
@@ -169,23 +170,23 @@ class Source:
                         self._present = True
                         if before:
                             self.reopened += 1
-                            log.warning("%s: is back after %.0f s", self.where, time.monotonic() - gone_since)
+                            log.warning("%s: is back after %.0f s", masked(self.where), time.monotonic() - gone_since)
                         wait, before = FIRST_WAIT_S, True
                     if frame is not None:
                         self._put(frame)
                     if self._closing.is_set():
                         return
             except (AcclimateError, OSError) as error:
-                reason = str(error).removeprefix(f"{self.where}: ")
+                reason = masked(str(error).removeprefix(f"{masked(self.where)}: "))
             if self._once:
                 if reason:
-                    log.warning("%s: %s", self.where, reason)
+                    log.warning("%s: %s", masked(self.where), reason)
                 return
             if count and not reason:
                 continue
             if self._present or not gone_since:
                 gone_since = time.monotonic()
-                log.warning("%s: %s; trying again until it is there", self.where, reason or "has no frame")
+                log.warning("%s: %s; trying again until it is there", masked(self.where), reason or "has no frame")
             self._present, before = False, True
             self._closing.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT_S)
@@ -218,14 +219,14 @@ class Source:
                 *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
                 *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
             ]
-            capture = cv2.VideoCapture(self.where, cv2.CAP_FFMPEG, timeouts)
+            capture = cv2.VideoCapture(with_password(self.where), cv2.CAP_FFMPEG, timeouts)
         try:
             if not capture.isOpened():
-                raise AcclimateError(f"{self.where}: the {self.kind} cannot be opened")
+                raise AcclimateError(f"{masked(self.where)}: the {self.kind} cannot be opened")
             while not self._closing.is_set():
                 read, taken = capture.read()
                 if not read:
-                    raise AcclimateError(f"{self.where}: the {self.kind} gives no more frames")
+                    raise AcclimateError(f"{masked(self.where)}: the {self.kind} gives no more frames")
                 yield Frame(np.asarray(cv2.cvtColor(taken, cv2.COLOR_BGR2RGB), np.uint8), time.time())
         finally:
             capture.release()
@@ -257,7 +258,7 @@ class Source:
         """
         now = time.time_ns()
         if self._mark is not None and self._mark[0] > now:
-            log.warning("%s: the clock was set back; images are new from now on", self.where)
+            log.warning("%s: the clock was set back; images are new from now on", masked(self.where))
             self._mark = (now, "")
         waiting, settling = [], False
         with os.scandir(self.where) as entries:
