@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,8 +88,7 @@ def flips(artifact: Path, count: int = 1000) -> Iterator[Row]:
         for name, file, use, tries in kinds:
             whole = file.read_bytes()
             use()
-            if use is unpacked:
-                subprocess.run(["rm", "-r", str(place / "out")], check=True)
+            shutil.rmtree(place / "out", ignore_errors=True)
             yield _row(name, (_flipped(file, whole, rng.randrange(8 * len(whole)), use) for _ in range(tries)))
             file.write_bytes(whole)
 
@@ -104,10 +104,7 @@ def manifests(artifact: Path) -> Iterator[Row]:
         def use(change: Any) -> Callable[[], None]:
             def load() -> None:
                 values = {key: value for key, value in json.loads(text).items() if key != "sha256"} | {"format": 1}
-                if callable(change):
-                    written = change(values)
-                else:
-                    written = json.dumps(_changed(values, change))
+                written = change(values) if callable(change) else json.dumps(_changed(values, change))
                 (folder / "artifact.json").write_bytes(written if isinstance(written, bytes) else written.encode())
                 Predictor.load(folder)
 
