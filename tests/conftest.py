@@ -70,6 +70,15 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """The folder of the shared small inputs that once failed, each with an EXPECT.md."""
+    folder = REPOSITORY.parent / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"the shared cases are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the shared real data sets; tests that use it are marked `data`."""
     folder = Path(os.environ.get("ACCLIMATE_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -224,8 +224,9 @@ def test_bad_input(made, tmp_path: Path) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 3)
     scenes.paths[1].write_bytes(b"\x89PNG cut")
     result = verify(folder, [(scenes, "squares_test", "source")], Budget(size_mb=1), runs=RUNS)
-    assert any("001.png" in note and "without detections" in note for note in result.notes)
-    assert result.accuracy["squares_test"].artifact_ap < 1
+    assert any("001.png" in note and "left out" in note for note in result.notes)
+    assert result.accuracy["squares_test"].images == 2
+    assert result.accuracy["squares_test"].artifact_ap == pytest.approx(1)
     assert result.accuracy["squares_test"].difference_ap == pytest.approx(0)
 
     other = detectors.DetectorSpec(**{**squares.SPEC.model_dump(), "classes": ("red", "green")})

@@ -344,7 +344,9 @@ def agent(
 @app.command()
 def predict(
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list or a video")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list, a pattern or a video")
+    ],
     out: Annotated[Path, typer.Option(help="where JSON and pictures go")],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is reported")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
@@ -362,7 +364,11 @@ def predict(
 def watch(
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     source: Annotated[
-        str, typer.Option(help="a camera's number, rtsp://..., a video, or a folder that is being filled")
+        str,
+        typer.Option(
+            help="a camera (0, /dev/video0), rtsp://..., a video, a picture, a list, 'a pattern*.jpg', or a folder "
+            "that is being filled"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="where lines, alarms and collected frames go")] = Path("watched"),
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is written")] = None,
@@ -620,6 +626,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, and 130 an
     interrupted verb whose work is kept.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that is not UTF-8, or a terminal that is not, must not end a verb that has its answer.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=arguments, prog_name="acclimate", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -102,6 +102,10 @@ class DataConfig(Options):
     `path` is a data set's folder or index file (COCO json, data.yaml); `images` the image folder where it is not
     beside the index. `classes` renames classes ("their name" = "our name"), `ignore` names classes whose boxes
     count neither for nor against, `drop` names classes whose boxes are background.
+
+    `orientation` and `intensity` say how its pictures are read (`edge.images.Reading`); a detector keeps those of the
+    set that it was trained on, and its artifact takes them along. Where an index gives the pictures' sizes, these tell
+    whether boxes lie on pictures as they are seen or as they are stored.
     """
 
     path: Path
@@ -112,6 +116,15 @@ class DataConfig(Options):
     classes: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
+    intensity: Annotated[tuple[float, float] | None, Added(None)] = None
+
+    @field_validator("intensity")
+    @classmethod
+    def _rising_intensity(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("give the value that becomes black, then the larger one that becomes white")
+        return value
 
 
 class TwoStageConfig(Options):
@@ -129,6 +142,9 @@ class TwoStageConfig(Options):
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
     anchors: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=64)] | None = None
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
+    canonical: Annotated[float | None, Added(None)] = Field(default=None, gt=0)
+    """Side in pixels of the boxes that are pooled from the level of stride 16; twice as large, from stride 32. By
+    default as much of the canvas as the paper's 224 are of an image of 800: 90 at 320."""
     masks: bool = False
     """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
 
@@ -274,8 +290,8 @@ class TeacherConfig(Options):
 
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the teacher's detections as target boxes."""
-    regression: float = Field(default=0.0, ge=0)
-    """Of these, the share of the losses that move boxes: a score says that an object is there, not that its box is."""
+    regression: float = Field(default=1.0, ge=0)
+    """Of these, the share of the losses that move boxes."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
     threshold: float | Literal["source", "matched", "adaptive"] = Field(default="source")
@@ -283,8 +299,10 @@ class TeacherConfig(Options):
     by class, once before the adaptation; `matched` starts there and lowers it, at most to a half and only as far as two
     of three are right on the source, until the teacher gives as many boxes an image on the target as on the source;
     `adaptive` starts there too and moves it as the teacher's mean score on the target goes, no lower than that."""
-    doubt: float = Field(default=0.2, ge=0, le=1)
-    """Fraction of the threshold from which a detection is at least ignored rather than taken for background."""
+    doubt: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the threshold from which a detection is at least ignored rather than taken for background. 0 ignores
+    whatever the teacher shows at all: what it is not sure of is more often an object that the shift has made faint than
+    nothing, and background is learnt on the source."""
     ramp: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the run over which the weights rise from 0."""
     scale: Annotated[float, Added(1.0)] = Field(default=1.0, ge=1, le=4)
@@ -332,20 +350,21 @@ class AdversarialConfig(Options):
 class SuppressionConfig(Options):
     """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
 
-    form: Literal["gradient", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
-    """`gradient` projects the gradient, `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
+    form: Literal["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
+    """`gradient` projects the gradient, which is meant for SGD, `update` what any optimiser makes of it;
+    `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
     the paper's reparametrised form without its projection, for the ablation; `reparametrised-rescale` is both."""
     strength: float = Field(default=1.0, ge=0)
-    """Share of the projection that `gradient` removes; 0 only measures."""
+    """Share of the projection that `gradient` or `update` removes; 0 only measures."""
     granularity: Literal["tensor", "channel"] = "tensor"
     """One projection (or norm) a weight, or one for each of its output channels."""
     layers: tuple[str, ...] = ("*",)
     """Which convolutions of the backbone, as patterns of their names."""
 
     @model_validator(mode="after")
-    def _strength_of_the_gradient(self) -> SuppressionConfig:
-        if self.form != "gradient" and self.strength != 1:
-            raise ValueError(f"strength is an option of form = gradient; {self.form} has none")
+    def _strength_of_a_projection(self) -> SuppressionConfig:
+        if self.form not in {"gradient", "update"} and self.strength != 1:
+            raise ValueError(f"strength is an option of form = gradient and update; {self.form} has none")
         return self
 
 

@@ -215,10 +215,10 @@ class _Here:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def detect(self, path: Path) -> Detections:
-        return self._predictor(read_image(path))
+        return self._predictor(read_image(path, self._predictor.manifest.reading))
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        canvas, placed = self._predictor.prepare(read_image(path))
+        canvas, placed = self._predictor.prepare(read_image(path, self._predictor.manifest.reading))
         outputs = self._predictor.run(canvas)
         return outputs, self._predictor.finish(outputs, placed)
 
@@ -609,15 +609,15 @@ def _accuracy(
     from acclimate.evaluate import average_precision, evaluate_detector, relabel
 
     where, called = device.machine.get("device"), manifest.name
-    found = []
+    found: list[Detections | None] = []
     for path in truth.paths:
         try:
             found.append(device.detect(path))
         except DeviceError:
             raise
         except AcclimateError as error:
-            notes.append(f"{error} (counted as an image without detections)")
-            found.append(Detections.empty())
+            notes.append(f"{error} (left out of the accuracy)")
+            found.append(None)
     renamed = relabel(found, manifest.classes, truth.classes, name)
     ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {where}" if where else called)
     if run is not None:
@@ -649,7 +649,7 @@ def _parity(device: Device, manifest: ArtifactManifest, detector: Detector, path
     images = 0
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, manifest.reading)
         except AcclimateError:
             continue
         images += 1

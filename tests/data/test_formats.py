@@ -442,7 +442,7 @@ def test_yolo_splits_lists_and_yaml_forms(tmp_path: Path) -> None:
     assert [image.path.name for image in found.images] == ["a1.png", "t.png"]
     told = "\n".join(map(str, found.problems))
     assert "list.txt:2: no such image" in told
-    assert "image a1.png is listed twice" in told
+    assert "a1.png: listed twice; taken once" in told
     text(root / "data.yaml", "train: images/gone\nnames: [car]\n")
     with pytest.raises(AcclimateError, match="images/gone does not exist"):
         read(DataConfig(path=root))

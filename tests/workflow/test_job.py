@@ -21,6 +21,7 @@ from acclimate import load_config, stages, workflow
 from acclimate.config import Budget, Config, DataConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.run import Run
+from acclimate.select.score import preference
 from acclimate.structures import Annotations
 from tiny_job import LOOSE, make_data, settings
 from tiny_job import config as tiny_config
@@ -203,9 +204,9 @@ def test_other_target_images_are_no_change_of_the_baseline(copy: Config, data: P
 def test_hindsight_ranks_the_checkpoints_and_changes_no_choice(job: workflow.Job) -> None:
     selection = job.adapted.selection()
     assert selection is not None
-    assert [candidate.step for candidate in selection.candidates] == [2, 4]
+    assert [candidate.step for candidate in selection.candidates] == [0, 2, 4]
     assert all(candidate.hindsight_ap50 is not None for candidate in selection.candidates)
-    best = max(selection.candidates, key=lambda one: (one.scores[selection.rule], one.step))
+    best = max(selection.candidates, key=preference)
     assert selection.chosen_step == best.step
     kept = (job.adapted.path / "model.safetensors").read_bytes()
     assert kept == (job.adapted.path / "checkpoints" / f"step_{best.step:06d}.safetensors").read_bytes()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -249,11 +249,11 @@ def _evaluation(task: Task, detector: Detector, role: workflow.Role) -> Evaluati
 
     data = task.config.target_test if role == "target" else task.config.source_test
     assert data is not None
-    truth = formats.read(data, detector.spec.classes)
+    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     if task.test_images is not None:
         kept = set(choose(truth.paths, task.test_images, 0))
         images = tuple(image for image in truth.images if image.path in kept)
-        truth = formats.LabelledSet(truth.name, truth.format, truth.classes, images, truth.problems)
+        truth = replace(truth, images=images)
     return evaluate_detector(detector, truth, f"{role}_test", role)
 
 

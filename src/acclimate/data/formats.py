@@ -14,22 +14,21 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
-import struct
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import simplejpeg
 
 from acclimate.config import DataConfig
-from acclimate.data import safe_yaml
-from acclimate.edge.images import SUFFIXES, read_image
+from acclimate.data import orientation, safe_yaml
+from acclimate.edge.headers import Header, read_header
+from acclimate.edge.images import DEFAULT, SUFFIXES, Reading
+from acclimate.edge.listing import images_below, images_listed, images_of, is_file
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
 from acclimate.structures import Annotations, Outline
@@ -44,8 +43,6 @@ IGNORED_NAME = "DontCare"
 
 CLIP_TOLERANCE_PX = 2.0
 """A box that reaches further over the image's border is clipped and reported; a smaller overhang is rounding."""
-
-_MASK_FOLDERS = frozenset({"gtFine", "gtCoarse", "SegmentationClass", "SegmentationObject"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImage:
-    """One image with its boxes, in pixels of the stored image."""
+    """One image with its boxes, in pixels of the picture as it is read (`LabelledSet.reading`)."""
 
     path: Path
     height: int
@@ -83,6 +80,10 @@ class LabelledSet:
     classes: tuple[str, ...]
     images: tuple[LabelledImage, ...]
     problems: tuple[Problem, ...] = ()
+    reading: Reading = DEFAULT
+    """How its pictures are read."""
+    rotated: int = 0
+    """How many files have an EXIF tag that turns them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -114,7 +115,9 @@ class UnlabelledSet:
         return len(self.paths)
 
 
-def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool = False) -> LabelledSet:
+def read(
+    config: DataConfig, classes: Sequence[str] | None = None, masks: bool = False, reading: Reading | None = None
+) -> LabelledSet:
     """Read a labelled data set.
 
     Args:
@@ -124,6 +127,8 @@ def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool =
             none (VOC, KITTI).
         masks: also read the objects' outlines: COCO's polygons. An object whose mask is written as run lengths keeps
             its box and has an empty outline; as a rule it is a crowd, and ignored.
+        reading: how a detector reads pictures, which are those that the boxes are then of; None reads them as the
+            set's own options say.
 
     Raises:
         AcclimateError: the path is missing or of no known format, the index is damaged, the split or fog level is not
@@ -147,7 +152,12 @@ def read(config: DataConfig, classes: Sequence[str] | None = None, masks: bool =
             "model.two_stage.masks = false"
         )
     raw = _read_coco(config, outlined=True) if masks else _READERS[found](config)
-    return _assemble(config, raw, found, classes, masks)
+    return _assemble(config, raw, found, classes, masks, reading or own_reading(config))
+
+
+def own_reading(config: DataConfig) -> Reading:
+    """How a set's options say that its pictures are read."""
+    return Reading(orientation=config.orientation, intensity=config.intensity)
 
 
 def detect(path: Path) -> Format | None:
@@ -174,58 +184,17 @@ def unlabelled(path: Path) -> UnlabelledSet:
     Raises:
         AcclimateError: `path` is missing or holds no image.
     """
-    path = Path(path)
-    problems: list[Problem] = []
-    if path.is_dir():
-        paths = list(_images_below(path))
-    elif path.suffix.lower() in SUFFIXES and path.is_file():
-        paths = [path]
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        paths = _listed(path, (path.parent,), problems)
-    elif path.exists():
-        raise AcclimateError(f"{path}: neither a folder, an image, nor a .txt list of images")
-    else:
-        raise AcclimateError(f"{path}: no such file or folder")
-    kept: dict[Path, None] = {}
-    for image in paths:
-        if image in kept:
-            problems.append(Problem(str(image), "listed twice; taken once"))
-        elif not _size_bytes(image):
-            problems.append(Problem(str(image), "empty or unreadable file; left out"))
-        else:
-            kept[image] = None
-    if not kept:
-        first = f"; first problem: {problems[0]}" if problems else ""
-        endings = ", ".join(sorted(SUFFIXES))
-        raise AcclimateError(f"{path}: no image found (looked for {endings}){first}")
-    return UnlabelledSet(tuple(kept), tuple(problems))
+    listed = images_of(path)
+    return UnlabelledSet(listed.paths, tuple(Problem(*problem) for problem in listed.problems))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file in pixels; JPEG and PNG from the header, without decoding.
+def image_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
+    """(height, width) in pixels of the picture that reading a file gives, from its header.
 
     Raises:
-        AcclimateError: the file is missing or no image.
+        AcclimateError: the file is missing, no image, or has more pixels than are read.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(1 << 16)
-            if data[:3] == b"\xff\xd8\xff":
-                try:
-                    height, width = simplejpeg.decode_jpeg_header(data)[:2]
-                except ValueError:
-                    # A long EXIF or colour profile can push the frame header beyond the first 64 kB.
-                    height, width = simplejpeg.decode_jpeg_header(data + file.read())[:2]
-                return int(height), int(width)
-    except OSError as error:
-        raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise AcclimateError(f"{path}: not a readable image; remove it or copy it again") from None
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
-    height, width = read_image(path).shape[:2]
-    return height, width
+    return read_header(path).size(reading.orientation)
 
 
 @dataclass(slots=True)
@@ -265,26 +234,36 @@ class _Raw:
 
 
 def _assemble(
-    config: DataConfig, raw: _Raw, format_: Format, classes: Sequence[str] | None, masks: bool = False
+    config: DataConfig, raw: _Raw, format_: Format, classes: Sequence[str] | None, masks: bool, reading: Reading
 ) -> LabelledSet:
-    kept: list[tuple[_Sample, int, int, list[_Object]]] = []
+    there: list[tuple[_Sample, Header]] = []
     seen: set[Path] = set()
     for sample in raw.samples:
         if sample.path in seen:
             raw.problem(sample.where, f"image {sample.path.name} is listed twice; the first is taken")
             continue
         try:
-            height, width = image_size(sample.path)
+            header = read_header(sample.path)
         except AcclimateError as error:
             message = str(error).removeprefix(f"{sample.path}: ")
             raw.problem(sample.where, f"image {sample.path}: {message.split(';')[0]}; left out")
             continue
-        if sample.size is not None and sample.size != (height, width):
-            claimed = f"{sample.size[1]}x{sample.size[0]}"
-            raw.problem(sample.where, f"labels are for {claimed} pixels, the image is {width}x{height}; left out")
-            continue
         seen.add(sample.path)
-        kept.append((sample, height, width, _usable(sample, height, width, raw)))
+        there.append((sample, header))
+    frames = orientation.frames(
+        [sample.size for sample, _ in there], [header for _, header in there], config.orientation
+    )
+    kept: list[tuple[_Sample, int, int, list[_Object]]] = []
+    for (sample, header), frame in zip(there, frames, strict=True):
+        if frame is None:
+            claimed = f"{sample.size[1]}x{sample.size[0]}" if sample.size else ""
+            size = f"{header.width}x{header.height}"
+            raw.problem(sample.where, f"labels are for {claimed} pixels, the image is {size}; left out")
+            continue
+        objects = _usable(sample, *header.size(frame), raw)
+        for item in objects:
+            item.box, item.outline = orientation.moved(item.box, item.outline, header, frame, reading.orientation)
+        kept.append((sample, *header.size(reading.orientation), objects))
 
     mapping = _map_classes(config, raw, Counter(o.name for *_, objects in kept for o in objects), classes)
     images = []
@@ -307,7 +286,8 @@ def _assemble(
             f"{config.path}: none of its objects has a polygon (`segmentation`), and masks are to be learnt; set "
             "model.two_stage.masks = false"
         )
-    return LabelledSet(raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems))
+    rotated = sum(header.orientation != 1 for _, header in there)
+    return LabelledSet(raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems), reading, rotated)
 
 
 def _usable(sample: _Sample, height: int, width: int, raw: _Raw) -> list[_Object]:
@@ -531,8 +511,8 @@ def _coco_images(file: Path, names: Sequence[str], given: Path | None) -> Path:
         tried = [root, root / "images", root.parent, root.parent / "images"]
         bases = [*tried, *(base / part for base in tried for part in parts)]
     sample = [names[i] for i in np.linspace(0, len(names) - 1, min(32, len(names))).astype(int)]
-    best = max(bases, key=lambda base: sum((base / name).is_file() for name in sample))
-    if sample and not any((best / name).is_file() for name in sample):
+    best = max(bases, key=lambda base: sum(is_file(base / name) for name in sample))
+    if sample and not any(is_file(best / name) for name in sample):
         where = "there" if given is not None else f"in {', '.join(str(base) for base in bases[:4])}"
         raise AcclimateError(
             f"{file}: its images (such as {sample[0]}) are not {where}; name their folder with `images` = "
@@ -574,10 +554,9 @@ def _read_yolo(config: DataConfig) -> _Raw:
         place = next((candidate for candidate in candidates if candidate.exists()), None)
         if place is None:
             raise AcclimateError(f"{index}: {split}: {candidates[0]} does not exist")
-        if place.is_dir():
-            paths += _images_below(place)
-        else:
-            paths += _listed(place, (place.parent, *roots), raw.problems)
+        listed = images_below(place) if place.is_dir() else images_listed(place, (place.parent, *roots))
+        paths += listed.paths
+        raw.problems += [Problem(*problem) for problem in listed.problems]
     for path in paths:
         labels = _yolo_labels(path)
         text = _text(labels)
@@ -748,7 +727,7 @@ def _read_cityscapes(config: DataConfig) -> _Raw:
     if (folder / split).is_dir():
         folder = folder / split
     found: dict[str, dict[str | None, Path]] = {}
-    for path in _images_below(folder):
+    for path in images_below(folder).paths:
         match = re.fullmatch(r"(.+?)_leftImg8bit(?:_foggy_beta_([0-9.]+))?", path.stem)
         if match:
             found.setdefault(match[1], {})[match[2]] = path
@@ -828,52 +807,13 @@ _READERS: dict[Format, Callable[[DataConfig], _Raw]] = {
 }
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    """Image files below `folder`, sorted; through links, each folder once; no hidden files, no label masks."""
-    found: list[Path] = []
-    entered: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = [name for name in folders if name not in _MASK_FOLDERS and not name.startswith(".")]
-        found += [
-            Path(place, name) for name in files if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return iter(sorted(found))
-
-
-def _listed(file: Path, bases: Sequence[Path], problems: list[Problem]) -> list[Path]:
-    """The images that a text file lists, relative to the first of `bases` in which they exist."""
-    paths = []
-    for number, line in enumerate((_text(file) or "").splitlines(), 1):
-        name = line.strip()
-        if not name:
-            continue
-        path = next((base / name for base in bases if (base / name).is_file()), None)
-        if path is None:
-            problems.append(Problem(f"{file}:{number}", f"no such image: {name}; left out"))
-        else:
-            paths.append(path)
-    return paths
-
-
 def _image_named(folder: Path, stem: str) -> Path | None:
-    return next((path for suffix in _SUFFIX_ORDER if (path := folder / f"{stem}{suffix}").is_file()), None)
+    return next((path for suffix in _SUFFIX_ORDER if is_file(path := folder / f"{stem}{suffix}")), None)
 
 
 _SUFFIX_ORDER = tuple(
     s for suffix in (".jpg", ".png", *sorted(SUFFIXES - {".jpg", ".png"})) for s in (suffix, suffix.upper())
 )
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _bytes(file: Path) -> bytes:

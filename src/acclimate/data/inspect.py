@@ -22,11 +22,12 @@ from acclimate.data.formats import (
     Problem,
     UnlabelledSet,
     detect,
-    image_size,
     read,
     unlabelled,
 )
-from acclimate.edge.images import letterbox, read_image
+from acclimate.edge.draw import put_text, text_size
+from acclimate.edge.headers import read_header
+from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.run import write_bytes
 from acclimate.structures import Annotations, Image
@@ -60,6 +61,7 @@ class DataSummary:
         box_sizes: boxes by COCO's areas: small, medium, large.
         image_sizes: (width, height) -> images, the most frequent first.
         problems: what was left out, or read other than it is written.
+        rotated: files that an EXIF tag turns.
     """
 
     path: str
@@ -71,6 +73,7 @@ class DataSummary:
     box_sizes: Mapping[str, int]
     image_sizes: Mapping[tuple[int, int], int]
     problems: tuple[Problem, ...]
+    rotated: int = 0
 
     @property
     def boxes(self) -> int:
@@ -121,21 +124,25 @@ def summary(data: Path | DataConfig | LabelledSet | UnlabelledSet) -> DataSummar
         box_sizes=areas,
         image_sizes=dict(sizes.most_common()),
         problems=found.problems,
+        rotated=found.rotated,
     )
 
 
 def _folder_summary(path: str, found: UnlabelledSet) -> DataSummary:
     sizes: Counter[tuple[int, int]] = Counter()
-    problems = list(found.problems)
+    problems, rotated = list(found.problems), 0
     for image in found.paths:
         try:
-            height, width = image_size(image)
+            header = read_header(image)
+            height, width = header.size()
             sizes[width, height] += 1
+            rotated += header.orientation != 1
         except AcclimateError as error:
             problems.append(Problem(str(image), str(error).removeprefix(f"{image}: ")))
     if not sizes:
         raise AcclimateError(f"{path}: none of its {len(found)} images can be read (the first: {problems[0]})")
-    return DataSummary(path, "folder", sizes.total(), None, {}, 0, {}, dict(sizes.most_common()), tuple(problems))
+    ordered = dict(sizes.most_common())
+    return DataSummary(path, "folder", sizes.total(), None, {}, 0, {}, ordered, tuple(problems), rotated)
 
 
 def print_summary(summary: DataSummary, console: Console) -> None:
@@ -146,6 +153,9 @@ def print_summary(summary: DataSummary, console: Console) -> None:
     shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:3])
     rest = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
     console.print(f"image sizes (width x height): {shown}{rest}", soft_wrap=True)
+    if summary.rotated:
+        are = "is" if summary.rotated == 1 else "are"
+        console.print(f"{_count(summary.rotated, 'file')} {are} stored turned (EXIF orientation)", soft_wrap=True)
     if summary.empty is not None:
         table = Table("class", "boxes", "share", box=None, pad_edge=False)
         table.columns[1].justify = table.columns[2].justify = "right"
@@ -178,6 +188,7 @@ def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16
     """
     tiles = []
     classes: tuple[str, ...] = ()
+    reading = found.reading if isinstance(found, LabelledSet) else DEFAULT
     if isinstance(found, LabelledSet):
         classes = found.classes
         items: Sequence[LabelledImage] = [i for i in found.images if len(i.annotations)]
@@ -187,7 +198,7 @@ def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16
         chosen = [(path, Annotations.empty()) for path in _spread(found.paths, count)]
     for path, boxes in chosen:
         try:
-            tiles.append(_tile(path, boxes, classes))
+            tiles.append(_tile(path, boxes, classes, reading))
         except AcclimateError as error:
             problem = error
     if not tiles:
@@ -205,9 +216,9 @@ def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
 
 
-def _tile(path: Path, annotations: Annotations, classes: Sequence[str]) -> Image:
+def _tile(path: Path, annotations: Annotations, classes: Sequence[str], reading: Reading) -> Image:
     """The image letterboxed on white with its boxes, above its file name."""
-    canvas, placed = letterbox(read_image(path), _TILE, fill=255)
+    canvas, placed = letterbox(read_image(path, reading), _TILE, fill=255)
     canvas = canvas.copy()
     boxes = (annotations.boxes * placed.scale).round().astype(int)
     # Names of a crowd of small boxes would hide them; the legend tells the classes by colour.
@@ -217,7 +228,7 @@ def _tile(path: Path, annotations: Annotations, classes: Sequence[str]) -> Image
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, 1)
         if named and label >= 0:
             name = f"{classes[label]} (ignored)" if ignore else classes[label]
-            width = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0] + 4
+            width = text_size(name, 0.35)[0] + 4
             x, y = max(0, min(left, _TILE[1] - width)), max(12, top)
             cv2.rectangle(canvas, (x, y - 12), (x + width, y), colour, -1)
             _write(canvas, name, (x + 2, y - 3), (255, 255, 255))
@@ -232,7 +243,7 @@ def _legend(classes: Sequence[str], width: int) -> list[Image]:
     lines: list[Image] = []
     x = width
     for label, name in enumerate(classes):
-        needed = 24 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0]
+        needed = 24 + text_size(name, 0.35)[0]
         if x + needed > width:
             lines.append(np.full((20, width, 3), 255, np.uint8))
             x = 6
@@ -243,7 +254,7 @@ def _legend(classes: Sequence[str], width: int) -> list[Image]:
 
 
 def _write(image: Image, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
+    put_text(image, text, place, 0.35, colour)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

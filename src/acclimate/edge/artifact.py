@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from acclimate.edge.headers import Orientation
+from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, write_text
 from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
@@ -167,6 +169,11 @@ class ArtifactManifest(BaseModel):
     image_size: tuple[Annotated[int, Field(ge=1, le=LARGEST_SIDE)], Annotated[int, Field(ge=1, le=LARGEST_SIDE)]]
     """(height, width) of the canvas."""
     fill: int = Field(default=114, ge=0, le=255)
+    orientation: Orientation = "apply"
+    """Whether a picture is turned as its EXIF tag says before anything else, or taken as it is stored. Boxes are in
+    pixels of the picture that this gives."""
+    intensity: tuple[float, float] | None = None
+    """What is black and white in pictures of more than 8 bits; None takes each picture's own percentiles."""
     input_name: str = Field(default="images", min_length=1, max_length=200)
     output_names: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ("logits", "distances")
     decode: Decode
@@ -184,6 +191,11 @@ class ArtifactManifest(BaseModel):
     notes: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
     """Of the rest of the file; see `write_manifest`."""
+
+    @property
+    def reading(self) -> Reading:
+        """How the pictures that it runs on are read."""
+        return Reading(orientation=self.orientation, intensity=self.intensity)
 
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
@@ -304,6 +316,8 @@ def _contradictions(manifest: ArtifactManifest) -> Iterator[str]:
             yield f"reference.rates: {len(reference.rates)} rates for {len(manifest.classes)} classes"
         if reference.log_distance[1] <= 0:
             yield "reference.log_distance: a standard deviation is above 0"
+    if manifest.intensity is not None and manifest.intensity[0] >= manifest.intensity[1]:
+        yield "intensity: black is below white"
     for key in ("macs_m", "parameters"):
         if not isinstance(manifest.notes.get(key, 0), int | float):
             yield f"notes.{key}: is no number"

@@ -160,7 +160,7 @@ def reference(predictor: Predictor, paths: Sequence[Path]) -> Reference | None:
     rows, counts = [], []
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, predictor.manifest.reading)
         except AcclimateError as error:
             log.warning("left out of the reference: %s", error)
             continue

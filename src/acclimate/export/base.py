@@ -23,7 +23,7 @@ from acclimate import __version__
 from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference, write_manifest
 from acclimate.edge.engines.base import Network, not_installed
-from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, writing
 from acclimate.structures import Image
@@ -119,7 +119,7 @@ class Exporter(abc.ABC):
         canvases: list[Image] = []
         calibrated = None
         if precision == "int8":
-            canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
+            canvases, used = calibration_canvases(calibration, frozen.spec.image_size, frozen.spec.reading)
             calibrated = describe_calibration(used)
         manifest = self._manifest(Path(folder), frozen, precision, calibrated)
         manifest = manifest.model_copy(update={"notes": complexity(frozen)})
@@ -184,6 +184,8 @@ class Exporter(abc.ABC):
             precision=precision,
             classes=frozen.spec.classes,
             image_size=frozen.spec.image_size,
+            orientation=frozen.spec.reading.orientation,
+            intensity=frozen.spec.reading.intensity,
             input_name=INPUT,
             output_names=frozen.output_names,
             decode=frozen.decode_options(),
@@ -326,7 +328,9 @@ def check_same(name: str, run: Network, frozen: Detector) -> None:
             raise AcclimateError(f"{name} computes {output} of this detector wrongly; use another runtime")
 
 
-def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
+def calibration_canvases(
+    paths: Sequence[Path], size: tuple[int, int], reading: Reading = DEFAULT
+) -> tuple[list[Image], list[Path]]:
     """The images on the network's canvas (height, width), and which of `paths` they came from.
 
     What cannot be read is left out with a warning.
@@ -337,7 +341,7 @@ def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[
     canvases, used, problems = [], [], []
     for path in paths:
         try:
-            canvases.append(letterbox(read_image(path), size)[0])
+            canvases.append(letterbox(read_image(path, reading), size)[0])
         except AcclimateError as error:
             problems.append(str(error))
         else:

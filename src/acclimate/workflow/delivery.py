@@ -404,7 +404,8 @@ def _verify(
     if data:
         from acclimate.data import formats
 
-        sets = [(formats.read(one, loaded.manifest.classes), name, role) for one, name, role in data]
+        classes, reading = loaded.manifest.classes, loaded.manifest.reading
+        sets = [(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
     threads = (budget or Budget()).threads
     measured_on = [device.address.fingerprint] if device is not None else []
     inputs = digest(
