@@ -19,7 +19,7 @@ ARCHITECTURE = SOURCE.parents[1] / "docs" / "architecture.md"
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "hotcoco", "openvino", "scipy"}
 DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "packaging", "onnxruntime", "rich", "typer", "acclimate"}
-OPTIONAL = {"river"}
+OPTIONAL = {"cryptography", "river"}
 """Of the extra `watch`: loaded by name where a change is looked for, and the device runs without it."""
 DEVICE_PARTS = {"edge", "structures", "errors"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "core", "base_utils"}

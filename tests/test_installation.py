@@ -14,9 +14,13 @@ from packaging.requirements import Requirement
 from acclimate import installation
 
 
+NEEDED = metadata.requires("acclimate")
+
+
 class Copy:
     def __init__(self, told: object) -> None:
         self.told = told
+        self.requires = NEEDED
 
     def read_text(self, name: str) -> str | None:
         assert name == "direct_url.json"

@@ -183,7 +183,7 @@ def watch(
             if console is not None:
                 console.print(f"live page: {server.address}", markup=False, highlight=False)
         if console is not None:
-            console.print(f"{source}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
+            console.print(f"{masked(source)}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
         stopped = stack.enter_context(stop_signal())
         try:
             with camera:
