@@ -13,7 +13,6 @@ from packaging.requirements import Requirement
 
 from acclimate import installation
 
-
 NEEDED = metadata.requires("acclimate")
 
 

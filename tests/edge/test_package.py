@@ -326,7 +326,8 @@ def test_a_package_detects_as_its_artifact_does(artifact: Path, tmp_path: Path) 
 
 
 def test_a_package_without_acclimate_says_what_to_install(packed: Path, tmp_path: Path) -> None:
-    for arguments, said in ((["-S"], f"acclimate package {packed} --out site then looks it through"), ([], "usage: python")):
+    way_out = f"acclimate package {packed} --out site then looks it through"
+    for arguments, said in ((["-S"], way_out), ([], "usage: python")):
         done = subprocess.run(
             [sys.executable, *arguments, str(packed)], cwd=tmp_path, capture_output=True, text=True, check=False
         )
