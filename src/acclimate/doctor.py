@@ -223,7 +223,7 @@ def _disk(folder: Path) -> Check:
 def _device() -> Iterator[Check]:
     for requirement in wanted():
         if requirement.name == "onnxruntime":
-            yield _onnxruntime()
+            yield _onnxruntime(requirement)
             continue
         found = version(requirement.name)
         if requirement.name == "opencv-python-headless" and found is None:
@@ -240,12 +240,14 @@ def _package(area: Area, requirement: Requirement, found: str | None, absent: St
     return Check(area, requirement.name, "ok", found)
 
 
-def _onnxruntime() -> Check:
+def _onnxruntime(wanted: Requirement) -> Check:
     try:
         import onnxruntime
     except ImportError as error:
         return Check("device", "onnxruntime", "missing", f"cannot be imported ({error})", hint())
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    if not wanted.specifier.contains(onnxruntime.__version__, True):
+        return Check("device", "onnxruntime", "warn", f"{onnxruntime.__version__}, but {wanted} is wanted", hint())
     return Check("device", "onnxruntime", "ok", f"{onnxruntime.__version__} ({', '.join(providers)})")
 
 
