@@ -21,15 +21,12 @@ from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, write_text
+from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
 
 FORMAT = 2
 """The manifest format that this version writes, and the newest it reads. The first had no checksum of its own."""
 LARGEST_MANIFEST = 4 * 2**20
 """Bytes of the largest artifact.json."""
-LARGEST_SIDE = 8192
-"""Pixels of a canvas's longest side."""
-LARGEST_CANVAS = 2**24
-"""Pixels of the largest canvas; as float32 it takes 200 MB."""
 MOST_LOCATIONS = 2**20
 """Locations, or default boxes, of all levels together."""
 
