@@ -214,10 +214,10 @@ class _Here:
         return machine.usable_cores()
 
     def detect(self, path: Path) -> Detections:
-        return self._predictor(read_image(path))
+        return self._predictor(read_image(path, self._predictor.manifest.reading))
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        canvas, placed = self._predictor.prepare(read_image(path))
+        canvas, placed = self._predictor.prepare(read_image(path, self._predictor.manifest.reading))
         outputs = self._predictor.run(canvas)
         return outputs, self._predictor.finish(outputs, placed)
 
@@ -297,7 +297,6 @@ def verify(
             f"the machine was busy: an image took {latency.median_ms:.1f} ms, of which {latency.cpu_ms:.1f} ms on the "
             "processor; measure the latency again when nothing else runs"
         )
-    macs = manifest.notes.get("macs_m")
     verification = Verification(
         artifact=manifest.name,
         runtime=manifest.runtime,
@@ -313,7 +312,7 @@ def verify(
         other_threads=tuple(others),
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
-        macs_m=float(macs) if isinstance(macs, int | float) else None,
+        macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
         machine=dict(device.machine),
         notes=tuple(notes),
@@ -608,15 +607,15 @@ def _accuracy(
     from acclimate.evaluate import average_precision, evaluate_detector, relabel
 
     where, called = device.machine.get("device"), manifest.name
-    found = []
+    found: list[Detections | None] = []
     for path in truth.paths:
         try:
             found.append(device.detect(path))
         except DeviceError:
             raise
         except AcclimateError as error:
-            notes.append(f"{error} (counted as an image without detections)")
-            found.append(Detections.empty())
+            notes.append(f"{error} (left out of the accuracy)")
+            found.append(None)
     renamed = relabel(found, manifest.classes, truth.classes, name)
     ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {where}" if where else called)
     if run is not None:
@@ -648,7 +647,7 @@ def _parity(device: Device, manifest: ArtifactManifest, detector: Detector, path
     images = 0
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, manifest.reading)
         except AcclimateError:
             continue
         images += 1

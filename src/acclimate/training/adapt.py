@@ -60,7 +60,7 @@ def recipe(parent: Run, config: Config) -> Recipe:
     from acclimate.models import detector as models
 
     return prepared(
-        config, parent.path, models.load_spec(parent.path), lambda: models.load(parent.path), weights_of(parent)
+        config, parent.path, models.specification(parent.path), lambda: models.load(parent.path), weights_of(parent)
     )
 
 
@@ -88,7 +88,7 @@ def prepared(
 
     adapts = uses_target(config)
     target = formats.unlabelled(config.target)
-    images = formats.read(config.source, spec.classes, masks=spec.has_masks)
+    images = formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
     settings = stages.plain(config, "seed", "augment", "adapt", "schedule")
     taught = taught_by(config)
     return Recipe(

@@ -72,13 +72,14 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     from acclimate.models import detector as models
 
     target = formats.unlabelled(config.target) if config.target is not None else None
-    classes = models.load_spec((start or parent).path).classes
-    images = formats.read(config.source, classes, masks=config.model.has_masks)
+    known = models.specification((start or parent).path)
+    classes = known.classes
+    images = formats.read(config.source, classes, masks=config.model.has_masks, reading=known.reading)
     section = "train" if start is None else "schedule"
     settings = stages.plain(config, "seed", "model", "augment", "adapt", section)
     taught = taught_by(config)
     begun = weights_of(start) if start is not None else None
-    spec = specified(config, classes) if start is None else models.load_spec(start.path)
+    spec = specified(config, classes, images.reading) if start is None else models.specification(start.path)
     return Recipe(
         verb="distil",
         role="source" if target is None else "adapted",

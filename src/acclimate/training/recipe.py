@@ -16,6 +16,7 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Config, ScheduleConfig
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
 from acclimate.run import Manifest, Run, digest, file_digest, locked
@@ -170,7 +171,7 @@ def _drawn(
     return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
 
 
-def specified(config: Config, classes: tuple[str, ...]) -> DetectorSpec:
+def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAULT) -> DetectorSpec:
     """The specification that a configuration asks for, of a detector that can be built.
 
     Raises:
@@ -180,7 +181,7 @@ def specified(config: Config, classes: tuple[str, ...]) -> DetectorSpec:
 
     from acclimate.models import detector as models
 
-    spec = models.specify(config.model, classes)
+    spec = models.specify(config.model, classes, reading)
     # On this device tensors have a shape and no memory, so that a mistake is found before anything is moved or loaded.
     with torch.device("meta"):
         models.build(spec, "none")

@@ -48,7 +48,7 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
     from acclimate.models import detector as models
 
     images = formats.read(data, masks=config.model.has_masks)
-    spec = specified(config, images.classes)
+    spec = specified(config, images.classes, images.reading)
     settings = stages.plain(config, "seed", "model", "augment", "train")
     return Recipe(
         verb="train",

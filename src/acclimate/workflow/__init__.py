@@ -14,11 +14,22 @@ from acclimate.training.adapt import adapt
 from acclimate.training.distil import distil
 from acclimate.training.slim import slim
 from acclimate.training.train import train
-from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
+from acclimate.workflow.delivery import (
+    Draw,
+    Precision,
+    agent,
+    export,
+    package,
+    predict,
+    unpack,
+    verify,
+    verify_all,
+    watch,
+)
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
 
 __all__ = [
     "Draw",
@@ -28,10 +39,13 @@ __all__ = [
     "Search",
     "adapt",
     "agent",
+    "compare",
+    "convert",
     "data",
     "distil",
     "evaluate",
     "export",
+    "init",
     "leaderboard",
     "package",
     "predict",
@@ -41,6 +55,7 @@ __all__ = [
     "search",
     "slim",
     "train",
+    "unpack",
     "verify",
     "verify_all",
     "watch",

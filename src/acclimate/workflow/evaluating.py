@@ -50,7 +50,7 @@ def _evaluate(
     from acclimate.select.score import rank
 
     detector = stages.to_device(models.load(run.path))
-    truth = formats.read(data, detector.spec.classes)
+    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     result = evaluate_detector(detector, truth, name, role)
     run.write(f"evaluations/{name}.json", result)
     selection = run.selection()

@@ -206,7 +206,7 @@ def _check_early(
 
     recipe = training.recipe(config)
     assert recipe.inputs.source is not None
-    spec = models.specify(config.model, recipe.inputs.source.classes)
+    spec = models.specify(config.model, recipe.inputs.source.classes, recipe.inputs.source.reading)
     rehearse(recipe)
     for part in (alone, config):
         rehearse(adapting.prepared(part, config.out / "source", spec, lambda: models.build(spec), ""))
@@ -214,7 +214,7 @@ def _check_early(
         training.recipe(longer, "oracle")
     for test, name, _ in tests:
         try:
-            formats.read(test, spec.classes)
+            formats.read(test, spec.classes, reading=spec.reading)
         except AcclimateError as error:
             raise AcclimateError(f"{name}: {error}") from None
 
@@ -248,4 +248,9 @@ def _pictures(runs: Sequence[Run], config: Config) -> None:
         from acclimate.models.predict import predict as find
 
         detector = stages.to_device(models.load(run.path))
-        pictures.save(run, chosen, find(detector, chosen), detector.spec.classes)
+        found = find(detector, chosen)
+        readable = [(path, one) for path, one in zip(chosen, found, strict=True) if one is not None]
+        pictures.save(
+            run, [path for path, _ in readable], [one for _, one in readable], detector.spec.classes,
+            reading=detector.spec.reading,
+        )  # fmt: skip
