@@ -68,7 +68,7 @@ class Verb:
 
 SHORT = ("train.steps=4", "train.batch_size=2", "train.warmup=1", "train.checkpoint_every=2", "train.workers=0")
 VERBS = {
-    "scenes": Verb(("scenes", "more", "--images", "4", "--size", "96x128")),
+    "scenes": Verb(("scenes", "more", "--images", "4", "--height", "96", "--width", "128")),
     "train": Verb(("train", "job.toml", "--out", "trained", "seed=1")),
     "adapt": Verb(("adapt", "job/source", "--target", "fog/images", "--out", "again", "seed=1")),
     "distil": Verb(("distil", "job/source", "--student", "model.size=nano", "--out", "small", *SHORT)),
