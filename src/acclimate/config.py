@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -29,6 +29,16 @@ MOST_NAMES = 10_000
 MOST_WORKERS = 128
 """Loader threads of a process; each holds a batch."""
 MOST_THREADS = 1024
+
+FORMATS = (
+    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "yolo", "voc", "labelme", "coco",
+)  # fmt: skip
+"""Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
+
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[("auto", *FORMATS)]
 
 
 class Options(BaseModel):
@@ -109,7 +119,7 @@ class DataConfig(Options):
     """
 
     path: Path
-    format: Literal["auto", "coco", "yolo", "voc", "kitti", "cityscapes"] = "auto"
+    format: Format = "auto"
     split: str | None = None
     images: Path | None = None
     fog_level: float | None = Field(default=None, ge=0)

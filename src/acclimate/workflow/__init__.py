@@ -23,7 +23,7 @@ from acclimate.workflow.delivery import (
 )
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
 from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
 
 __all__ = [
@@ -34,10 +34,13 @@ __all__ = [
     "Search",
     "adapt",
     "agent",
+    "compare",
+    "convert",
     "data",
     "distil",
     "evaluate",
     "export",
+    "init",
     "leaderboard",
     "package",
     "predict",
