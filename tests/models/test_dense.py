@@ -273,7 +273,8 @@ def test_losses_are_those_of_the_assignment() -> None:
     assert total > 1
     losses = DETECTOR.losses([], targets, raw)
     assert losses["class"].item() == pytest.approx(class_loss / total, rel=1e-4)
-    assert losses["box"].item() == pytest.approx(GFL_BOX_WEIGHT * box_loss / total, rel=1e-4)
+    expected = GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total
+    assert losses["box"].item() == pytest.approx(expected, rel=1e-4)GFL_BOX_WEIGHT * box_loss / total, rel=1e-4)
 
 
 def test_an_ignored_region_says_nothing_about_the_class() -> None:
@@ -351,7 +352,8 @@ def test_distillation_towards_itself_asks_for_no_change() -> None:
     student = tuple(output.clone().requires_grad_() for output in raw)
     losses = DETECTOR.distillation([], raw, 0.3, student)
     sum(losses.values()).backward()
-    assert losses["box"].item() == pytest.approx(0, abs=1e-5)
+    expected = GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total
+    assert losses["box"].item() == pytest.approx(expected, rel=1e-4)0, abs=1e-5)
     for output in student:
         assert output.grad.abs().max() < 1e-5
 
@@ -366,7 +368,8 @@ def test_distillation_is_its_formula() -> None:
     boxes, wanted = DETECTOR.boxes(student[1])[0], DETECTOR.boxes(teacher[1])[0]
     gap = 1 - generalized_box_iou(boxes, wanted).diagonal()
     assert losses["class"].item() == pytest.approx(float(qfl(student[0][0], scores).sum()) / total, rel=1e-4)
-    assert losses["box"].item() == pytest.approx(
+    expected = GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total
+    assert losses["box"].item() == pytest.approx(expected, rel=1e-4)
         GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total, rel=1e-4
     )
 
