@@ -11,11 +11,21 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from acclimate.errors import AcclimateError
+
+FORMATS = (
+    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "yolo", "voc", "labelme", "coco",
+)  # fmt: skip
+"""Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
+
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[("auto", *FORMATS)]
 
 
 class Options(BaseModel):
@@ -49,7 +59,7 @@ class DataConfig(Options):
     """
 
     path: Path
-    format: Literal["auto", "coco", "yolo", "voc", "kitti", "cityscapes"] = "auto"
+    format: Format = "auto"
     split: str | None = None
     images: Path | None = None
     fog_level: float | None = None
