@@ -273,8 +273,7 @@ def test_losses_are_those_of_the_assignment() -> None:
     assert total > 1
     losses = DETECTOR.losses([], targets, raw)
     assert losses["class"].item() == pytest.approx(class_loss / total, rel=1e-4)
-    expected = GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total
-    assert losses["box"].item() == pytest.approx(expected, rel=1e-4)GFL_BOX_WEIGHT * box_loss / total, rel=1e-4)
+    assert losses["box"].item() == pytest.approx(GFL_BOX_WEIGHT * box_loss / total, rel=1e-4)
 
 
 def test_an_ignored_region_says_nothing_about_the_class() -> None:
@@ -352,8 +351,7 @@ def test_distillation_towards_itself_asks_for_no_change() -> None:
     student = tuple(output.clone().requires_grad_() for output in raw)
     losses = DETECTOR.distillation([], raw, 0.3, student)
     sum(losses.values()).backward()
-    expected = GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total
-    assert losses["box"].item() == pytest.approx(expected, rel=1e-4)0, abs=1e-5)
+    assert losses["box"].item() == pytest.approx(0, abs=1e-5)
     for output in student:
         assert output.grad.abs().max() < 1e-5
 
@@ -370,8 +368,6 @@ def test_distillation_is_its_formula() -> None:
     assert losses["class"].item() == pytest.approx(float(qfl(student[0][0], scores).sum()) / total, rel=1e-4)
     expected = GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total
     assert losses["box"].item() == pytest.approx(expected, rel=1e-4)
-        GFL_BOX_WEIGHT * float((gap * strength)[trusted].sum()) / total, rel=1e-4
-    )
 
 
 def test_distillation_moves_the_student_towards_the_teacher() -> None:
