@@ -88,15 +88,66 @@ def run(
 @app.command()
 def data(
     path: Annotated[Path, typer.Argument(help="a data set, or a folder of images")],
-    options: SetOptions = None,
-    sheet: Annotated[Path | None, typer.Option(help="where the contact sheet goes; default: NAME-sheet.jpg")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET [TEST]...] [KEY=VALUE]...",
+            help="sets to compare it with, or the folder that --to writes; options of the data sets",
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="where the contact sheet goes; default: NAME-sheet.jpg, outside of the set")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="write what was read as coco, yolo or voc, into a folder")] = None,
+    decode: Annotated[bool, typer.Option(help="look whether every image can be decoded, or believe headers")] = True,
+    image_size: Annotated[
+        str | None, typer.Option("--input", help="HEIGHTxWIDTH of the network's input, for comparing")
+    ] = None,
 ) -> None:
-    """Say what is in a data set: format, classes, counts, sizes, problems found; and draw a contact sheet."""
+    """Say what is in a data set: format, classes, counts, sizes, problems found; and draw a contact sheet. With further
+    sets, compare domains before anything is trained."""
+    from acclimate import workflow
+    from acclimate.data import inspect
+
+    others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
+    options = [text for text in more or () if Path(text) not in others]
+    if to is not None:
+        if len(others) != 1:
+            raise AcclimateError(f"--to {to}: name one folder to write, as in acclimate data {path} --to {to} out")
+        workflow.convert(_set(path, options), to, others[0], console=_out)
+        _say("data set", others[0])
+        return
+    if others:
+        size = _image_size(image_size) if image_size is not None else None
+        source, *tests = (_set(one, own) for one, own in _own([path, *others[1:]], options))
+        workflow.compare(source, others[0], tests, image_size=size, console=_out)
+        return
+    where = inspect.sheet_place(path, sheet)
+    workflow.data(_set(path, options) if options else path, where, decode=decode, console=_out)
+    _say("contact sheet", where)
+
+
+@app.command()
+def init(
+    source: Annotated[Path, typer.Argument(help="a labelled data set")],
+    target: Annotated[Path, typer.Argument(help="a folder of unlabelled target images")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEST] [KEY=VALUE]...", help="labelled images of the target, to measure on; options of both sets"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the TOML file to write")] = Path("job.toml"),
+) -> None:
+    """Propose a job file from the data, with the reasons as comments."""
     from acclimate import workflow
 
-    where = sheet or Path(f"{path.resolve().name}-sheet.jpg")
-    workflow.data(_set(path, options) if options else path, where, console=_out)
-    _say("contact sheet", where)
+    tests = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
+    options = [text for text in more or () if Path(text) not in tests]
+    if len(tests) > 1:
+        raise AcclimateError(f"{tests[1]}: a job has one labelled test set of the target; name one")
+    sets = [_set(one, own) for one, own in _own([source, *tests], options)]
+    _say("job", workflow.init(sets[0], target, sets[1] if tests else None, out, console=_out))
 
 
 @app.command()
@@ -511,6 +562,23 @@ def _set(path: Path, options: list[str] | None) -> DataConfig:
     from acclimate.config import DataConfig, merge, parse
 
     return parse(DataConfig, merge({"path": path}, options or ()), where=str(path))
+
+
+def _own(paths: Sequence[Path], options: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """The options of a source and of its tests; one with `source.` or `test.` before it is for these alone."""
+    own = []
+    for place, path in enumerate(paths):
+        prefix = "test." if place else "source."
+        mine = [option.removeprefix(prefix) for option in options if option.startswith(prefix)]
+        own.append((path, [*(one for one in options if not one.startswith(("source.", "test."))), *mine]))
+    return own
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise AcclimateError(f"--input {text}: write it as HEIGHTxWIDTH in pixels, such as 320x320")
+    return int(sides[0]), int(sides[1])
 
 
 def _sets(

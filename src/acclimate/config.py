@@ -11,11 +11,21 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from acclimate.errors import AcclimateError
+
+FORMATS = (
+    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "yolo", "voc", "labelme", "coco",
+)  # fmt: skip
+"""Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
+
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[("auto", *FORMATS)]
 
 
 class Options(BaseModel):
@@ -49,7 +59,7 @@ class DataConfig(Options):
     """
 
     path: Path
-    format: Literal["auto", "coco", "yolo", "voc", "kitti", "cityscapes"] = "auto"
+    format: Format = "auto"
     split: str | None = None
     images: Path | None = None
     fog_level: float | None = None
@@ -82,6 +92,9 @@ class TwoStageConfig(Options):
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
     anchors: tuple[float, ...] | None = None
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
+    canonical: Annotated[float | None, Added(None)] = Field(default=None, gt=0)
+    """Side in pixels of the boxes that are pooled from the level of stride 16; twice as large, from stride 32. By
+    default as much of the canvas as the paper's 224 are of an image of 800: 90 at 320."""
     masks: bool = False
     """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
 
@@ -279,20 +292,21 @@ class AdversarialConfig(Options):
 class SuppressionConfig(Options):
     """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
 
-    form: Literal["gradient", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
-    """`gradient` projects the gradient, `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
+    form: Literal["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
+    """`gradient` projects the gradient, which is meant for SGD, `update` what any optimiser makes of it;
+    `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
     the paper's reparametrised form without its projection, for the ablation; `reparametrised-rescale` is both."""
     strength: float = Field(default=1.0, ge=0)
-    """Share of the projection that `gradient` removes; 0 only measures."""
+    """Share of the projection that `gradient` or `update` removes; 0 only measures."""
     granularity: Literal["tensor", "channel"] = "tensor"
     """One projection (or norm) a weight, or one for each of its output channels."""
     layers: tuple[str, ...] = ("*",)
     """Which convolutions of the backbone, as patterns of their names."""
 
     @model_validator(mode="after")
-    def _strength_of_the_gradient(self) -> SuppressionConfig:
-        if self.form != "gradient" and self.strength != 1:
-            raise ValueError(f"strength is an option of form = gradient; {self.form} has none")
+    def _strength_of_a_projection(self) -> SuppressionConfig:
+        if self.form not in {"gradient", "update"} and self.strength != 1:
+            raise ValueError(f"strength is an option of form = gradient and update; {self.form} has none")
         return self
 
 

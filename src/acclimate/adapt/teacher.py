@@ -93,7 +93,8 @@ class Teacher(Term):
         losses: dict[str, Tensor] = {}
         if self.config.boxes > 0:
             for name, loss in step.losses(view, self._targets(step)).items():
-                weight = self.config.boxes * (self.config.regression if name.endswith("box") else 1.0)
+                moves = step.detector.loss_kinds[name] == "box"
+                weight = self.config.boxes * (self.config.regression if moves else 1.0)
                 losses[f"teacher/{name}"] = ramp * weight * loss
         if self.config.soft > 0:
             trusted = float(self.thresholds.min())

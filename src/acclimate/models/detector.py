@@ -7,7 +7,7 @@ import importlib
 import math
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
+from acclimate.models.pooling import canonical_side
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
 
@@ -35,6 +36,10 @@ KINDS = {
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
 
 
+LossKind = Literal["class", "box", "quality", "objectness", "mask"]
+"""What a loss teaches: which class, where the border is, how good a box is, whether there is anything, which pixels."""
+
+
 class TwoStageSpec(BaseModel):
     """What determines a two-stage detector beyond its backbone and pyramid."""
 
@@ -48,6 +53,9 @@ class TwoStageSpec(BaseModel):
     """Whether a mask branch trains beside the head; it is no part of `forward`."""
     mask_norm: Literal["none", "batch"] = "none"
     """Of the mask branch's convolutions."""
+    canonical: float = 224.0
+    """Side in pixels of the boxes that are pooled from the level of stride 16, as in every detector that was made
+    before this could be told."""
     proposals: int = 64
     """Boxes an image that `forward` looks at."""
     samples: int = 64
@@ -151,6 +159,12 @@ class Detector(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        """The kind of each loss that `losses` and `distillation` return, by its name; a method that weighs losses goes
+        by it. A detector with others than these two says so."""
+        return {"class": "class", "box": "box"}
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -271,6 +285,7 @@ def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageS
         hidden=options.hidden,
         head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
         masks=options.masks,
+        canonical=options.canonical or canonical_side(config.image_size),
         proposals=options.proposals,
         samples=options.proposals,
         select=options.select,

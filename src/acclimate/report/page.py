@@ -272,6 +272,15 @@ def _suppression(content: Content) -> dict[str, Any] | None:
     for form, layers in measured.items():
         along = {"measured": column(layers, "cosine"), "of a random direction": column(layers, "chance")}
         charts.append(chart(f"{form}: cosine of gradient and weight, without its sign", along))
+        of_update = {
+            "with suppression": column(layers, "update_cosine"),
+            "without it, in the same steps": column(layers, "update_cosine_without"),
+            "of a random direction": column(layers, "chance"),
+        }
+        # Runs of earlier versions have no cosine of the update, and not every form can tell it without suppression.
+        if of_update["with suppression"]:
+            known = {name: values for name, values in of_update.items() if values}
+            charts.append(chart(f"{form}: cosine of update and weight, without its sign", known))
         norms = {"without suppression": column(layers, "gradient"), "with it": column(layers, "suppressed")}
         charts.append(chart(f"{form}: norm of the gradient, powers of ten", norms, powers=True))
     moved = {

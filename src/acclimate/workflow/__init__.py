@@ -12,7 +12,7 @@ Functions that train need the `train` extra; heavy imports wait until a verb run
 from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
 from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
 
 __all__ = [
@@ -23,10 +23,13 @@ __all__ = [
     "Search",
     "adapt",
     "agent",
+    "compare",
+    "convert",
     "data",
     "distil",
     "evaluate",
     "export",
+    "init",
     "leaderboard",
     "package",
     "predict",

@@ -112,12 +112,14 @@ def artifact_of(
     from acclimate.edge.predict import Predictor
     from acclimate.export import base, exporter
     from acclimate.models import detector as models
+    from acclimate.select.calibration import judge
 
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
-    asked = [] if tolerance is None else [tolerance, [str(path) for path in compared]]
+    asked = [] if tolerance is None else [tolerance, _contents(compared)]
     identity = digest(
-        file_digest(run.path / "model.safetensors"), runtime, precision, [str(p) for p in calibration], *asked
-    )
+        file_digest(run.path / "model.safetensors"), runtime, precision, _contents(calibration), _contents(domain),
+        exporter(runtime).made_with(), *asked,
+    )  # fmt: skip
     if (folder / "artifact.json").is_file():
         try:
             kept = Artifact.open(folder)
@@ -125,19 +127,52 @@ def artifact_of(
             if console is not None:
                 console.print(f"exporting anew: {error}", markup=False, highlight=False)
         else:
-            if kept.manifest.notes.get("identity") == identity:
+            if kept.manifest.notes.identity == identity:
+                _doubt(kept)
                 return folder
     if console is not None:
         images_said = f", calibrated on {len(calibration)} images" if calibration else ""
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
-    mixed = None
+    detector, mixed = models.load(run.path), None
     if tolerance is None:
-        artifact = exporter(runtime).export(models.load(run.path), folder, precision, calibration)
+        artifact = exporter(runtime).export(detector, folder, precision, calibration)
     else:
         artifact, mixed = _mixed(run, runtime, folder, calibration, tolerance, compared, console)
-    reference = monitor.reference(Predictor(artifact), domain or _of_the_domain(run))
-    base.annotate(artifact, source_run=str(run.path), reference=reference, mixed=mixed, identity=identity)
+    own = _of_the_domain(run)
+    artifact = base.annotate(
+        artifact,
+        source_run=str(run.path),
+        reference=monitor.reference(Predictor(artifact), domain or own),
+        mixed=mixed,
+        calibration=judge(artifact, base.frozen_copy(detector), calibration, own, run.manifest.seed),
+        identity=identity,
+    )
+    if console is not None and (half := artifact.manifest.half) is not None:
+        console.print(
+            f"{len(half.in_fp32)} of {half.layers} layers stay in fp32, as their weights are lost in fp16: "
+            f"{', '.join(half.in_fp32)}",
+            highlight=False,
+        )
+    _doubt(artifact)
     return folder
+
+
+def _contents(paths: Sequence[Path]) -> list[str]:
+    """A digest of each file, or its name where it cannot be read: another picture under the same name is another."""
+    found = []
+    for path in paths:
+        try:
+            found.append(file_digest(path))
+        except OSError:
+            found.append(str(path))
+    return found
+
+
+def _doubt(artifact: Artifact) -> None:
+    """Say what speaks against how an artifact was calibrated."""
+    calibration = artifact.manifest.calibration
+    for doubt in calibration.doubts() if calibration is not None else ():
+        log.warning("%s: %s", artifact.manifest.name, doubt)
 
 
 def _mixed(
