@@ -307,7 +307,7 @@ OPTIONS = [
 BUDGETS = ["threads=999999", "latency_ms=1,latency_ms=2", "latency_ms=-1", "latency_ms=nan", "latency", "speed=1"]
 DOCUMENTS = [
     "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]),
-    *("names: &a [*a]", "names: *b", "[" * 5000, "{a: " * 5000, "names: " + "9" * 5000),
+    *("names: &a [*a]", "names: *b", "[" * 5000, "{a: " * 5000),
 ]
 
 
