@@ -67,7 +67,6 @@ class Comparison(BaseModel):
     """AP50 of each class that the set has a box of."""
 
 
-
 def average_precision(
     predictions: Sequence[Detections],
     truth: LabelledSet,
@@ -330,7 +329,7 @@ def _bootstrap(matched: Mapping[str, _Matched], truth: LabelledSet) -> Resamples
     present = {name: one for name, one in matched.items() if one.boxes.any()}
     # (classes, draws, thresholds), NaN for a draw without a box of the class.
     found = np.stack([accumulate(one.image, one.right, one.counts, one.boxes, weights) for one in present.values()])
-    absent = np.isnan(found[:, :, 0]).all(0)
+    absent = np.asarray(np.isnan(found[:, :, 0]).all(axis=0), bool)
     some = np.where(absent[None, :, None], 0.0, found)
     ap, ap50 = np.nanmean(some, axis=(0, 2)), np.nanmean(some[:, :, 0], axis=0)
     return Resamples(

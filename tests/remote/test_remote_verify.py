@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from acclimate.verify import load, saved, verifications, verify
 from running_agent import Running, running
 
 import coloured_squares as squares
@@ -22,7 +23,6 @@ from acclimate.remote.client import DeviceError
 from acclimate.remote.identity import address
 from acclimate.run import Manifest, Run
 from acclimate.runtimes import base
-from acclimate.verify import load, saved, verifications, verify
 from acclimate.workflow import delivery
 
 

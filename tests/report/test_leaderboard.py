@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from acclimate.verify import Accuracy, Verification, judge, saved, score
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -23,7 +24,6 @@ from acclimate.errors import AcclimateError
 from acclimate.report import leaderboard
 from acclimate.report.leaderboard import SORTS, Leaderboard, Row, gather
 from acclimate.run import Manifest, Run, file_digest
-from acclimate.verify import Accuracy, Verification, judge, saved, score
 
 HERE = {"processor": "Desk CPU", "cores": "4", "memory_gb": "15.6", "runtime": "onnxruntime 1.32.0"}
 EDGE = {"processor": "Small core", "cores": "4", "device": "edge-7:7443", "fingerprint": "ab" * 32}

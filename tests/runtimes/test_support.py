@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from acclimate.verify import Pair, _pairs
 from torch import nn
 
 from acclimate.config import ModelConfig
@@ -25,7 +26,6 @@ from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, build, specify
 from acclimate.runtimes import base, litert, ncnn, onnx, openvino
 from acclimate.runtimes.eager import network
-from acclimate.verify import Pair, _pairs
 
 CANVAS = (96, 128)
 KINDS: Mapping[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from acclimate.verify import Verification
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,7 +19,6 @@ from acclimate.models.slimmable import SlimmableDetector
 from acclimate.run import Manifest, Run
 from acclimate.select import budget as costs
 from acclimate.select import search as searching
-from acclimate.verify import Verification
 from acclimate.workflow import training
 from acclimate.workflow.searching import _nearest
 from coloured_squares import write_scenes

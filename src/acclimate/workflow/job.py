@@ -19,7 +19,7 @@ from acclimate.workflow.showing import report, scenes
 from acclimate.workflow.training import Role, adapt, evaluate, taught_by, train
 
 if TYPE_CHECKING:
-    from acclimate.verify import Verification
+    from acclimate.verification.record import Verification
 
 PICTURES = 6
 """Target images that the report shows before and after."""
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def passed(self) -> bool:
-        """An artifact meets the budget and the accuracy tolerance."""
+        """An artifact meets the budget and the accuracy tolerance, and all of it was measured."""
         return any(one.passed for one in self.verifications)
 
 
@@ -105,9 +105,9 @@ def run(config: Config, *, console: Console | None = None) -> Job:
             tolerance=config.export.tolerance if precision == "int8" else None,
             console=console,
         )
-        verifications.append(verify(folder, tests, config.budget, again=False, console=console))
+        verifications.append(verify(folder, tests, config.budget, anew="nothing", console=console))
         if console is not None:
-            from acclimate.verify import print_verification
+            from acclimate.verification.show import print_verification
 
             print_verification(verifications[-1], console)
     _pictures(runs, config)
