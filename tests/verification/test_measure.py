@@ -109,6 +109,19 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PAUSES_S", ())
 
 
+@pytest.fixture
+def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latency is said, not measured: it takes seconds, and some tests are about the rest."""
+
+    def said(folder: Path, paths: list[Path], threads: int, runs: int) -> bench.Bench:
+        return bench_of(10.0, threads=threads, runs=runs)
+
+    monkeypatch.setattr("acclimate.verification.measure.bench_apart", said)
+
+
+unhurried = pytest.mark.usefixtures("no_bench")
+
+
 @pytest.mark.parametrize("limit", ["latency_ms", "size_mb", "memory_mb", "macs_m"])
 def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, printed: Console) -> None:
     _, folder = copy(made, tmp_path)
@@ -124,6 +137,7 @@ def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, pri
     assert "broken" in text
 
 
+@unhurried
 def test_a_record_says_what_its_numbers_say_whatever_is_written_in_it(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
     measured = verify(folder, [], Budget(size_mb=10, max_ap50_drop=None), runs=RUNS)
@@ -155,6 +169,7 @@ def test_a_device_has_a_file_of_its_own_whatever_it_is_called(tmp_path: Path) ->
         load(saved(tmp_path))
 
 
+@unhurried
 def test_a_limit_that_cannot_be_measured_does_not_pass(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
     manifest = json.loads((folder / "artifact.json").read_text())
@@ -166,6 +181,7 @@ def test_a_limit_that_cannot_be_measured_does_not_pass(made, tmp_path: Path) -> 
     assert (result.checks[0].value, result.checks[0].passed) == (None, None)
 
 
+@unhurried
 def test_a_loss_of_accuracy_fails(made, tmp_path: Path, printed: Console) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
@@ -218,6 +234,7 @@ def test_without_labels_parity_and_latency_remain(made, tmp_path: Path) -> None:
     assert any("measured on noise" in note for note in nothing.notes)
 
 
+@unhurried
 def test_bad_input(made, tmp_path: Path) -> None:
     _, scenes = made
     run, folder = copy(made, tmp_path)
@@ -231,7 +248,7 @@ def test_bad_input(made, tmp_path: Path) -> None:
     other = detectors.DetectorSpec(**{**squares.SPEC.model_dump(), "classes": ("red", "green")})
     detectors.save(squares.SquareDetector(other), run.path)
     with pytest.raises(AcclimateError, match="does not come from"):
-        verify(folder, [], runs=RUNS)
+        verify(folder, [], images=scenes.paths, runs=RUNS)
     data = bytearray((folder / "model.onnx").read_bytes())
     data[-100] ^= 1
     (folder / "model.onnx").write_bytes(data)
@@ -242,7 +259,7 @@ def test_bad_input(made, tmp_path: Path) -> None:
 def test_iou_equals_torchvision() -> None:
     rng = np.random.default_rng(0)
     boxes = [np.sort(rng.uniform(0, 50, (n, 2, 2)), axis=1).reshape(n, 4).astype(np.float32) for n in (7, 9)]
-    expected = torchvision.ops.boxiou(*(torch.tensor(one) for one in boxes)).numpy()
+    expected = torchvision.ops.box_iou(*(torch.tensor(one) for one in boxes)).numpy()
     np.testing.assert_allclose(iou(*boxes), expected, atol=1e-6)
     assert iou(boxes[0], np.zeros((0, 4), np.float32)).shape == (7, 0)
 
@@ -254,19 +271,20 @@ def test_pairs_go_by_class_and_overlap() -> None:
 
     eager = detections((0, 0, 0.9), (50, 0, 0.8), (100, 1, 0.5), (150, 0, 0.1))
     artifact = detections((100, 0, 0.7), (0, 0, 0.6), (51, 0, 0.25), (150, 0, 0.2), (200, 1, 0.05))
-    pairs = list(pairs(eager, artifact, "x.png", ("a", "b")))
+    found = list(pairs(eager, artifact, "x.png", ("a", "b")))
     seen = [
         (p.name, p.eager_score and round(p.eager_score, 2), p.artifact_score and round(p.artifact_score, 2))
-        for p in pairs
+        for p in found
     ]
     # Same class; a partner below the threshold counts; two weak detections do not.
     assert seen == [("a", 0.9, 0.6), ("a", 0.8, 0.25), ("b", 0.5, None), ("a", None, 0.7)]
-    assert pairs[0].iou == pytest.approx(1.0)
-    assert pairs[1].iou == pytest.approx(9 / 11)
-    assert pairs[1].box_px == 1.0
+    assert found[0].iou == pytest.approx(1.0)
+    assert found[1].iou == pytest.approx(9 / 11)
+    assert found[1].box_px == 1.0
     assert list(pairs(Detections.empty(), Detections.empty(), "x.png", ("a",))) == []
 
 
+@unhurried
 def test_the_layers_that_a_tolerance_keeps_in_fp32_are_listed(made, tmp_path: Path, printed: Console) -> None:
     _, folder = copy(made, tmp_path)
     alone = [Sensitivity(layer=f"layer.{i}", agreement=0.5 + i / 100) for i in range(20)]
@@ -285,6 +303,7 @@ def test_the_layers_that_a_tolerance_keeps_in_fp32_are_listed(made, tmp_path: Pa
     assert "and 2 less sensitive ones" in text
 
 
+@unhurried
 def test_the_score_is_accuracy_over_the_time_and_energy_of_twenty_thousand_images(made, tmp_path: Path) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
@@ -326,6 +345,7 @@ def test_latency_on_one_and_on_all_threads(made, tmp_path: Path, monkeypatch: py
     assert "latency on 3 threads was not measured: too many" in result.notes
 
 
+@unhurried
 def test_what_the_eager_model_reached_is_measured_once(made, tmp_path: Path) -> None:
     _, scenes = made
     run, folder = copy(made, tmp_path)
@@ -339,6 +359,7 @@ def test_what_the_eager_model_reached_is_measured_once(made, tmp_path: Path) -> 
     assert second.accuracy["here"].eager_ap50 == 0.25
 
 
+@unhurried
 def test_several_artifacts_are_one_table_that_loses_no_number(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
     result = verify(folder, [], Budget(size_mb=1e-6), runs=RUNS)
@@ -402,6 +423,7 @@ def test_a_busy_machine_is_waited_for_and_then_said_to_be_busy(
     assert (result.verdict, len(waited)) == ("failed", 3), "a machine that was not busy is not waited for"
 
 
+@unhurried
 def test_a_repeat_measures_the_latency_alone(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
@@ -436,6 +458,7 @@ def test_a_repeat_measures_the_latency_alone(made, tmp_path: Path, monkeypatch: 
     assert verify(folder, [], runs=RUNS, anew="latency").accuracy == {}
 
 
+@unhurried
 def test_accuracy_of_another_set_stays_in_the_record(made, tmp_path: Path) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
@@ -446,6 +469,7 @@ def test_accuracy_of_another_set_stays_in_the_record(made, tmp_path: Path) -> No
     assert set(verify(folder, [(other, "there", "source")], runs=RUNS).accuracy) == {"there"}
 
 
+@unhurried
 def test_nothing_detected_is_nothing_compared(made, tmp_path: Path, printed: Console) -> None:
     run, folder = copy(made, tmp_path)
     blind = squares.SquareDetector()
@@ -461,6 +485,7 @@ def test_nothing_detected_is_nothing_compared(made, tmp_path: Path, printed: Con
     assert "0 detections matched" not in text
 
 
+@unhurried
 def test_a_loss_is_that_of_the_worst_set(made, tmp_path: Path) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
@@ -492,6 +517,7 @@ def job_of(made, root: Path, sees: tuple[bool, bool]) -> tuple[Path, Run]:
     return folder, baseline
 
 
+@unhurried
 def test_the_gain_is_against_the_baseline_beside_the_run(made, tmp_path: Path, printed: Console) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 12)
     folder, baseline = job_of(made, tmp_path, (True, False))
@@ -516,6 +542,7 @@ def test_the_gain_is_against_the_baseline_beside_the_run(made, tmp_path: Path, p
     assert cells(result.model_copy(update={"budget": strict}), ())[0] == "failed: min_gain_ap50"
 
 
+@unhurried
 def test_a_class_that_fell_breaks_its_limit_though_the_mean_gained(made, tmp_path: Path) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 12)
     folder, baseline = job_of(made, tmp_path, (True, True))
@@ -536,6 +563,7 @@ def test_a_class_that_fell_breaks_its_limit_though_the_mean_gained(made, tmp_pat
     assert again.measured(1).class_drop_ap50 == pytest.approx(0.0)
 
 
+@unhurried
 def test_limits_of_the_target_are_not_met_by_the_source(made, tmp_path: Path) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 3)
     folder, _ = job_of(made, tmp_path, (True, False))
@@ -563,6 +591,7 @@ def test_what_source_only_is(made, tmp_path: Path) -> None:
     shutil.move(tmp_path.with_name("moved"), tmp_path)
 
 
+@unhurried
 def test_a_source_detector_that_has_not_learnt_is_said_first(made, tmp_path: Path, printed: Console) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 3)
     folder, _ = job_of(made, tmp_path, (True, True))
@@ -578,6 +607,7 @@ def test_a_source_detector_that_has_not_learnt_is_said_first(made, tmp_path: Pat
     )
 
 
+@unhurried
 def test_what_cannot_be_stored_is_said_and_told_all_the_same(
     made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +621,7 @@ def test_what_cannot_be_stored_is_said_and_told_all_the_same(
     assert result.notes[-1] == "this verification was not stored: the disk is full"
 
 
+@unhurried
 def test_a_file_of_an_earlier_version_is_read_and_judged(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
     now = json.loads(verify(folder, [], Budget(size_mb=10), runs=RUNS).model_dump_json())

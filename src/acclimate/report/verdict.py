@@ -294,7 +294,7 @@ def _gap(content: Content) -> Gap | None:
     if before is None or after is None or first is None or second is None:
         return None
     found = changed(first.on(content.target), second.on(content.target))
-    return Gap(before, after, _ap50(content.eager("oracle"), content), found.ap50 if found else None)
+    return Gap(before, after, _ap50(content.eager("oracle"), content), found.ap50) if found is not None else None
 
 
 def interval(change: Change | None) -> str:
@@ -311,6 +311,12 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
         known = next((value for value in both if value is not None), None)
         if known is None:
             return Sentence("What adaptation gains cannot be said: no accuracy on the target was measured.", "neutral")
+        if None not in both:
+            return Sentence(
+                "What adaptation gains cannot be said: the two models were measured on other images; evaluate both on "
+                "the same set.",
+                "bad",
+            )
         return Sentence(
             f"What adaptation gains cannot be said: only one of the two models was measured on the target "
             f"(AP50 {points(known)} points).",
