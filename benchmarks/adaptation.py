@@ -344,7 +344,7 @@ def mean_and_interval(values: Sequence[float]) -> str:
 def summary(column: str = "target_ap50") -> Iterator[str]:
     """A table in Markdown: means over seeds, the paired gain with its interval, and the share of the gap that it is."""
     yield (
-        "| pair | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | oracle | oracle with source "
+        "| pair | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | oracle | oracle, both "
         "| gain, chosen | gap closed |"
     )
     yield "|" + "---|" * 10
@@ -386,9 +386,8 @@ def source_summary() -> Iterator[str]:
     """What adaptation costs on the source, how alive the networks are, and what the label-free choice is worth."""
     scores = sorted({part.split("=")[0] for row in rows.read(CSV) for part in row["taus"].split()})
     yield (
-        "| pair | source, source-only | source, adapted | dead channels, source-only | adapted | regret of the choice | "
-        + " | ".join(f"tau of {name}" for name in scores)
-        + " |"
+        "| pair | source, source-only | source, adapted | dead channels, source-only | adapted | regret of the choice |"
+        + "".join(f" tau of {name} |" for name in scores)
     )
     yield "|" + "---|" * (6 + len(scores))
 

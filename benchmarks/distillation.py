@@ -30,9 +30,9 @@ import rows
 from acclimate import stages, workflow
 from acclimate.config import AdaptConfig, Budget, Config, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.evaluate import evaluate_detector
+from acclimate.export.base import complexity, frozen_copy
 from acclimate.models import detector as models
 from acclimate.run import Evaluation, Run, machine
-from acclimate.runtimes.base import complexity, frozen_copy
 
 HERE = Path(__file__).parent
 CSV = HERE / "distillation.csv"

@@ -26,12 +26,13 @@ import adaptation
 import rows
 from acclimate.data import formats
 from acclimate.data.dataset import draw
+from acclimate.edge import engines
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision
+from acclimate.export import available, base, exporter
 from acclimate.models import detector as models
 from acclimate.run import Run, machine
-from acclimate.runtimes import base
 from latency import median_ms, peak, rates
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -43,7 +44,7 @@ REFERENCE = ("onnx", "fp32")
 
 def variants(runtimes: Sequence[str]) -> list[tuple[str, base.Precision]]:
     """What is compared: every precision of every runtime, the reference among them."""
-    found = [(name, precision) for name in runtimes for precision in base.runtime(name).precisions]
+    found = [(name, precision) for name in runtimes for precision in exporter(name).precisions]
     return found if REFERENCE in found else [("onnx", "fp32"), *found]
 
 
@@ -93,7 +94,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
                 "processor": machine()["processor"],
-                "engine": base.engine(name),
+                "engine": engines.engine(name).version(),
             },
         )
 
@@ -109,7 +110,7 @@ def exported(
 ) -> tuple[Predictor, float, float]:  # fmt: skip
     """A detector as an artifact in a folder of its own below `folder`: loaded, AP50 on test images, size in MB."""
     own = Path(tempfile.mkdtemp(dir=folder)) / f"{runtime}-{precision}"
-    artifact = base.runtime(runtime).export(detector, own, precision, calibration)
+    artifact = exporter(runtime).export(detector, own, precision, calibration)
     predictor = Predictor(artifact)
     found = [predictor(read_image(image.path)) for image in truth.images]
     ap50 = average_precision(found, truth, data=truth.name, role="target", model=own.name).ap50
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", nargs="+", default=["day->night", "raabin->bccd", "clear->fog"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--runtimes", nargs="+", default=[n for n in base.available("export") if n != "eager"])
+    parser.add_argument("--runtimes", nargs="+", default=available())
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each artifact in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--test-images", type=int, default=adaptation.TEST_IMAGES)

@@ -26,10 +26,11 @@ from acclimate import workflow
 from acclimate.config import Config, ScheduleConfig
 from acclimate.data import formats
 from acclimate.data.dataset import draw
+from acclimate.edge import engines
 from acclimate.edge.predict import Predictor
+from acclimate.export import base
 from acclimate.models import detector as models
 from acclimate.run import Run, machine
-from acclimate.runtimes import base
 
 CSV = Path(__file__).with_suffix(".csv")
 RUNS = Path(__file__).parents[1] / "runs" / "front"
@@ -117,7 +118,7 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
                 "processor": machine()["processor"],
-                "engine": base.engine("onnx"),
+                "engine": engines.engine("onnx").version(),
             },
         )
 

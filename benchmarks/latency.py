@@ -26,10 +26,11 @@ import torch
 import rows
 from acclimate.config import ModelConfig
 from acclimate.data import scenes
+from acclimate.edge.engines import engine
 from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.run import machine
-from acclimate.runtimes.base import runtime
 
 CSV = Path(__file__).with_suffix(".csv")
 SIDE = 1024
@@ -101,10 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calls: dict[str, Callable[[], Any]] = {"eager": lambda eager=eager, tensor=tensor: eager(tensor)}
             macs = 0.0
             for precision in ("fp32", "int8"):
-                engine = runtime("onnx")
-                artifact = engine.export(detector, Path(temporary) / f"{name} {precision}", precision, paths)
+                artifact = exporter("onnx").export(detector, Path(temporary) / f"{name} {precision}", precision, paths)
                 macs = float(artifact.manifest.notes["macs_m"])
-                network = engine.load(artifact, 1)
+                network = engine("onnx").load(artifact, 1)
                 calls[f"onnx {precision}"] = lambda network=network, canvas=canvas: network(canvas)
             rounds = [
                 {key: median_ms(call, options.runs) for key, call in {**peaks, **calls}.items()}

@@ -28,13 +28,14 @@ import rows
 from acclimate import workflow
 from acclimate.data import formats
 from acclimate.data.dataset import choose, draw
+from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact, MixedPrecision
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision
+from acclimate.export import base, exporter
 from acclimate.models import detector as models
 from acclimate.run import Evaluation, Run, machine
-from acclimate.runtimes import base
 from acclimate.select import mixed
 from acclimate.select.score import agreement
 from acclimate.structures import Detections
@@ -116,9 +117,7 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for runtime in dict.fromkeys(runtime for runtime, *_ in wanted):
-            exporter = base.runtime(runtime)
-            assert isinstance(exporter, base.Mixes)
-            single = exporter.export(detector, folder / f"{runtime}-fp32", "fp32", ())
+            single = exporter(runtime).export(detector, folder / f"{runtime}-fp32", "fp32", ())
             before = {role: evaluate(single, truth, role) for role, truth in tests.items()}
             reference = detect(single, compared)
             for _, start, tolerance, steps in (one for one in wanted if one[0] == runtime):
@@ -138,7 +137,7 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
                         found.append(mixed.mix(graph.layers, agrees, float(asked), len(compared)))
                     return found[-1].in_float if found else ()
 
-                artifact = exporter.export_mixed(exported, folder / f"{runtime}-int8", images, select)
+                artifact = exporter(runtime).export(exported, folder / f"{runtime}-int8", "int8", images, select)
                 minutes = (time.monotonic() - began) / 60
                 after = {role: evaluate(artifact, truth, role) for role, truth in tests.items()}
                 row = {
@@ -162,7 +161,7 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
                     },
                     "test_images": len(tests["target"].images),
                     "export_minutes": f"{minutes:.2f}",
-                    "engine": base.engine(runtime),
+                    "engine": engines.engine(runtime).version(),
                     "processor": machine()["processor"],
                 }  # fmt: skip
                 rows.append(options.csv, row)

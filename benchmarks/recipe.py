@@ -39,6 +39,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
 """How the source detector is trained: overrides of `adaptation.config`."""
 
 TEACHER = "adapt.teacher"
+SHORT = ("schedule.steps=200", "schedule.checkpoint_every=200")
+"""A third of the length, to see in which direction an option goes."""
 WAYS: dict[str, tuple[str, ...]] = {
     "source-only": (f"{TEACHER}=none", "augment.style=0"),
     "teacher": (f"{TEACHER}.regression=0",),
@@ -53,6 +55,27 @@ WAYS: dict[str, tuple[str, ...]] = {
     "boxes-target-statistics": (f"{TEACHER}.regression=1", "adapt.statistics=target"),
     "boxes-fourier": (f"{TEACHER}.regression=1", "augment.fourier=0.5", "augment.fourier_beta=0.02"),
     "boxes-no-style": (f"{TEACHER}.regression=1", "augment.style=0"),
+    "boxes-domain-statistics": (f"{TEACHER}.regression=1", "adapt.statistics=domain"),
+    "boxes-domain-no-style": (f"{TEACHER}.regression=1", "adapt.statistics=domain", "augment.style=0"),
+    "boxes-mask": (f"{TEACHER}.regression=1", "augment.mask=0.5"),
+    "boxes-large-flipped": (f"{TEACHER}.regression=1", f"{TEACHER}.scale=1.5", f"{TEACHER}.flip=true"),
+    "boxes-mix": (f"{TEACHER}.regression=1", f"{TEACHER}.mix=1"),
+    "boxes-adaptive": (f"{TEACHER}.regression=1", f"{TEACHER}.threshold=adaptive"),
+    "boxes-weather": (f"{TEACHER}.regression=1", "augment.weather=0.5"),
+    "boxes-balance": (f"{TEACHER}.regression=1", "augment.balance=target"),
+    **{
+        f"short-{name}": (*SHORT, *options)
+        for name, options in {
+            "source-only": (f"{TEACHER}=none", "augment.style=0"),
+            "style": (f"{TEACHER}=none",),
+            "boxes": (f"{TEACHER}.regression=1",),
+            "boxes-doubt-0.05": (f"{TEACHER}.regression=1", f"{TEACHER}.doubt=0.05"),
+            "boxes-doubt-0": (f"{TEACHER}.regression=1", f"{TEACHER}.doubt=0"),
+            "soft": (f"{TEACHER}.boxes=0", f"{TEACHER}.soft=5"),
+            "boxes-half": (f"{TEACHER}.regression=1", f"{TEACHER}.boxes=0.5"),
+            "boxes-large": (f"{TEACHER}.regression=1", f"{TEACHER}.scale=1.5", f"{TEACHER}.doubt=0.05"),
+        }.items()
+    },
     "statistics-alone": (f"{TEACHER}=none", "augment.style=0.5"),
 }
 """How it is adapted: overrides of the same."""
@@ -65,12 +88,13 @@ def run(pair: str, source: str, way: str, console: Console) -> None:
         return
     family, domain, target = adaptation.PAIRS[pair]
     base = adaptation.config(pair, SEED).model_dump(mode="json")
-    settings = parse(Config, merge(base, [*SOURCES[source], *WAYS.get(way, ())]), where=f"{source} {way}")
+    first = parse(Config, merge(base, SOURCES[source]), where=source)
     start = RUNS / f"{family}-{domain}-{source}"
-    trained = workflow.train(settings, start, console=console)
+    trained = workflow.train(first, start, console=console)
     if way == "none":
-        record(pair, source, way, trained, [(settings.train.steps, None)])
+        record(pair, source, way, trained, [(first.train.steps, None)])
         return
+    settings = parse(Config, merge(base, [*SOURCES[source], *WAYS[way]]), where=f"{source} {way}")
     images = adaptation.target_list(family, domain if way == "source-only" else target, RUNS)
     adapted = workflow.adapt(start, images, RUNS / f"{pair}-{source}-{way}", config=settings, console=console)
     record(pair, source, way, adapted, [(step, file) for step, file in checkpoints(adapted).items()])

@@ -27,10 +27,12 @@ import torch
 
 import rows
 from acclimate.config import ModelConfig
+from acclimate.edge import engines
+from acclimate.export import exporter
+from acclimate.export.base import complexity, frozen_copy
 from acclimate.models import detector as models
 from acclimate.models import disentangled
 from acclimate.run import machine
-from acclimate.runtimes.base import complexity, frozen_copy, runtime
 
 CSV = Path(__file__).with_suffix(".csv")
 CLASSES = [f"class {i}" for i in range(8)]
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    onnx = runtime("onnx")
+    onnx, runs = exporter("onnx"), engines.engine("onnx")
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         for name in options.models:
             size = MODELS[name]["image_size"]
@@ -89,13 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for head in dict.fromkeys(["sibling", *options.heads]):
                 detector = build(MODELS[name], head)
                 macs[head] = complexity(detector)["macs_m"]
-                network = onnx.load(onnx.export(detector, Path(temporary) / name / head, "fp32", []), 1)
+                network = runs.load(onnx.export(detector, Path(temporary) / name / head, "fp32", []), 1)
                 eager[head] = lambda detector=detector, tensor=tensor: detector(tensor)
                 exported[head] = lambda network=network, image=image: network(image)
                 if head == "disentangled":
                     with patch.object(disentangled, "_sample_by_gather", disentangled._sample_by_grid):
                         artifact = onnx.export(detector, Path(temporary) / name / "gridsample", "fp32", [])
-                    network = onnx.load(artifact, 1)
+                    network = runs.load(artifact, 1)
                     macs["gridsample"] = macs[head]
                     exported["gridsample"] = lambda network=network, image=image: network(image)
             for engine, calls in (("eager", eager), ("onnx", exported)):

@@ -487,7 +487,7 @@ def test_report_and_scenes_name_their_result(project: Path, capsys: pytest.Captu
     [
         (["train", "job.toml", "--out", "x"], "acclimate.adapt.engine", "fit"),
         (["adapt", "source", "--target", TARGET, "--out", "x"], "acclimate.adapt.engine", "fit"),
-        (["export", "source", "--precision", "fp32"], "acclimate.runtimes.onnx", "write_graph"),
+        (["export", "source", "--precision", "fp32"], "acclimate.export.onnx", "write_graph"),
         (["verify", ARTIFACT], "acclimate.verify", "bench_apart"),
         (["predict", ARTIFACT, TARGET, "--out", "x"], "acclimate.edge.predict", "draw"),
         (["scenes", "x", "--images", "2"], "acclimate.data.scenes", "_write_scene"),

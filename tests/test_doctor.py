@@ -222,10 +222,10 @@ def test_a_narrow_terminal_leaves_commands_whole() -> None:
 
 
 def test_every_runtime_of_the_table_has_a_line() -> None:
-    from acclimate.runtimes import base
+    from acclimate.edge.engines import ENGINES
 
     lines = [check for check in doctor.diagnose() if check.area == "runtimes"]
-    assert [check.name for check in lines] == list(base.RUNTIMES)
+    assert [check.name for check in lines] == list(ENGINES)
 
 
 def test_the_extras_that_no_other_line_lists_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,10 +242,9 @@ def test_the_extras_that_no_other_line_lists_have_one(monkeypatch: pytest.Monkey
 
 
 def test_a_runtime_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from acclimate.runtimes import base
+    from acclimate.edge.engines.ncnn import Ncnn
 
-    entry = base.Entry("acclimate.runtimes.none:None", ("no_such_package",), (), "none")
-    monkeypatch.setitem(base.RUNTIMES, "none", entry)
-    check = by_name(doctor.diagnose())["none"]
+    monkeypatch.setattr(Ncnn, "packages", ("no_such_package",))
+    check = by_name(doctor.diagnose())["ncnn"]
     assert check.state == "warn"
-    assert "acclimate[none]" in check.way_out
+    assert check.way_out == "ncnn needs no_such_package: pip install 'acclimate[ncnn]'"

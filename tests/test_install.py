@@ -52,7 +52,7 @@ def test_the_base_package_brings_no_training_library(base: Path) -> None:
 
 def test_everything_for_the_device_loads(base: Path, tmp_path: Path) -> None:
     program = (
-        "import importlib, pkgutil, acclimate, acclimate.edge, acclimate.runtimes.base, acclimate.runtimes.onnx\n"
+        "import importlib, pkgutil, acclimate, acclimate.edge, acclimate.edge.engines.onnx, acclimate.export.onnx\n"
         "for found in pkgutil.iter_modules(acclimate.edge.__path__):\n"
         "    importlib.import_module(f'acclimate.edge.{found.name}')\n"
         "print(acclimate.__file__)\n"
@@ -100,12 +100,12 @@ def test_an_artifact_detects_there_what_it_detects_here(base: Path, tmp_path: Pa
 
     from acclimate.config import ModelConfig
     from acclimate.edge.predict import predict_folder
+    from acclimate.export import exporter
     from acclimate.models import detector as models
-    from acclimate.runtimes.base import runtime
 
     torch.manual_seed(0)
     detector = models.build(models.specify(ModelConfig(size="nano", image_size=(96, 128)), ["car"]), "none").eval()
-    artifact = runtime("onnx").export(detector, tmp_path / "artifact", "fp32", ())
+    artifact = exporter("onnx").export(detector, tmp_path / "artifact", "fp32", ())
     picture = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "1.png"), picture)

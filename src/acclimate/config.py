@@ -411,10 +411,11 @@ class AdaptConfig(Options):
 
     supervised: float = Field(default=1.0, ge=0)
     teacher: TeacherConfig | None = TeacherConfig()
-    statistics: Literal["mixed", "target", "domain"] = "mixed"
+    statistics: Literal["mixed", "target", "domain", "frozen"] = "mixed"
     """What BatchNorm's running statistics describe after a method that sees target images: the mixture that was trained
     on, or the target alone, from which they are then taken anew at the end; `domain` also normalises each domain's
-    images by their own statistics while training."""
+    images by their own statistics while training; `frozen` keeps the backbone's normalisation as the source training
+    left it, which is where suppression acts."""
     adversarial: AdversarialConfig | None = None
     suppression: SuppressionConfig | None = None
     distillation: DistillationConfig | None = None

@@ -335,17 +335,17 @@ def _reachable(host: str) -> bool:
 
 
 def _runtimes() -> Iterator[Check]:
-    """One line a row of the runtimes' table."""
-    from acclimate.runtimes import base
+    """One line a row of the engines' table."""
+    from acclimate.edge.engines import ENGINES, engine
+    from acclimate.export import exporter
 
-    for name in base.RUNTIMES:
-        load, export = base.why_not(name, "load"), base.why_not(name, "export")
-        if load:
+    for name in ENGINES:
+        if load := engine(name).missing():
             yield Check("runtimes", name, "warn", "not installed", load)
-        elif export:
+        elif export := exporter(name).missing():
             yield Check("runtimes", name, "ok", f"loads artifacts; to export, {export}")
         else:
-            precisions = ", ".join(base.runtime(name).precisions)
+            precisions = ", ".join(exporter(name).precisions)
             yield Check("runtimes", name, "ok", f"loads artifacts, exports {precisions}")
 
 

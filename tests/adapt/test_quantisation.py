@@ -35,14 +35,15 @@ from acclimate.config import (
     TwoStageConfig,
 )
 from acclimate.data.formats import LabelledSet
+from acclimate.edge import engines
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
+from acclimate.export import base, exporter
+from acclimate.export.onnx import Onnx, quantised_modules
 from acclimate.models.detector import Detector, build, specify
+from acclimate.models.predict import network
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.run import Run
-from acclimate.runtimes import base
-from acclimate.runtimes.eager import network
-from acclimate.runtimes.onnx import quantised_modules, quantiser
 from acclimate.structures import Batch
 from tiny_job import config as tiny_config
 from tiny_job import make_data
@@ -109,9 +110,8 @@ def test_weights_are_rounded_as_onnx_runtime_rounds_them(tmp_path: Path) -> None
     plain = base.frozen_copy(detector(norm="frozen"))
     paths = squares.write_scenes(tmp_path / "scenes", 2).paths
     canvases = [letterbox(read_image(path), plain.spec.image_size)[0] for path in paths]
-    with quantiser(plain, canvases) as graph:
-        graph.write(tmp_path / "int8.onnx")
-    made = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    Onnx().quantise(plain, canvases, tmp_path).write(tmp_path)
+    made = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer}
     modules = [name for name in quantised_modules(plain) if f"{name}.weight_quantized" in made]
     assert len(modules) > 10
     for name in modules:
@@ -253,8 +253,8 @@ def test_int8_comes_closer_to_fp32(tmp_path: Path) -> None:
 
     def error(name: str) -> float:
         """Of the INT8 artifact on images that it was neither trained nor calibrated on."""
-        artifact = base.runtime("onnx").export(student, tmp_path / name, "int8", paths[:8])
-        found = logits(base.runtime("onnx").load(artifact, 1), images[8:])
+        artifact = exporter("onnx").export(student, tmp_path / name, "int8", paths[:8])
+        found = logits(engines.engine("onnx").load(artifact, 1), images[8:])
         return float(np.sqrt(np.square(found - reference).mean()))
 
     before = error("before")

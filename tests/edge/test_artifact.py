@@ -7,8 +7,8 @@ import pytest
 
 from acclimate.edge.artifact import FORMAT, Artifact, ArtifactManifest, Decode
 from acclimate.errors import AcclimateError
+from acclimate.export.base import annotate
 from acclimate.run import file_digest
-from acclimate.runtimes.base import annotate
 
 
 @pytest.fixture

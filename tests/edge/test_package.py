@@ -28,8 +28,8 @@ from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
 from acclimate.edge.package import FILES, FORMAT, Package, differences, locked, opened, pack, unpack
 from acclimate.edge.predict import Predictor, predict_folder
 from acclimate.errors import AcclimateError
+from acclimate.export import exporter
 from acclimate.run import file_digest
-from acclimate.runtimes import base
 
 LOCK = ["numpy==2.0.0", "onnxruntime==1.0.0"]
 
@@ -37,7 +37,7 @@ LOCK = ["numpy==2.0.0", "onnxruntime==1.0.0"]
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifacts") / "onnx-fp32"
-    return base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
+    return exporter("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor, predict_folder
 from acclimate.edge.video import Video
 from acclimate.errors import AcclimateError
-from acclimate.runtimes import base
+from acclimate.export import exporter
 from acclimate.structures import Detections
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifacts") / "onnx-fp32"
-    return base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
+    return exporter("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
 
 
 @pytest.fixture

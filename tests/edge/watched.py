@@ -12,7 +12,7 @@ import numpy as np
 import coloured_squares as squares
 from acclimate.edge import monitor
 from acclimate.edge.predict import Predictor
-from acclimate.runtimes import base
+from acclimate.export import base, exporter
 
 SIZE = (96, 128)
 
@@ -27,7 +27,7 @@ def frame(number: int, foggy: bool = False) -> np.ndarray:
 
 def export(folder: Path, known: bool = True) -> Path:
     """An artifact, with a reference where it is `known`."""
-    artifact = base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", [])
+    artifact = exporter("onnx").export(squares.SquareDetector(), folder, "fp32", [])
     if known:
         images = folder.parent / f"{folder.name}-domain"
         put_images(images, range(100, 164))

@@ -20,6 +20,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, roi_align
 
 from acclimate.config import ModelConfig
+from acclimate.edge.engines import engine
+from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.models.disentangled import (
     DisentangledHead,
@@ -33,7 +35,6 @@ from acclimate.models.disentangled import (
 )
 from acclimate.models.pooling import levels, pool
 from acclimate.models.roi_heads import BINS, RoiHead
-from acclimate.runtimes.base import runtime
 from acclimate.structures import Annotations
 
 STRIDES = (8, 16, 32)
@@ -412,9 +413,9 @@ def test_the_artifact_detects_what_the_detector_detects(head: str, tmp_path: Pat
     with torch.no_grad():
         built.roi_head.classify.weight.mul_(100)
         built.roi_head.regress.weight.mul_(100)
-    artifact = runtime("onnx").export(built, tmp_path / "artifacts" / head, "fp32", [])
+    artifact = exporter("onnx").export(built, tmp_path / "artifacts" / head, "fp32", [])
     images = 255 * torch.rand(1, 3, 64, 96)
-    network = runtime("onnx").load(artifact, 1)
+    network = engine("onnx").load(artifact, 1)
     outputs = network(images.numpy())
     with torch.no_grad():
         expected = built(images)

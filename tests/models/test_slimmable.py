@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from acclimate.config import ModelConfig, SlimmableConfig
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
+from acclimate.export.onnx import Onnx
 from acclimate.models.channels import follow, round_channels, sort
 from acclimate.models.dense import DenseDetector
 from acclimate.models.detector import DetectorSpec, build, load, parameters, save, specify
@@ -36,7 +37,6 @@ from acclimate.models.slimmable import (
     macs,
 )
 from acclimate.models.statistics import recalibrate
-from acclimate.runtimes.onnx import Onnx
 
 CHOICES = (0.25, 0.5, 0.75, 1.0)
 BACKBONES = ("test_efficientnet", "test_resnet")

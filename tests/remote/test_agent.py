@@ -29,11 +29,11 @@ from acclimate.edge.images import read_image
 from acclimate.edge.package import pack
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
+from acclimate.export import exporter
 from acclimate.remote import client
 from acclimate.remote.client import DeviceError, Remote
 from acclimate.remote.identity import Address
 from acclimate.remote.store import Store
-from acclimate.runtimes import base
 
 ABSENT = "0" * 64
 
@@ -41,7 +41,7 @@ ABSENT = "0" * 64
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifacts") / "onnx-fp32"
-    return base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
+    return exporter("onnx").export(squares.SquareDetector(), folder, "fp32", []).folder
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from running_agent import Running, running
 import coloured_squares as squares
 from acclimate import cli, workflow
 from acclimate.edge.artifact import Artifact
+from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
 from acclimate.remote.client import DeviceError
 from acclimate.remote.identity import address
 from acclimate.run import Manifest, Run
-from acclimate.runtimes import base
 from acclimate.verification.measure import verify
 from acclimate.verification.record import load, saved, verifications
 from acclimate.workflow import delivery
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     detector = squares.SquareDetector()
     detectors.save(detector, run.path)
     run.finish("done")
-    artifact = base.runtime("onnx").export(detector, run.path / "artifacts" / "onnx-int8", "int8", scenes.paths)
+    artifact = exporter("onnx").export(detector, run.path / "artifacts" / "onnx-int8", "int8", scenes.paths)
     return artifact.folder, scenes
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from acclimate.config import Budget
-from acclimate.models import detector as detectors
-from acclimate.runtimes.base import complexity, frozen_copy
-from acclimate.runtimes.eager import Eager
+from acclimate.export import exporter
+from acclimate.export.base import complexity, frozen_copy
 from acclimate.select import budget as costs
 from acclimate.select.budget import Cost, Sample, Table, Width, fit, representative, take
 from coloured_squares import SquareDetector, scene
@@ -88,7 +87,6 @@ def test_a_table_is_taken_from_artifacts_that_are_timed_in_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three artifacts that take known times, by a clock of the test's own."""
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
     order: list[str] = []
     slow, clock = {"a": 0.001, "b": 0.004, "c": 0.008}, [0.0]
     monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
@@ -105,7 +103,7 @@ def test_a_table_is_taken_from_artifacts_that_are_timed_in_turns(
 
     def export(width: Width) -> tuple[Path, Cost]:
         detector = SquareDetector()
-        artifact = Eager().export(detector, tmp_path / names[width], "fp32", ())
+        artifact = exporter("onnx").export(detector, tmp_path / names[width], "fp32", ())
         counted = complexity(frozen_copy(detector))
         return artifact.folder, Cost(
             macs_m=counted["macs_m"] * width[0], parameters=int(counted["parameters"]), size_mb=artifact.size_mb
@@ -113,7 +111,7 @@ def test_a_table_is_taken_from_artifacts_that_are_timed_in_turns(
 
     told: list[tuple[int, int]] = []
     table = take(
-        list(names), 1, export, [scene(0)[0]], runtime="eager", precision="fp32", threads=1, rounds=2,
+        list(names), 1, export, [scene(0)[0]], runtime="onnx", precision="fp32", threads=1, rounds=2,
         progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import coloured_squares as squares
 from acclimate.data.formats import LabelledSet
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
-from acclimate.runtimes import onnx
+from acclimate.export.base import Quantiser
+from acclimate.export.onnx import Onnx
 from acclimate.select.mixed import held_out, measure, mix
 
 
@@ -84,13 +84,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> LabelledSet:
 
 
 @pytest.fixture(scope="module")
-def torn(scenes: LabelledSet) -> Iterator[onnx.OnnxQuantiser]:
+def torn(scenes: LabelledSet, tmp_path_factory: pytest.TempPathFactory) -> Quantiser:
     canvases = [letterbox(read_image(path), squares.CANVAS)[0] for path in scenes.paths]
-    with onnx.quantiser(Torn().eval(), canvases) as graph:
-        yield graph
+    onnx, detector = Onnx(), Torn().eval()
+    manifest = onnx._manifest(Path("artifacts/torn"), detector, "int8", None)
+    graph = onnx.quantise(detector, canvases, tmp_path_factory.mktemp("graph"))
+    return Quantiser(graph, lambda folder: onnx._network(folder, manifest))
 
 
-def test_the_layer_that_breaks_is_put_back(torn: onnx.OnnxQuantiser, scenes: LabelledSet) -> None:
+def test_the_layer_that_breaks_is_put_back(torn: Quantiser, scenes: LabelledSet) -> None:
     agrees = measure(torn, Torn().eval(), scenes.paths)
     assert agrees(torn.layers) == pytest.approx(1, abs=1e-4)
     found = mix(torn.layers, agrees, 0.95, 6)
@@ -100,7 +102,7 @@ def test_the_layer_that_breaks_is_put_back(torn: onnx.OnnxQuantiser, scenes: Lab
     assert [one.layer for one in found.alone] == ["pool", "colour"]
 
 
-def test_a_detector_that_shows_nothing_cannot_agree(torn: onnx.OnnxQuantiser, scenes: LabelledSet) -> None:
+def test_a_detector_that_shows_nothing_cannot_agree(torn: Quantiser, scenes: LabelledSet) -> None:
     silent = Torn().eval()
     with torch.no_grad():
         for head in silent.classify:

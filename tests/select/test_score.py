@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import acclimate.select.score as score_module
 from acclimate.config import AugmentConfig
 from acclimate.models.detector import Detector, DetectorSpec, build, load_weights, save_weights
 from acclimate.run import Candidate, Selection
-from acclimate.select.score import RULE, SHOWN, agreement, choose_checkpoint, consensus, rank, score, stability
+from acclimate.select.score import (
+    IMAGES,
+    KEPT,
+    RULE,
+    SHOWN,
+    SURE,
+    agreement,
+    choose_checkpoint,
+    consensus,
+    kept,
+    look,
+    plausible,
+    preference,
+    rank,
+    score,
+    stability,
+)
 from acclimate.structures import Annotations, Detections
 
 SIZE = (64, 64)
@@ -96,6 +114,61 @@ def test_consensus_counts_what_both_views_find() -> None:
     assert agreement(fewer, fewer) == pytest.approx(agreement(more, more))
     assert consensus(fewer, fewer) < consensus(more, more) == pytest.approx(1.5)
     assert consensus(more, fewer) == pytest.approx(consensus(fewer, fewer))
+
+
+def test_plausible_worked_by_hand() -> None:
+    # Class 0: both views find one of 0.5 IoU and 1.5 boxes are shown on average; class 1: nothing at all.
+    weak = [detections((0, 0, 10, 10, 0, 0.9), (30, 30, 40, 40, 0, 0.8))]
+    changed = [detections((0, 0, 10, 5, 0, 0.9))]
+    assert plausible(weak, changed, [1.5, 0], [1.5, 0]) == pytest.approx(2 * 0.5 / 3)
+    # Two opinions that hold 1.5 between them say the same; with at most one object, half a box is false.
+    assert plausible(weak, changed, [3.0, 0], [1.0, 0]) == pytest.approx(2 * 0.5 / 3)
+    assert plausible(weak, changed, [1.0, 0], [0.5, 0]) == pytest.approx(2 * 0.5 / 2.5)
+    # At least four objects: what is missing counts.
+    assert plausible(weak, changed, [4.0, 0], [6.0, 0]) == pytest.approx(2 * 0.5 / 5.5)
+    # Class 1 should be there and is not. It counts by the square root of its rate.
+    assert plausible(weak, changed, [1.5, 0.1], [1.5, 0.4]) == pytest.approx(
+        (2 * 0.5 / 3) * 1.5**0.5 / (1.5**0.5 + 0.4**0.5)
+    )
+    assert plausible(weak, changed, [0, 0], [0, 0]) == 0
+    assert plausible([], [], [1.0], [1.0]) == 0
+
+
+def test_false_boxes_that_both_views_find_raise_consensus_and_lower_plausible() -> None:
+    true = [(0, 0, 10, 10, 0, 0.9), (20, 0, 30, 10, 0, 0.9)]
+    false = [(0, 20.0 * i, 10, 20.0 * i + 10, 0, 0.8) for i in range(1, 5)]
+    honest, fooled = [detections(*true)], [detections(*true, *false)]
+    assert consensus(fooled, fooled) > consensus(honest, honest)
+    assert agreement(fooled, fooled) == agreement(honest, honest)
+    assert plausible(fooled, fooled, [2.0], [1.5]) < plausible(honest, honest, [2.0], [1.5]) == pytest.approx(1.0)
+
+
+@given(pairs, st.lists(st.floats(0, 9), min_size=2, max_size=2), st.lists(st.floats(0, 9), min_size=2, max_size=2))
+def test_plausible_is_a_share_and_its_opinions_are_alike(
+    found: list[tuple[Detections, Detections]], one: list[float], other: list[float]
+) -> None:
+    first, second = zip(*found, strict=True)
+    value = plausible(first, second, one, other)
+    assert 0 <= value <= 1 + 1e-9
+    assert value == pytest.approx(plausible(second, first, other, one))
+
+
+def test_kept_counts_what_the_start_was_sure_of() -> None:
+    start = [detections((0, 0, 10, 10, 0, 0.9), (20, 0, 30, 10, 1, SURE), (50, 0, 60, 10, 0, SURE - 0.01))]
+    assert kept(start, start) == 1
+    assert kept(start, [detections((0, 0, 10, 6, 0, SHOWN))]) == 0.5
+    assert kept(start, [detections((0, 0, 10, 4, 0, 0.9), (20, 0, 30, 10, 0, 0.9))]) == 0, (
+        "an IoU of 0.4; a wrong class"
+    )
+    assert kept([Detections.empty()], [detections(A)]) == 1
+
+
+def test_a_checkpoint_that_lost_what_the_start_was_sure_of_is_not_chosen() -> None:
+    def candidate(step: int, rule: float, share: float) -> Candidate:
+        return Candidate(step=step, scores={RULE: rule, "kept": share})
+
+    listed = [candidate(0, 0.3, 1.0), candidate(10, 0.4, KEPT), candidate(20, 0.9, KEPT - 0.01)]
+    assert max(listed, key=preference).step == 10
 
 
 def test_matching_is_the_best_one_to_one_and_not_greedy() -> None:
@@ -214,10 +287,14 @@ def test_scores_of_a_detector(trained) -> None:  # type: ignore[no-untyped-def]
     model.backbone.eval()
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    found = score(model, canvases, canvases, seed=3)
+    looks = look(model, canvases, canvases, seed=3)
+    found = score(looks, looks, [1.0])
     assert found["agreement"] == pytest.approx(1.0, abs=1e-5), "two views of the same pixels"
     assert 0 < found["stability"] <= 1
-    assert score(model, canvases, canvases, seed=3) == found
+    assert found["kept"] == 1
+    assert found["plausible"] > 0.5
+    again = look(model, canvases, canvases, seed=3)
+    assert score(again, again, [1.0]) == found
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -230,7 +307,7 @@ def test_the_trained_checkpoint_is_chosen_and_left_in_the_detector(trained, tmp_
     for checkpoints, best in (({100: weights, 200: random}, 100), ({100: random, 200: weights}, 200)):
         model = detector()
         chosen = choose_checkpoint(
-            model, checkpoints, paths, AugmentConfig(), seed=1, count=4, progress=lambda *now: ticks.append(now)
+            model, checkpoints, paths, AugmentConfig(), 1, [1.0], count=4, progress=lambda *now: ticks.append(now)
         )
         assert chosen.chosen_step == best
         assert chosen.rule == RULE
@@ -243,4 +320,19 @@ def test_the_trained_checkpoint_is_chosen_and_left_in_the_detector(trained, tmp_
 
 def test_between_equals_the_later_checkpoint_is_chosen(trained) -> None:  # type: ignore[no-untyped-def]
     weights, paths, _ = trained
-    assert choose_checkpoint(detector(), {5: weights, 9: weights}, paths, AugmentConfig(), 0).chosen_step == 9
+    assert choose_checkpoint(detector(), {5: weights, 9: weights}, paths, AugmentConfig(), 0, [1.0]).chosen_step == 9
+
+
+def test_many_checkpoints_look_at_fewer_images(trained, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    weights, paths, _ = trained
+    asked: list[int] = []
+    choose = score_module.choose
+
+    def counting(listed: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
+        asked.append(count)
+        return choose(listed, count, seed)
+
+    monkeypatch.setattr(score_module, "choose", counting)
+    for many in (1, 16, 60):
+        choose_checkpoint(detector(), dict.fromkeys(range(many), weights), paths[:1], AugmentConfig(), 0, [1.0])
+    assert asked == [IMAGES, 30, 16]

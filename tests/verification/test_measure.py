@@ -16,9 +16,9 @@ from acclimate.config import Budget
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity
 from acclimate.errors import AcclimateError
+from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
-from acclimate.runtimes import base
 from acclimate.structures import Detections
 from acclimate.verification import measure
 from acclimate.verification.measure import contents, source_only, verify
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     run.finish("done")
     for precision in ("fp32", "int8"):
         folder = run.path / "artifacts" / f"onnx-{precision}"
-        base.runtime("onnx").export(detector, folder, precision, scenes.paths)
+        exporter("onnx").export(detector, folder, precision, scenes.paths)
     return run, scenes
 
 
@@ -188,7 +188,7 @@ def test_a_loss_of_accuracy_fails(made, tmp_path: Path, printed: Console) -> Non
     worse = squares.SquareDetector()
     with torch.no_grad():
         worse.classify[1].weight[1] = 0  # no longer sees blue
-    base.runtime("onnx").export(worse, folder, "fp32", [])
+    exporter("onnx").export(worse, folder, "fp32", [])
     result = verify(folder, [(scenes, "squares_test", "target")], runs=RUNS)
     accuracy = result.accuracy["squares_test"]
     assert not result.passed
@@ -450,11 +450,11 @@ def test_a_repeat_measures_the_latency_alone(made, tmp_path: Path, monkeypatch: 
     first = verify(folder, [(changed, "here", "target")], runs=RUNS, anew="latency")
     changed.paths[0].write_bytes(changed.paths[1].read_bytes())
     assert verify(folder, [(changed, "here", "target")], runs=RUNS, anew="latency").accuracy != first.accuracy
-    base.runtime("onnx").export(squares.SquareDetector(), folder, "fp32", [])
+    exporter("onnx").export(squares.SquareDetector(), folder, "fp32", [])
     worse = squares.SquareDetector()
     with torch.no_grad():
         worse.classify[1].weight[1] = 0
-    base.runtime("onnx").export(worse, folder, "fp32", [])
+    exporter("onnx").export(worse, folder, "fp32", [])
     assert verify(folder, [], runs=RUNS, anew="latency").accuracy == {}
 
 
@@ -477,7 +477,7 @@ def test_nothing_detected_is_nothing_compared(made, tmp_path: Path, printed: Con
         for head in blind.classify:
             head.bias.fill_(-30)
     detectors.save(blind, run.path)
-    base.runtime("onnx").export(blind, folder, "fp32", [])
+    exporter("onnx").export(blind, folder, "fp32", [])
     result = verify(folder, [], images=made[1].paths, runs=RUNS)
     print_verification(result, printed)
     text = printed.file.getvalue()  # type: ignore[attr-defined]
@@ -513,7 +513,7 @@ def job_of(made, root: Path, sees: tuple[bool, bool]) -> tuple[Path, Run]:
         detectors.save(detector, run.path)
         run.finish("done")
     folder = adapted.path / "artifacts" / "onnx-fp32"
-    base.runtime("onnx").export(whole, folder, "fp32", [])
+    exporter("onnx").export(whole, folder, "fp32", [])
     return folder, baseline
 
 
@@ -549,7 +549,7 @@ def test_a_class_that_fell_breaks_its_limit_though_the_mean_gained(made, tmp_pat
     worse = squares.SquareDetector()
     with torch.no_grad():
         worse.classify[1].weight[1] = 0
-    base.runtime("onnx").export(worse, folder, "fp32", [])
+    exporter("onnx").export(worse, folder, "fp32", [])
     detectors.save(worse, folder.parent.parent)
     budget = Budget(min_gain_ap50=-1, max_class_drop_ap50=0.1)
     result = verify(folder, [(scenes, "here", "target")], budget, runs=RUNS)

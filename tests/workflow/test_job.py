@@ -59,8 +59,8 @@ def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever takes time fails the test."""
     from acclimate import verify
     from acclimate.adapt import engine
+    from acclimate.export.onnx import Onnx
     from acclimate.models import predict
-    from acclimate.runtimes.onnx import Onnx
     from acclimate.select import score
 
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
@@ -372,7 +372,7 @@ def test_adaptation_goes_on_after_ctrl_c_in_the_choice(job: workflow.Job, tmp_pa
 
 
 def test_an_interrupted_export_leaves_nothing_and_can_be_repeated(copy: Config) -> None:
-    from acclimate.runtimes import onnx
+    from acclimate.export import onnx
 
     artifacts = copy.out / "adapted" / "artifacts"
     before = tree(artifacts)

@@ -13,6 +13,7 @@ from acclimate.adapt.objective import GradientTransform, Term
 from acclimate.adapt.slim import Slim
 from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
+from acclimate.models.backbones import Backbone
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -56,6 +57,10 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: i
     Raises:
         AcclimateError: no term is left, or the method is not for this kind of detector.
     """
+    if config.statistics == "frozen":
+        for part in detector.modules():
+            if isinstance(part, Backbone):
+                part.hold_norms()
     transforms = [
         made
         for field, where in TRANSFORMS.items()

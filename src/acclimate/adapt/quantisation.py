@@ -5,7 +5,7 @@ Jacob et al., Quantization and Training of Neural Networks for Efficient Integer
 rounding (Bengio et al. 2013, arXiv 1308.3432). The lesson is the detector as it was before, in fp32, on the same pixels
 of unlabelled target images: what differs is what rounding did, and nothing else is learnt. No label is read.
 
-What is rounded is what the INT8 runtimes round (`runtimes.onnx`, `runtimes.openvino`): the layers that the exported
+What is rounded is what the INT8 runtimes round (`export.onnx`, `export.openvino`): the layers that the exported
 graph quantises, so neither the first nor the last ones,
 
     weights      w <- s clamp(round(w / s), -127, 127),      s = max |w| / 127 of each output channel
@@ -46,10 +46,10 @@ from torch.overrides import TorchFunctionMode
 from acclimate.adapt.distillation import FrozenTeacher
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.errors import AcclimateError
+from acclimate.export.base import frozen_copy
+from acclimate.export.onnx import quantised_modules
 from acclimate.models.detector import Detector, evaluating, keeping_modes
 from acclimate.models.slimmable import SlimmableDetector
-from acclimate.runtimes.base import frozen_copy
-from acclimate.runtimes.onnx import quantised_modules
 from acclimate.select.score import SHOWN
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from acclimate.edge import video
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
+from acclimate.edge.engines import engine
 from acclimate.edge.images import SUFFIXES, Letterbox, letterbox, read_image, to_input
 from acclimate.edge.package import opened
 from acclimate.errors import AcclimateError
@@ -40,9 +40,7 @@ class Predictor:
         """
         self.artifact = artifact
         self.manifest = artifact.manifest
-        # The runtimes build on this package, so it knows them by the name in the artifact alone.
-        runtimes = importlib.import_module("acclimate.runtimes.base")
-        self._network = runtimes.runtime(self.manifest.runtime).load(artifact, threads)
+        self._network = engine(self.manifest.runtime).load(artifact, threads)
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1, expected: str = "") -> Predictor:

@@ -104,11 +104,19 @@ class Backbone(nn.Module):
         # Folding puts other modules in their places.
         self._frozen = _first_stages(self.body, self._fixed_until)
         if self.norm == "frozen" and not fold:
-            norms = [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
-            self._frozen += norms
-            for norm in norms if not affine else ():
-                norm.requires_grad_(False)
+            self._hold_norms(affine)
         self.train(self.training)
+
+    def hold_norms(self) -> None:
+        """Freeze BatchNorm as it is now: its statistics, scale and shift."""
+        self._hold_norms(affine=False)
+        self.train(self.training)
+
+    def _hold_norms(self, affine: bool) -> None:
+        norms = [part for part in self.body.modules() if isinstance(part, nn.BatchNorm2d)]
+        self._frozen += norms
+        for norm in norms if not affine else ():
+            norm.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.body(images))

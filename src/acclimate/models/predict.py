@@ -1,4 +1,4 @@
-"""What an eager detector finds in image files."""
+"""A detector in PyTorch: its raw outputs as an engine gives them, and what it finds in image files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,31 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from acclimate.edge.engines import Network
 from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.structures import Detections, Image
 
 log = logging.getLogger(__name__)
+
+
+def network(detector: Detector) -> Network:
+    """A detector in evaluation mode as numpy in, numpy out: the reference that engines are compared with."""
+    device = device_of(detector)
+
+    def run(images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        with torch.inference_mode():
+            outputs = detector(torch.from_numpy(images).to(device))
+        return [output.float().cpu().numpy() for output in outputs]
+
+    return run
 
 
 def predict(

@@ -44,13 +44,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from acclimate import __version__
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact
+from acclimate.edge.engines import available, engine
 from acclimate.edge.package import differences
 from acclimate.errors import AcclimateError
 from acclimate.remote import worker
 from acclimate.remote.identity import Identity
 from acclimate.remote.store import KINDS, Kind, Store
 from acclimate.run import machine
-from acclimate.runtimes.base import available, engine
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class Agent:
         with self._store.using(kind, digest) as place:
             try:
                 loaded = await asyncio.to_thread(Artifact.open, place / "artifact")
-                runtime = engine(loaded.manifest.runtime)
+                runtime = engine(loaded.manifest.runtime).version()
             except AcclimateError as error:
                 raise _Refused(422, str(error).replace(f"{place}/", "")) from None
             return {"there": True, "differences": differences(place / "requirements.txt"), "runtime": runtime}

@@ -13,11 +13,12 @@ from pathlib import Path
 from acclimate.data.dataset import choose, plain_images
 from acclimate.edge.artifact import MixedPrecision, Sensitivity
 from acclimate.edge.decode import decode
+from acclimate.edge.engines import Network
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
+from acclimate.export.base import Quantiser
 from acclimate.models.detector import Detector
-from acclimate.runtimes.base import Network, Quantiser
-from acclimate.runtimes.eager import network
+from acclimate.models.predict import network
 from acclimate.select.score import SHOWN, agreement
 from acclimate.structures import Detections
 

@@ -1,14 +1,24 @@
 """Scores that rank a run's checkpoints on unlabelled target images, and the choice made with them.
 
+Self-training makes what it believes. A score that counts what a checkpoint finds (`consensus`), or how far it agrees
+with itself (`agreement`), rises while false boxes multiply: each is found in both views. So the choice is made with two
+that it cannot raise by itself, as both lean on what stands still, the start (the weights before the adaptation) and the
+source's labels:
+
+- `plausible`: what both views find, against how many objects there can be. That is at most the larger, and at least the
+  smaller, of what the start finds on the target and what the source's labels have an image.
+- `kept`: how much of what the start is sure of is still found. A checkpoint that has lost half of it is out.
+
 `stability`: Yang et al. 2024, "Bounding Box Stability against Feature Dropout Reflects Detector Generalization across
-Environments" (BoS): how far boxes move when features are dropped. `agreement`: how far a weak and a strong view of one
-image give the same detections. `consensus`: how much they both find. All look at detections alone, never at labels.
+Environments" (BoS): how far boxes move when features are dropped. All look at detections of the target, never at labels
+of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +38,16 @@ DROPOUT = 0.1
 """Chance that a channel of a pyramid level is dropped."""
 SHOWN = 0.25
 """Boxes from this score on are compared."""
-RULE = "consensus"
-"""The score that decides. The other two do not miss what is not found: a checkpoint that shows few boxes, which early
-ones do, agrees with itself best. benchmarks/adaptation.csv has how well each ranks."""
+SURE = 0.5
+"""The start is sure of a box with this score."""
+KEPT = 0.5
+"""A checkpoint that has kept less of them is not chosen: it has become another detector."""
+RULE = "plausible"
+"""The score that decides; the others stand beside it in the report."""
+IMAGES = 48
+"""Target images that are looked at, at most."""
+LOOKS = 480
+"""And so many over all checkpoints together, as long as each has a third of `IMAGES`."""
 
 
 def choose_checkpoint(
@@ -39,28 +56,58 @@ def choose_checkpoint(
     images: Sequence[Path],
     augment: AugmentConfig,
     seed: int,
-    count: int = 48,
+    rates: Sequence[float],
+    count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Score every checkpoint on the same `count` target images and views, and choose the best.
+    """Score every checkpoint on the same target images and views, and choose the best.
 
     Leaves the chosen weights in `detector`.
+
+    Args:
+        detector: of the checkpoints' architecture.
+        checkpoints: by step; the first is what the others are held against, so it should be the start, as step 0.
+        images: of the target.
+        augment: the strong views.
+        seed: of the views, the dropout and the images.
+        rates: labelled boxes of each of the detector's classes an image of the source.
+        count: how many images; by default `IMAGES`, and fewer where there are many checkpoints.
+        progress: called with (done, all).
     """
+    steps = sorted(checkpoints)
+    if count is None:
+        count = max(IMAGES // 3, min(IMAGES, LOOKS // len(steps)))
     canvases = [canvas for _, canvas, _ in plain_images(choose(images, count, seed), detector.spec.image_size)]
     views = [strong(canvas, augment, np.random.default_rng([seed, i])) for i, canvas in enumerate(canvases)]
-    candidates = []
-    for done, (step, file) in enumerate(sorted(checkpoints.items())):
-        load_weights(detector, file)
-        candidates.append(Candidate(step=step, scores=score(detector, canvases, views, seed)))
+    candidates: list[Candidate] = []
+    start: Looks | None = None
+    for done, step in enumerate(steps, 1):
+        load_weights(detector, checkpoints[step])
+        looks = look(detector, canvases, views, seed)
+        start = start or looks
+        candidates.append(Candidate(step=step, scores=score(looks, start, rates)))
         if progress is not None:
-            progress(done + 1, len(checkpoints))
-    best = max(candidates, key=lambda candidate: (candidate.scores[RULE], candidate.step))
+            progress(done, len(steps))
+    best = max(candidates, key=preference)
     load_weights(detector, checkpoints[best.step])
     return Selection(rule=RULE, chosen_step=best.step, candidates=tuple(candidates))
 
 
-def score(detector: Detector, canvases: Sequence[Image], views: Sequence[Image], seed: int = 0) -> dict[str, float]:
-    """The scores of a detector, higher is better.
+def preference(candidate: Candidate) -> tuple[bool, float, int]:
+    """What the choice goes by: enough kept, then the rule, and between equals the later one."""
+    return candidate.scores["kept"] >= KEPT, candidate.scores[RULE], candidate.step
+
+
+class Looks(NamedTuple):
+    """What a detector finds in each image: as it is, with features dropped, and in a strong view."""
+
+    plain: list[Detections]
+    dropped: list[Detections]
+    changed: list[Detections]
+
+
+def look(detector: Detector, canvases: Sequence[Image], views: Sequence[Image], seed: int = 0) -> Looks:
+    """The detections that scores are made of.
 
     Args:
         detector: evaluated as it is, in eval mode.
@@ -70,22 +117,84 @@ def score(detector: Detector, canvases: Sequence[Image], views: Sequence[Image],
     """
     device = device_of(detector)
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    plain: list[Detections] = []
-    dropped: list[Detections] = []
-    changed: list[Detections] = []
+    looks = Looks([], [], [])
     with evaluating(detector):
         for start in range(0, len(canvases), 8):
             features = detector.features(_tensor(canvases[start : start + 8], device))
-            plain += detector.decode(detector.head(features))
+            looks.plain.extend(detector.decode(detector.head(features)))
             masks = [torch.rand((*level.shape[:2], 1, 1), generator=generator) >= DROPOUT for level in features]
-            kept = [level * mask.to(level) / (1 - DROPOUT) for level, mask in zip(features, masks, strict=True)]
-            dropped += detector.decode(detector.head(kept))
-            changed += detector.decode(detector(_tensor(views[start : start + 8], device)))
+            remaining = [level * mask.to(level) / (1 - DROPOUT) for level, mask in zip(features, masks, strict=True)]
+            looks.dropped.extend(detector.decode(detector.head(remaining)))
+            looks.changed.extend(detector.decode(detector(_tensor(views[start : start + 8], device))))
+    return looks
+
+
+def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float]:
+    """The scores of a detector, higher is better.
+
+    Args:
+        looks: the detector's.
+        start: those of the detector that it was before the adaptation, at the same images and views.
+        rates: labelled boxes of each class an image of the source.
+    """
+    before = (counts(start.plain, len(rates)) + counts(start.changed, len(rates))) / 2
     return {
-        "stability": stability(plain, dropped),
-        "agreement": agreement(plain, changed),
-        "consensus": consensus(plain, changed),
+        "plausible": plausible(looks.plain, looks.changed, before, rates),
+        "kept": kept(start.plain, looks.plain),
+        "stability": stability(looks.plain, looks.dropped),
+        "agreement": agreement(looks.plain, looks.changed),
+        "consensus": consensus(looks.plain, looks.changed),
     }
+
+
+def plausible(
+    weak: Sequence[Detections],
+    strong_view: Sequence[Detections],
+    one: Sequence[float] | NDArray[np.float64],
+    other: Sequence[float] | NDArray[np.float64],
+) -> float:
+    """An F1 of what both views find, were there as many objects as is plausible: 0..1.
+
+    Of each class, with m the summed IoU of boxes that are matched between the views, n the boxes shown in a view, both
+    an image, and N the number of objects, this is 2 min(m, N) / (n + N). N is not known. It is taken to be n as far as
+    that lies between two opinions which self-training cannot move; so what is found beyond both counts as false, and
+    what is missing from both as missed. Classes count by the square root of the larger opinion, as rare ones are seen
+    in few of the images.
+
+    Args:
+        weak: detections, one an image.
+        strong_view: those in another view of it.
+        one: objects of each class an image, for example what the start finds.
+        other: likewise, for example what the source's labels have.
+    """
+    least, most = np.minimum(one, other), np.maximum(one, other)
+    matched, shown = np.zeros(len(most)), np.zeros(len(most))
+    for a, b in zip((d.above(SHOWN) for d in weak), (d.above(SHOWN) for d in strong_view), strict=True):
+        iou, rows, _ = _matched(a, b)
+        np.add.at(matched, a.labels[rows], iou)
+        np.add.at(shown, a.labels, 0.5)
+        np.add.at(shown, b.labels, 0.5)
+    matched, shown = matched / max(1, len(weak)), shown / max(1, len(weak))
+    objects = np.clip(shown, least, most)
+    f1 = 2 * np.minimum(matched, objects) / np.maximum(shown + objects, 1e-9)
+    weights = np.sqrt(most)
+    return float((f1 * weights).sum() / weights.sum()) if weights.any() else 0.0
+
+
+def counts(found: Sequence[Detections], classes: int) -> NDArray[np.float64]:
+    """Shown boxes of each class an image."""
+    labels = np.concatenate([np.zeros(0, np.int64), *(one.above(SHOWN).labels for one in found)])
+    return np.bincount(labels, minlength=classes) / max(1, len(found))
+
+
+def kept(start: Sequence[Detections], now: Sequence[Detections]) -> float:
+    """The share of the start's sure boxes that are shown with an IoU of at least 0.5; 1 where it is sure of none."""
+    total, found = 0, 0
+    for before, after in zip(start, now, strict=True):
+        sure = before.above(SURE)
+        total += len(sure)
+        found += int((_matched(sure, after.above(SHOWN))[0] >= 0.5).sum())
+    return found / total if total else 1.0
 
 
 def stability(plain: Sequence[Detections], dropped: Sequence[Detections]) -> float:

@@ -22,13 +22,13 @@ from rich.console import Console
 from acclimate.config import Budget
 from acclimate.edge.artifact import Artifact, ArtifactManifest
 from acclimate.edge.bench import Bench, bench_apart
+from acclimate.edge.engines import engine
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import ap50_interval, ap_interval, compare
 from acclimate.remote.client import DeviceError
 from acclimate.run import Evaluation, Run, file_digest, machine
-from acclimate.runtimes.base import engine
 from acclimate.structures import Detections
 from acclimate.verification import parity as parities
 from acclimate.verification.judge import disturbance, within
@@ -84,7 +84,7 @@ class Here:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self._predictor = Predictor(artifact, threads)
-        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime)}
+        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime).version()}
 
     @property
     def cores(self) -> int:

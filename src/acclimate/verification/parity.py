@@ -34,7 +34,7 @@ def compare(manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path
         paths: images; one that cannot be read is passed over.
         outputs: the artifact's raw outputs and detections of the image at a path.
     """
-    from acclimate.runtimes.eager import network
+    from acclimate.models.predict import network
 
     reference = network(detector.eval())
     found_pairs: list[Pair] = []

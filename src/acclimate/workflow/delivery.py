@@ -61,11 +61,11 @@ def export(
         AcclimateError: the run is not finished, the runtime or precision is not to be had, INT8 lacks images, or the
             tolerance does not hold with any layer in INT8.
     """
-    from acclimate.runtimes import base
+    from acclimate import export as exporting
 
     path = Path(path)
     run = stages.finished(path)
-    base.check_export(runtime, [precision], "--precision")
+    exporting.check(runtime, [precision], "--precision")
     if precision != "int8":
         if tolerance is not None:
             raise AcclimateError(f"--tolerance says which layers of int8 stay in floating point; {precision} has none")
@@ -114,8 +114,8 @@ def artifact_of(
     from acclimate.edge import monitor
     from acclimate.edge.artifact import Artifact
     from acclimate.edge.predict import Predictor
+    from acclimate.export import base, exporter
     from acclimate.models import detector as models
-    from acclimate.runtimes import base
 
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
     asked = [] if tolerance is None else [tolerance, [str(path) for path in compared]]
@@ -136,7 +136,7 @@ def artifact_of(
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
     mixed = None
     if tolerance is None:
-        artifact = base.runtime(runtime).export(models.load(run.path), folder, precision, calibration)
+        artifact = exporter(runtime).export(models.load(run.path), folder, precision, calibration)
     else:
         artifact, mixed = _mixed(run, runtime, folder, calibration, tolerance, compared, console)
     reference = monitor.reference(Predictor(artifact), domain or _of_the_domain(run))
@@ -154,13 +154,10 @@ def _mixed(
     console: Console | None,
 ) -> tuple[Artifact, MixedPrecision]:
     """Export INT8 with the layers in fp32 that the tolerance asks for; see `artifact_of`."""
+    from acclimate.export import base, exporter
     from acclimate.models import detector as models
-    from acclimate.runtimes import base
     from acclimate.select.mixed import measure, mix
 
-    exporter = base.runtime(runtime)
-    if not isinstance(exporter, base.Mixes):
-        raise AcclimateError(f"{runtime} does not mix precisions; export without a tolerance")
     detector = base.frozen_copy(models.load(run.path))
     found: list[MixedPrecision] = []
 
@@ -170,7 +167,7 @@ def _mixed(
             found.append(mix(quantiser.layers, agrees, tolerance, len(compared), tick))
         return found[-1].in_float
 
-    artifact = exporter.export_mixed(detector, folder, calibration, choose)
+    artifact = exporter(runtime).export(detector, folder, "int8", calibration, choose)
     if console is not None:
         one = found[-1]
         said = f"{one.before:.3f} -> {one.after:.3f}, {len(one.in_float)} of {one.layers} layers in fp32"
@@ -213,11 +210,11 @@ def package(artifact: str | Path, out: str | Path, *, console: Console | None = 
         AcclimateError: the artifact is damaged, what it runs on is not installed, or `out` cannot be written.
     """
     from acclimate.edge.artifact import Artifact
+    from acclimate.edge.engines import engine
     from acclimate.edge.package import locked, opened, pack
-    from acclimate.runtimes.base import distributions
 
     with opened(Path(artifact)) as folder:
-        lock = locked(["acclimate", *distributions(Artifact.open(folder).manifest.runtime)])
+        lock = locked(["acclimate", *engine(Artifact.open(folder).manifest.runtime).distributions()])
         packed = pack(folder, Path(out), lock)
     if console is not None:
         size, count = Path(out).stat().st_size / 1e6, len(lock)
@@ -407,16 +404,17 @@ def _on_device(
 ) -> Iterator[Remote]:
     """A device that has the artifact of `folder` installed; it is packed where `packed` does not hold it already."""
     from acclimate.edge.artifact import Artifact
+    from acclimate.edge.engines import engine
     from acclimate.edge.package import locked, pack
     from acclimate.remote.client import Remote
-    from acclimate.runtimes.base import distributions, why_not
 
     manifest = Artifact.open(folder).manifest
     remote = Remote(device)
     with contextlib.closing(remote), tempfile.TemporaryDirectory(prefix="acclimate-") as temporary:
         if packed is None:
             # The device has the runtime; the desk need not.
-            carried = [] if why_not(manifest.runtime) else distributions(manifest.runtime)
+            runs = engine(manifest.runtime)
+            carried = [] if runs.missing() else runs.distributions()
             packed = Path(temporary) / "package.zip"
             pack(folder, packed, locked(["acclimate", *carried]))
         with stages.counting(console, f"bytes of {manifest.name} on {device.name}") as progress:

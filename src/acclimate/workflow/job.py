@@ -61,9 +61,9 @@ def run(config: Config, *, console: Console | None = None) -> Job:
         AcclimateError, Interrupted: as the stages do.
     """
     stages.one_process("run")
-    from acclimate.runtimes import base
+    from acclimate import export as exporting
 
-    base.check_export(config.export.runtime, config.export.precisions, "export.precisions")
+    exporting.check(config.export.runtime, config.export.precisions, "export.precisions")
     config = _with_scenes(config, console)
     target = config.target
     if config.source is None or target is None:

@@ -70,9 +70,9 @@ def search(
     bank, target, out = Path(bank), Path(target), Path(out)
     parent = stages.finished(bank)
     check_slimmable(parent)
-    from acclimate.runtimes import base
+    from acclimate import export as exporting
 
-    base.check_export(runtime, [precision], "--precision")
+    exporting.check(runtime, [precision], "--precision")
     from acclimate.data import formats
     from acclimate.data.dataset import choose
     from acclimate.models import detector as models
@@ -148,7 +148,7 @@ def _latency_table(
     console: Console | None,
 ) -> Table:
     """The bank's table for this machine: the one that is kept in its run, or a new one."""
-    from acclimate.runtimes import base
+    from acclimate.export import exporter
     from acclimate.select import budget as costs
 
     name = f"search/{costs.table_name(runtime, precision, threads)}"
@@ -159,7 +159,7 @@ def _latency_table(
 
     def export(width: Width) -> tuple[Path, Cost]:
         # Weights and statistics change no latency; a few images calibrate well enough to time.
-        artifact = base.runtime(runtime).export(
+        artifact = exporter(runtime).export(
             survey.plain(width), folder / "-".join(f"{one:g}" for one in width), precision, images[:2]
         )
         return artifact.folder, survey.cost(width).model_copy(update={"size_mb": artifact.size_mb})

@@ -22,7 +22,7 @@ from acclimate.config import (
     read,
 )
 from acclimate.errors import AcclimateError
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +136,7 @@ def adapt(
         )
     import torch
 
-    from acclimate.adapt.engine import accelerator, checkpoints, fit
+    from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, fit
     from acclimate.adapt.methods import method, uses_target
     from acclimate.adapt.objective import Objective
     from acclimate.data import formats
@@ -184,13 +184,19 @@ def adapt(
                     recalibrate(kept, normalised_by)
                     models.save_weights(kept, file)
             if adapts:
+                if config.adapt.quantisation is None:
+                    # What it was before is a candidate too: an adaptation that harms is not kept.
+                    write_bytes(checkpoint(run, 0), (parent.path / "model.safetensors").read_bytes())
+                rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
                 with stages.counting(console, "checkpoints scored without labels") as tick:
                     selection = choose_checkpoint(
-                        kept, checkpoints(run), unlabelled.paths, config.augment, config.seed, progress=tick
+                        kept, checkpoints(run), unlabelled.paths, config.augment, config.seed, rates, progress=tick
                     )
                 run.write("selection.json", selection)
                 if console is not None:
-                    console.print(f"chosen: step {selection.chosen_step}, by {selection.rule}", highlight=False)
+                    step = selection.chosen_step
+                    note = "" if step else ": the start, as no checkpoint of the adaptation is better by it"
+                    console.print(f"chosen: step {step}, by {selection.rule}{note}", highlight=False)
             models.save(kept, run.path)
     return run
 

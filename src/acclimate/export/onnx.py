@@ -1,126 +1,44 @@
-"""ONNX through `torch.export`, run by ONNX Runtime: fp32, and static INT8 in the QDQ format.
-
-Loading imports onnxruntime alone; torch and onnx are imported by `export`.
-"""
+"""ONNX through `torch.export`: fp32, and static INT8 in the QDQ format by ONNX Runtime's quantiser."""
 
 from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import to_input
-from acclimate.errors import AcclimateError
-from acclimate.runtimes import quantise
-from acclimate.runtimes.base import (
-    Choose,
-    Network,
-    Precision,
-    check_precision,
-    complexity,
-    frozen_copy,
-    quiet,
-    why_not,
-    write_artifact,
-)
-from acclimate.runtimes.quantise import Node, blocks, kept_in_float, owners
+from acclimate.export.base import INPUT, Exporter, Precision, quiet
+from acclimate.export.quantise import Node, blocks, kept_in_float, owners
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
 
 OPSET = 18
-INPUT = "images"
 
 
-class Onnx:
-    """ONNX Runtime on the CPU. The artifact is one `model.onnx`, batch 1, static shapes."""
+class Onnx(Exporter):
+    """One `model.onnx`, batch 1, static shapes."""
 
+    name: ClassVar[str] = "onnx"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
+    why_no_other: ClassVar[str] = "ONNX Runtime's CPU kernels would convert it to fp32 and back"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
 
-    def export(self, detector: Detector, folder: Path, precision: Precision, calibration: Sequence[Path]) -> Artifact:
-        """See `Runtime.export`. INT8 keeps the first and the last convolutions in fp32."""
-        check_precision(
-            precision, self.precisions, "onnx", "ONNX Runtime's CPU kernels would convert it to fp32 and back"
-        )
-        if precision == "int8":
-            return self.export_mixed(detector, folder, calibration)
-        if missing := why_not("onnx", "export"):
-            raise AcclimateError(missing)
-        frozen = frozen_copy(detector)
-        return write_artifact(
-            "onnx",
-            frozen,
-            folder,
-            precision,
-            lambda temporary: write_graph(frozen, temporary / "model.onnx"),
-            notes=complexity(frozen),
-        )
+    def convert(self, frozen: Detector, folder: Path, precision: Precision) -> None:
+        """See `Exporter.convert`."""
+        write_graph(frozen, folder / "model.onnx")
 
-    def export_mixed(
-        self, detector: Detector, folder: Path, calibration: Sequence[Path], choose: Choose | None = None
-    ) -> Artifact:
-        """See `base.Mixes.export_mixed`."""
-        return quantise.export(
-            "onnx",
-            detector,
-            folder,
-            calibration,
-            choose,
-            file="model.onnx",
-            quantiser=quantiser,
-            load=lambda file, names: _session(file, 1, INPUT, names),
-        )
-
-    def load(self, artifact: Artifact, threads: int) -> Network:
-        """See `Runtime.load`."""
-        return _session(artifact.file(".onnx"), threads, artifact.manifest.input_name, artifact.manifest.output_names)
-
-
-def _session(file: Path, threads: int, input_name: str = INPUT, output_names: Sequence[str] = ()) -> Network:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise AcclimateError("onnxruntime is not installed: pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Without VNNI, sums of U8 x S8 products saturate in 16 bits; U8 weights do not, at about half the speed of VNNI.
-    options.add_session_config_entry("session.x64quantprecision", "0" if _has_vnni() else "1")
-    # A thread that spins between images takes the core from pre- and post-processing.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        names = {output.name for output in session.get_outputs()}
-    except Exception as error:  # onnxruntime raises many unrelated types here, all about this file
-        raise AcclimateError(f"{file}: ONNX Runtime does not accept it ({str(error).splitlines()[0]})") from None
-    absent = [name for name in output_names if name not in names]
-    if absent:
-        raise AcclimateError(f"{file}: has no output {', '.join(absent)}; export the artifact again")
-    wanted = list(output_names) or None
-
-    def run(images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = session.run(wanted, {input_name: images})
-        return outputs
-
-    return run
-
-
-def _has_vnni() -> bool:
-    """Whether the processor says that it multiplies U8 by S8 into 32 bits; False where it cannot be asked."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
+    def quantise(self, frozen: Detector, canvases: Sequence[Image], scratch: Path) -> OnnxGraph:
+        """See `Exporter.quantise`."""
+        single = scratch / "fp32.onnx"
+        write_graph(frozen, single)
+        return OnnxGraph(single, canvases)
 
 
 def write_graph(frozen: Detector, file: Path) -> None:
@@ -142,8 +60,8 @@ def write_graph(frozen: Detector, file: Path) -> None:
         )
 
 
-class OnnxQuantiser:
-    """An ONNX graph, quantised as often as is asked. See `base.Quantiser`.
+class OnnxGraph:
+    """An ONNX graph, quantised as often as is asked. See `base.Graph`.
 
     Asymmetric unsigned activations and symmetric signed weights with one scale a channel. In fp32 stay the last
     convolutions and what follows, as box sides and low scores need more than 256 levels, and the normalisation and
@@ -178,13 +96,8 @@ class OnnxQuantiser:
     def layers(self) -> Sequence[str]:
         return tuple(self._blocks)
 
-    def network(self, in_float: Collection[str]) -> Network:
-        file = self._prepared.with_name("trial.onnx")
-        self.write(file, in_float)
-        return _session(file, 1)
-
-    def write(self, file: Path, in_float: Collection[str] = ()) -> None:
-        """Write the INT8 version to `file`, with the layers `in_float` left in fp32."""
+    def write(self, folder: Path, in_float: Collection[str] = ()) -> None:
+        """See `base.Graph.write`."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         # Ranges are those of the fp32 network whatever is quantised; an older ONNX Runtime measures them each time.
@@ -193,7 +106,7 @@ class OnnxQuantiser:
         with quiet():
             quantize_static(
                 self._prepared,
-                file,
+                folder / "model.onnx",
                 _Reader(self._canvases),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
@@ -205,23 +118,14 @@ class OnnxQuantiser:
             )
 
 
-@contextmanager
-def quantiser(frozen: Detector, canvases: Sequence[Image]) -> Iterator[OnnxQuantiser]:
-    """The detector's graph, ready to be quantised; files are kept in a folder of its own until the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        single = Path(folder) / "fp32.onnx"
-        write_graph(frozen, single)
-        yield OnnxQuantiser(single, canvases)
-
-
 def quantised_modules(frozen: Detector) -> tuple[str, ...]:
     """The detector's modules whose weights INT8 rounds, from the image on.
 
     Args:
         frozen: what `base.frozen_copy` returns.
     """
-    with quantiser(frozen, ()) as graph:
-        return graph.modules
+    with tempfile.TemporaryDirectory() as scratch:
+        return Onnx().quantise(frozen, (), Path(scratch)).modules
 
 
 class _Reader:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,15 @@ import pytest
 import torch
 
 import coloured_squares as squares
+from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
+from acclimate.export import base, exporter
+from acclimate.export.onnx import Onnx, _nodes
+from acclimate.export.quantise import Node, blocks, kept_in_float, owners
+from acclimate.models.predict import network
 from acclimate.run import file_digest
-from acclimate.runtimes import base
-from acclimate.runtimes import onnx as onnx_runtime
-from acclimate.runtimes.eager import network
-from acclimate.runtimes.quantise import Node, blocks, kept_in_float, owners
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +28,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, scenes) -> dict[str, Artifact]:
     folder = tmp_path_factory.mktemp("artifacts")
-    onnx_runtime = base.runtime("onnx")
+    onnx_exporter = exporter("onnx")
     detector = squares.SquareDetector().train()
-    made = {p: onnx_runtime.export(detector, folder / f"onnx-{p}", p, scenes.paths) for p in ("fp32", "int8")}
+    made = {p: onnx_exporter.export(detector, folder / f"onnx-{p}", p, scenes.paths) for p in ("fp32", "int8")}
     assert detector.training, "the detector is left in its mode"
     return made
 
@@ -41,7 +40,7 @@ def inputs(scenes) -> list[np.ndarray]:
 
 
 def outputs(artifact: Artifact, images: list[np.ndarray]) -> list[list[np.ndarray]]:
-    run = base.runtime(artifact.manifest.runtime).load(artifact, 1)
+    run = engines.engine(artifact.manifest.runtime).load(artifact, 1)
     return [run(image) for image in images]
 
 
@@ -100,29 +99,15 @@ def test_nothing_but_the_artifact_is_left(artifacts: dict[str, Artifact]) -> Non
     assert {p.name for p in artifacts["fp32"].folder.parent.iterdir()} == {"onnx-fp32", "onnx-int8"}
 
 
-def test_loading_needs_neither_torch_nor_onnx(artifacts: dict[str, Artifact]) -> None:
-    program = (
-        "import sys\n"
-        "for name in ('torch', 'onnx', 'timm', 'onnxscript'): sys.modules[name] = None\n"
-        "import numpy as np\n"
-        "from pathlib import Path\n"
-        "from acclimate.edge.predict import Predictor\n"
-        f"found = Predictor.load(Path({str(artifacts['int8'].folder)!r}))(np.zeros((50, 60, 3), np.uint8))\n"
-        "print(len(found))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
-
-
 def test_export_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str], scenes) -> None:
-    base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", scenes.paths[:2])
+    exporter("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", scenes.paths[:2])
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
 def test_other_precisions_are_refused(tmp_path: Path, precision: str) -> None:
     with pytest.raises(AcclimateError, match=f"onnx does not export {precision}: .*; use fp32 or int8"):
-        base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", precision, [])  # type: ignore[arg-type]
+        exporter("onnx").export(squares.SquareDetector(), tmp_path / "a", precision, [])  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -130,14 +115,14 @@ def test_int8_without_usable_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     for paths in ([], [tmp_path / "broken.jpg"]):
         with pytest.raises(AcclimateError, match=f"none of {len(paths)} could be read"):
-            base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", paths)
+            exporter("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", paths)
     assert not (tmp_path / "a").exists()
 
 
 def test_an_unreadable_calibration_image_is_left_out(tmp_path: Path, scenes, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     paths = [tmp_path / "broken.jpg", *scenes.paths[:2]]
-    artifact = base.runtime("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", paths)
+    artifact = exporter("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", paths)
     assert artifact.manifest.calibration is not None
     assert artifact.manifest.calibration.images == 2
     assert "broken.jpg" in caplog.text
@@ -148,7 +133,7 @@ def test_a_diverged_detector_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         detector.colour.weight[0, 0] = float("nan")
     with pytest.raises(AcclimateError, match="not finite"):
-        base.runtime("onnx").export(detector, tmp_path / "a", "fp32", [])
+        exporter("onnx").export(detector, tmp_path / "a", "fp32", [])
 
 
 def test_int8_that_is_not_finite_is_refused(tmp_path: Path, scenes) -> None:
@@ -157,12 +142,12 @@ def test_int8_that_is_not_finite_is_refused(tmp_path: Path, scenes) -> None:
         detector.colour.bias.fill_(10.0)
         detector.classify[0].weight.fill_(3e38)
     with pytest.raises(AcclimateError, match="output is not finite"):
-        base.runtime("onnx").export(detector, tmp_path / "a", "int8", scenes.paths[:2])
+        exporter("onnx").export(detector, tmp_path / "a", "int8", scenes.paths[:2])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_export_keeps_the_old_artifact(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
-    runtime, folder = base.runtime("onnx"), tmp_path / "a"
+    runtime, folder = exporter("onnx"), tmp_path / "a"
     runtime.export(squares.SquareDetector(), folder, "fp32", [])
     before = Artifact.open(folder)
     detector = squares.SquareDetector()
@@ -178,78 +163,37 @@ def test_a_failed_export_keeps_the_old_artifact(tmp_path: Path, artifacts: dict[
 def test_a_folder_that_is_no_artifact_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(AcclimateError, match="exists and is not an artifact"):
-        base.runtime("onnx").export(squares.SquareDetector(), tmp_path, "fp32", [])
+        exporter("onnx").export(squares.SquareDetector(), tmp_path, "fp32", [])
     assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_a_damaged_model_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"not onnx")
-    manifest = base.ArtifactManifest(
-        name="a",
-        runtime="onnx",
-        precision="fp32",
-        classes=("a",),
-        image_size=(32, 32),
-        decode=squares.SquareDetector().decode_options(),
-        files={"model.onnx": file_digest(tmp_path / "model.onnx")},
-    )
-    with pytest.raises(AcclimateError, match=r"model\.onnx: ONNX Runtime does not accept it") as caught:
-        base.runtime("onnx").load(Artifact(tmp_path, manifest), 1)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_table() -> None:
-    assert set(base.available("export")) >= {"eager", "onnx"}
-    with pytest.raises(AcclimateError, match=r"unknown runtime 'tflite' \(known: eager, onnx"):
-        base.runtime("tflite")
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = base.Entry("nowhere:Nothing", ("no_such_engine",), ("no_such_engine", "torch"), "engine")
-    monkeypatch.setitem(base.RUNTIMES, "engine", entry)
-    assert base.why_not("engine") == "engine needs no_such_engine: pip install 'acclimate[engine]'"
-    assert "engine" not in base.available()
-
-
-def test_eager_is_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes) -> None:
-    from acclimate.models import detector as detectors
-
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
-    artifact = base.runtime("eager").export(squares.SquareDetector(), tmp_path / "eager-fp32", "fp32", [])
-    images = inputs(scenes)[:2]
-    reference = network(squares.SquareDetector().eval())
-    for ours, image in zip(outputs(Artifact.open(artifact.folder), images), images, strict=True):
-        for a, b in zip(ours, reference(image), strict=True):
-            np.testing.assert_array_equal(a, b)
-    with pytest.raises(AcclimateError, match="eager does not export int8"):
-        base.runtime("eager").export(squares.SquareDetector(), tmp_path / "b", "int8", [])
 
 
 def test_chosen_layers_stay_in_float(tmp_path: Path, artifacts: dict[str, Artifact], scenes) -> None:
     """`colour` and `pool` may be quantised: without one the other is, without both the graph is the fp32 one."""
-    seen, images = {}, inputs(scenes)[:3]
+    seen = {}
     canvases = [letterbox(read_image(path), squares.CANVAS)[0] for path in scenes.paths]
-    with onnx_runtime.quantiser(squares.SquareDetector().eval(), canvases) as graph:
-        assert graph.layers == ("colour", "pool")
-        for in_float in [(), ("colour",), ("pool",), ("colour", "pool")]:
-            file = tmp_path / "one.onnx"
-            graph.write(file, in_float)
-            weights = [init for init in onnx.load(file).graph.initializer if init.data_type == onnx.TensorProto.INT8]
-            seen[in_float] = sum(len(weight.dims) == 4 for weight in weights)
-        np.testing.assert_allclose(graph.network(graph.layers)(images[0])[0], outputs(artifacts["fp32"], images)[0][0])
-        graph.write(tmp_path / "all.onnx")
+    graph = Onnx().quantise(squares.SquareDetector().eval(), canvases, tmp_path)
+    assert graph.layers == ("colour", "pool")
+    written = tmp_path / "model.onnx"
+    for in_float in [("colour", "pool"), ("colour",), ("pool",), ()]:
+        graph.write(tmp_path, in_float)
+        weights = [init for init in onnx.load(written).graph.initializer if init.data_type == onnx.TensorProto.INT8]
+        seen[in_float] = sum(len(weight.dims) == 4 for weight in weights)
     assert seen == {(): 2, ("colour",): 1, ("pool",): 1, ("colour", "pool"): 0}
-    assert onnx.load(tmp_path / "all.onnx").graph == onnx.load(artifacts["int8"].file(".onnx")).graph
+    assert onnx.load(written).graph == onnx.load(artifacts["int8"].file(".onnx")).graph
 
 
-def test_a_mixed_export_asks_once_and_carries_the_answer(tmp_path: Path, scenes) -> None:
-    asked = []
+def test_a_mixed_export_asks_once_and_carries_the_answer(
+    tmp_path: Path, artifacts: dict[str, Artifact], scenes
+) -> None:
+    asked, image = [], inputs(scenes)[0]
+    fp32 = outputs(artifacts["fp32"], [image])[0]
 
-    def choose(graph) -> list[str]:
+    def choose(graph: base.Quantiser) -> list[str]:
         asked.append(graph.layers)
+        np.testing.assert_allclose(graph.network(graph.layers)(image)[0], fp32[0])
         return ["colour"]
 
-    artifact = onnx_runtime.Onnx().export_mixed(squares.SquareDetector(), tmp_path / "a", scenes.paths[:2], choose)
+    artifact = exporter("onnx").export(squares.SquareDetector(), tmp_path / "a", "int8", scenes.paths[:2], choose)
     weights = [i for i in onnx.load(artifact.file(".onnx")).graph.initializer if i.data_type == onnx.TensorProto.INT8]
     assert [list(weight.dims) for weight in weights if len(weight.dims) == 4] == [[8, 1, 2, 2]], "pool alone"
     assert asked == [("colour", "pool")]
@@ -268,8 +212,8 @@ def test_a_real_detector_on_real_images(tmp_path: Path, shared_data: Path) -> No
     images = [to_input(letterbox(read_image(path), (160, 160))[0]) for path in paths]
     with torch.no_grad():
         detector.train()(torch.from_numpy(np.concatenate(images)))
-    fp32 = base.runtime("onnx").export(detector, tmp_path / "fp32", "fp32", [])
-    int8 = base.runtime("onnx").export(detector, tmp_path / "int8", "int8", paths)
+    fp32 = exporter("onnx").export(detector, tmp_path / "fp32", "fp32", [])
+    int8 = exporter("onnx").export(detector, tmp_path / "int8", "int8", paths)
     reference = network(detector.eval())
     for image, single, quantised in zip(images, outputs(fp32, images), outputs(int8, images), strict=True):
         for a, b, c in zip(reference(image), single, quantised, strict=True):
@@ -301,7 +245,7 @@ def test_int8_leaves_coordinates_alone() -> None:
         [helper.make_tensor_value_info("logits", float_type, [1, 2])],
         [helper.make_tensor(name, float_type, dims, np.zeros(dims).flatten()) for name, dims in values],
     )
-    assert set(kept_in_float(*onnx_runtime._nodes(graph))) == {"first", "choice", "pixels", "pooling", "last"}
+    assert set(kept_in_float(*_nodes(graph))) == {"first", "choice", "pixels", "pooling", "last"}
 
 
 def test_blocks_take_everything_that_is_not_kept() -> None:

@@ -1,4 +1,4 @@
-"""What every INT8 export shares, whatever quantises: the images, what stays in floating point, the check of the result.
+"""What stays in floating point in every INT8 export, whatever quantises.
 
 Which parts of a network lose by 256 levels is a matter of the network, not of the tool: box sides and low scores need
 more, so the last layers stay in floating point; the first one has three input channels, which fill too little of an
@@ -7,35 +7,9 @@ INT8 dot product to gain anything; and coordinates are pixels.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-
-from acclimate.edge.artifact import Artifact
-from acclimate.edge.images import letterbox, read_image, to_input
-from acclimate.errors import AcclimateError
-from acclimate.runtimes.base import (
-    Choose,
-    Network,
-    Quantiser,
-    complexity,
-    describe_calibration,
-    frozen_copy,
-    why_not,
-    write_artifact,
-)
-from acclimate.structures import Image
-
-if TYPE_CHECKING:
-    from acclimate.models.detector import Detector
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -132,79 +106,3 @@ def blocks(nodes: Mapping[str, Node], kept: Collection[str]) -> dict[str, list[s
             if name not in kept:
                 found[titles.get(layer, first)].append(name)
     return found
-
-
-class Writer(Quantiser, Protocol):
-    """A `Quantiser` that writes what it quantises."""
-
-    def write(self, file: Path, in_float: Collection[str] = ()) -> None:
-        """Write the INT8 version to `file`, with the layers `in_float` left in floating point."""
-
-
-def export(
-    name: str,
-    detector: Detector,
-    folder: Path,
-    calibration: Sequence[Path],
-    choose: Choose | None,
-    *,
-    file: str,
-    quantiser: Callable[[Detector, Sequence[Image]], AbstractContextManager[Writer]],
-    load: Callable[[Path, Sequence[str]], Network],
-) -> Artifact:
-    """`base.Mixes.export_mixed` of the runtime `name`.
-
-    Args:
-        detector, folder, calibration, choose: as there.
-        file: name of the model file in the artifact.
-        quantiser: opens the graph of what `frozen_copy` returns, with canvases (H, W, 3) uint8, RGB.
-        load: the network of a written file, with the names of its outputs.
-    """
-    if missing := why_not(name, "export"):
-        raise AcclimateError(missing)
-    frozen = frozen_copy(detector)
-    canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
-
-    def build(temporary: Path) -> None:
-        with quantiser(frozen, canvases) as graph:
-            graph.write(temporary / file, choose(graph) if choose is not None else ())
-        check_finite(load(temporary / file, frozen.output_names), canvases[:4])
-
-    return write_artifact(name, frozen, folder, "int8", build, describe_calibration(used), notes=complexity(frozen))
-
-
-def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
-    """The images on the network's canvas (height, width), and which of `paths` they came from.
-
-    What cannot be read is left out with a warning.
-
-    Raises:
-        AcclimateError: there is none.
-    """
-    canvases, used, problems = [], [], []
-    for path in paths:
-        try:
-            canvases.append(letterbox(read_image(path), size)[0])
-        except AcclimateError as error:
-            problems.append(str(error))
-        else:
-            used.append(path)
-    if not canvases:
-        first = f" (first: {problems[0]})" if problems else ""
-        raise AcclimateError(
-            f"int8 needs calibration images from the target, and none of {len(paths)} could be read{first}; "
-            "give a folder of unlabelled target images with --calibration"
-        )
-    for problem in problems:
-        log.warning("left out of the calibration: %s", problem)
-    return canvases, used
-
-
-def check_finite(run: Network, canvases: Sequence[Image]) -> None:
-    """Run the quantised network on `canvases`.
-
-    Raises:
-        AcclimateError: an output is not finite.
-    """
-    if not all(np.isfinite(output).all() for canvas in canvases for output in run(to_input(canvas))):
-        raise AcclimateError("int8: the quantised network's output is not finite; export fp32 instead")

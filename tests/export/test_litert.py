@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -11,29 +10,29 @@ import numpy as np
 import pytest
 
 import coloured_squares as squares
+from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
-from acclimate.run import file_digest
-from acclimate.runtimes import base, litert
-from acclimate.runtimes.eager import network
+from acclimate.export import base, exporter, litert
+from acclimate.models.predict import network
 
-if missing := base.why_not("litert"):
+if missing := engines.engine("litert").missing():
     pytest.skip(missing, allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    if missing := base.why_not("litert", "export"):
+    if missing := exporter("litert").missing():
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("artifacts") / "litert-fp32"
-    return base.runtime("litert").export(squares.SquareDetector(), folder, "fp32", [])
+    return exporter("litert").export(squares.SquareDetector(), folder, "fp32", [])
 
 
 @pytest.mark.slow
 def test_it_is_the_detector_on_images(artifact: Artifact, tmp_path: Path) -> None:
-    reference, run = network(squares.SquareDetector().eval()), base.runtime("litert").load(artifact, 1)
+    reference, run = network(squares.SquareDetector().eval()), engines.engine("litert").load(artifact, 1)
     predictor = Predictor(artifact)
     for labelled in squares.write_scenes(tmp_path / "scenes", 6).images:
         image = read_image(labelled.path)
@@ -47,44 +46,12 @@ def test_it_is_the_detector_on_images(artifact: Artifact, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_was_computed_stays(artifact: Artifact) -> None:
-    run = base.runtime("litert").load(artifact, 1)
-    first = run(np.zeros((1, 3, *squares.CANVAS), np.float32))
-    before = [output.copy() for output in first]
-    run(np.full((1, 3, *squares.CANVAS), 255, np.float32))
-    for a, b in zip(first, before, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-def test_loading_needs_litert_alone(artifact: Artifact) -> None:
-    program = (
-        "import sys\n"
-        "for name in ('torch', 'onnx', 'onnxruntime', 'litert_torch', 'timm'): sys.modules[name] = None\n"
-        "import numpy as np\n"
-        "from pathlib import Path\n"
-        "from acclimate.edge.predict import Predictor\n"
-        f"found = Predictor.load(Path({str(artifact.folder)!r}))(np.zeros((50, 60, 3), np.uint8))\n"
-        "print(len(found))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "0\n")
-
-
-@pytest.mark.slow
-def test_an_output_of_another_name_is_told(artifact: Artifact) -> None:
-    manifest = artifact.manifest.model_copy(update={"output_names": ("logits", "sides")})
-    with pytest.raises(AcclimateError, match="has no input or output sides"):
-        base.runtime("litert").load(Artifact(artifact.folder, manifest), 1)
-
-
-@pytest.mark.slow
 def test_int8_finds_what_fp32_finds_and_layers_can_stay_in_float(artifact: Artifact, tmp_path: Path) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 6).images
     layers: list[tuple[str, ...]] = []
     differences: list[float] = []
     canvas = to_input(letterbox(read_image(scenes[0].path), squares.CANVAS)[0])
-    reference = base.runtime("litert").load(artifact, 1)(canvas)
+    reference = engines.engine("litert").load(artifact, 1)(canvas)
 
     def choose(graph: base.Quantiser) -> Collection[str]:
         layers.append(tuple(graph.layers))
@@ -94,8 +61,8 @@ def test_int8_finds_what_fp32_finds_and_layers_can_stay_in_float(artifact: Artif
             differences.append(max(float(np.abs(a - b).max()) for a, b in zip(found, reference, strict=True)))
         return graph.layers[:1]
 
-    made = litert.LiteRt().export_mixed(
-        squares.SquareDetector(), tmp_path / "a", [scene.path for scene in scenes], choose
+    made = exporter("litert").export(
+        squares.SquareDetector(), tmp_path / "a", "int8", [scene.path for scene in scenes], choose
     )
     assert made.manifest.precision == "int8"
     assert made.manifest.calibration is not None
@@ -108,7 +75,7 @@ def test_int8_finds_what_fp32_finds_and_layers_can_stay_in_float(artifact: Artif
 def test_a_missing_converter_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(litert.CONVERTER_VARIABLE, str(tmp_path / "python"))
     with pytest.raises(AcclimateError, match=r"python is not there, .* `make litert` .* ACCLIMATE_LITERT_PYTHON"):
-        base.runtime("litert").export(squares.SquareDetector(), tmp_path / "a", "fp32", [])
+        exporter("litert").export(squares.SquareDetector(), tmp_path / "a", "fp32", [])
     assert not list(tmp_path.iterdir())
 
 
@@ -116,40 +83,11 @@ def test_a_converter_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.
     """An environment without litert-torch, such as the one that runs."""
     monkeypatch.setenv(litert.CONVERTER_VARIABLE, sys.executable)
     with pytest.raises(AcclimateError, match=r"does not carry this detector \(.*litert_torch.*\)") as caught:
-        base.runtime("litert").export(squares.SquareDetector(), tmp_path / "a", "fp32", [])
+        exporter("litert").export(squares.SquareDetector(), tmp_path / "a", "fp32", [])
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_precisions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AcclimateError, match="litert does not export fp16"):
-        base.runtime("litert").export(squares.SquareDetector(), tmp_path / "a", "fp16", [])
-
-
-def test_the_threads_are_those_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ai_edge_litert import interpreter
-
-    asked = []
-
-    class Spy(interpreter.Interpreter):
-        def __init__(self, **options: object) -> None:
-            asked.append(options["num_threads"])
-            super().__init__(**options)
-
-    monkeypatch.setattr(interpreter, "Interpreter", Spy)
-    file = tmp_path / "model.tflite"
-    file.write_bytes(b"not a model")
-    manifest = base.ArtifactManifest(
-        name="a",
-        runtime="litert",
-        precision="fp32",
-        classes=("a",),
-        image_size=(32, 32),
-        decode=squares.SquareDetector().decode_options(),
-        files={file.name: file_digest(file)},
-    )
-    for threads in (1, 2):
-        with pytest.raises(AcclimateError, match=r"model\.tflite: LiteRT does not accept it") as caught:
-            base.runtime("litert").load(Artifact(tmp_path, manifest), threads)
-        assert "\n" not in str(caught.value)
-    assert asked == [1, 2]
+        exporter("litert").export(squares.SquareDetector(), tmp_path / "a", "fp16", [])

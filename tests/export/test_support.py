@@ -22,9 +22,9 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
+from acclimate.export import base, exporter, litert, ncnn, onnx, openvino
 from acclimate.models.detector import Detector, build, specify
-from acclimate.runtimes import base, litert, ncnn, onnx, openvino
-from acclimate.runtimes.eager import network
+from acclimate.models.predict import network
 from acclimate.verification.parity import pairs as paired
 from acclimate.verification.record import Pair
 
@@ -124,7 +124,7 @@ def test_the_table_is_true(
     for module in (onnx, openvino, ncnn):
         monkeypatch.setattr(module, "write_graph", lambda frozen, file: shutil.copy(written, file))
     converted = tmp_path / "graph.tflite"
-    if not base.why_not("litert", "export"):
+    if not exporter("litert").missing():
         try:
             litert._convert(base.frozen_copy(detector), converted)
         except AcclimateError as error:
@@ -148,12 +148,12 @@ def test_the_table_is_true(
 
 def cell(name: str, detector: Detector, paths: list[Path], folder: Path) -> str:
     """The precisions in which a runtime carries a detector, after the detections were compared."""
-    if base.why_not(name, "export"):
+    if exporter(name).missing():
         return "not installed here"
     carried = []
-    for precision in base.runtime(name).precisions:
+    for precision in exporter(name).precisions:
         try:
-            artifact = base.runtime(name).export(detector, folder / f"{name}-{precision}", precision, paths)
+            artifact = exporter(name).export(detector, folder / f"{name}-{precision}", precision, paths)
         except AcclimateError as error:
             if "use another runtime" not in str(error):
                 raise

@@ -1,0 +1,41 @@
+"""What an artifact can run on: the table of engines. Loading needs the engine's own package and nothing of training.
+
+from acclimate.edge import engines
+
+network = engines.engine(artifact.manifest.runtime).load(artifact, threads=1)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from acclimate.edge.engines.base import Engine, Network
+from acclimate.errors import AcclimateError
+
+__all__ = ["ENGINES", "Engine", "Network", "available", "engine"]
+
+ENGINES = {
+    "onnx": "acclimate.edge.engines.onnx:Onnx",
+    "openvino": "acclimate.edge.engines.openvino:OpenVino",
+    "ncnn": "acclimate.edge.engines.ncnn:Ncnn",
+    "litert": "acclimate.edge.engines.litert:LiteRt",
+}
+"""Every engine, by the name that `--runtime` and the manifest use."""
+
+
+def engine(name: str) -> Engine:
+    """The engine called `name`; it need not be installed.
+
+    Raises:
+        AcclimateError: there is none of that name.
+    """
+    if name not in ENGINES:
+        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(ENGINES)})")
+    module, attribute = ENGINES[name].split(":")
+    return cast(Engine, getattr(importlib.import_module(module), attribute)())
+
+
+def available() -> list[str]:
+    """The engines whose packages are installed here."""
+    return [name for name in ENGINES if not engine(name).missing()]

@@ -1,0 +1,51 @@
+"""Exporting, at the desk: the table of exporters, each of which converts for one engine of `edge.engines`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import cast
+
+from acclimate.errors import AcclimateError
+from acclimate.export.base import Exporter
+
+EXPORTERS = {
+    "onnx": "acclimate.export.onnx:Onnx",
+    "openvino": "acclimate.export.openvino:OpenVino",
+    "ncnn": "acclimate.export.ncnn:Ncnn",
+    "litert": "acclimate.export.litert:LiteRt",
+}
+"""Every exporter, by the name of the engine that loads what it writes."""
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter for the engine called `name`; what it needs may be missing.
+
+    Raises:
+        AcclimateError: there is none of that name.
+    """
+    if name not in EXPORTERS:
+        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(EXPORTERS)})")
+    module, attribute = EXPORTERS[name].split(":")
+    return cast(Exporter, getattr(importlib.import_module(module), attribute)())
+
+
+def check(name: str, precisions: Sequence[str], key: str) -> None:
+    """Refuse what cannot be exported here, before time is spent on what leads up to it.
+
+    Raises:
+        AcclimateError: there is no exporter `name`, its packages are missing, or it does not carry one of
+            `precisions`, which came from the option `key`.
+    """
+    carried = exporter(name)
+    if missing := carried.missing():
+        raise AcclimateError(missing)
+    for precision in precisions:
+        if precision not in carried.precisions:
+            known = " or ".join(carried.precisions)
+            raise AcclimateError(f"{key}: {name} does not export {precision}; choose {known}")
+
+
+def available() -> list[str]:
+    """The runtimes that can be exported for here."""
+    return [name for name in EXPORTERS if not exporter(name).missing()]

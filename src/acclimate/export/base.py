@@ -1,0 +1,381 @@
+"""What every export shares: it is checked, the detector frozen, the artifact named, tried on its engine and written.
+
+Importing this module, or an exporter's own, needs the base package alone; torch is imported when something is exported.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from acclimate import __version__
+from acclimate.edge import engines
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference
+from acclimate.edge.engines.base import Network, not_installed
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.errors import AcclimateError
+from acclimate.run import digest, file_digest, write_text, writing
+from acclimate.structures import Image
+
+if TYPE_CHECKING:
+    from acclimate.models.detector import Detector
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "fp16", "int8"]
+INPUT = "images"
+"""What the graph's input is called."""
+
+
+class Graph(Protocol):
+    """A detector's graph with its calibration images, to be quantised with some layers left in floating point."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of what is quantised unless told otherwise, from the input on: each a layer and what follows it."""
+
+    def write(self, folder: Path, in_float: Collection[str] = ()) -> None:
+        """Write the model files of the INT8 version into `folder`, with the layers `in_float` left as they are."""
+
+
+class Quantiser:
+    """A `Graph` that can be tried: what `Choose` looks at."""
+
+    def __init__(self, graph: Graph, load: Callable[[Path], Network]) -> None:
+        self._graph, self._load = graph, load
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """See `Graph.layers`."""
+        return self._graph.layers
+
+    def network(self, in_float: Collection[str]) -> Network:
+        """The quantised network, ready to run on one thread, with the layers `in_float` left in floating point."""
+        # A folder of its own: an engine may map the files, which another trial must not write into.
+        with tempfile.TemporaryDirectory() as folder:
+            self._graph.write(Path(folder), in_float)
+            return self._load(Path(folder))
+
+
+Choose = Callable[[Quantiser], Collection[str]]
+"""Which layers of a graph stay in floating point."""
+
+
+class Exporter(abc.ABC):
+    """Exports a detector for one engine. A subclass converts, and quantises where it carries INT8; no more."""
+
+    name: ClassVar[str]
+    """The engine's."""
+    precisions: ClassVar[tuple[Precision, ...]]
+    """What it exports; another one is refused before anything is trained or measured."""
+    why_no_other: ClassVar[str]
+    """The reason, for whoever asks for another one."""
+    packages: ClassVar[tuple[str, ...]]
+    """Modules that exporting imports beside torch and the engine's own."""
+    compared: ClassVar[bool] = False
+    """Whether a floating-point network is held against the detector, as its converter half knows some operations."""
+
+    def export(
+        self,
+        detector: Detector,
+        folder: Path,
+        precision: Precision,
+        calibration: Sequence[Path] = (),
+        choose: Choose | None = None,
+    ) -> Artifact:
+        """Write `detector` to `folder` as an artifact; an artifact that is there is replaced.
+
+        Nothing is seen at `folder` until the artifact is whole; one that is already there stays until then.
+
+        Args:
+            detector: any device, any mode; left as it was.
+            folder: the artifact's folder, whose name becomes the artifact's.
+            precision: of weights and activations. INT8 keeps the first and the last layers in fp32.
+            calibration: unlabelled target images; read for "int8" alone.
+            choose: names further layers of INT8 that stay in fp32; it may try the graph before.
+
+        Raises:
+            AcclimateError: the engine cannot carry this precision or detector, a package is missing, no calibration
+                image is usable, `folder` holds something that is no artifact or cannot be written; and what `choose`
+                raises. No artifact is written then.
+        """
+        if precision not in self.precisions:
+            known = " or ".join(self.precisions)
+            raise AcclimateError(f"{self.name} does not export {precision}: {self.why_no_other}; use {known}")
+        if missing := self.missing():
+            raise AcclimateError(missing)
+        frozen = frozen_copy(detector)
+        canvases: list[Image] = []
+        calibrated = None
+        if precision == "int8":
+            canvases, used = calibration_canvases(calibration, frozen.spec.image_size)
+            calibrated = describe_calibration(used)
+        manifest = self._manifest(Path(folder), frozen, precision, calibrated)
+        manifest = manifest.model_copy(update={"notes": complexity(frozen)})
+
+        def build(place: Path) -> None:
+            if precision != "int8":
+                self.convert(frozen, place, precision)
+                if self.compared:
+                    self.compare(frozen, place, precision)
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                graph = self.quantise(frozen, canvases, Path(scratch))
+                tried = Quantiser(graph, lambda trial: self._network(trial, manifest))
+                graph.write(place, choose(tried) if choose is not None else ())
+            check_finite(self._network(place, manifest), canvases[:4])
+
+        return write_artifact(Path(folder), manifest, build)
+
+    @abc.abstractmethod
+    def convert(self, frozen: Detector, folder: Path, precision: Precision) -> None:
+        """Write the model files of a floating-point network into `folder`.
+
+        The input is called `INPUT`, and the outputs as `frozen.output_names` says.
+
+        Args:
+            frozen: what `frozen_copy` returns.
+            folder: empty.
+            precision: one of `precisions`, but for INT8.
+        """
+
+    def quantise(self, frozen: Detector, canvases: Sequence[Image], scratch: Path) -> Graph:
+        """The detector's graph, ready to be quantised; of an exporter that carries INT8.
+
+        Args:
+            frozen: what `frozen_copy` returns.
+            canvases: calibration images, (H, W, 3) uint8, RGB.
+            scratch: a folder for as long as the graph is used.
+        """
+        raise NotImplementedError(f"{self.name} carries no INT8")
+
+    def compare(self, frozen: Detector, folder: Path, precision: Precision) -> None:
+        """Refuse what `convert` wrote into `folder` where it does not compute what the detector does.
+
+        Raises:
+            AcclimateError: see `check_same`.
+        """
+        check_same(self.name, self._network(folder, self._manifest(folder, frozen, precision, None)), frozen)
+
+    def missing(self) -> str:
+        """What is not installed of what exporting needs, in one line; empty where nothing is."""
+        engine = engines.engine(self.name)
+        extra = ",".join(["train", *([engine.extra] if engine.extra else [])])
+        return not_installed(self.name, list(dict.fromkeys(("torch", *self.packages, *engine.packages))), extra)
+
+    def _manifest(
+        self, folder: Path, frozen: Detector, precision: Precision, calibration: Calibration | None
+    ) -> ArtifactManifest:
+        run = folder.parent.parent
+        return ArtifactManifest(
+            name=folder.name,
+            runtime=self.name,
+            precision=precision,
+            classes=frozen.spec.classes,
+            image_size=frozen.spec.image_size,
+            input_name=INPUT,
+            output_names=frozen.output_names,
+            decode=frozen.decode_options(),
+            calibration=calibration,
+            source_run=str(run) if (run / "run.json").is_file() else "",
+            version=__version__,
+        )
+
+    def _network(self, folder: Path, manifest: ArtifactManifest) -> Network:
+        """The model files in `folder` on their engine, on one thread."""
+        return engines.engine(self.name).load(_artifact(folder, manifest), 1)
+
+
+def _artifact(folder: Path, manifest: ArtifactManifest) -> Artifact:
+    """An artifact of the model files that are in `folder`."""
+    files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
+    return Artifact(folder, manifest.model_copy(update={"files": files}))
+
+
+def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Path], None]) -> Artifact:
+    """Let `build` write the model files into an empty folder, then put them in place with their manifest.
+
+    Raises:
+        AcclimateError: `folder` holds something that is no artifact, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "artifact.json").exists())):
+        raise AcclimateError(f"{folder}: exists and is not an artifact; choose another folder")
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with writing(folder):
+            build(temporary)
+            written = _artifact(temporary, manifest).manifest
+            write_text(temporary / "artifact.json", written.model_dump_json(indent=1) + "\n")
+            temporary.chmod(0o755)
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+                folder.replace(old)
+                temporary.replace(folder)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Artifact(folder, written)
+
+
+def annotate(
+    artifact: Artifact,
+    *,
+    source_run: str | None = None,
+    reference: Reference | None = None,
+    mixed: MixedPrecision | None = None,
+    **notes: Any,
+) -> Artifact:
+    """`artifact` with what its manifest lacks: `source_run`, reference, mixed precision and notes; on disk too."""
+    manifest = artifact.manifest.model_copy(
+        update={
+            "source_run": artifact.manifest.source_run if source_run is None else source_run,
+            "reference": artifact.manifest.reference if reference is None else reference,
+            "mixed": artifact.manifest.mixed if mixed is None else mixed,
+            "notes": {**artifact.manifest.notes, **notes},
+        }
+    )
+    write_text(artifact.folder / "artifact.json", manifest.model_dump_json(indent=1) + "\n")
+    return Artifact(artifact.folder, manifest)
+
+
+def describe_calibration(paths: Sequence[Path]) -> Calibration:
+    """Which images an artifact was calibrated on: how many, from where, and a digest of their names and sizes."""
+    folders = sorted({path.parent.name for path in paths})
+    return Calibration(
+        images=len(paths),
+        digest=digest([(path.name, path.stat().st_size) for path in paths]),
+        source=", ".join(folders[:3]) + (" ..." if len(folders) > 3 else ""),
+    )
+
+
+def frozen_copy(detector: Detector) -> Detector:
+    """A copy to export from: on the CPU, fp32, evaluation mode, without gradients; the original stays as it is.
+
+    Of a slimmable detector it is the plain one of the width that it has.
+
+    Raises:
+        AcclimateError: a weight is not finite.
+    """
+    import torch
+
+    from acclimate.models.slimmable import SlimmableDetector
+
+    copied = detector.extract() if isinstance(detector, SlimmableDetector) else copy.deepcopy(detector)
+    copied = copied.cpu().float().eval().requires_grad_(False)
+    broken = [name for name, value in copied.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise AcclimateError(
+            f"the detector's weights are not finite ({len(broken)} tensors, first {broken[0]}): its training diverged; "
+            "train again with a smaller learning rate"
+        )
+    return copied
+
+
+def complexity(frozen: Detector) -> dict[str, float]:
+    """Multiply-accumulates of one image (millions, convolutions and matrix products) and the parameters.
+
+    Args:
+        frozen: what `frozen_copy` returns.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        frozen(torch.zeros(1, 3, *frozen.spec.image_size))
+    return {
+        "macs_m": round(counter.get_total_flops() / 2e6, 3),
+        "parameters": sum(parameter.numel() for parameter in frozen.parameters()),
+    }
+
+
+def check_same(name: str, run: Network, frozen: Detector) -> None:
+    """Refuse a conversion that computes something else, as converters do with operations that they half know.
+
+    It is held to 5 % of the largest value of each output, on noise: what tells right from wrong, not good from better,
+    which `acclimate verify` tells on real images.
+
+    Args:
+        name: the runtime's.
+        run: the converted network.
+        frozen: what it was converted from.
+
+    Raises:
+        AcclimateError: an output differs.
+    """
+    import torch
+
+    image = np.random.default_rng(0).uniform(0, 255, (1, 3, *frozen.spec.image_size)).astype(np.float32)
+    with torch.inference_mode():
+        expected = [output.numpy() for output in frozen(torch.from_numpy(image))]
+    for output, ours, theirs in zip(frozen.output_names, run(image), expected, strict=True):
+        if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 0.05 * max(1.0, np.abs(theirs).max()):
+            raise AcclimateError(f"{name} computes {output} of this detector wrongly; use another runtime")
+
+
+def calibration_canvases(paths: Sequence[Path], size: tuple[int, int]) -> tuple[list[Image], list[Path]]:
+    """The images on the network's canvas (height, width), and which of `paths` they came from.
+
+    What cannot be read is left out with a warning.
+
+    Raises:
+        AcclimateError: there is none.
+    """
+    canvases, used, problems = [], [], []
+    for path in paths:
+        try:
+            canvases.append(letterbox(read_image(path), size)[0])
+        except AcclimateError as error:
+            problems.append(str(error))
+        else:
+            used.append(path)
+    if not canvases:
+        first = f" (first: {problems[0]})" if problems else ""
+        raise AcclimateError(
+            f"int8 needs calibration images from the target, and none of {len(paths)} could be read{first}; "
+            "give a folder of unlabelled target images with --calibration"
+        )
+    for problem in problems:
+        log.warning("left out of the calibration: %s", problem)
+    return canvases, used
+
+
+def check_finite(run: Network, canvases: Sequence[Image]) -> None:
+    """Run the quantised network on `canvases`.
+
+    Raises:
+        AcclimateError: an output is not finite.
+    """
+    if not all(np.isfinite(output).all() for canvas in canvases for output in run(to_input(canvas))):
+        raise AcclimateError("int8: the quantised network's output is not finite; export fp32 instead")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters print progress and warn about their own deprecations; none of it is for the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,1 +1,0 @@
-"""What an artifact can run on."""
