@@ -384,11 +384,13 @@ def _evaluated_on(run: Run) -> dict[str, tuple[DataConfig, Role]]:
     """The sets that a run was evaluated on, as it notes them; of an earlier version's run, those of its job."""
     noted = run.manifest.notes.get("evaluated_on")
     if not isinstance(noted, dict):
-        config = run.read("config.json") if run.has("config.json") else {}
+        evaluated = run.manifest.notes.get("evaluated")
+        known = evaluated if isinstance(evaluated, dict) else {}
+        config = run.read("config.json") if known and run.has("config.json") else {}
         noted = {
             f"{role}_test": {**config[f"{role}_test"], "role": role}
             for role in ("source", "target")
-            if isinstance(config, dict) and isinstance(config.get(f"{role}_test"), dict)
+            if isinstance(config, dict) and isinstance(config.get(f"{role}_test"), dict) and f"{role}_test" in known
         }
     found: dict[str, tuple[DataConfig, Role]] = {}
     for name, values in noted.items():
