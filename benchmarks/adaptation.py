@@ -159,7 +159,9 @@ def config(pair: str, seed: int) -> Config:
         model=setting.model,
         augment=setting.augment,
         train=ScheduleConfig(**common, steps=setting.steps, lr=setting.lr, ema=0.995, checkpoint_every=setting.steps),
-        schedule=ScheduleConfig(**common, **COOL, steps=setting.adapt_steps, checkpoint_every=setting.adapt_steps // 3),
+        schedule=ScheduleConfig(
+            **common, **COOL, steps=setting.adapt_steps, checkpoint_every=setting.adapt_steps // 10
+        ),
         adapt=AdaptConfig(teacher=TeacherConfig()),
     )
 

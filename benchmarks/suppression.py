@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from acclimate.adapt.objective import Objective
+from acclimate.adapt.objective import Objective, UpdateTransform
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.suppression import DomainSpecificSuppression, LayerWatch
 from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleConfig, SuppressionConfig
@@ -40,6 +40,7 @@ FORMS = {
     "gradient": SuppressionConfig(),
     "gradient, channel": SuppressionConfig(granularity="channel"),
     "gradient, measured": SuppressionConfig(),
+    "update": SuppressionConfig(form="update"),
     "reparametrised": SuppressionConfig(form="reparametrised"),
 }
 
@@ -71,8 +72,15 @@ class Training:
             self.suppress()
         spent = time.process_time() - before
         nn.utils.clip_grad_norm_(self.objective.detector.parameters(), 10.0)
+        around = self.suppress if isinstance(self.suppress, UpdateTransform) else None
+        before = time.process_time()
+        if around is not None:
+            around.before_step(self.optimizer)
+        spent += time.process_time() - before
         self.optimizer.step()
         before = time.process_time()
+        if around is not None:
+            around.after_step()
         if self.suppress is not None:
             self.suppress.seen()
         spent += time.process_time() - before

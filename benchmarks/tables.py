@@ -14,6 +14,7 @@ import cosines
 import distillation
 import front
 import quantisation
+import recipe
 import rows
 import slimda
 import slimda_digits
@@ -130,6 +131,7 @@ def soak_table() -> Iterator[str]:
 
 TABLES = {
     "adaptation": adaptation_tables,
+    "recipe": recipe.tables,
     "cosines": cosines.tables,
     "methods": methods_tables,
     "slimda": slimda.tables,

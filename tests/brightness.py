@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from acclimate.edge.artifact import Decode
+from acclimate.edge.images import Reading
 from acclimate.models.detector import Detector
 
 
@@ -12,6 +13,7 @@ class Spec:
     classes = ("a", "b")
     image_size = (64, 96)
     strides = (32,)
+    reading = Reading()
 
 
 class BrightnessDetector(torch.nn.Module):

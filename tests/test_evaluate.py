@@ -194,3 +194,22 @@ def test_evaluate_detector(tmp_path: Path) -> None:
     evaluation = evaluate_detector(BrightnessDetector(), truth, "bright", "source")
     assert evaluation.ap == pytest.approx(1.0)
     assert evaluation.classes["b"].boxes == 1
+
+
+def test_an_image_that_cannot_be_read_takes_no_part(tmp_path: Path) -> None:
+    annotations = Annotations(np.array([(0, 0, 50, 50)], np.float32), np.array([0]), np.array([False]))
+    images = [LabelledImage(tmp_path / f"{number}.png", 64, 96, annotations) for number in range(3)]
+    truth = labelled_set(("a",), images)
+    perfect = detections(((0, 0, 50, 50), 0, 0.9))
+    evaluation = average_precision([perfect, None, perfect], truth, data="d", role="source")
+    assert (evaluation.ap50, evaluation.images, evaluation.unreadable) == (pytest.approx(1.0), 2, 1)
+    assert evaluation.classes["a"].boxes == 2
+    with pytest.raises(AcclimateError, match="none of its 3 images can be read"):
+        average_precision([None] * 3, truth, data="d", role="source")
+    told: list[str] = []
+    cv2.imwrite(str(images[0].path), np.full((64, 96, 3), 200, np.uint8))
+    images[1].path.write_bytes(b"no image")
+    detector_truth = labelled_set(("b",), images[:2])
+    one = evaluate_detector(BrightnessDetector(), detector_truth, "d", "source", report=told.append)
+    assert (one.images, one.unreadable) == (1, 1)
+    assert "1.png" in told[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -68,7 +68,7 @@ class Comparison(BaseModel):
 
 
 def average_precision(
-    predictions: Sequence[Detections],
+    predictions: Sequence[Detections | None],
     truth: LabelledSet,
     *,
     data: str,
@@ -82,20 +82,26 @@ def average_precision(
 
     Args:
         predictions: one an image of `truth`, in its order; boxes in the pixels of the original image, labels
-            into `truth.classes`.
+            into `truth.classes`. None is an image that could not be read: it takes no part, and is counted.
         truth: the labelled images.
         data: the set's name, as the report shows it.
         role: which domain the set is.
         model: what made the predictions, "eager" or an artifact's name.
 
     Raises:
-        AcclimateError: the set has no box that counts, so AP is not defined.
+        AcclimateError: the set has no box that counts, so AP is not defined; or no image could be read.
         ValueError: not one prediction an image, or a label outside the classes.
     """
     if len(predictions) != len(truth.images):
         raise ValueError(f"{len(predictions)} predictions for {len(truth.images)} images")
+    unreadable = sum(found is None for found in predictions)
+    read = [(found, image) for found, image in zip(predictions, truth.images, strict=True) if found is not None]
+    if unreadable and not read:
+        raise AcclimateError(f"{data}: none of its {unreadable} images can be read; copy the data again")
+    detections = [found for found, _ in read]
+    truth = replace(truth, images=tuple(image for _, image in read)) if unreadable else truth
     classes = len(truth.classes)
-    if any(len(found) and not 0 <= found.labels.min() <= found.labels.max() < classes for found in predictions):
+    if any(len(found) and not 0 <= found.labels.min() <= found.labels.max() < classes for found in detections):
         raise ValueError(f"a prediction has a label outside 0..{classes - 1}")
     boxes = np.zeros(classes, np.int64)
     for image in truth.images:
@@ -104,7 +110,7 @@ def average_precision(
     if not boxes.any():
         raise AcclimateError(f"{data}: has no labelled box of the classes {', '.join(truth.classes)}; AP is undefined")
 
-    precision, matched = _evaluated(predictions, truth)
+    precision, matched = _evaluated(detections, truth)
     per_class = {}
     for index, name in enumerate(truth.classes):
         curves = precision[:, :, index]
@@ -120,6 +126,7 @@ def average_precision(
         role=role,
         model=model,
         images=len(truth.images),
+        unreadable=unreadable,
         ap=float(present_curves.mean()),
         ap50=float(present_curves[0].mean()),
         ap75=float(present_curves[5].mean()),
@@ -200,8 +207,8 @@ def evaluate_detector(
 
 
 def relabel(
-    predictions: Sequence[Detections], classes: Sequence[str], wanted: Sequence[str], data: str
-) -> list[Detections]:
+    predictions: Sequence[Detections | None], classes: Sequence[str], wanted: Sequence[str], data: str
+) -> list[Detections | None]:
     """Predictions with labels into `wanted` instead of `classes`, matched by name; other classes' boxes go.
 
     Raises:
@@ -216,8 +223,11 @@ def relabel(
     if tuple(classes) == tuple(wanted):
         return list(predictions)
     table = np.array([wanted.index(name) if name in wanted else -1 for name in classes], np.int64)
-    renamed = []
+    renamed: list[Detections | None] = []
     for found in predictions:
+        if found is None:
+            renamed.append(None)
+            continue
         labels = table[found.labels]
         renamed.append(Detections(found.boxes, labels, found.scores)[labels >= 0])
     return renamed

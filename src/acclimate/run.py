@@ -100,6 +100,9 @@ class Evaluation(BaseModel):
     role: Literal["source", "target"]
     model: str = "eager"
     images: int
+    """Those that count."""
+    unreadable: int = 0
+    """Images that could not be read; their boxes count nowhere."""
     ap: float
     ap50: float
     ap75: float
@@ -320,7 +323,8 @@ def stop_signal() -> Iterator[threading.Event]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically, creating its folder."""
-    return write_bytes(path, text.encode())
+    # A file name that is not UTF-8 has parts that no encoding has.
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> Path:

@@ -197,6 +197,8 @@ def _leave_out_added(options: Options, values: dict[str, Any]) -> None:
 def labelled_digest(images: LabelledSet) -> str:
     """Of a set's classes, files, boxes and outlines."""
     state = hashlib.sha256(repr(images.classes).encode())
+    # Nothing where pictures are read in the usual way: runs made before there was another stay what they are.
+    state.update(repr(images.reading.model_dump(exclude_defaults=True) or "").strip("'").encode())
     for image in images.images:
         state.update(f"{image.path}:{_size(image.path)}".encode())
         for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):

@@ -66,6 +66,32 @@ def term_of(made: Objective) -> Adversarial:
     return term
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_hard_the_critics_push_is_told_against_everything_else(kind: str) -> None:
+    """The ratio of gradient norms at the pyramid, from two backward passes of their own."""
+    made = objective(Supervised(), kind=kind)
+    step = step_of(made)
+    # Both views are one batch, which the detector's head looks at as a whole.
+    views, _ = step.shared("source_strong")
+    assert all(len(level) == 4 for level in views)
+    own = made.terms[0](step)
+    critics = made.terms[1](step)
+    norms = []
+    for losses in (critics, own):
+        found = torch.autograd.grad(sum(losses.values()), views, retain_graph=True, allow_unused=True)
+        norms.append(torch.stack([g.norm() for g in found if g is not None]).norm().item())
+    sum((*own.values(), *critics.values())).backward()
+    seen = term_of(made).seen()
+    assert seen["critics_gradient"] == pytest.approx(norms[0] / norms[1], rel=1e-3)
+    assert seen["critics_gradient"] > 0
+
+
+def test_without_another_loss_there_is_nothing_to_compare_with() -> None:
+    made = objective()
+    sum(made.terms[0](step_of(made)).values()).backward()
+    assert "critics_gradient" not in term_of(made).seen()
+
+
 @given(st.floats(0, 3))
 def test_the_reversal_is_the_identity_and_turns_the_gradient(strength: float) -> None:
     generator = torch.Generator().manual_seed(0)

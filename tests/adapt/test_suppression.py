@@ -24,32 +24,35 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from toy_training import ToyDetector, train
 
-from acclimate.adapt.objective import Objective, Term, Watcher
+from acclimate.adapt.objective import Objective, Term, UpdateTransform, Watcher
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.suppression import (
-    DomainSpecificSuppression,
+from acclimate.adapt.suppression import DomainSpecificSuppression, LayerWatch, UpdateSuppression
+from acclimate.adapt.teacher import Known, Teacher
+from acclimate.config import ModelConfig, SuppressionConfig, TeacherConfig, TwoStageConfig, parse
+from acclimate.errors import AcclimateError
+from acclimate.models.detector import build, specify
+from acclimate.models.reparametrise import (
     FrobeniusConv2d,
     Granularity,
-    LayerWatch,
     convolutions,
     fold,
     folded_state,
     reparametrise,
     rescale,
+    trained_weight,
 )
-from acclimate.adapt.teacher import Known, Teacher
-from acclimate.config import ModelConfig, SuppressionConfig, TeacherConfig, TwoStageConfig, parse
-from acclimate.errors import AcclimateError
-from acclimate.models.detector import build, specify
 
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel")
 
 
 def projected(gradient: Tensor, weight: Tensor, strength: float = 1.0, granularity: str = "tensor") -> Tensor:
-    """g - strength <g, W> W / ||W||^2, written a second time: by a matrix that projects the flattened weight."""
+    """g - strength <g, W> W / ||W||^2, written a second time: by a matrix that projects the flattened weight.
+
+    What has no gradient is left alone."""
     if granularity == "channel":
         return torch.stack([projected(g, w, strength) for g, w in zip(gradient, weight, strict=True)])
-    unit = weight.flatten() / weight.norm()
+    live = torch.where(gradient != 0, weight, 0).flatten()
+    unit = live / live.norm().clamp(min=1e-30)
     matrix = torch.eye(len(unit), dtype=weight.dtype) - strength * torch.outer(unit, unit)
     return (matrix @ gradient.flatten()).reshape(weight.shape)
 
@@ -397,7 +400,8 @@ import sys
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from acclimate.adapt.suppression import DomainSpecificSuppression, reparametrise
+from acclimate.adapt.suppression import DomainSpecificSuppression
+from acclimate.models.reparametrise import reparametrise
 
 rank, size, form, out, meeting = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 torch.set_num_threads(1)
@@ -445,6 +449,194 @@ def test_two_processes_train_what_one_does(form: str, tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-8, atol=1e-10)
+
+
+# What an optimizer makes of it: the fact that the form `update` is for.
+
+
+def half_dead(seed: int, dead: int) -> nn.Sequential:
+    """The network with `dead` of the first layer's channels behind a ReLU that passes nothing."""
+    torch.manual_seed(seed)
+    model = network()
+    with torch.no_grad():
+        model[0].bias[:dead] = -100.0
+    return model
+
+
+def naive(model: nn.Module) -> None:
+    """The projection as it is written in the paper, dead entries and all."""
+    for layer in convolutions(model).values():
+        weight, gradient = layer.weight.detach(), layer.weight.grad
+        assert gradient is not None
+        gradient -= (gradient * weight).sum() / weight.square().sum() * weight
+
+
+PLAIN_OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": OPTIMIZERS["sgd"],
+    "momentum": OPTIMIZERS["momentum"],
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.01),
+}
+
+
+def moved_along(kind: str, form: str | None, dead: int, steps: int = 8) -> float:
+    """Mean |cosine| of each step of the first layer with its weight, over seeds and steps of training."""
+    found = []
+    for seed in range(6):
+        model = half_dead(seed, dead)
+        optimizer = PLAIN_OPTIMIZERS[kind](model.parameters())
+        if form in {"gradient", "update"}:
+            made = UpdateSuppression if form == "update" else DomainSpecificSuppression
+            made(model).attach(optimizer)
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss(model, 10 * seed + step).backward()
+            if form == "naive":
+                naive(model)
+            before = model[0].weight.detach().clone()
+            optimizer.step()
+            moved = model[0].weight.detach() - before
+            assert not dead or form == "naive" or kind == "adamw" or not moved[:dead].any()
+            found.append(abs(float(F.cosine_similarity(moved.flatten(), before.flatten(), dim=0))))
+    return statistics.mean(found)
+
+
+@pytest.mark.parametrize("dead", [0, 5])
+@pytest.mark.parametrize(
+    ("kind", "form", "most"),
+    [("sgd", "gradient", 1e-6), ("momentum", "gradient", 0.5), ("sgd", "update", 1e-6), ("momentum", "update", 1e-6),
+     ("adamw", "update", 0.1)],
+)  # fmt: skip
+def test_a_step_loses_its_share_along_the_weight(kind: str, form: str, most: float, dead: int) -> None:
+    without = moved_along(kind, None, dead)
+    assert without > 0.02
+    assert moved_along(kind, form, dead) < most * without
+
+
+def test_the_gradients_projection_under_adam_does_the_opposite_where_channels_are_dead() -> None:
+    """Why the form `update` exists; left alone, dead entries do not do that any more."""
+    without, written = moved_along("adamw", None, 5), moved_along("adamw", "naive", 5)
+    assert written > 2 * without
+    assert moved_along("adamw", "gradient", 5) < 0.5 * written
+    assert moved_along("momentum", "naive", 5) < 0.5 * moved_along("momentum", None, 5)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("form", ["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"])
+def test_dead_channels_are_left_alone_in_every_form(form: str, granularity: Granularity) -> None:
+    model = half_dead(1, 5)
+    options = SuppressionConfig(form=form, granularity=granularity)  # type: ignore[arg-type]
+    made = DomainSpecificSuppression.create(options, model)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    if isinstance(made, DomainSpecificSuppression):
+        made.attach(optimizer)
+    before = {name: trained_weight(layer).detach().clone() for name, layer in made.layers.items()}
+    for step in range(3):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        optimizer.step()
+    for name, weight in before.items():
+        moved = trained_weight(model.get_submodule(name)).detach() - weight
+        assert not moved[:5].any(), name
+        assert moved[5:].flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_what_the_optimizer_did_is_projected(kind: str, granularity: Granularity, strength: float) -> None:
+    """Each step against that of the optimizer alone, from the same state."""
+    torch.manual_seed(1)
+    model = network()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    UpdateSuppression(model, strength, granularity).attach(optimizer)
+    by_hand = {name: ByHand(kind) for name in weights(model)}
+    for step in range(4):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        before, raw = weights(model), gradients(model)
+        optimizer.step()
+        for name, weight in before.items():
+            assert (raw[name] != 0).all()
+            moved = by_hand[name].step(weight, raw[name]) - weight
+            expected = weight + projected(moved, weight, strength, granularity)
+            torch.testing.assert_close(weights(model)[name], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", [DomainSpecificSuppression, UpdateSuppression])
+def test_the_step_without_suppression_is_the_optimizers_own(form: type[DomainSpecificSuppression]) -> None:
+    """What is measured of it, against a copy of model and optimizer that is not suppressed; nothing else changes."""
+    torch.manual_seed(0)
+    runs = []
+    for watched in (True, False):
+        torch.manual_seed(0)
+        model = network()
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        suppress = form(model)
+        attached = suppress.attach(optimizer)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss(model, step).backward()
+            before = weights(model)
+            if step == 3 and watched:
+                free = copy.deepcopy(model)
+                other = OPTIMIZERS["adamw"](free.parameters())
+                other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                for p, own in zip(free.parameters(), model.parameters(), strict=True):
+                    p.grad = own.grad.clone() if own.grad is not None else None
+                other.step()
+            if watched:
+                suppress.watch()
+            optimizer.step()
+            seen = suppress.seen()
+            if step == 3 and watched:
+                for name, values in seen["suppression"].items():
+                    for key, own in (("update_cosine_without", free), ("update_cosine", model)):
+                        moved = own.get_submodule(name).weight.detach() - before[name]
+                        expected = float(F.cosine_similarity(moved.flatten(), before[name].flatten(), dim=0))
+                        assert values[key] == pytest.approx(expected, rel=2e-3, abs=1e-9), key
+        attached.remove()
+        optimizer.step()
+        runs.append(weights(model))
+    for name, weight in runs[0].items():
+        assert torch.equal(weight, runs[1][name])
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "warned"),
+    [(DomainSpecificSuppression, "adamw", True), (DomainSpecificSuppression, "momentum", False),
+     (UpdateSuppression, "adamw", False)],
+)  # fmt: skip
+def test_an_adaptive_optimizer_is_told_of_the_form_for_it(
+    form: type[DomainSpecificSuppression], kind: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    form(model).attach(optimizer)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            loss(model).backward()
+            optimizer.step()
+    assert len(caplog.records) == warned
+    if warned:
+        assert "AdamW" in caplog.text
+        assert "adapt.suppression.form = update" in caplog.text
+
+
+def test_channel_cosines_are_measured_channel_by_channel() -> None:
+    model = half_dead(0, 3)
+    suppress = UpdateSuppression(model, granularity="channel")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    suppress.attach(optimizer)
+    loss(model).backward()
+    before, raw = weights(model), gradients(model)
+    suppress.watch()
+    optimizer.step()
+    for name, values in suppress.seen()["suppression"].items():
+        cosines = F.cosine_similarity(raw[name].flatten(1), before[name].flatten(1), dim=1)[3:].abs()
+        assert values["cosine"] == pytest.approx(float(cosines.mean()), rel=2e-3)
+        assert values["update_cosine_without"] == pytest.approx(float(cosines.mean()), rel=2e-3)
+        assert values["update_cosine"] < 1e-9
+        assert values["chance"] == pytest.approx(chance(before[name][0]), rel=0.03)
 
 
 # The reparametrised form.
@@ -578,14 +770,16 @@ def toy_terms() -> list[Term]:
     return [Supervised(), Teacher(TeacherConfig(boxes=0, soft=1), Known.fixed([0.3]))]
 
 
-@pytest.mark.parametrize("form", ["gradient", "reparametrised", "reparametrised-rescale", "rescale"])
+@pytest.mark.parametrize("form", ["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"])
 def test_each_form_is_made_from_its_options(form: str) -> None:
     detector = ToyDetector(norm=False)
     plain = set(detector.state_dict())
     made = DomainSpecificSuppression.create(SuppressionConfig(form=form), detector)  # type: ignore[arg-type]
     assert isinstance(made, Watcher)
-    assert isinstance(made, DomainSpecificSuppression) == (form == "gradient")
-    assert (set(detector.state_dict()) == plain) == (form == "gradient")
+    assert isinstance(made, UpdateTransform) == isinstance(made, DomainSpecificSuppression)
+    assert isinstance(made, DomainSpecificSuppression) == (form in {"gradient", "update"})
+    assert isinstance(made, UpdateSuppression) == (form == "update")
+    assert (set(detector.state_dict()) == plain) == (form in {"gradient", "update"})
     objective = Objective(detector, toy_terms(), ema=0.5, warm=False)
     assert set(objective.average.state_dict()) == plain
 
@@ -609,7 +803,7 @@ def test_of_a_two_stage_detector_the_backbone_alone_is_suppressed() -> None:
 
 
 def test_options_that_say_nothing_are_refused() -> None:
-    with pytest.raises(AcclimateError, match="strength is an option of form = gradient; rescale has none"):
+    with pytest.raises(AcclimateError, match="strength is an option of form = gradient and update; rescale has none"):
         parse(SuppressionConfig, {"form": "rescale", "strength": 0.5}, "test")
 
 
@@ -642,7 +836,7 @@ class Loop:
         return made
 
 
-@pytest.mark.parametrize("form", ["gradient", "reparametrised-rescale"])
+@pytest.mark.parametrize("form", ["gradient", "update", "reparametrised-rescale"])
 def test_a_run_keeps_plain_weights_and_measurements_and_goes_on_exactly(
     form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -697,6 +891,9 @@ def test_what_is_measured_is_what_happened(monkeypatch: pytest.MonkeyPatch, tmp_
                 "chance": chance(weight),
             }
             assert values.pop("chance") == pytest.approx(expected.pop("chance"), rel=0.03)
+            assert abs(values.pop("update_cosine")) < 1e-4
+            without = -expected["cosine"]
+            assert values.pop("update_cosine_without") == pytest.approx(without, rel=2e-3, abs=1e-4)
             assert values == pytest.approx(expected, rel=2e-3, abs=1e-6)
     assert suppress.seen() == {}, "only the step that was asked for"
 

@@ -15,8 +15,8 @@ from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import NEVER, Known, Teacher, as_targets, known_from
-from acclimate.config import TeacherConfig
-from acclimate.models.detector import Detector, DetectorSpec, build
+from acclimate.config import ModelConfig, SsdConfig, TeacherConfig, TwoStageConfig
+from acclimate.models.detector import Detector, DetectorSpec, build, specify
 from acclimate.structures import Annotations, Batch, Detections
 
 
@@ -159,6 +159,52 @@ def test_boxes_move_by_their_own_share() -> None:
     assert found["teacher/class"].item() == pytest.approx(2 * expected["teacher/class"].item(), rel=1e-5)
     assert found["teacher/box"].item() == pytest.approx(0.5 * expected["teacher/box"].item(), rel=1e-5)
     assert expected["teacher/box"].item() > 0
+
+
+FAMILIES = {
+    "dense": ({}, {"box"}, {"class"}),
+    "ssd": ({"ssd": SsdConfig(extra=1)}, {"box"}, {"class"}),
+    "two-stage": (
+        {"two_stage": TwoStageConfig(proposals=8, hidden=16, masks=True)},
+        {"proposal_box", "roi_box"},
+        {"proposal_score", "roi_class", "roi_mask"},
+    ),
+    "disentangled": (
+        {"kind": "two-stage", "two_stage": TwoStageConfig(proposals=8, hidden=16, head="disentangled", constraint=0.2)},
+        {"proposal_box", "roi_box", "sibling_box", "constraint_box"},
+        {"proposal_score", "roi_class", "sibling_class", "constraint_class"},
+    ),
+}
+"""Of each family of detectors: its options, the losses that move boxes, and the others."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_losses_that_move_boxes_are_known_by_their_kind(family: str) -> None:
+    options, moving, others = FAMILIES[family]
+    config = ModelConfig(
+        **{"kind": family, **options}, image_size=(64, 64), backbone="test_efficientnet", strides=(8, 16), channels=16,
+        norm="group", weights="none",
+    )  # fmt: skip
+    made = build(specify(config, ["a", "b"]))
+    assert {name for name, kind in made.loss_kinds.items() if kind == "box"} == moving
+    assert set(made.loss_kinds) == moving | others
+    labelled = [Annotations(np.array([[8, 8, 40, 48]], np.float32), np.array([1]), np.array([False]))] * 2
+    losses = []
+    for regression in (1.0, 0.25):
+        term = Teacher(TeacherConfig(regression=regression), Known.fixed([0.0, 0.0]))
+        whole = Objective(made, [term], 0.9, warm=False).train()
+        step = step_of(whole)
+        # The same boxes and the same sample of proposals in both.
+        step.notes["teacher"] = (
+            [Detections(one.boxes, one.labels, np.ones(1, np.float32)) for one in labelled],
+            (np.zeros(2, np.float32)),
+        )
+        torch.manual_seed(0)
+        losses.append({name.removeprefix("teacher/"): float(loss.detach()) for name, loss in term(step).items()})
+    assert set(losses[0]) == moving | others
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(value * (0.25 if name in moving else 1.0), rel=1e-4), name
+    assert all(losses[0][name] > 0 for name in moving - {"constraint_box"})
 
 
 def test_a_teacher_that_teaches_nothing_is_refused() -> None:

@@ -384,7 +384,7 @@ def test_plain_images_are_letterboxed_and_skip_damage(tmp_path: Path, caplog: py
     paths[2].write_bytes(b"broken")
     cache = ImageCache(limit_mb=10)
     for _ in range(2):
-        got = list(plain_images(paths, SIZE, cache))
+        got = list(plain_images(paths, SIZE, cache=cache))
         assert [path for path, *_ in got] == [paths[i] for i in (0, 1, 3, 4)]
         for path, canvas, placed in got:
             expected, letter = letterbox(read_image(path), SIZE)

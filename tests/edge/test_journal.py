@@ -141,3 +141,30 @@ def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
     numbers = [line["n"] for line in lines(tmp_path)]
     assert len(numbers) > 10
     assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed", "replaced"])
+def test_a_file_that_another_program_rotates_is_begun_anew(tmp_path: Path, how: str) -> None:
+    file, old = tmp_path / "a.jsonl", tmp_path / "a.jsonl.1"
+    with Journal(file, 10_000, 4) as journal:
+        journal.write({"n": 0})
+        if how == "removed":
+            file.unlink()
+        else:
+            file.rename(old)
+        if how == "replaced":
+            file.touch()
+        journal.write({"n": 1})
+        journal.write({"n": 2})
+    assert [json.loads(line)["n"] for line in file.read_text().splitlines()] == [1, 2]
+    if how != "removed":
+        assert json.loads(old.read_text()) == {"n": 0}
+
+
+def test_the_last_line_is_found_in_what_another_program_made_of_the_file(tmp_path: Path) -> None:
+    with Journal(tmp_path / "a.jsonl", 10_000, 4) as journal:
+        journal.write({"n": 0})
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl-20260101")
+    (tmp_path / "a.jsonl-20251231.gz").write_bytes(b"packed")
+    with Journal(tmp_path / "a.jsonl", 10_000, 4) as journal:
+        assert journal.last == {"n": 0}

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 from rich.console import Console
 
 import coloured_squares as squares
 from acclimate.edge import predict
 from acclimate.edge.bench import Bench
-from acclimate.edge.draw import colour, draw
-from acclimate.edge.images import read_image
+from acclimate.edge.draw import colour, draw, put_text
+from acclimate.edge.images import Reading, read_image
 from acclimate.edge.predict import Predictor, predict_folder
-from acclimate.edge.video import Video
+from acclimate.edge.video import Video, Writer
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
 from acclimate.structures import Detections
@@ -159,7 +162,7 @@ def test_bad_input_is_one_line(artifact: Path, scenes, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AcclimateError, match="no image found"):
         predict_folder(artifact, tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(AcclimateError, match="no such image, folder, list or video"):
+    with pytest.raises(AcclimateError, match="no such file or folder"):
         predict_folder(artifact, tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "film.mp4").write_bytes(b"no film")
     with pytest.raises(AcclimateError, match=r"film\.mp4: not a video"):
@@ -285,3 +288,118 @@ def test_the_bench_says_what_is_wrong(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "not an artifact" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_read_is_what_every_verb_reads(artifact: Path, scenes, tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    names = [path.name for path in scenes.paths]
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / names[0]).write_bytes(scenes.paths[0].read_bytes())
+    (folder / f"._{names[0]}").write_bytes(b"of a Mac")
+    (folder / "broken.png").symlink_to(tmp_path / "nothing.png")
+    os.mkfifo(folder / "pipe.png")
+    claim = b"\0\1\x86\xa0"
+    (folder / "vast.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + claim * 2 + b"\x08\2\0\0\0")
+    scenes.paths[-1].rename(folder / os.fsdecode(b"caf\xe9.png"))
+    for _ in range(2):
+        results = json.loads(predict_folder(artifact, folder, tmp_path / "out").read_text())
+        found = sorted(Path(entry["file"]).name for entry in results["images"])
+        assert found == sorted([*names[:-1], os.fsdecode(b"caf\xe9.png")])
+        told = {Path(entry["file"]).name: entry["problem"] for entry in results["problems"]}
+        assert sorted(told) == ["broken.png", "pipe.png", "vast.png"]
+        assert "million" in told["vast.png"]
+        assert all("\n" not in problem for problem in told.values())
+
+
+def test_a_turned_photo_gives_boxes_on_what_is_seen(artifact: Path, scenes, tmp_path: Path) -> None:
+    photo = Pillow.open(scenes.paths[0]).convert("RGB")
+    exif = Pillow.Exif()
+    exif[274] = 6
+    photo.transpose(Pillow.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    results = json.loads(predict_folder(artifact, tmp_path / "turned.png", tmp_path / "out", threshold=0.5).read_text())
+    (entry,) = results["images"]
+    assert (entry["width"], entry["height"]) == photo.size
+    same_boxes(entry["detections"], scenes.images[0].annotations)
+    spec = squares.SPEC.model_copy(update={"reading": Reading(orientation="stored")})
+    stored = exporter("onnx").export(squares.SquareDetector(spec), tmp_path / "stored", "fp32", []).folder
+    results = json.loads(predict_folder(stored, tmp_path / "turned.png", tmp_path / "out2").read_text())
+    assert (results["images"][0]["width"], results["images"][0]["height"]) == photo.size[::-1]
+
+
+def turn(file: Path) -> None:
+    """Make the first track of an MP4 one that is to be shown turned clockwise (ISO 14496-12, the track's matrix)."""
+    data = bytearray(file.read_bytes())
+    at = data.find(b"tkhd") + 44
+    one = 1 << 16
+    assert struct.unpack(">9i", data[at : at + 36]) == (one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    file.write_bytes(data)
+
+
+def test_a_turned_video_is_read_as_it_is_seen(tmp_path: Path) -> None:
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:16, :16] = 255
+    with Writer(tmp_path / "v.mp4", 10, (48, 64)) as writer:
+        for number in range(5):
+            writer.write(picture, number / 10)
+    turn(tmp_path / "v.mp4")
+    with Video(tmp_path / "v.mp4") as video:
+        frames = [frame for _, frame in video]
+        assert (video.height, video.width, len(frames)) == (64, 48, 5)
+    assert frames[0][:12, -12:].mean() > 200, "the bright corner is at the upper right"
+    with Video(tmp_path / "v.mp4", "stored") as video:
+        assert (video.height, video.width) == (48, 64)
+
+
+def test_an_annotated_video_keeps_the_times_of_its_frames(tmp_path: Path) -> None:
+    times = [0, 0.04, 0.08, 0.12, 1.12, 2.12, 2.62]
+    with Writer(tmp_path / "v.mp4", 5, (32, 32)) as writer:
+        for number, time_s in enumerate(times):
+            writer.write(np.full((32, 32, 3), 30 * number + 20, np.uint8), time_s)
+    with Video(tmp_path / "v.mp4") as video:
+        shown = [(time_s, round((frame.mean() - 20) / 30)) for time_s, frame in video]
+    began = [next(time_s for time_s, number in shown if number == wanted) for wanted in range(len(times))]
+    np.testing.assert_allclose(began, times, atol=0.05)
+
+
+def test_frames_of_another_size_are_fitted_in(tmp_path: Path) -> None:
+    with Writer(tmp_path / "v.mp4", 10, (32, 64)) as writer:
+        writer.write(np.full((32, 64, 3), 200, np.uint8), 0.0)
+        writer.write(np.full((64, 64, 3), 200, np.uint8), 0.1)
+    with Video(tmp_path / "v.mp4") as video:
+        assert [frame.shape for _, frame in video] == [(32, 64, 3)] * 2
+
+
+def test_a_video_by_a_name_that_is_no_utf8(artifact: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "film.avi")
+    film = (tmp_path / "film.avi").rename(tmp_path / os.fsdecode(b"caf\xe9.avi"))
+    results = json.loads(predict_folder(artifact, film, tmp_path / "out").read_text())
+    assert len(results["frames"]) == 8
+    assert (tmp_path / "out" / results["video"]["picture"]).is_file()
+
+
+def test_text_that_no_font_has_is_drawn_as_question_marks() -> None:
+    canvas = np.zeros((40, 200, 3), np.uint8)
+    put_text(canvas, os.fsdecode(b"caf\xe9\n"), (2, 20), 0.5, (255, 255, 255))
+    expected = np.zeros_like(canvas)
+    put_text(expected, "caf??", (2, 20), 0.5, (255, 255, 255))
+    assert canvas.any()
+    np.testing.assert_array_equal(canvas, expected)
+
+
+def test_a_video_that_cannot_be_decoded_leaves_nothing_behind(
+    artifact: Path, shared_cases: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AcclimateError, match=r"codec \(AV1.*convert it"):
+        predict_folder(artifact, shared_cases / "edge" / "av1" / "av1.mkv", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_video_of_a_rate_that_varies(artifact: Path, shared_cases: Path, tmp_path: Path) -> None:
+    for name in ("vfr.mkv", "vfr.mp4"):
+        file = shared_cases / "edge" / "vfr-mkv" / name
+        results = json.loads(predict_folder(artifact, file, tmp_path / name).read_text())
+        assert results["problems"] == []
+        assert len(results["frames"]) == 20
+        with Video(tmp_path / name / results["video"]["picture"]) as video:
+            assert [time_s for time_s, _ in video][-1] == pytest.approx(4.9, abs=0.6)

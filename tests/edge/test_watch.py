@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import watched
@@ -19,14 +20,18 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import acclimate
+import coloured_squares as squares
 from acclimate import cli
 from acclimate.data import formats
 from acclimate.edge import source as sources
 from acclimate.edge import watch as watching
 from acclimate.edge.artifact import Artifact
-from acclimate.edge.images import read_image
+from acclimate.edge.credentials import FILE_VARIABLE, VARIABLE, masked, with_password
+from acclimate.edge.images import Reading, read_image
+from acclimate.edge.source import Source
 from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
+from acclimate.export import exporter
 
 PATIENCE_S = 60
 
@@ -262,8 +267,35 @@ def test_a_signal_ends_it_with_a_summary(artifact: Path, tmp_path: Path) -> None
 
 
 def test_a_password_in_an_address_is_not_shown() -> None:
-    assert watching._without_password("rtsp://me:secret@cam/a@b") == "rtsp://cam/a@b"
-    assert watching._without_password("a/folder") == "a/folder"
+    assert masked("rtsp://me:secret@cam/a@b") == "rtsp://cam/a@b"
+    assert masked("rtsp://me:se/cr@et@cam/a") == "rtsp://cam/a"
+    assert masked("rtsp://cam:554/a@b?w=1&password=secret&x=2") == "rtsp://cam:554/a@b?w=1&password=...&x=2"
+    assert masked("http://me:secret@cam/v.mjpg: gone; http://cam") == "http://cam/v.mjpg: gone; http://cam"
+    assert masked("a/folder") == "a/folder"
+
+
+def test_a_password_may_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_password("rtsp://me@cam/a") == "rtsp://me@cam/a"
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "password"))
+    with pytest.raises(AcclimateError, match=r"ACCLIMATE_STREAM_PASSWORD_FILE: .*password: cannot be read"):
+        with_password("rtsp://me@cam/a")
+    (tmp_path / "password").write_text("p@ss/word\n")
+    assert with_password("rtsp://me@cam/a") == "rtsp://me:p%40ss%2Fword@cam/a"
+    monkeypatch.setenv(VARIABLE, "other")
+    assert with_password("rtsp://me@cam/a") == "rtsp://me:other@cam/a"
+    for as_it_is in ("rtsp://me:own@cam/a", "rtsp://cam/a@b", "a/folder", "0"):
+        assert with_password(as_it_is) == as_it_is
+
+
+def test_a_password_is_in_no_file_and_no_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is not there tells so, in the log and in the errors."""
+    monkeypatch.setenv("OPENCV_FFMPEG_DEBUG", "0")
+    with Source("http://me:verysecret@127.0.0.1:9/v.mjpg?token=verysecret") as source:
+        source.next(1.5)
+    assert "cannot be opened" in caplog.text
+    assert "verysecret" not in caplog.text
 
 
 def test_from_the_command_line(artifact: Path, tmp_path: Path) -> None:
@@ -309,3 +341,69 @@ def test_a_killed_process_loses_nothing_and_its_source_may_come_and_go(artifact:
     assert [line["frame"] for line in found] == list(range(150))
     assert [line["file"] for line in found] == [f"{number:06}.bmp" for number in range(150)]
     assert (out / "detections.torn").read_bytes() == b'{"frame":9999,"det'
+
+
+@pytest.mark.parametrize("what", ["empty folder", "no image", "no such picture"])
+def test_once_that_read_nothing_is_a_failure(artifact: Path, tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if what == "no image":
+        (folder / "a.png").write_bytes(b"no image")
+    source = str(folder / "none.png") if what == "no such picture" else str(folder)
+    status = cli.main(
+        ["watch", str(artifact), "--source", source, "--out", str(tmp_path / "out"), "--once", "--no-page"]
+    )
+    assert status == 2
+
+
+def test_a_picture_and_a_pattern(artifact: Path, tmp_path: Path) -> None:
+    watched.put_images(tmp_path / "in", range(3))
+    watched.put_video(tmp_path / "in" / "v.avi", [watched.frame(number) for number in range(2)])
+    summary = watch(artifact, str(tmp_path / "in" / "*"), tmp_path / "out", page=False)
+    assert (summary.frames, summary.unreadable) == (5, 0)
+    found = watched.lines(tmp_path / "out")
+    assert [Path(line["file"]).name for line in found] == [*(f"{n:06}.bmp" for n in range(3)), "v.avi", "v.avi"]
+    assert [line.get("time_s") for line in found] == [None, None, None, 0.0, pytest.approx(0.02, abs=1e-3)]
+    assert watch(artifact, str(tmp_path / "in" / "000000.bmp"), tmp_path / "one", page=False).frames == 1
+
+
+def test_what_is_no_image_is_passed_by(artifact: Path, tmp_path: Path) -> None:
+    claim = b"\0\1\x86\xa0"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + claim * 2 + b"\x08\2\0\0\0")
+    os.mkfifo(tmp_path / "in" / "b.png")
+    time.sleep(0.02)
+    watched.put_images(tmp_path / "in", range(2))
+    (tmp_path / "in" / "000000.bmp").rename(tmp_path / "in" / os.fsdecode(b"caf\xe9.bmp"))
+    for frames in (2, 0):
+        time.sleep(0.02)
+        summary = watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
+        assert (summary.frames, summary.unreadable) == (frames, frames)
+
+
+def test_a_stream_that_changes_its_size_says_so(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def frames(self: sources.Source) -> Iterator[sources.Frame]:
+        for side in (64, 64, 96):
+            yield sources.Frame(np.zeros((side, 128, 3), np.uint8), time.time())
+
+    watched.put_video(tmp_path / "v.avi", [watched.frame(0)])
+    monkeypatch.setattr(sources.Source, "_video", frames)
+    watch(artifact, str(tmp_path / "v.avi"), tmp_path / "out", once=True, page=False)
+    assert watched.events(tmp_path / "out").count("size") == 1
+    assert any("frames have 128 x 96 pixels" in record.getMessage() for record in caplog.records)
+
+
+def test_a_reading_of_the_artifact_holds_on_the_device(artifact: Path, tmp_path: Path) -> None:
+    spec = squares.SPEC.model_copy(update={"reading": Reading(intensity=(0, 255), orientation="stored")})
+    deep = exporter("onnx").export(squares.SquareDetector(spec), tmp_path / "deep", "fp32", []).folder
+    assert Artifact.open(deep).manifest.reading == spec.reading
+    (tmp_path / "in").mkdir()
+    picture = watched.frame(0)[..., ::-1].astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / "in" / "a.png"), picture)
+    watched.put_images(tmp_path / "plain", range(1))
+    for name, folder in {"in": deep, "plain": artifact}.items():
+        watch(folder, str(tmp_path / name), tmp_path / f"{name}-out", once=True, page=False)
+    (ours,), (theirs,) = watched.lines(tmp_path / "in-out"), watched.lines(tmp_path / "plain-out")
+    assert ours["detections"] == theirs["detections"] != []

@@ -70,6 +70,22 @@ def no_offsets(boxes: Tensor) -> Tensor:
     return boxes.new_zeros(*boxes.shape[:2], BINS, BINS, 2)
 
 
+def test_the_first_offsets_are_those_of_the_released_initialisation() -> None:
+    """Kaiming's normal with gain 1: each layer has weights of variance 1 / inputs, so with two ReLUs before it an
+    output has a quarter of the variance of the first layer's inputs (their mean square, to be exact)."""
+    torch.manual_seed(0)
+    head = DisentangledHead(64, STRIDES, 2, 16)
+    for branch in (head.shared, head.move_box, head.move_bins):
+        for layer in branch:
+            if isinstance(layer, nn.Linear):
+                assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.1)
+                assert not layer.bias.any()
+    flat = torch.randn(400, 64 * BINS * BINS)
+    with torch.no_grad():
+        out = head.move_bins(head.shared(flat))
+    assert out.square().mean().item() == pytest.approx(flat.square().mean().item() / 4, rel=0.15)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6))
 def test_without_offsets_it_is_average_roi_pooling(seed: int) -> None:

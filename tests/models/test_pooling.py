@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops.poolers import LevelMapper
 
+from acclimate.config import ModelConfig, TwoStageConfig
 from acclimate.models import pooling
+from acclimate.models.detector import build, specify
+from acclimate.models.two_stage import TwoStageDetector
 
 
 def _boxes(seed: int, batch: int, count: int, side: float) -> Tensor:
@@ -68,3 +74,63 @@ def test_gradients_reach_the_boxes() -> None:
         steps = torch.eye(4).view(4, 1, 1, 4) * 0.02
         slope = torch.stack([(value(boxes + step) - value(boxes - step)) / 0.04 for step in steps])
     torch.testing.assert_close(gradient.flatten(), slope, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32)])
+@pytest.mark.parametrize("canonical", [224.0, 90.0])
+def test_levels_are_those_of_torchvision(strides: tuple[int, ...], canonical: float) -> None:
+    """`MultiScaleRoIAlign` with its `canonical_scale`, at the boundaries too."""
+    sides = torch.cat(
+        [torch.rand(300, generator=torch.Generator().manual_seed(0)) * 800, canonical * 2.0 ** torch.arange(-3, 3)]
+    )
+    boxes = torch.stack([torch.zeros_like(sides), torch.zeros_like(sides), sides, sides], 1)
+    low, high = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    reference = LevelMapper(low, high, canonical_scale=canonical, canonical_level=4)([boxes])
+    assert torch.equal(pooling.levels(boxes[None], strides, canonical)[0], reference)
+    assert len(set(reference.tolist())) == len(strides)
+
+
+@pytest.mark.parametrize(("canvas", "canonical"), [(192, 53.76), (320, 89.6), (800, 224.0)])
+def test_by_default_a_small_canvas_uses_its_levels(canvas: int, canonical: float) -> None:
+    config = ModelConfig(kind="two-stage", image_size=(canvas, canvas), weights="none")
+    spec = specify(config, ["a"])
+    assert spec.two_stage is not None
+    assert spec.two_stage.canonical == pytest.approx(canonical)
+    shares = torch.tensor([0.1, 0.3, 0.6])
+    boxes = torch.stack([torch.zeros(3), torch.zeros(3), shares * canvas, shares * canvas], 1)
+    assert pooling.levels(boxes[None], (8, 16, 32), spec.two_stage.canonical)[0].tolist() == [0, 1, 2]
+    asked = config.model_copy(update={"two_stage": TwoStageConfig(canonical=100.0)})
+    chosen = specify(asked, ["a"]).two_stage
+    assert chosen is not None
+    assert chosen.canonical == 100
+
+
+@pytest.mark.parametrize("head", ["sibling", "disentangled", "separate-fcs", "separate-backbone"])
+def test_every_head_pools_by_the_detectors_levels(head: str) -> None:
+    """A box of 40 px is read from stride 8 by the paper's rule and from stride 16 by that of a canvas of 64; a detector
+    saved before it could be told has the paper's."""
+    options = TwoStageConfig(head=head, hidden=16, proposals=4, masks=True)  # type: ignore[arg-type]
+    config = ModelConfig(
+        kind="two-stage", image_size=(64, 64), strides=(8, 16), backbone="test_efficientnet", channels=8, norm="group",
+        weights="none", two_stage=options,
+    )  # fmt: skip
+    spec = specify(config, ["a"])
+    saved = spec.model_dump()
+    del saved["two_stage"]["canonical"]
+    old = type(spec).model_validate(saved)
+    assert old.two_stage is not None
+    assert old.two_stage.canonical == 224
+    box = torch.tensor([[[8.0, 8.0, 48.0, 48.0]]])
+    for one, level in ((spec, 1), (old, 0)):
+        made = build(one)
+        assert isinstance(made, TwoStageDetector)
+        assert made.mask_head is not None
+        features = [level.requires_grad_() for level in made.features(torch.rand(1, 3, 64, 64) * 255)[:2]]
+        more = features if head != "separate-backbone" else [*features, *features]
+        for output in (
+            *made.roi_head(more, box)[:2],
+            made.mask_head(features, box, torch.ones(1, 1, dtype=torch.bool)),
+        ):
+            gradients = torch.autograd.grad(output.sum(), features, allow_unused=True, retain_graph=True)
+            read = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.any()]
+            assert read == [level]

@@ -17,7 +17,9 @@ from acclimate.remote.identity import Address
 IMPATIENT = Limits(
     connections=6,
     connections_of_one=5,
+    strangers=8,
     header_s=1.0,
+    hurried_s=0.3,
     idle_s=5.0,
     stall_s=1.0,
     slowest=2**20,

@@ -10,6 +10,10 @@ import logging
 import os
 import random
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -24,13 +28,13 @@ from hypothesis import strategies as st
 from running_agent import IMPATIENT, Running, running
 
 import coloured_squares as squares
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import Artifact, write_manifest
 from acclimate.edge.images import read_image
 from acclimate.edge.package import pack
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
-from acclimate.remote import client
+from acclimate.remote import client, closed
 from acclimate.remote.client import DeviceError, Remote
 from acclimate.remote.identity import Address
 from acclimate.remote.store import Store
@@ -287,6 +291,93 @@ def test_a_bench_of_what_is_not_there(device: Running, package: Path) -> None:
         said(device.say(device.request("POST", where, question)), status)
 
 
+def test_a_flood_of_strangers_does_not_keep_a_desk_out(tmp_path: Path) -> None:
+    """Connections that show nothing, as fast as they can be made, while a desk asks anew and anew."""
+    with running(tmp_path / "home", replace(IMPATIENT, strangers=32)) as device:
+        first = Remote(device.address)
+        stop = threading.Event()
+
+        def flood() -> None:
+            held: list[socket.socket] = []
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    held.append(socket.create_connection((device.address.host, device.address.port), 5))
+                    time.sleep(0.001)
+                if len(held) > 100:
+                    held.pop(0).close()
+            for connection in held:
+                connection.close()
+
+        floods = [threading.Thread(target=flood) for _ in range(2)]
+        for thread in floods:
+            thread.start()
+        try:
+            time.sleep(0.3)
+            assert all(serves(device) for _ in range(12))
+            assert first._told("GET", "/health")["version"], "who has shown the token keeps its connection"
+        finally:
+            stop.set()
+            for thread in floods:
+                thread.join()
+        first.close()
+
+
+def test_who_has_shown_the_token_is_counted_apart(tmp_path: Path) -> None:
+    with running(tmp_path / "home", replace(IMPATIENT, connections_of_one=3, idle_s=30.0)) as device:
+        desks = [Remote(device.address) for _ in range(3)]
+        with pytest.raises(DeviceError, match="3 clients are connected, and no more are served at once"):
+            Remote(device.address)
+        desks.pop().close()
+        for _ in range(50):
+            with contextlib.suppress(DeviceError):
+                desks.append(Remote(device.address))
+                break
+            time.sleep(0.1)
+        assert len(desks) == 3
+        for desk in desks:
+            desk.close()
+
+
+@pytest.mark.skipif(not closed.supported(), reason="this system cannot close a folder to a process (no Landlock)")
+def test_the_process_that_detects_cannot_read_the_agents_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "store" / "a").mkdir(parents=True)
+    for file in (home / "agent.key", home / "store" / "a" / "model", home / "store" / "other", tmp_path / "beside"):
+        file.write_text("text")
+    tries = "\n".join([
+        "import sys",
+        "for path in sys.argv[1:]:",
+        "    try: print(open(path).read())",
+        "    except PermissionError: print('closed')",
+        "for path in sys.argv[1:3]:",
+        "    try: print(open(path, 'a').write('x'))",
+        "    except PermissionError: print('closed')",
+        "import onnxruntime, numpy",
+    ])  # fmt: skip
+    files = ["home/agent.key", "home/store/a/model", "home/store/other", "beside"]
+    told = subprocess.run(
+        closed.command(home, [home / "store" / "a"], [sys.executable, "-c", tries, *files]),
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.split() == ["closed", "text", "closed", "text", "closed", "closed"]
+
+
+def test_an_agent_that_starts_anew_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path / "home", IMPATIENT) as device:
+        tries: list[int] = []
+        connect = socket.create_connection
+
+        def refused_twice(*arguments: object, **options: object) -> socket.socket:
+            tries.append(1)
+            if len(tries) < 3:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+            return connect(*arguments, **options)
+
+        monkeypatch.setattr(socket, "create_connection", refused_twice)
+        assert serves(device)
+        assert len(tries) == 3
+
+
 def test_a_header_without_end(device: Running) -> None:
     start = device.request("GET", "/health")[:-2]
     said(device.say(start + b"X: " + b"y" * 40_000), 431)
@@ -356,11 +447,12 @@ def test_a_package_that_is_not_what_it_seems(device: Running, package: Path, art
 
 
 def test_a_model_that_no_runtime_takes(device: Running, artifact: Path, tmp_path: Path) -> None:
-    manifest = json.loads((artifact / "artifact.json").read_text())
-    (tmp_path / "model.onnx").write_bytes(b"no network")
-    manifest["files"] = {"model.onnx": sha(b"no network")}
-    (tmp_path / "artifact.json").write_text(json.dumps(manifest))
-    pack(tmp_path, tmp_path / "site.zip", [])
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"no network")
+    files = {"model.onnx": sha(b"no network")}
+    write_manifest(folder, Artifact.open(artifact).manifest.model_copy(update={"files": files}))
+    pack(folder, tmp_path / "site.zip", [])
     image = squares.write_scenes(tmp_path / "scenes", 1).paths[0]
     remote = Remote(device.address)
     remote.install(tmp_path / "site.zip", 2)

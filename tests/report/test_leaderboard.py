@@ -41,7 +41,8 @@ def artifact(folder: Path, runtime: str = "onnx", precision: Any = "int8") -> Pa
     (folder / "model.onnx").write_text(str(folder))
     files = {"model.onnx": file_digest(folder / "model.onnx")}
     manifest = ArtifactManifest(
-        name=folder.name, runtime=runtime, precision=precision, classes=("car",), image_size=(64, 64), decode=Decode(),
+        name=folder.name, runtime=runtime, precision=precision, classes=("car",), image_size=(64, 64),
+        decode=Decode(strides=(8,)),
         files=files,
     )  # fmt: skip
     (folder / "artifact.json").write_text(manifest.model_dump_json())

@@ -453,6 +453,7 @@ def test_the_invented_verification_has_the_real_ones_fields(measured: Callable[.
 def test_suppression_is_shown_layer_by_layer(make_run: MakeRun, tmp_path: Path) -> None:
     def measured(cosine: float, update: float) -> dict[str, dict[str, float]]:
         norms = {"gradient": 2.0, "suppressed": 1.5, "weight": 4.0, "chance": 0.1}
+        norms |= {"update_cosine": 0.01, "update_cosine_without": 0.2} if update == 0.3 else {}
         return {
             "stem": {"cosine": cosine, "update": update, **norms},
             "blocks.0": {"cosine": -cosine, "update": 2 * update, **norms},
@@ -464,13 +465,15 @@ def test_suppression_is_shown_layer_by_layer(make_run: MakeRun, tmp_path: Path) 
         config = run.read("config.json")
         run.write("config.json", {**config, "adapt": {"suppression": {"form": "gradient", "strength": strength}}})
         for step, sign in ((610, 1), (620, -1)):
-            run.log(step=step, suppression=measured(0.3 * sign, 0.4))
+            run.log(step=step, suppression=measured(0.3 * sign, 0.4 if strength == 0 else 0.3))
     page = Outline(report.write(folders, tmp_path / "report.html").read_text())
     assert "Adapted (with) (suppression: gradient)" in page.text
     assert "Adapted (without) (only measured)" in page.text
     assert "The 2 layers stem blocks.0" in page.text
     plots = [str(plot.get("aria-label")) for name, plot in page.elements if name == "svg" and "aria-label" in plot]
-    assert sum("over 2 layers" in label for label in plots) == 5
+    assert sum("over 2 layers" in label for label in plots) == 6
+    along = next(label for label in plots if "(suppression: gradient): cosine of update and weight" in label)
+    assert along.endswith("with suppression, without it, in the same steps, of a random direction")
     curves = [attributes["points"] for name, attributes in page.elements if name == "polyline"]
     cosine, updates = curves[-10], curves[-2]
     # Signs do not cancel, so both layers have 0.3; the second moves twice as far as the first.

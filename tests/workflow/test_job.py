@@ -21,6 +21,7 @@ from acclimate import load_config, stages, workflow
 from acclimate.config import Config, DataConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.run import Run
+from acclimate.select.score import preference
 from acclimate.structures import Annotations
 from tiny_job import LOOSE, make_data, settings
 from tiny_job import config as tiny_config
@@ -205,9 +206,9 @@ def test_other_target_images_are_no_change_of_the_baseline(copy: Config, data: P
 def test_hindsight_ranks_the_checkpoints_and_changes_no_choice(job: workflow.Job) -> None:
     selection = job.adapted.selection()
     assert selection is not None
-    assert [candidate.step for candidate in selection.candidates] == [2, 4]
+    assert [candidate.step for candidate in selection.candidates] == [0, 2, 4]
     assert all(candidate.hindsight_ap50 is not None for candidate in selection.candidates)
-    best = max(selection.candidates, key=lambda one: (one.scores[selection.rule], one.step))
+    best = max(selection.candidates, key=preference)
     assert selection.chosen_step == best.step
     kept = (job.adapted.path / "model.safetensors").read_bytes()
     assert kept == (job.adapted.path / "checkpoints" / f"step_{best.step:06d}.safetensors").read_bytes()
@@ -406,9 +407,34 @@ def test_a_tolerance_that_holds_at_once_is_recorded(copy: Config, monkeypatch: p
     assert (found.mixed.before, found.mixed.after, found.mixed.in_float) == (0.99, 0.99, ())
     assert asked == [(found.mixed.layers, 6)], "all target images, as too few are held out"
     assert found.files == kept.files, "nothing stays in fp32, so the graph is that without a tolerance"
-    assert found.notes["identity"] != kept.notes["identity"]
+    assert found.notes.identity != kept.notes.identity
     assert workflow.export(copy.out / "adapted", images=2, tolerance=0.98) == folder
     assert len(asked) == 1
+
+
+def test_other_pictures_under_the_same_names_make_another_artifact(
+    copy: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import cv2
+
+    from acclimate.edge.artifact import Artifact
+
+    def calibrate(seed: int) -> Artifact:
+        (tmp_path / "calibration").mkdir(exist_ok=True)
+        rng = np.random.default_rng(seed)
+        for number in range(4):
+            picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "calibration" / f"{number}.bmp"), picture)
+        return Artifact.open(workflow.export(copy.out / "adapted", calibration=tmp_path / "calibration"))
+
+    first, again, other = calibrate(0), calibrate(0), calibrate(1)
+    assert again.manifest == first.manifest, "the same pictures are the same, whenever they were written"
+    assert other.manifest.calibration != first.manifest.calibration
+    assert other.manifest.files != first.manifest.files
+    assert other.digest != first.digest
+    assert "calibrated on 4 images; give 16 or more" in caplog.text
+    assert "4 of 4 calibration images show nothing" in caplog.text
+    assert any(made.startswith("onnxruntime ") for made in first.manifest.notes.made_with)
 
 
 def test_a_tolerance_that_cannot_be_measured_leaves_the_earlier_artifact(copy: Config) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -75,6 +76,7 @@ class Adversarial(Term):
         self.config = config
         made = _DAFaster(config, channels, instance) if config.kind == "da-faster" else _StrongWeak(config, channels)
         self.critics: _DAFaster | _StrongWeak = made
+        self._felt = _Felt()
 
     @classmethod
     def create(cls, options: AdversarialConfig, detector: Detector, source: LabelledSet) -> Adversarial:
@@ -89,15 +91,69 @@ class Adversarial(Term):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         strength = strength_at(step.progress, self.config.reversal)
-        losses: dict[str, Tensor] = self.critics(step, strength)
+        levels, domain = _both(step)
+        self._felt.listen(step, levels)
+        losses: dict[str, Tensor] = self.critics(step, levels, domain, strength)
         return {f"adversarial/{name}": self.config.weight * loss for name, loss in losses.items()}
 
     def watch(self) -> None:
-        """Nothing to prepare: the critics keep what they got right in every step."""
+        """Nothing to prepare: of every step the tensors are kept that `seen` reads, and nothing is computed of them."""
 
     def seen(self) -> dict[str, Any]:
-        """The share that each critic got right in this step, each domain counting half: 0.5 is a guess."""
-        return {"domain_critics": {name: round(float(share), 4) for name, share in self.critics.right.items()}}
+        """What the critics did in this step.
+
+        Returns:
+            `domain_critics`, the share that each of them got right, each domain counting half: 0.5 is a guess; and
+            `critics_gradient`, the norm of the gradient that they sent into the pyramid over that of all others, which
+            tells whether the detector can have followed them.
+        """
+        with torch.no_grad():
+            found: dict[str, Any] = {
+                "domain_critics": {name: round(float(share), 4) for name, share in self.critics.right().items()}
+            }
+            ratio = self._felt.ratio()
+        if ratio is not None and math.isfinite(ratio):
+            found["critics_gradient"] = float(f"{ratio:.4g}")
+        return found
+
+
+class _Felt:
+    """The gradients at the pyramid in one step: of the critics alone, and of everything."""
+
+    def __init__(self) -> None:
+        self._critics: dict[int, Tensor] = {}
+        self._all: dict[tuple[int, int], Tensor] = {}
+        self._places: list[slice] = []
+
+    def listen(self, step: Step, levels: Sequence[Tensor]) -> None:
+        """Keep the gradients that the backward pass brings to the views' features and to `levels`, which are the same
+        for the critics alone."""
+        self._critics, self._all, self._places = {}, {}, []
+        for i, level in enumerate(levels):
+            if level.requires_grad:
+                level.register_hook(partial(self._critics.__setitem__, i))  # type: ignore[no-untyped-call]
+        for v, view in enumerate(Adversarial.views):
+            features, place = step.shared(view)
+            self._places.append(place)
+            for i, level in enumerate(features):
+                if level.requires_grad:
+                    level.register_hook(partial(self._all.__setitem__, (i, v)))  # type: ignore[no-untyped-call]
+
+    def ratio(self) -> float | None:
+        """Norm of the critics' gradient over that of the rest; None where there is no rest."""
+        own, others = 0.0, 0.0
+        for i, critics in self._critics.items():
+            start = 0
+            for v, place in enumerate(self._places):
+                if (i, v) not in self._all:
+                    return None
+                whole = self._all[i, v][place]
+                part = critics[start : start + len(whole)].float()
+                start += len(whole)
+                own += float(part.square().sum())
+                others += float((whole.float() - part).square().sum())
+        # What is left of a difference of equals is rounding.
+        return math.sqrt(own / others) if others > 1e-10 * own else None
 
 
 class _DAFaster(nn.Module):
@@ -110,7 +166,9 @@ class _DAFaster(nn.Module):
 
     def __init__(self, config: AdversarialConfig, channels: Sequence[int], instance: int) -> None:
         super().__init__()
-        self.right: dict[str, Tensor] = {}
+        self._said: list[tuple[Tensor, Tensor]] = []
+        self._of_boxes: tuple[Tensor, Tensor] | None = None
+        self._domain: Tensor | None = None
         self.regions = config.regions
         self.first = 0 if config.levels == "all" else len(channels) - 1
         self.image = nn.ModuleList(_locations(c, config.hidden, 1) for c in channels[self.first :])
@@ -120,8 +178,7 @@ class _DAFaster(nn.Module):
             nn.Linear(config.hidden, 1),
         )  # fmt: skip
 
-    def forward(self, step: Step, strength: float) -> dict[str, Tensor]:
-        levels, domain = _both(step)
+    def forward(self, step: Step, levels: Sequence[Tensor], domain: Tensor, strength: float) -> dict[str, Tensor]:
         masks = _shown(step, levels)
         # A detector that finds fewer regions than it is asked for pads them with boxes of no area.
         found = [region for view in Adversarial.views for region in step.regions(view, self.regions)]
@@ -129,24 +186,32 @@ class _DAFaster(nn.Module):
         instances = step.detector.instances(levels, boxes)
         owner = torch.repeat_interleave(torch.tensor([len(box) for box in boxes])).to(domain.device)
 
-        parts, seen, right = [], [], []
+        parts, seen, said = [], [], []
         for critic, level, mask in zip(self.image, levels[self.first :], masks[self.first :], strict=True):
             logits = critic(reverse(level, strength)).float()
             wanted = domain[:, None, None, None].expand_as(logits)
             parts.append(_mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), mask))
             seen.append(_mean(critic(level).float().sigmoid(), mask))
-            right.append(_mean(_same(logits, wanted), mask))
+            said.append((logits.detach(), mask))
         logits = self.instance(reverse(instances, strength)).float()[:, 0]
         each = F.binary_cross_entropy_with_logits(logits, domain[owner], reduction="none")
         apart = (torch.stack(seen).mean(0)[owner] - self.instance(instances).float()[:, 0].sigmoid()).abs()
-        self.right = {
-            "image": _halves(torch.stack(right).mean(0), domain),
-            "instance": _halves(_by_image(_same(logits, domain[owner]), owner, len(domain)), domain),
-        }
+        self._said, self._of_boxes, self._domain = said, (logits.detach(), owner), domain
         return {
             "image": _halves(torch.stack(parts).mean(0), domain),
             "instance": _halves(_by_image(each, owner, len(domain)), domain),
             "consistency": _halves(_by_image(apart, owner, len(domain)), domain),
+        }
+
+    def right(self) -> dict[str, Tensor]:
+        """The share that each critic got right in the last step, each domain counting half."""
+        if self._domain is None or self._of_boxes is None:
+            return {}
+        domain, (logits, owner) = self._domain, self._of_boxes
+        shares = [_mean(_same(one, domain[:, None, None, None]), mask) for one, mask in self._said]
+        return {
+            "image": _halves(torch.stack(shares).mean(0), domain),
+            "instance": _halves(_by_image(_same(logits, domain[owner]), owner, len(domain)), domain),
         }
 
 
@@ -155,7 +220,7 @@ class _StrongWeak(nn.Module):
 
     def __init__(self, config: AdversarialConfig, channels: Sequence[int]) -> None:
         super().__init__()
-        self.right: dict[str, Tensor] = {}
+        self._said: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self.gamma = config.gamma
         self.local = _locations(channels[0], config.hidden, 2)
         self.scene = nn.Sequential(
@@ -167,8 +232,7 @@ class _StrongWeak(nn.Module):
         )
         self.judge = nn.Linear(config.hidden, 1)
 
-    def forward(self, step: Step, strength: float) -> dict[str, Tensor]:
-        levels, domain = _both(step)
+    def forward(self, step: Step, levels: Sequence[Tensor], domain: Tensor, strength: float) -> dict[str, Tensor]:
         masks = _shown(step, levels)
         wanted = domain[:, None, None, None]
         found = self.local(reverse(levels[0], strength)).float().sigmoid()
@@ -178,19 +242,26 @@ class _StrongWeak(nn.Module):
         shown = F.adaptive_max_pool2d(masks[-1], (scene.shape[2], scene.shape[3]))
         pooled = (scene * shown).sum((2, 3)) / shown.sum((2, 3)).clamp(min=1)
         logits = self.judge(pooled).float()[:, 0]
-        self.right = {
-            "local": _halves(_mean(_same(found - 0.5, wanted.expand_as(found)), masks[0]), domain),
-            "global": _halves(_same(logits, domain), domain),
-        }
+        self._said = found.detach(), masks[0], logits.detach(), domain
         return {
             "local": _halves(_mean(local, masks[0]), domain),
             "global": _halves(focal_loss(logits, domain, self.gamma), domain),
         }
 
+    def right(self) -> dict[str, Tensor]:
+        """The share that each critic got right in the last step, each domain counting half."""
+        if self._said is None:
+            return {}
+        found, mask, logits, domain = self._said
+        return {
+            "local": _halves(_mean(_same(found - 0.5, domain[:, None, None, None]), mask), domain),
+            "global": _halves(_same(logits, domain), domain),
+        }
+
 
 def _same(logits: Tensor, domain: Tensor) -> Tensor:
     """1 where a logit of the target is on its domain's side, 0 where it is not."""
-    return ((logits.detach() > 0) == (domain > 0)).float()
+    return ((logits > 0) == (domain > 0)).float()
 
 
 class _Reversal(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """THE loop: every training and adaptation runs through `fit`.
 
-One step, in order: terms -> backward -> unscale -> gradient transforms -> clip -> optimiser -> after_step.
+One step, in order: terms -> backward -> unscale -> gradient transforms -> clip -> optimiser -> update transforms ->
+after_step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from acclimate.adapt.health import Health
-from acclimate.adapt.objective import GradientTransform, Objective, Watcher
+from acclimate.adapt.objective import GradientTransform, Objective, UpdateTransform, Watcher
 from acclimate.adapt.optimisers import optimiser, rate
 from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
@@ -91,6 +92,8 @@ def fit(
         Health(objective.detector),
         *(part for part in (*transforms, *objective.terms) if isinstance(part, Watcher)),
     ]
+    acting: Sequence[object] = transforms
+    updates = [one for one in acting if isinstance(one, UpdateTransform)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
     with stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
@@ -116,7 +119,11 @@ def fit(
                     transform(objective.detector)
                 norm = nn.utils.clip_grad_norm_(objective.parameters(), schedule.clip or math.inf)
                 lr = scheduler.get_last_lr()[0]
+                for update in updates:
+                    update.before_step(optimizer)
                 optimizer.step()
+                for update in updates:
+                    update.after_step()
                 seen = {name: value for watcher in watchers for name, value in watcher.seen().items()}
                 scheduler.step()
                 optimizer.zero_grad()

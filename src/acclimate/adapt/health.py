@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acclimate.models.reparametrise import trained_weight
+
 log = logging.getLogger(__name__)
 
 AGAIN = 3
@@ -101,14 +103,3 @@ class Health:
                 ", ".join(dead[:3]),
                 ", ..." if len(dead) > 3 else "",
             )
-
-
-def trained_weight(layer: nn.Module) -> Tensor:
-    """The parameter that an optimiser moves: a convolution's weight, or what a parametrisation makes it of."""
-    parametrisations = getattr(layer, "parametrizations", None)
-    if parametrisations is not None and "weight" in parametrisations:
-        original: Tensor = parametrisations["weight"].original
-        return original
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight

@@ -13,7 +13,7 @@ from torch import Tensor
 from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.data.augment import FILL
 from acclimate.data.dataset import plain_images
-from acclimate.edge.images import Letterbox
+from acclimate.edge.images import Letterbox, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.structures import Detections
@@ -73,7 +73,7 @@ def predict_twice(detector: Detector, paths: Sequence[Path], scale: float, flip:
     size, device = detector.spec.image_size, device_of(detector)
     found: dict[Path, Detections] = {}
     with evaluating(detector):
-        for group in _groups(paths, size, large_size(size, scale)):
+        for group in _groups(paths, size, large_size(size, scale), detector.spec.reading):
             weak, large = (
                 torch.from_numpy(np.stack(canvases)).to(device).permute(0, 3, 1, 2).float()
                 for canvases in ([one[2] for one in group], [one[3] for one in group])
@@ -84,10 +84,10 @@ def predict_twice(detector: Detector, paths: Sequence[Path], scale: float, flip:
 
 
 def _groups(
-    paths: Sequence[Path], size: tuple[int, int], large: tuple[int, int]
+    paths: Sequence[Path], size: tuple[int, int], large: tuple[int, int], reading: Reading
 ) -> Iterator[list[tuple[Path, Letterbox, np.ndarray, np.ndarray]]]:
     group = []
-    pairs = zip(plain_images(paths, size), plain_images(paths, large), strict=True)
+    pairs = zip(plain_images(paths, size, reading), plain_images(paths, large, reading), strict=True)
     for (path, canvas, placed), (_, enlarged, _) in pairs:
         group.append((path, placed, canvas, enlarged))
         if len(group) == _BATCH:

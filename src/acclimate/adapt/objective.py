@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from acclimate.adapt.suppression import folded, folded_state
 from acclimate.models.detector import Detector
+from acclimate.models.reparametrise import folded, folded_state
 from acclimate.models.statistics import unheard
 from acclimate.structures import Annotations, Batch
 
@@ -23,6 +23,17 @@ View = Literal["source_weak", "source_strong", "target_weak", "target_strong", "
 
 GradientTransform = Callable[[nn.Module], None]
 """Edits the gradients of a module in place, between backward (after unscaling) and the optimiser's step."""
+
+
+@runtime_checkable
+class UpdateTransform(Protocol):
+    """A gradient transform that also acts on what the optimiser makes of the gradients."""
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called right before the optimiser's step, after clipping."""
+
+    def after_step(self) -> None:
+        """Called right after it, while the gradients are still there; edits the weights in place."""
 
 
 @runtime_checkable
@@ -94,6 +105,21 @@ class Step:
         """The detector's pyramid of a view that a term declared in `Term.views`."""
         self._forward()
         return self._features[view]
+
+    def shared(self, view: View) -> tuple[list[Tensor], slice]:
+        """The pyramid of all images that were forwarded together with a view's, and which of them are the view's.
+
+        What the head was run on: all gradients of a view arrive here, and only some of them at `features`.
+        """
+        self._forward()
+        for views, features in zip(self._together(), self._all, strict=True):
+            start = 0
+            for one in views:
+                size = len(self._features[one][0])
+                if one == view:
+                    return features, slice(start, start + size)
+                start += size
+        raise KeyError(view)
 
     def raw(self, view: View) -> tuple[Tensor, ...]:
         """The detector's raw outputs of such a view."""

@@ -137,8 +137,8 @@ class QuantisationAware(Term):
             )
         if any(parametrize.is_parametrized(part) for part in detector.modules()):
             raise AcclimateError(
-                "adapt.quantisation: adapt.suppression has reparametrised the layers; use its form `gradient`, or fine-"
-                "tune the run that comes out"
+                "adapt.quantisation: adapt.suppression has reparametrised the layers; use its form `gradient` or "
+                "`update`, or fine-tune the run that comes out"
             )
         return cls(options, detector, quantised_modules(frozen_copy(detector)))
 

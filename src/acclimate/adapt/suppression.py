@@ -1,21 +1,31 @@
-"""Domain-Specific Suppression (DSS): what remains of a gradient without its share along the weight itself.
+"""Domain-Specific Suppression (DSS): what remains of a step without its share along the weight itself.
 
 Wang et al., Domain-Specific Suppression for Adaptive Object Detection, CVPR 2021 (arXiv 2105.03570). Once training on
 the source has converged, the direction of a weight is an estimate of what is specific to the source; so while adapting,
-a convolution's gradient loses its component along the weight.
+a convolution does not move along its weight.
 
-In anybody's loop, with any optimizer, it is one line:
+In anybody's loop it is one line, for SGD and for an adaptive optimizer (Adam) in turn:
 
     DomainSpecificSuppression(model.backbone).attach(optimizer)
+    UpdateSuppression(model.backbone).attach(optimizer)
 
-Three forms, which are not the same. W is a convolution's weight, g the loss's gradient with respect to it, eta the
-learning rate of SGD, P g = g - <g, W> W / ||W||^2:
+Forms, which are not the same. W is a convolution's weight, g the loss's gradient with respect to it, dW what the
+optimizer makes of g, eta the learning rate of SGD, P g = g - <g, W> W / ||W||^2:
 
     gradient         W <- W - eta (g - strength <g, W> W / ||W||^2)
+    update           W <- W + dW - strength <dW, W> W / ||W||^2
     reparametrised   W = s V / ||V||, and V is what is trained: V <- V - eta (s / ||V||) P g
     rescale          W <- W - eta f g
 
-with s = ||W_0|| the norm when the adaptation starts, so that the network computes what it did before. A step of the
+The paper's rule is `gradient`, and it is one for SGD, whose step is a multiple of the gradient; there `update` is the
+same. An adaptive optimizer divides each entry by the gradients it has seen there, so that a projected gradient does not
+make a projected step: `update` projects the step itself.
+
+Entries whose own gradient is exactly 0, as of a channel that is dead, are left alone in every form: P and the
+projection of dW look at the other entries of W alone. Otherwise the projection writes a little of -W into them, of
+which an adaptive optimizer makes full steps.
+
+With s = ||W_0|| the norm when the adaptation starts, the network computes what it did before. A step of the
 reparametrised form is, seen from W, a step of length f = (s / ||V||)^2 along P g and then a return to the norm s. The
 f of a V that starts as W_0 is 1; that of the paper, whose layers compute with V / ||V||, is 1 / ||W||^2. To have the
 paper's f, which differs from layer to layer, without its shrunk activations, V starts as (s / c) W_0: then
@@ -26,17 +36,15 @@ f = (c / s)^2, with c the geometric mean of s over the layers so that steps stay
 from __future__ import annotations
 
 import copy
-import fnmatch
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from acclimate.errors import AcclimateError
+from acclimate.models.reparametrise import Granularity, convolutions, reparametrise, rescale, trained_weight
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -44,18 +52,16 @@ if TYPE_CHECKING:
     from acclimate.config import SuppressionConfig
     from acclimate.models.detector import Detector
 
-Granularity = Literal["tensor", "channel"]
-"""One projection a weight, or one for each of its output channels."""
-
 log = logging.getLogger(__name__)
 
 NOTHING = 0.02
 """A gradient that has less than this part of what a random direction has along the weight has nothing there: rounding
 leaves 1e-5 of it in float32 and 1e-2 in bfloat16, and of random directions 1.3 % have less."""
-_Module = TypeVar("_Module", bound=nn.Module)
+PROPORTIONAL = {"SGD", "ASGD", "SGDW", "Lars", "LARS"}
+"""Optimizers whose step is a multiple of the gradient, or of a mean of gradients, in each layer."""
 _PLAIN = {torch.float32, torch.float64}
+_TINY = torch.finfo(torch.float32).tiny
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
-_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class LayerWatch:
@@ -64,33 +70,33 @@ class LayerWatch:
     A gradient transform of `fit`, which calls `watch` before such a step and `seen` after it.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str] = ("*",)) -> None:
+    def __init__(self, module: nn.Module, layers: Sequence[str] = ("*",), granularity: Granularity = "tensor") -> None:
         """Take the convolutions below `module` that train; see `convolutions`.
+
+        Cosines are those of whole weights, or with the granularity "channel" means over each output channel's.
 
         Raises:
             AcclimateError: there is none.
         """
         self.layers = convolutions(module, layers)
+        self.granularity = granularity
         self._watching = False
-        self._names: list[str] = []
-        self._before: list[Tensor] = []
-        self._measured: list[Tensor] = []
+        self._step: _Measured | None = None
 
     @torch.no_grad()
     def __call__(self, module: nn.Module | None = None) -> None:
         """Look at the gradients, and change them where the method does; `module` is not needed."""
-        trained = {name: _trained(layer) for name, layer in self.layers.items()}
-        trained = {name: weight for name, weight in trained.items() if weight.grad is not None}
+        trained = self._trained()
         if not self._watching or not trained:
             self._transform(trained)
             return
-        self._names = list(trained)
-        self._before = [self.layers[name].weight.detach().clone() for name in trained]
         weights, gradients = list(trained.values()), _gradients(trained.values())
-        dots = torch.stack([_dot(g.float(), w.float()) for g, w in zip(gradients, weights, strict=True)])
-        lengths = _lengths(gradients)
+        # What an optimizer moves has not the size of what computes where a layer is reparametrised.
+        before = [self.layers[name].weight.detach().clone() for name in trained]
+        cosines, lengths = _cosines(gradients, weights, gradients, self.granularity), _lengths(gradients)
+        raw = [gradient.clone() for gradient in gradients]
         self._transform(trained)
-        self._measured = [dots / (lengths * _lengths(weights)), lengths, _lengths(gradients)]
+        self._step = _Measured(list(trained), before, raw, cosines, lengths, _lengths(_gradients(trained.values())))
 
     def watch(self) -> None:
         """Measure in the step that follows."""
@@ -100,31 +106,60 @@ class LayerWatch:
         """What was measured, once the optimizer has stepped: {"suppression": {layer: ...}}, in the order of the layers.
 
         Of each layer that has a gradient: `cosine` of gradient and weight; norm of the `gradient`, and of what is left
-        of it, `suppressed`; norm of the `update` and of the `weight` before it. Of a reparametrised layer, the first
-        three are those of the weights that are trained, so its cosine is 0 by construction. `chance` is the |cosine|
-        that a direction drawn at random has on average.
+        of it, `suppressed`; norm of the `update` and of the `weight` before it; `update_cosine` of these two, and
+        `update_cosine_without` of what the update would have been in this step without suppression, where the form can
+        tell. With the granularity "channel" a cosine is the mean |cosine| over the channels that have a gradient. Of a
+        reparametrised layer, the first three are those of the weights that are trained, so its cosine is 0 by
+        construction. `chance` is the |cosine| that a direction drawn at random has on average.
         """
-        if not self._names:
+        step, self._step, self._watching = self._step, None, False
+        if step is None:
             return {}
         with torch.no_grad():
-            moved = torch._foreach_sub([self.layers[name].weight.detach() for name in self._names], self._before)
-            columns = [*self._measured, _lengths(moved), _lengths(self._before)]
-        chances = [_chance(weight.numel()) for weight in self._before]
-        rows = [(*row, chance) for row, chance in zip(torch.stack(columns, 1).tolist(), chances, strict=True)]
-        layers = self._names
-        self._watching, self._names, self._before, self._measured = False, [], [], []
-        names = ("cosine", "gradient", "suppressed", "update", "weight", "chance")
-        return {
-            "suppression": {
-                layer: {name: float(f"{value:.4g}") for name, value in zip(names, row, strict=True)}
-                for layer, row in zip(layers, rows, strict=True)
-                # A GradScaler that skips the step has gradients that are not finite.
-                if all(map(math.isfinite, row))
+            now = [self.layers[name].weight.detach() for name in step.names]
+            moved = torch._foreach_sub(now, step.before)
+            columns = {
+                "cosine": step.cosines,
+                "gradient": step.lengths,
+                "suppressed": step.left,
+                "update": _lengths(moved),
+                "weight": _lengths(step.before),
+                "update_cosine": _cosines(moved, step.before, step.raw, self.granularity),
             }
-        }
+            if step.without:
+                without = _cosines(step.without, step.before, step.raw, self.granularity)
+                columns["update_cosine_without"] = without
+        rows = torch.stack([column.float() for column in columns.values()], 1).tolist()
+        found = {}
+        for name, row, weight in zip(step.names, rows, step.before, strict=True):
+            # A GradScaler that skips the step has gradients that are not finite; a dead layer has none.
+            if all(map(math.isfinite, row)) and row[1] > 0:
+                size = weight.numel() / (len(weight) if self.granularity == "channel" else 1)
+                values = {**dict(zip(columns, row, strict=True)), "chance": chance(size)}
+                found[name] = {key: float(f"{value:.4g}") for key, value in values.items()}
+        return {"suppression": found}
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What an optimizer moves in the layers that have a gradient."""
+        trained = {name: trained_weight(layer) for name, layer in self.layers.items()}
+        return {name: weight for name, weight in trained.items() if weight.grad is not None}
 
     def _transform(self, trained: Mapping[str, Tensor]) -> None:
         """Change the gradients of the weights, in place."""
+
+
+class _Measured(NamedTuple):
+    """A watched step: layers with a gradient, their weights before it, the gradients as they came, and of each layer
+    the cosine of both and the norms of the gradient before and after the transform; `without` are the updates that
+    there would have been without suppression."""
+
+    names: list[str]
+    before: list[Tensor]
+    raw: list[Tensor]
+    cosines: Tensor
+    lengths: Tensor
+    left: Tensor
+    without: Sequence[Tensor] = ()
 
 
 class DomainSpecificSuppression(LayerWatch):
@@ -134,7 +169,8 @@ class DomainSpecificSuppression(LayerWatch):
     after the all-reduce of DistributedDataParallel and once a step when gradients are accumulated. It is linear in the
     gradient, so it does not matter whether a GradScaler has unscaled yet. Sums are taken in float32 (float64 for double
     weights). What the optimizer adds on its own stays outside: momentum averages suppressed gradients, decoupled weight
-    decay is not suppressed, and an adaptive step (Adam) need not be orthogonal to W.
+    decay is not suppressed, and an adaptive step (Adam) is not orthogonal to W: for that there is `UpdateSuppression`,
+    as a warning says once.
 
     Where a normalisation follows that undoes the weight's scale (BatchNorm in training mode; GroupNorm with granularity
     "tensor"), <g, W> is 0 and there is nothing to suppress. A warning says so, once.
@@ -158,23 +194,25 @@ class DomainSpecificSuppression(LayerWatch):
         Raises:
             AcclimateError: no such convolution trains.
         """
-        super().__init__(module, layers)
+        super().__init__(module, layers, granularity)
         self.strength = strength
-        self.granularity = granularity
         self._checked = strength == 0
+        self._warned = strength == 0
+        self._trying = False
         self._norms = [part for part in module.modules() if isinstance(part, _NORMS)]
 
     @classmethod
     def create(cls, options: SuppressionConfig, detector: Detector) -> LayerWatch:
-        """What `options` say, for the backbone of `detector`; the forms other than the gradient's change its layers.
+        """What `options` say, for the backbone of `detector`; the forms of reparametrised layers change them.
 
         Raises:
             AcclimateError: no convolution of the backbone trains, or none has a name that `options.layers` asks for.
         """
         backbone = getattr(detector, "backbone", detector)
-        if options.form == "gradient":
-            return cls(backbone, options.strength, options.granularity, options.layers)
-        watch = LayerWatch(backbone, options.layers)
+        if options.form in {"gradient", "update"}:
+            form = cls if options.form == "gradient" else UpdateSuppression
+            return form(backbone, options.strength, options.granularity, options.layers)
+        watch = LayerWatch(backbone, options.layers, options.granularity)
         if options.form == "rescale":
             rescale(backbone, options.layers)
         else:
@@ -182,21 +220,25 @@ class DomainSpecificSuppression(LayerWatch):
             reparametrise(backbone, options.granularity, options.layers, rescaled=paper)
         return watch
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Suppress at the start of every step of `optimizer`; the handle's `remove` undoes it.
+    def attach(self, optimizer: torch.optim.Optimizer) -> Attached:
+        """Suppress in every step of `optimizer`; the handle's `remove` undoes it.
 
         With clipping in the loop, call the object itself before it instead: the norm that is clipped is then that of
-        the suppressed gradient.
+        the suppressed gradient. (With `UpdateSuppression` it makes no difference.)
         """
 
         def before_step(
             optimizer: torch.optim.Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if self._trying:
+                return None
             # As torch passes them, the arguments begin with the optimizer itself.
             closure = arguments[1] if len(arguments) > 1 else named.get("closure")
             if closure is None:
                 self()
+                self.before_step(optimizer)
                 return None
+            self.before_step(optimizer)
 
             # The gradients of this step are not there before its closure has been called.
             def suppressed() -> Any:
@@ -206,43 +248,87 @@ class DomainSpecificSuppression(LayerWatch):
 
             return (optimizer, suppressed), {}
 
-        return optimizer.register_step_pre_hook(before_step)
+        def after_step(*arguments: Any) -> None:
+            if not self._trying:
+                self.after_step()
+
+        return Attached(optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(after_step))
+
+    @torch.no_grad()
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn of an optimizer that the form is not for; in a watched step, try the update without suppression."""
+        name = type(_unwrapped(optimizer)).__name__
+        if not self._warned and name not in PROPORTIONAL:
+            self._warned = True
+            log.warning(
+                "DSS projects the gradient, and %s makes steps of it that have a share along the weights again; use "
+                "the form that projects the step: adapt.suppression.form = update",
+                name,
+            )
+        if self._step is not None and self.strength > 0:
+            self._step = self._step._replace(without=self._tried(optimizer, self._step))
+
+    def after_step(self) -> None:
+        """Nothing: the gradient was projected."""
+
+    def _tried(self, optimizer: torch.optim.Optimizer, step: _Measured) -> list[Tensor]:
+        """The updates that the optimizer would make, from the state it is in, of the gradients before suppression.
+
+        Weights, gradients and the optimizer's state are afterwards what they were.
+        """
+        plain = _unwrapped(optimizer)
+        own = [trained_weight(self.layers[name]) for name in step.names]
+        gradients = _gradients(own)
+        everything = [p for group in plain.param_groups for p in group["params"]]
+        kept = [(p, p.grad) for p in everything]
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in plain.param_groups]
+        states = {p: plain.state[p] for p in own if p in plain.state}
+        # Clipping has multiplied all gradients by one number since.
+        clipped = (_lengths(gradients).norm() / step.left.norm().clamp_min(_TINY)).item()
+        self._trying = True
+        try:
+            for p in everything:
+                p.grad = None
+            for p, raw in zip(own, step.raw, strict=True):
+                p.grad = raw * clipped
+                if p in states:
+                    plain.state[p] = copy.deepcopy(states[p])
+            plain.step()
+            return [p.detach() - before for p, before in zip(own, step.before, strict=True)]
+        finally:
+            self._trying = False
+            for p, gradient in kept:
+                p.grad = gradient
+            for p, before in zip(own, step.before, strict=True):
+                p.copy_(before)
+                plain.state.pop(p, None)
+            plain.state.update(states)
+            for group, values in zip(plain.param_groups, groups, strict=True):
+                group.update(values)
 
     def _transform(self, trained: Mapping[str, Tensor]) -> None:
         if self.strength == 0 or not trained:
             return
-        weights, gradients = [weight.detach() for weight in trained.values()], _gradients(trained.values())
-        plain = all(x.dtype in _PLAIN for x in (*weights, *gradients))
-        wide_weights = weights if plain else [w.float() for w in weights]
-        wide = gradients if plain else [g.float() for g in gradients]
-        if self.granularity == "tensor":
-            dots = [_dot(g, w) for g, w in zip(wide, wide_weights, strict=True)]
-            squares = list(torch._foreach_pow(torch._foreach_norm(wide_weights), 2))
-        else:
-            dots = _channel_sums(torch._foreach_mul(wide, wide_weights))
-            squares = _channel_sums(torch._foreach_mul(wide_weights, wide_weights))
-        # A weight of zeros has no direction.
-        torch._foreach_clamp_min_(squares, torch.finfo(torch.float32).tiny)
+        gradients = _gradients(trained.values())
+        weights = [weight.detach() for weight in trained.values()]
+        shares = _along(gradients, weights, gradients, self.granularity)
         if not self._checked:
-            self._check(list(trained), wide, dots, squares)
-        torch._foreach_addcmul_(wide, wide_weights, torch._foreach_div(dots, squares), value=-self.strength)
-        if not plain:
-            torch._foreach_copy_(gradients, wide)
+            self._check(list(trained), shares)
+        _subtract(gradients, shares, self.strength)
 
-    def _check(
-        self, names: Sequence[str], gradients: Sequence[Tensor], dots: Sequence[Tensor], squares: Sequence[Tensor]
-    ) -> None:
+    def _check(self, names: Sequence[str], shares: _Along) -> None:
         """Warn, on the first finite gradients, where a norm has left hardly anything of them along the weights."""
-        along = torch.stack([(d * d / s).sum() for d, s in zip(dots, squares, strict=True)]).sqrt()
-        share = (along / _lengths(gradients)).tolist()
+        along = torch.stack([(d * d / s).sum() for d, s in zip(shares.dots, shares.squares, strict=True)]).sqrt()
+        # A layer without any gradient tells nothing.
+        share = (along / _lengths(shares.vectors)).tolist()
         known = [value for value in share if math.isfinite(value)]
         if not known:
             return
         self._checked = True
         if not any(norm.training or not isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in self._norms):
             return
-        least = [NOTHING * _chance(g.numel() / d.numel()) for g, d in zip(gradients, dots, strict=True)]
-        empty = [name for name, value, bound in zip(names, share, least, strict=True) if value < bound]
+        sizes = [v.numel() / d.numel() for v, d in zip(shares.vectors, shares.dots, strict=True)]
+        empty = [name for name, value, size in zip(names, share, sizes, strict=True) if value < NOTHING * chance(size)]
         if 4 * len(empty) >= len(known):
             log.warning(
                 "DSS changes nothing in %d of %d convolutions (%s, ...): their gradients have no component along the "
@@ -254,175 +340,122 @@ class DomainSpecificSuppression(LayerWatch):
             )
 
 
-class FrobeniusNorm(nn.Module):
-    """The parametrisation W = s V / ||V|| of a weight, by `torch.nn.utils.parametrize`.
+class UpdateSuppression(DomainSpecificSuppression):
+    """The update form: what the optimizer has moved a weight by, without its share along the weight.
 
-    Attributes:
-        scale: s, the norm of the weight it is made for, a scalar or (channels, 1, 1, 1); it stays.
+    dW <- dW - strength <dW, W> W / ||W||^2 with W the weight before the step: whatever the optimizer, momentum and
+    weight decay are part of what is projected. `attach` it, or call `before_step` and `after_step` around the
+    optimizer's step. Channels and entries that have no gradient in a step are left to the optimizer.
     """
 
-    scale: Tensor
+    _before: Mapping[str, Tensor] = {}
 
-    def __init__(self, weight: Tensor, granularity: Granularity = "tensor", stretch: float = 1.0) -> None:
-        """For a convolution's `weight`; V starts as `stretch` times it, and a step of SGD is `stretch`**2 shorter."""
-        super().__init__()
-        self.granularity = granularity
-        self.stretch = stretch
-        self.register_buffer("scale", self._norm(weight.detach()))
+    @torch.no_grad()
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the weights."""
+        self._before = {name: trained_weight(layer).detach().clone() for name, layer in self.layers.items()}
 
-    def forward(self, raw: Tensor) -> Tensor:
-        norm = self._norm(raw).clamp_min(torch.finfo(torch.float32).tiny)
-        return (raw * (self.scale / norm)).to(raw.dtype)
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Take from the weights what they have moved along themselves."""
+        trained, kept = self._trained(), self._before
+        self._before = {}
+        if not trained or not kept or self.strength == 0:
+            return
+        weights = [weight.detach() for weight in trained.values()]
+        before = [kept[name] for name in trained]
+        moved = torch._foreach_sub(weights, before)
+        if self._step is not None:
+            # A gradient's norm stays what it was; that of the update is measured at the end.
+            self._step = self._step._replace(without=[one.clone() for one in moved])
+        _subtract(weights, _along(moved, before, _gradients(trained.values()), self.granularity), self.strength)
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """The V that gives `weight`, where that has the norm s."""
-        return weight * self.stretch
-
-    def _norm(self, weight: Tensor) -> Tensor:
-        dims = tuple(range(1 if self.granularity == "channel" else 0, weight.ndim))
-        norm: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
-        return norm
-
-
-class _Multiple(nn.Module):
-    """The parametrisation W = V / stretch: a step of SGD is `stretch`**2 shorter, and nothing else differs."""
-
-    stretch: Tensor
-
-    def __init__(self, weight: Tensor, stretch: float) -> None:
-        super().__init__()
-        self.register_buffer("stretch", weight.new_tensor(stretch))
-
-    def forward(self, raw: Tensor) -> Tensor:
-        return raw / self.stretch
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight * self.stretch
+    def _transform(self, trained: Mapping[str, Tensor]) -> None:
+        if trained and not self._checked:
+            gradients, weights = _gradients(trained.values()), [weight.detach() for weight in trained.values()]
+            self._check(list(trained), _along(gradients, weights, gradients, self.granularity))
 
 
-class FrobeniusConv2d(nn.Conv2d):
-    """A convolution with the weight s V / ||V|| of fixed norm s, V being trained; `fold` makes a plain one of it.
+class Attached:
+    """What `attach` has hung on an optimizer."""
 
-    `reparametrise` does the same to the convolutions of a network that is there.
-    """
+    def __init__(self, *handles: RemovableHandle) -> None:
+        self._handles = handles
 
-    def __init__(self, *arguments: Any, granularity: Granularity = "tensor", **named: Any) -> None:
-        """As `nn.Conv2d`; s is the norm of the weight it draws."""
-        super().__init__(*arguments, **named)
-        parametrize.register_parametrization(self, "weight", FrobeniusNorm(self.weight, granularity))
-
-
-def convolutions(module: nn.Module, layers: Sequence[str] = ("*",)) -> dict[str, _Convolution]:
-    """The convolutions below `module` that train, by name, as far as `layers` (patterns as in a shell) name them.
-
-    Raises:
-        AcclimateError: there is none.
-    """
-    found = {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, _Convolution) and _trained(part).requires_grad
-    }
-    chosen = {name: part for name, part in found.items() if any(fnmatch.fnmatchcase(name, one) for one in layers)}
-    if not chosen:
-        some = f"; there are {', '.join(list(found)[:3])}, ..." if found else ""
-        raise AcclimateError(f"adapt.suppression: no convolution that trains is called {' or '.join(layers)}{some}")
-    return chosen
+    def remove(self) -> None:
+        """Take it off."""
+        for handle in self._handles:
+            handle.remove()
 
 
-def reparametrise(
-    module: _Module, granularity: Granularity = "tensor", layers: Sequence[str] = ("*",), *, rescaled: bool = False
-) -> _Module:
-    """Let the convolutions below `module` compute with s V / ||V||, s being the norm each weight has; returns `module`.
-
-    The module computes what it did before. Do it after loading the weights and before making DistributedDataParallel
-    of it; `fold` undoes it, keeping the function. `rescaled` adds the paper's length of the step, as the head of this
-    file tells.
-
-    Raises:
-        AcclimateError: no such convolution trains.
-    """
-    chosen = convolutions(fold(module), layers)
-    stretches = _stretches(chosen) if rescaled else dict.fromkeys(chosen, 1.0)
-    for name, layer in chosen.items():
-        form = FrobeniusNorm(layer.weight, granularity, stretches[name])
-        parametrize.register_parametrization(layer, "weight", form)
-    return module
+def chance(size: float) -> float:
+    """The mean |cosine| of a direction drawn at random with a fixed one in `size` dimensions; near sqrt(2 / pi n)."""
+    return math.exp(math.lgamma(size / 2) - math.lgamma((size + 1) / 2)) / math.sqrt(math.pi)
 
 
-def rescale(module: _Module, layers: Sequence[str] = ("*",)) -> _Module:
-    """Change how far a step moves the convolutions below `module`, as the paper's reparametrised form does, and nothing
-    else; returns `module`.
+class _Along(NamedTuple):
+    """Of vectors, in full precision: <v, W> and ||W||^2 where W is `live`, one a weight or one a channel."""
 
-    A step of SGD is multiplied by (c / ||W_0||)^2, one of Adam, which does not see a gradient's scale, by c / ||W_0||.
-
-    Raises:
-        AcclimateError: no such convolution trains.
-    """
-    chosen = convolutions(fold(module), layers)
-    stretches = _stretches(chosen)
-    for name, layer in chosen.items():
-        parametrize.register_parametrization(layer, "weight", _Multiple(layer.weight, stretches[name]))
-    return module
+    vectors: list[Tensor]
+    live: list[Tensor]
+    dots: list[Tensor]
+    squares: list[Tensor]
 
 
-def fold(module: _Module) -> _Module:
-    """Make plain convolutions again of those that `reparametrise` and `rescale` changed; returns `module`."""
-    for _, layer in _changed(module):
-        weight = layer.get_parameter("parametrizations.weight.original")
-        with torch.no_grad():
-            weight.copy_(layer.weight.clone())
-        # `parametrize.remove_parametrizations` would take the property from the class, which copies of the layer share.
-        del layer.parametrizations
-        layer.__class__ = type(layer).__bases__[0]
-        layer.register_parameter("weight", weight)
-    return module
+def _along(
+    vectors: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor], granularity: Granularity
+) -> _Along:
+    """What `vectors` have along `weights`, whose entries without a gradient count as 0."""
+    live = _wide([torch.where(g != 0, w, 0) for w, g in zip(weights, gradients, strict=True)])
+    wide = _wide(vectors)
+    if granularity == "tensor":
+        dots = [_dot(v, w) for v, w in zip(wide, live, strict=True)]
+        squares = list(torch._foreach_pow(torch._foreach_norm(live), 2))
+    else:
+        dots = _channel_sums(torch._foreach_mul(wide, live))
+        squares = _channel_sums(torch._foreach_mul(live, live))
+    # A weight of zeros has no direction.
+    torch._foreach_clamp_min_(squares, _TINY)
+    return _Along(wide, live, dots, squares)
 
 
-def folded(module: _Module) -> _Module:
-    """A copy of `module` with plain convolutions."""
-    return fold(copy.deepcopy(module))
+def _subtract(tensors: list[Tensor], shares: _Along, strength: float) -> None:
+    """Take `strength` times the share along the weights from `tensors`, in place."""
+    wide = _wide(tensors)
+    factors = torch._foreach_div(shares.dots, shares.squares)
+    torch._foreach_addcmul_(wide, shares.live, factors, value=-strength)
+    if any(one is not other for one, other in zip(wide, tensors, strict=True)):
+        torch._foreach_copy_(tensors, wide)
 
 
-def folded_state(module: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` that `module` would have after `fold`; the tensors of other layers are not copied."""
-    state: dict[str, Tensor] = dict(module.state_dict())
-    for name, layer in _changed(module):
-        prefix = f"{name}." if name else ""
-        for key in [key for key in state if key.startswith(f"{prefix}parametrizations.weight.")]:
-            del state[key]
-        state[f"{prefix}weight"] = layer.weight.detach()
-    return state
+def _cosines(
+    vectors: Sequence[Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor], granularity: Granularity
+) -> Tensor:
+    """(L,): the cosine of each pair, or the mean |cosine| of the channels that have a gradient; 0 for no vector."""
+    found = []
+    for vector, weight, gradient in zip(_wide(vectors), _wide(weights), gradients, strict=True):
+        rows = 1 if granularity == "tensor" else len(vector)
+        one, other = vector.reshape(rows, -1), weight.reshape(rows, -1)
+        norms = (one.norm(dim=1) * other.norm(dim=1)).clamp_min(_TINY)
+        cosines = (one * other).sum(1) / norms
+        if granularity == "channel":
+            alive = gradient.reshape(rows, -1).ne(0).any(1)
+            cosines = (cosines.abs() * alive).sum(0, keepdim=True) / alive.sum().clamp(min=1)
+        found.append(cosines[0].float())
+    return torch.stack(found)
 
 
-def _changed(module: nn.Module) -> list[tuple[str, _Convolution]]:
-    """The convolutions with a parametrisation of this file, by name."""
-    return [
-        (name, part)
-        for name, part in module.named_modules()
-        if isinstance(part, _Convolution)
-        and parametrize.is_parametrized(part, "weight")
-        and isinstance(part.get_submodule("parametrizations.weight.0"), FrobeniusNorm | _Multiple)
-    ]
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside Accelerate's, if it is one."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return inner if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
-def _stretches(layers: Mapping[str, _Convolution]) -> dict[str, float]:
-    """||W|| / c of each layer, c being the geometric mean of the norms."""
-    norms = {name: float(layer.weight.detach().norm()) or 1.0 for name, layer in layers.items()}
-    mean = math.exp(sum(math.log(norm) for norm in norms.values()) / len(norms))
-    return {name: norm / mean for name, norm in norms.items()}
-
-
-def _trained(layer: _Convolution) -> Tensor:
-    """The parameter that an optimizer moves: the weight, or what it is made of."""
-    if parametrize.is_parametrized(layer, "weight"):
-        return layer.get_parameter("parametrizations.weight.original")
-    return layer.weight
-
-
-def _chance(size: float) -> float:
-    """The mean |cosine| of a random direction with a fixed one in `size` dimensions, if these are not few."""
-    return math.sqrt(2 / (math.pi * size))
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """At least in float32; the tensors themselves where they all are."""
+    if all(tensor.dtype in _PLAIN for tensor in tensors):
+        return list(tensors)
+    return [tensor.float() for tensor in tensors]
 
 
 def _gradients(weights: Iterable[Tensor]) -> list[Tensor]:
@@ -442,5 +475,4 @@ def _channel_sums(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _lengths(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of each tensor, as one tensor."""
-    wide = [tensor if tensor.dtype in _PLAIN else tensor.float() for tensor in tensors]
-    return torch.stack([norm.float() for norm in torch._foreach_norm(wide)])
+    return torch.stack([norm.float() for norm in torch._foreach_norm(_wide(tensors))])

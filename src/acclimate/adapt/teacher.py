@@ -93,7 +93,8 @@ class Teacher(Term):
         losses: dict[str, Tensor] = {}
         if self.config.boxes > 0:
             for name, loss in step.losses(view, self._targets(step)).items():
-                weight = self.config.boxes * (self.config.regression if name.endswith("box") else 1.0)
+                moves = step.detector.loss_kinds[name] == "box"
+                weight = self.config.boxes * (self.config.regression if moves else 1.0)
                 losses[f"teacher/{name}"] = ramp * weight * loss
         if self.config.soft > 0:
             trusted = float(self.thresholds.min())
@@ -229,11 +230,12 @@ def measure(detector: Detector, source: LabelledSet, scale: float = 1.0, flip: b
     paths = [image.path for image in images]
     if scale > 1 or flip:
         seen = predict_twice(detector, paths, scale, flip)
-        detections = [seen.get(path, Detections.empty()) for path in paths]
+        detections = [seen.get(path) for path in paths]
     else:
         detections = predict(detector, paths)
-    found = [Detections(one.boxes, order[one.labels], one.scores) for one in detections]
-    return known_from(found, [image.annotations for image in images], classes)
+    read = [(one, image.annotations) for one, image in zip(detections, images, strict=True) if one is not None]
+    found = [Detections(one.boxes, order[one.labels], one.scores) for one, _ in read]
+    return known_from(found, [annotations for _, annotations in read], classes)
 
 
 def counted(detector: Detector, source: LabelledSet, target: UnlabelledSet, seed: int) -> list[int]:
@@ -244,6 +246,8 @@ def counted(detector: Detector, source: LabelledSet, target: UnlabelledSet, seed
     thresholds = measure(detector, source).thresholds
     counts = [0] * len(source.classes)
     for found in predict(detector, choose(target.paths, MEASURED, seed)):
+        if found is None:
+            continue
         for own, score in zip(found.labels, found.scores, strict=True):
             label = source.classes.index(detector.spec.classes[own])
             counts[label] += bool(score >= thresholds[label])

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,7 @@ from acclimate.benchmark import table
 from acclimate.benchmark.suite import Place, Suite, Task, available, image_list, load, plan, scene_sets, sets
 from acclimate.config import DataConfig, ScenesConfig
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import Evaluation, Run, machine, write_text
 
 if TYPE_CHECKING:
@@ -248,11 +249,11 @@ def _evaluation(task: Task, detector: Detector, role: workflow.Role) -> Evaluati
 
     data = task.config.target_test if role == "target" else task.config.source_test
     assert data is not None
-    truth = formats.read(data, detector.spec.classes)
+    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     if task.test_images is not None:
         kept = set(choose(truth.paths, task.test_images, 0))
         images = tuple(image for image in truth.images if image.path in kept)
-        truth = formats.LabelledSet(truth.name, truth.format, truth.classes, images, truth.problems)
+        truth = replace(truth, images=images)
     return evaluate_detector(detector, truth, f"{role}_test", role)
 
 
@@ -488,9 +489,7 @@ class _Ray:
         try:
             import ray
         except ModuleNotFoundError:
-            raise AcclimateError(
-                "--ray needs the fleet extra (ray is missing): pip install 'acclimate[fleet]'"
-            ) from None
+            raise AcclimateError(f"--ray needs the fleet extra (ray is missing): {hint('fleet')}") from None
         self._ray = ray
         ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
         resources = ray.cluster_resources()

@@ -26,7 +26,7 @@ from acclimate.data.augment import Statistics, fourier, geometry, masked, restyl
 from acclimate.data.balance import drawn
 from acclimate.data.climate import CLIMATE_IMAGES, Climate, fitted
 from acclimate.data.formats import LabelledSet, UnlabelledSet
-from acclimate.edge.images import Letterbox, letterbox, read_image
+from acclimate.edge.images import DEFAULT, Letterbox, Reading, letterbox, read_image
 from acclimate.edge.monitor import look
 from acclimate.errors import AcclimateError
 from acclimate.structures import Annotations, Batch, Image
@@ -47,7 +47,8 @@ class ImageCache:
     than what would replace it. An image that cannot be read is reported once and remembered.
     """
 
-    def __init__(self, limit_mb: float) -> None:
+    def __init__(self, limit_mb: float, reading: Reading = DEFAULT) -> None:
+        self._reading = reading
         self._limit = limit_mb * 1e6
         self._used = 0
         self._items: dict[tuple[Any, ...], Any] = {}
@@ -95,7 +96,7 @@ class ImageCache:
         if path in self._damaged:
             return None
         try:
-            return read_image(path)
+            return read_image(path, self._reading)
         except AcclimateError as error:
             with self._lock:
                 first = path not in self._damaged
@@ -120,7 +121,7 @@ class Loader:
     Creating a loader switches off OpenCV's own threads in this process: the loader's threads work on whole batches.
 
     Args:
-        source: labelled images; its boxes become the targets.
+        source: labelled images; its boxes become the targets. Both sets are read as it is.
         target: images without labels, or None to train on the source alone.
         image_size: (height, width) of the network's canvas.
         augment: the random views. `style` and `fourier` act where there is a target.
@@ -167,7 +168,7 @@ class Loader:
         self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
         self._large = large if target is not None else 1.0
         self._weights = weights
-        self.cache = ImageCache(schedule.cache_mb)
+        self.cache = ImageCache(schedule.cache_mb, source.reading)
         self._order = lru_cache(maxsize=4)(self._permutation)
         self._styles: dict[int, Statistics] = {}
         cv2.setNumThreads(0)
@@ -327,16 +328,20 @@ def _tensor(images: NDArray[np.float32]) -> torch.Tensor:
 
 
 def plain_images(
-    paths: Sequence[Path], image_size: tuple[int, int], cache: ImageCache | None = None
+    paths: Sequence[Path],
+    image_size: tuple[int, int],
+    reading: Reading = DEFAULT,
+    cache: ImageCache | None = None,
 ) -> Iterator[tuple[Path, Image, Letterbox]]:
-    """Each image as the detector sees it on the device: letterboxed onto (height, width), not augmented.
+    """Each image as the detector sees it on the device: letterboxed onto (height, width), not augmented, and
+    read as `reading` says.
 
     A damaged image is logged and left out, so compare by path and not by position.
 
     Raises:
         AcclimateError: more than half of the images cannot be read.
     """
-    cache = cache or ImageCache(0)
+    cache = cache or ImageCache(0, reading)
     bad = 0
     for path in paths:
         made = cache.canvas(path, image_size)

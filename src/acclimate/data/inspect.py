@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +22,13 @@ from acclimate.data.formats import (
     Problem,
     UnlabelledSet,
     detect,
-    image_size,
     read,
     unlabelled,
 )
-from acclimate.edge.images import letterbox, read_image
+from acclimate.data.sound import undecodable, unplaced
+from acclimate.edge.draw import put_text, text_size
+from acclimate.edge.headers import read_header
+from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.run import write_bytes
 from acclimate.structures import Annotations, Image
@@ -60,6 +62,7 @@ class DataSummary:
         box_sizes: boxes by COCO's areas: small, medium, large.
         image_sizes: (width, height) -> images, the most frequent first.
         problems: what was left out, or read other than it is written.
+        rotated: files that an EXIF tag turns.
     """
 
     path: str
@@ -71,6 +74,7 @@ class DataSummary:
     box_sizes: Mapping[str, int]
     image_sizes: Mapping[tuple[int, int], int]
     problems: tuple[Problem, ...]
+    rotated: int = 0
 
     @property
     def boxes(self) -> int:
@@ -80,18 +84,59 @@ class DataSummary:
 def load(data: Path | DataConfig) -> LabelledSet | UnlabelledSet:
     """The labelled set at a path or of a configuration; a path without labels that we know gives its images.
 
+    Files that look like labels there, and that no format places, are problems.
+
     Raises:
         AcclimateError: as `formats.read` and `formats.unlabelled` do.
     """
     if isinstance(data, DataConfig):
         return read(data)
     if not data.exists() or detect(data) is None:
-        return unlabelled(data)
+        images = unlabelled(data)
+        return replace(images, problems=(*images.problems, *unplaced(data)))
     return read(DataConfig(path=data))
 
 
+def decoded(
+    found: LabelledSet | UnlabelledSet, progress: Callable[[int, int], None] | None = None
+) -> LabelledSet | UnlabelledSet:
+    """The set without the images that cannot be decoded, which become problems. Every image is decoded.
+
+    Raises:
+        AcclimateError: none of them can be.
+    """
+    reading = found.reading if isinstance(found, LabelledSet) else DEFAULT
+    bad = undecodable(found.paths, reading, progress)
+    if not bad:
+        return found
+    problems = (*found.problems, *(Problem(str(path), f"{reason}; left out") for path, reason in bad.items()))
+    if len(bad) == len(found):
+        where = found.name if isinstance(found, LabelledSet) else str(found.paths[0].parent)
+        raise AcclimateError(f"{where}: none of its {len(found)} images can be read (the first: {problems[-len(bad)]})")
+    if isinstance(found, LabelledSet):
+        images = tuple(image for image in found.images if image.path not in bad)
+        return replace(found, images=images, problems=problems)
+    return replace(found, paths=tuple(path for path in found.paths if path not in bad), problems=problems)
+
+
+def sheet_place(data: Path, sheet: Path | None = None) -> Path:
+    """Where the contact sheet of a set goes: `sheet`, or NAME-sheet.jpg in the working directory, or beside the set's
+    folder where that is the working directory or holds it.
+
+    Raises:
+        AcclimateError: `sheet` lies in the folder that is looked at, where it would become an image of the set.
+    """
+    root = data.resolve() if data.is_dir() else None
+    place = sheet or Path(f"{data.resolve().name}-sheet.jpg")
+    if root is None or not place.resolve().is_relative_to(root):
+        return place
+    if sheet is not None:
+        raise AcclimateError(f"--sheet {sheet}: lies in {data}, and would become an image of it; choose another place")
+    return root.parent / place.name
+
+
 def summary(data: Path | DataConfig | LabelledSet | UnlabelledSet) -> DataSummary:
-    """Count what is in a data set; images are not decoded.
+    """Count what is in a data set; images are not decoded, see `decoded`.
 
     Raises:
         AcclimateError: it cannot be read, or nothing in it is usable.
@@ -121,21 +166,25 @@ def summary(data: Path | DataConfig | LabelledSet | UnlabelledSet) -> DataSummar
         box_sizes=areas,
         image_sizes=dict(sizes.most_common()),
         problems=found.problems,
+        rotated=found.rotated,
     )
 
 
 def _folder_summary(path: str, found: UnlabelledSet) -> DataSummary:
     sizes: Counter[tuple[int, int]] = Counter()
-    problems = list(found.problems)
+    problems, rotated = list(found.problems), 0
     for image in found.paths:
         try:
-            height, width = image_size(image)
+            header = read_header(image)
+            height, width = header.size()
             sizes[width, height] += 1
+            rotated += header.orientation != 1
         except AcclimateError as error:
             problems.append(Problem(str(image), str(error).removeprefix(f"{image}: ")))
     if not sizes:
         raise AcclimateError(f"{path}: none of its {len(found)} images can be read (the first: {problems[0]})")
-    return DataSummary(path, "folder", sizes.total(), None, {}, 0, {}, dict(sizes.most_common()), tuple(problems))
+    ordered = dict(sizes.most_common())
+    return DataSummary(path, "folder", sizes.total(), None, {}, 0, {}, ordered, tuple(problems), rotated)
 
 
 def print_summary(summary: DataSummary, console: Console) -> None:
@@ -146,6 +195,9 @@ def print_summary(summary: DataSummary, console: Console) -> None:
     shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:3])
     rest = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
     console.print(f"image sizes (width x height): {shown}{rest}", soft_wrap=True)
+    if summary.rotated:
+        are = "is" if summary.rotated == 1 else "are"
+        console.print(f"{_count(summary.rotated, 'file')} {are} stored turned (EXIF orientation)", soft_wrap=True)
     if summary.empty is not None:
         table = Table("class", "boxes", "share", box=None, pad_edge=False)
         table.columns[1].justify = table.columns[2].justify = "right"
@@ -158,14 +210,19 @@ def print_summary(summary: DataSummary, console: Console) -> None:
             f"{summary.ignored:,} more ignored; {_count(summary.empty, 'image')} without a box",
             soft_wrap=True,
         )
-    if not summary.problems:
+    print_problems(summary.problems, console)
+
+
+def print_problems(problems: Sequence[Problem], console: Console) -> None:
+    """Show the first problems, and how many there are."""
+    if not problems:
         console.print("no problems found")
         return
-    console.print(f"[yellow]{_count(len(summary.problems), 'problem')}[/yellow]")
-    for problem in summary.problems[:_PROBLEMS_SHOWN]:
+    console.print(f"[yellow]{_count(len(problems), 'problem')}[/yellow]")
+    for problem in problems[:_PROBLEMS_SHOWN]:
         console.print(f"  {escape(str(problem))}", soft_wrap=True, highlight=False)
-    if len(summary.problems) > _PROBLEMS_SHOWN:
-        console.print(f"  and {len(summary.problems) - _PROBLEMS_SHOWN} more")
+    if len(problems) > _PROBLEMS_SHOWN:
+        console.print(f"  and {len(problems) - _PROBLEMS_SHOWN} more")
 
 
 def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16) -> Path:
@@ -178,6 +235,7 @@ def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16
     """
     tiles = []
     classes: tuple[str, ...] = ()
+    reading = found.reading if isinstance(found, LabelledSet) else DEFAULT
     if isinstance(found, LabelledSet):
         classes = found.classes
         items: Sequence[LabelledImage] = [i for i in found.images if len(i.annotations)]
@@ -187,7 +245,7 @@ def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16
         chosen = [(path, Annotations.empty()) for path in _spread(found.paths, count)]
     for path, boxes in chosen:
         try:
-            tiles.append(_tile(path, boxes, classes))
+            tiles.append(_tile(path, boxes, classes, reading))
         except AcclimateError as error:
             problem = error
     if not tiles:
@@ -205,9 +263,9 @@ def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
 
 
-def _tile(path: Path, annotations: Annotations, classes: Sequence[str]) -> Image:
+def _tile(path: Path, annotations: Annotations, classes: Sequence[str], reading: Reading) -> Image:
     """The image letterboxed on white with its boxes, above its file name."""
-    canvas, placed = letterbox(read_image(path), _TILE, fill=255)
+    canvas, placed = letterbox(read_image(path, reading), _TILE, fill=255)
     canvas = canvas.copy()
     boxes = (annotations.boxes * placed.scale).round().astype(int)
     # Names of a crowd of small boxes would hide them; the legend tells the classes by colour.
@@ -217,7 +275,7 @@ def _tile(path: Path, annotations: Annotations, classes: Sequence[str]) -> Image
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, 1)
         if named and label >= 0:
             name = f"{classes[label]} (ignored)" if ignore else classes[label]
-            width = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0] + 4
+            width = text_size(name, 0.35)[0] + 4
             x, y = max(0, min(left, _TILE[1] - width)), max(12, top)
             cv2.rectangle(canvas, (x, y - 12), (x + width, y), colour, -1)
             _write(canvas, name, (x + 2, y - 3), (255, 255, 255))
@@ -232,7 +290,7 @@ def _legend(classes: Sequence[str], width: int) -> list[Image]:
     lines: list[Image] = []
     x = width
     for label, name in enumerate(classes):
-        needed = 24 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0]
+        needed = 24 + text_size(name, 0.35)[0]
         if x + needed > width:
             lines.append(np.full((20, width, 3), 255, np.uint8))
             x = 6
@@ -243,7 +301,7 @@ def _legend(classes: Sequence[str], width: int) -> list[Image]:
 
 
 def _write(image: Image, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
+    put_text(image, text, place, 0.35, colour)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

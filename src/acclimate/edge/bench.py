@@ -144,6 +144,7 @@ def bench_apart(folder: Path, paths: Sequence[Path], threads: int, runs: int) ->
         input="\n".join(str(path.absolute()) for path in paths),
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
@@ -210,7 +211,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-options.threads :])
-    paths = [Path(line) for line in sys.stdin.read().splitlines() if line]
+    paths = [Path(line) for line in os.fsdecode(sys.stdin.buffer.read()).split("\n") if line]
     try:
         result = bench(options.artifact, paths, options.threads, options.runs, options.warmup)
     except AcclimateError as error:

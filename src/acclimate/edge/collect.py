@@ -14,7 +14,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from acclimate.edge.artifact import Reference
-from acclimate.edge.images import SUFFIXES, read_image
+from acclimate.edge.images import read_image
+from acclimate.edge.listing import is_image_name
 from acclimate.edge.monitor import LOOK, look
 from acclimate.errors import AcclimateError
 from acclimate.run import write_bytes
@@ -61,7 +62,7 @@ class Collection:
         self._kept: list[_Kept] = []
         self._distances = np.full((limit, limit), np.inf)
         for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            if not is_image_name(path.name):
                 continue
             try:
                 features = look(read_image(path))

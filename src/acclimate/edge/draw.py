@@ -41,7 +41,7 @@ def draw(image: Image, detections: Detections, classes: Sequence[str]) -> Image:
         label = int(detections.labels[index])
         paint = colour(label)
         text = f"{classes[label]} {detections.scores[index]:.2f}"
-        (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+        text_width, text_height, below = text_size(text, size)
         left = min(max(0, x1), max(0, width - text_width - 2))
         top = y1 - text_height - below - 2
         if top < 0:
@@ -52,5 +52,21 @@ def draw(image: Image, detections: Detections, classes: Sequence[str]) -> Image:
         dark = 0.299 * paint[0] + 0.587 * paint[1] + 0.114 * paint[2] > 140
         ink = (0, 0, 0) if dark else (255, 255, 255)
         origin = (left + 1, bottom - below)
-        cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, ink, 1, cv2.LINE_AA)
+        put_text(canvas, text, origin, size, ink)
     return canvas
+
+
+def text_size(text: str, size: float) -> tuple[int, int, int]:
+    """(width, height above the base line, height below it) in pixels of what `put_text` writes."""
+    (width, height), below = cv2.getTextSize(_printable(text), cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    return width, height, below
+
+
+def put_text(image: Image, text: str, place: tuple[int, int], size: float, colour: tuple[int, int, int]) -> None:
+    """Write `text` into `image`, its base line beginning at `place` (x, y)."""
+    cv2.putText(image, _printable(text), place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
+def _printable(text: str) -> str:
+    """`text` without what no font has: OpenCV 5 dies of bytes of a file name that are no UTF-8."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

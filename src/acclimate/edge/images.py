@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,64 +13,263 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from acclimate.edge.headers import UNREADABLE, Header, Orientation, open_regular, parse_header
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections, Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """File name endings that count as images, in lower case."""
 
+PERCENTILES = (0.1, 99.9)
+"""Of a picture of more than 8 bits: what becomes black and white unless a range is given. One hot pixel, or a row of
+them, is beyond."""
+_SAMPLE = 1 << 20
+"""So many values, evenly spread, make the percentiles."""
+_ROWS_AT_ONCE = 1 << 22
+"""Values that are scaled at once, which bounds the memory that it takes."""
 
-def read_image(path: str | Path) -> Image:
+
+class Reading(BaseModel):
+    """How files become pictures. It belongs to a detector: it was trained on pictures that were read so.
+
+    The default leaves every picture of 8 bits without an EXIF tag as it is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    orientation: Orientation = "apply"
+    """Whether the EXIF tag turns a picture, as every viewer does, or stored pixels are taken."""
+    intensity: tuple[float, float] | None = None
+    """What becomes black and white in pictures of more than 8 bits, in their own units; None takes each picture's own
+    `PERCENTILES`."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Reading:
+        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
+            raise ValueError("intensity: the first value becomes black and the second white, so it must be larger")
+        return self
+
+
+DEFAULT = Reading()
+
+
+def read_image(path: str | Path, reading: Reading = DEFAULT) -> Image:
     """Decode an image file; see `decode_image`.
 
     Raises:
-        AcclimateError: the file is missing, empty, truncated or no image.
+        AcclimateError: the file is missing, no regular file, or see `decode_image`.
     """
+    path = Path(path)
     try:
-        data = Path(path).read_bytes()
+        with open(open_regular(path), "rb", buffering=0) as file:
+            data = file.readall()
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
-    return decode_image(data, str(path))
+    except MemoryError:
+        raise AcclimateError(f"{path}: {_NO_MEMORY}") from None
+    return decode_image(data, str(path), reading)
 
 
-def decode_image(data: bytes, name: str) -> Image:
+def decode_image(data: bytes, name: str, reading: Reading = DEFAULT) -> Image:
     """Decode what is in an image file to (H, W, 3) RGB uint8, whatever its mode.
 
-    Grey becomes three equal channels, alpha is dropped, and 16-bit is scaled from its own range (0 to its
-    maximum) to 0..255, as thermal cameras use a small part of 16 bits. EXIF orientation is not applied: labels
-    are drawn on stored pixels.
+    Grey becomes three equal channels, and alpha is dropped. More than 8 bits (thermal cameras, depth, floating point)
+    are scaled as `reading` says. A picture that its EXIF tag turns is turned, in every format, unless `reading` takes
+    stored pixels. What lacks its end but no pixel is whole; what lacks pixels, or is damaged so far that the decoder
+    notices, is refused.
 
     Args:
         data: the file.
         name: what an error calls it.
+        reading: how.
 
     Raises:
-        AcclimateError: it is empty, truncated or no image.
+        AcclimateError: it is empty, cut, damaged, no image, has more pixels than are read
+            (`edge.headers.MAX_PIXELS`), or there is no memory for it.
     """
-    if data[:3] == b"\xff\xd8\xff":
+    header = parse_header(data, name)
+    try:
+        picture = _to_rgb(_stored(data, header, name), reading.intensity, name)
+        return turned(picture, header.orientation) if reading.orientation == "apply" else picture
+    except MemoryError:
+        raise AcclimateError(f"{name}: {_NO_MEMORY}") from None
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise AcclimateError(f"{name}: {_NO_MEMORY}") from None
+        raise AcclimateError(f"{name}: {UNREADABLE}") from None
+
+
+_NO_MEMORY = "there is no memory for an image of this size; shrink it or cut it into tiles"
+
+
+def turned(picture: Image, orientation: int) -> Image:
+    """A stored picture (H, W, 3) as EXIF's `orientation` (1 to 8) shows it; (W, H, 3) from 5 on.
+
+    CIPA DC-008 (EXIF 2.32), tag 274: 2 mirrored left to right, 3 by 180 degrees, 4 mirrored top to bottom, 5
+    transposed, 6 clockwise by 90 degrees, 7 transposed along the other diagonal, 8 counter-clockwise.
+    """
+    if orientation in {5, 6, 7, 8}:
+        picture = np.asarray(cv2.transpose(picture), np.uint8)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return picture if flip is None else np.asarray(cv2.flip(picture, flip), np.uint8)
+
+
+def turned_points(points: NDArray[Any], size: tuple[int, int], orientation: int) -> NDArray[Any]:
+    """Points (N, 2), x and y in pixels of a stored picture of `size` (height, width), in the picture that `turned`
+    makes of it."""
+    height, width = size
+    x, y = points[:, 0], points[:, 1]
+    right, below = width - x, height - y
+    kept = {1: (x, y), 2: (right, y), 3: (right, below), 4: (x, below)}
+    changed = {5: (y, x), 6: (below, x), 7: (below, right), 8: (y, right)}
+    return np.stack({**kept, **changed}[orientation], axis=1)
+
+
+def turned_back(orientation: int) -> int:
+    """The orientation that undoes `orientation`."""
+    return {6: 8, 8: 6}.get(orientation, orientation)
+
+
+def _stored(data: bytes, header: Header, name: str) -> NDArray[Any]:
+    """The pixels as they are stored: RGB of a JPEG, else what OpenCV reads (BGR, BGRA or grey)."""
+    if header.format == "jpeg":
+        decoded = _jpeg(data, name)
+        if decoded is not None:
+            return decoded[:, :, ::-1]
+    elif header.format == "png":
+        data = _sound_png(data, name)
+    elif header.tag_at is not None:
+        # OpenCV turns TIFF, and no other format, whatever it is told; so the tag is taken away.
+        place, code = header.tag_at
+        changed = bytearray(data)
+        struct.pack_into(code, changed, place, 1)
+        data = bytes(changed)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None or image.ndim not in {2, 3} or image.shape[:2] != (header.height, header.width):
+        raise AcclimateError(f"{name}: {UNREADABLE}")
+    return image
+
+
+_HARMLESS = re.compile(r"SOS parameters|Adobe color transform|progression sequence|JFIF|ICC", re.IGNORECASE)
+"""Of libjpeg's warnings, those that say nothing about the pixels."""
+_OTHER_KIND = re.compile(r"color conversion|data precision", re.IGNORECASE)
+"""Of its errors, those about a kind of JPEG that simplejpeg does not read and OpenCV may."""
+_CUT = re.compile(r"premature end of JPEG", re.IGNORECASE)
+
+
+def _jpeg(data: bytes, name: str) -> Image | None:
+    """A JPEG's RGB pixels; None where it is of a kind that simplejpeg does not read (CMYK, 12 bits).
+
+    Raises:
+        AcclimateError: pixels are lost.
+    """
+    cut = False
+    try:
+        picture: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError as error:
+        if _OTHER_KIND.search(str(error)):
+            return None
+        cut = _CUT.search(str(error)) is not None
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")  # type: ignore[no-any-return]
-        except ValueError as error:
-            if "truncated" in str(error).lower() or "premature" in str(error).lower():
-                raise AcclimateError(f"{name}: the JPEG is truncated; copy the file again or remove it") from None
-    image = None
-    if data:
-        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise AcclimateError(f"{name}: not a readable image; remove it or copy it again")
-    return _to_rgb(image)
+            if _HARMLESS.search(str(error)):
+                picture = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
+            else:
+                # The end marker is missing, or fill bytes stand before it: then every pixel is there.
+                end = data.rfind(b"\xff\xd9")
+                body = data if cut or end < 0 else data[:end]
+                body = body.rstrip(b"\0").removesuffix(b"\xff") + b"\xff\xd9"
+                picture = simplejpeg.decode_jpeg(body, colorspace="RGB")
+        except ValueError:
+            what = "truncated" if cut else "damaged"
+            raise AcclimateError(f"{name}: the JPEG is {what}; copy the file again or remove it") from None
+    if _hole(data):
+        raise AcclimateError(f"{name}: the JPEG is damaged; copy the file again or remove it")
+    return picture
 
 
-def _to_rgb(image: NDArray[np.integer[Any] | np.floating[Any]]) -> Image:
+def _hole(data: bytes) -> bool:
+    """Whether a block of zeros lies in a baseline JPEG's pixels, as a copy that was broken off leaves it.
+
+    The decoder takes zeros for the first code of each table. They may be sound where that is the end of a block in
+    every table of AC coefficients, as those that are made for a picture with even areas have it.
+    """
+    start = data.find(b"\xff\xda")
+    if start < 0 or data.find(bytes(64), start, data.rfind(b"\xff\xd9")) < 0:
+        return False
+    at, even = 2, True
+    while at + 4 <= start and data[at] == 0xFF:
+        marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
+        if marker == 0xC2:
+            return False
+        tables, stop = at + 4, at + 2 + length
+        while marker == 0xC4 and tables + 17 < stop:
+            even &= data[tables] < 0x10 or data[tables + 17] == 0
+            tables += 17 + sum(data[tables + 1 : tables + 17])
+        at = stop
+    return not even
+
+
+def _sound_png(data: bytes, name: str) -> bytes:
+    """A PNG whose chunks' checksums hold, with the end that it may lack.
+
+    Raises:
+        AcclimateError: a chunk is damaged or cut.
+    """
+    at, end = 8, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        stop = at + 8 + length
+        if kind == b"IEND":
+            break
+        if stop > len(data):
+            raise AcclimateError(f"{name}: the PNG is truncated; copy the file again or remove it")
+        checksum = struct.pack(">I", zlib.crc32(memoryview(data)[at + 4 : stop]))
+        if stop + 4 > len(data):
+            return data[:stop] + checksum + end
+        if kind[:1].isupper() and data[stop : stop + 4] != checksum:
+            raise AcclimateError(f"{name}: the PNG is damaged; copy the file again or remove it")
+        at = stop + 4
+    return data[:at] + end
+
+
+def _to_rgb(image: NDArray[Any], intensity: tuple[float, float] | None, name: str) -> Image:
+    if image.ndim == 3 and image.shape[2] not in {1, 3, 4}:
+        raise AcclimateError(f"{name}: has {image.shape[2]} channels; convert it to grey or RGB")
+    if image.ndim == 3 and image.shape[2] == 4:
+        image = image[:, :, :3]
     if image.dtype != np.uint8:
-        values = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        image = (values * (255.0 / max(float(values.max()), 1e-9))).clip(0, 255).astype(np.uint8)
-    if image.ndim == 2:
+        image = _scaled(image, intensity or _own_range(image))
+    if image.ndim == 2 or image.shape[2] == 1:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
-    code = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return np.asarray(cv2.cvtColor(image, code), np.uint8)
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _own_range(image: NDArray[Any]) -> tuple[float, float]:
+    """What becomes black and white: `PERCENTILES` of the finite values, or all of them where nearly all are equal."""
+    values = image.reshape(-1)[:: max(1, image.size // _SAMPLE)]
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
+    if low == high:
+        low, high = float(finite.min()), float(finite.max())
+    return (low, high) if low < high else (low - 1.0, low + 1.0)
+
+
+def _scaled(image: NDArray[Any], limits: tuple[float, float]) -> Image:
+    """`limits` become 0 and 255, in uint8; what is beyond is clipped, and what is no number is black."""
+    low, high = limits
+    kind: type[np.floating[Any]] = np.float32 if image.dtype.itemsize <= 2 else np.float64
+    scaled = np.empty(image.shape, np.uint8)
+    rows = max(1, _ROWS_AT_ONCE // max(1, image[0].size))
+    for start in range(0, len(image), rows):
+        values: NDArray[np.floating[Any]] = image[start : start + rows].astype(kind)
+        values -= low
+        values *= 255.0 / (high - low)
+        scaled[start : start + rows] = np.rint(np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255))
+    return scaled
 
 
 @dataclass(frozen=True, slots=True)

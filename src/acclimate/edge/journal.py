@@ -21,6 +21,7 @@ SYNC_S = 10.0
 """A power cut loses at most so much: the file is brought to the disk so often."""
 _TAIL = 1 << 20
 """Where the last line is looked for; none is longer."""
+_PACKED = frozenset({".gz", ".xz", ".zst", ".bz2"})
 
 
 class Journal:
@@ -29,8 +30,8 @@ class Journal:
     Each line is written by one call, and what a call wrote of a line that did not fit on the disk is taken back, so a
     reader sees whole lines whatever happens. A line that a power cut left torn is moved to `NAME.torn` when the journal
     is opened again. A file that has reached its size becomes `NAME.000001.jsonl` and so on; beyond the number of files
-    the oldest goes. A full disk is said once, lines that cannot be written are counted, and writing goes on as soon as
-    there is space.
+    the oldest goes. Where another program renames or removes the file, as log rotation does, a new one is begun. A full
+    disk is said once, lines that cannot be written are counted, and writing goes on as soon as there is space.
 
     Attributes:
         written: lines of this process.
@@ -54,8 +55,8 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._open()
             self.last = self._repair()
-            if self.last is None and (parts := self._parts()):
-                self.last = _last_line(parts[-1][1].read_bytes()[-_TAIL:])[0]
+            if self.last is None and (earlier := self._earlier()) is not None:
+                self.last = _last_line(earlier.read_bytes()[-_TAIL:])[0]
 
     def __enter__(self) -> Journal:
         return self
@@ -69,6 +70,7 @@ class Journal:
         """Append one line; whether it is on the disk."""
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         try:
+            self._follow()
             if self._size() and self._size() + len(data) > self._file_bytes:
                 self._rotate()
             self._append(data)
@@ -87,6 +89,20 @@ class Journal:
 
     def _open(self) -> int:
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _follow(self) -> None:
+        """Open the file anew where another program has renamed or removed it, as log rotation does."""
+        try:
+            there = self.path.stat()
+            ours = os.fstat(self._descriptor)
+            moved = (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = self._open()
+            os.close(self._descriptor)
+            self._descriptor = descriptor
 
     def _size(self) -> int:
         return os.fstat(self._descriptor).st_size
@@ -115,6 +131,12 @@ class Journal:
         pattern = re.compile(re.escape(self.path.stem) + r"\.(\d+)\.jsonl")
         found = [(pattern.fullmatch(path.name), path) for path in self.path.parent.glob(f"{self.path.stem}.*.jsonl")]
         return sorted((int(match[1]), path) for match, path in found if match)
+
+    def _earlier(self) -> Path | None:
+        """The file before this one: our own last, or what another program made of it (`NAME.jsonl.1`) if newer."""
+        ours = [path for _, path in self._parts()[-1:]]
+        theirs = [path for path in self.path.parent.glob(f"{self.path.name}[.-]*") if path.suffix not in _PACKED]
+        return max(ours + theirs, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def _rotate(self) -> None:
         parts = self._parts()

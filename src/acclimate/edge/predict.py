@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from rich.console import Console
 from rich.progress import track
 
 from acclimate.edge import video
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import OUTPUTS, Artifact
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
 from acclimate.edge.engines import engine
-from acclimate.edge.images import SUFFIXES, Letterbox, letterbox, read_image, to_input
-from acclimate.edge.package import opened
+from acclimate.edge.images import Letterbox, letterbox, read_image, to_input
+from acclimate.edge.listing import images_of, is_image_name
+from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
 from acclimate.run import write_text, writing
 from acclimate.structures import Detections, Image
@@ -33,20 +35,43 @@ class Predictor:
     """An artifact ready to run: image in, detections out."""
 
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
-        """Load `artifact` on `threads` threads.
+        """Load `artifact` on `threads` threads, and try it on an empty canvas.
 
         Raises:
-            AcclimateError: its runtime is not installed, or does not accept the model file.
+            AcclimateError: its runtime is not installed or does not accept the model file, or what the network gives
+                is not what the manifest says.
         """
+        cores = os.cpu_count() or 1
+        if not 1 <= threads <= cores:
+            raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
         self.artifact = artifact
         self.manifest = artifact.manifest
         self._network = engine(self.manifest.runtime).load(artifact, threads)
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Refuse a network that does not fit its manifest now rather than at the first image."""
+        manifest, where = self.manifest, self.artifact.folder
+        outputs = self.run(np.full((1, 3, *manifest.image_size), manifest.fill, np.float32))
+        shapes = ", ".join(str(tuple(np.shape(output))) for output in outputs)
+        if len(outputs) != len(OUTPUTS[manifest.decode.kind]) or any(output.dtype.kind != "f" for output in outputs):
+            raise AcclimateError(f"{where}: the network's outputs {shapes} are not those of {manifest.decode.kind}")
+        channels = len(manifest.classes) + (manifest.decode.kind != "dense")
+        if outputs[0].ndim != 3 or outputs[0].shape[0] != 1 or outputs[0].shape[2] != channels:
+            raise AcclimateError(
+                f"{where}: the network's outputs {shapes} are not for {len(manifest.classes)} classes; "
+                "export the artifact again"
+            )
+        try:
+            decode(outputs, manifest.decode, manifest.image_size)
+        except AcclimateError as error:
+            raise AcclimateError(f"{where}: {error}") from None
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1, expected: str = "") -> Predictor:
+    def load(cls, folder: Path, threads: int = 1, expected: Expected = "") -> Predictor:
         """Check the artifact in `folder`, or in the package of that name, and load it.
 
-        Unless `expected` is empty, a package must have that digest.
+        `expected` says what a package must be.
 
         Raises:
             AcclimateError: see `Artifact.open`, `edge.package.unpack` and the class.
@@ -65,8 +90,20 @@ class Predictor:
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The network's raw outputs."""
-        return list(self._network(images))
+        """The network's raw outputs.
+
+        Raises:
+            AcclimateError: the runtime fails on the artifact.
+        """
+        try:
+            return [np.asarray(output) for output in self._network(images)]
+        except AcclimateError:
+            raise
+        except Exception as error:  # runtimes raise many unrelated types, all about this artifact
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise AcclimateError(
+                f"{self.artifact.folder}: {self.manifest.runtime} cannot run it ({said[:300]}); export it again"
+            ) from None
 
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
         """Detections in the image's pixels, from raw outputs."""
@@ -97,7 +134,8 @@ def predict_folder(
 
     Args:
         artifact: an artifact's folder, or a package.
-        source: an image, a folder (with its subfolders), a .txt list (a path a line, relative to the list), a video.
+        source: an image, a folder (with its subfolders), a .txt list (a path a line, relative to the list), a pattern,
+            or a video. What counts as an image is the same for every verb; see `edge.listing`.
         out: the folder to write.
         threshold: lowest score that is reported; None means the artifact's own.
         threads: of the network.
@@ -114,13 +152,14 @@ def predict_folder(
     lowest = predictor.manifest.show_threshold if threshold is None else threshold
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    if source.suffix.lower() in video.SUFFIXES and not source.is_dir():
+    if _is_video(source):
         return _predict_video(predictor, source, out, lowest, console)
     return _predict_images(predictor, source, out, lowest, console)
 
 
 def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
-    paths = _images(source, out)
+    listed = images_of(source, without=out / "images")
+    paths = listed.paths
     header = _header(predictor, source, lowest)
     pictures = _picture_names(paths, source)
     done = _resume(out / PROGRESS, header)
@@ -147,7 +186,8 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float
     finally:
         entries = [kept[str(path)] for path in paths if str(path) in kept]
         good = [{k: v for k, v in entry.items() if k != "stamp"} for entry in entries if "problem" not in entry]
-        problems = [entry for entry in entries if "problem" in entry]
+        problems = [{"file": where, "problem": f"{where}: {what}"} for where, what in listed.problems]
+        problems = sorted([*problems, *(e for e in entries if "problem" in e)], key=lambda entry: str(entry["file"]))
         results = {**header, "complete": complete, "images": good, "problems": problems}
         file = write_text(out / RESULTS, json.dumps(results, indent=1) + "\n")
         _summarise(console, file, good, "images", problems, complete, len(paths))
@@ -156,7 +196,7 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float
 
 def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lowest: float) -> dict[str, Any]:
     try:
-        image = read_image(path)
+        image = read_image(path, predictor.manifest.reading)
     except AcclimateError as error:
         return {"file": str(path), "problem": str(error)}
     detections = predictor(image).above(lowest)
@@ -178,24 +218,28 @@ def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float,
     frames: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
     complete = False
-    name = f"{source.stem}.mp4"
+    name = f"{source.stem.encode(errors='backslashreplace').decode()}.mp4".replace("\\", "_")
     if (out / name).exists() and (out / name).samefile(source):
         raise AcclimateError(f"{out / name}: is the source itself; choose another --out")
-    with video.Video(source) as reader:
+    with video.Video(source, predictor.manifest.orientation) as reader:
         header = _header(predictor, source, lowest)
         facts = {"width": reader.width, "height": reader.height, "fps": reader.fps, "picture": name}
         header["video"] = {"file": str(source), **facts}
         try:
+            sizes = {(reader.height, reader.width)}
             with video.Writer(out / name, reader.fps, (reader.height, reader.width)) as writer:
                 for time_s, frame in _shown(reader, console, reader.frames):
+                    if (height_width := frame.shape[:2]) not in sizes:
+                        sizes.add(height_width)
+                        size = f"{height_width[1]} x {height_width[0]}"
+                        told = f"{source}: from frame {len(frames)} on frames have {size} pixels"
+                        problems.append({"file": str(source), "problem": told})
                     detections = predictor(frame).above(lowest)
-                    writer.write(draw(frame, detections, predictor.manifest.classes))
+                    writer.write(draw(frame, detections, predictor.manifest.classes), time_s)
                     found = as_json(detections, predictor.manifest.classes)
                     frames.append({"frame": len(frames), "time_s": round(time_s, 4), "detections": found})
-            if len(frames) < reader.frames - 1 or not frames:
-                problems.append(
-                    {"file": str(source), "problem": f"ends after {len(frames)} of {reader.frames} frames; is it cut?"}
-                )
+            if missing := reader.missing():
+                problems.append({"file": str(source), "problem": f"{source}: {missing}"})
             complete = True
         finally:
             results = {**header, "complete": complete, "frames": frames, "problems": problems}
@@ -233,28 +277,11 @@ def as_json(detections: Detections, classes: Sequence[str]) -> list[dict[str, An
     ]
 
 
-def _images(source: Path, out: Path) -> list[Path]:
-    """The image files that `source` means, in order, without the pictures of an earlier call."""
-    if source.is_dir():
-        written = (out / "images").resolve()
-        paths = [
-            path
-            for path in sorted(source.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.resolve().is_relative_to(written)
-        ]
-    elif source.suffix.lower() == ".txt" and source.is_file():
-        try:
-            lines = [line.strip() for line in source.read_text().splitlines()]
-        except UnicodeDecodeError:
-            raise AcclimateError(f"{source}: not a text file; a list holds one image path a line") from None
-        paths = list(dict.fromkeys(source.parent / line for line in lines if line and not line.startswith("#")))
-    elif source.exists():
-        paths = [source]
-    else:
-        raise AcclimateError(f"{source}: no such image, folder, list or video")
-    if not paths:
-        raise AcclimateError(f"{source}: no image found (looked for {', '.join(sorted(SUFFIXES))})")
-    return paths
+def _is_video(source: Path) -> bool:
+    """Whether `source` is to be read as a video: any file but a picture, a list, or what is no file."""
+    if not source.is_file():
+        return False
+    return not is_image_name(source.name) and source.suffix.lower() != ".txt"
 
 
 def _picture_names(paths: Sequence[Path], source: Path) -> dict[Path, str]:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from acclimate.edge.artifact import Reference
 from acclimate.edge.collect import STRANGE, Collection
+from acclimate.edge.credentials import masked
 from acclimate.edge.journal import Journal
 from acclimate.edge.monitor import (
     LOOK,
@@ -33,10 +34,12 @@ from acclimate.edge.monitor import (
     doubt,
     look,
 )
+from acclimate.edge.package import Expected
 from acclimate.edge.page import Page, View
 from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import read_json, stop_signal, write_bytes, write_text, writing
 from acclimate.structures import Detections
 
@@ -109,7 +112,7 @@ def watch(
     reset: bool = False,
     file_mb: float = 16.0,
     files: int = 16,
-    expected: str = "",
+    expected: Expected = "",
     console: Console | None = None,
 ) -> Summary:
     """Detect in what a source gives until it is asked to stop (SIGTERM, Ctrl-C) or, with `once`, the source ends.
@@ -118,8 +121,9 @@ def watch(
 
     - `detections.jsonl`, a line a frame: `frame` (a number that goes on over restarts), `time` (UTC), `width`,
       `height`, `drift` (the score; null while a reference is learnt) and `detections` as `predict` writes them; of a
-      folder's images also `file` and `changed_ns`. Older lines are in `detections.000001.jsonl` and so on.
-    - `events.jsonl`, likewise: `started`, `stopped`, `there`, `gone`, `learnt`, `alarm`, `over`, `adjusted`.
+      folder's images also `file` and `changed_ns` (and `until_ns` while a clock is set back), of pictures `file`, of a
+      video `time_s`. Older lines are in `detections.000001.jsonl` and so on.
+    - `events.jsonl`, likewise: `started`, `stopped`, `there`, `gone`, `size`, `learnt`, `alarm`, `over`, `adjusted`.
     - `alarms/TIME/`: `alarm.json` and frames before and after it.
     - `collected/`: frames worth sending home; see `edge.collect`.
     - `reference.json`, where the artifact brings none and one was learnt; `adjusted.json`, with `adjust`.
@@ -130,7 +134,8 @@ def watch(
 
     Args:
         artifact: an artifact's folder, or a package.
-        source: the number of a camera, the address of a stream (rtsp://...), a video, or a folder that is being filled.
+        source: the number or device of a camera, the address of a stream (rtsp://...), a video, a picture, a .txt list,
+            a pattern of pictures and videos, or a folder that is being filled. Pictures end as with `once`.
         out: the folder to write; of one process at a time.
         threshold: lowest score that is written; None means the artifact's own.
         threads: of the network.
@@ -146,12 +151,13 @@ def watch(
         reset: first forget what was learnt and adjusted.
         file_mb: size of a file of lines, in 10^6 bytes.
         files: of lines, at most; beyond, the oldest goes.
-        expected: the digest that the package must have; none means any.
+        expected: the digest that the package must have, or by whom it must be signed.
         console: where the address of the page and the summary go.
 
     Raises:
         AcclimateError: the artifact cannot be used, another process writes into `out`, it cannot be written, the page's
-            address is taken, or `source` and options do not go together.
+            address is taken, `source` is a file that cannot be read, it and options do not go together, or it ended
+            and no frame of it could be read.
     """
     if adjust and threshold is not None:
         raise AcclimateError("--adjust moves the artifact's own thresholds; leave out --threshold")
@@ -169,14 +175,15 @@ def watch(
                     (out / name).unlink(missing_ok=True)
         detections = stack.enter_context(Journal(out / DETECTIONS, round(1e6 * file_mb), files))
         events = stack.enter_context(Journal(out / EVENTS, 1_000_000, 4))
-        camera = Source(source, once=once, mark=_mark(detections.last))
+        mark, until = _mark(detections.last)
+        camera = Source(source, once=once, mark=mark, until=until, reading=predictor.manifest.reading)
         loop = _Loop(predictor, camera, out, detections, events, threshold, keep, learn, adjust)
         if page:
             server = stack.enter_context(Page(loop.view, bind, port, token))
             if console is not None:
                 console.print(f"live page: {server.address}", markup=False, highlight=False)
         if console is not None:
-            console.print(f"{source}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
+            console.print(f"{masked(source)}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
         stopped = stack.enter_context(stop_signal())
         try:
             with camera:
@@ -186,6 +193,8 @@ def watch(
             summary = loop.finish()
             if console is not None:
                 _say(console, summary)
+        if camera.ended and not summary.frames and (mark is None or camera.kind != "folder" or summary.unreadable):
+            raise AcclimateError(f"{masked(source)}: nothing was read ({camera.trouble or 'there is no image in it'})")
     return summary
 
 
@@ -234,6 +243,8 @@ class _Loop:
         self._shown = manifest.show_threshold if threshold is None else threshold
         self._number = int(detections.last["frame"]) + 1 if detections.last and "frame" in detections.last else 0
         self._frames = 0
+        self._size: tuple[int, int] | None = None
+        self._where = masked(source.where)
         self._began = 0.0
         self._newest = time.monotonic()
         self._interval = 0.0
@@ -252,7 +263,7 @@ class _Loop:
         self._told: NDArray[np.float64] = np.zeros(0)
         self._detector = change_detector()
         if self._detector is None:
-            log.warning("no drift alarms: river is not installed (pip install 'acclimate[watch]'); scores are shown")
+            log.warning("no drift alarms: river is not installed (%s); scores are shown", hint("watch"))
         known = manifest.reference or self._learnt()
         self._monitor = Monitor(known, learn, self._detector, len(manifest.classes))
         if known is None:
@@ -263,7 +274,7 @@ class _Loop:
         else:
             self._knows(known)
         self.view = View(manifest.classes, self.status)
-        self._tell("started", artifact=predictor.artifact.digest, source=source.where, frame=self._number)
+        self._tell("started", artifact=predictor.artifact.digest, source=masked(source.where), frame=self._number)
 
     def take(self, frame: Frame) -> None:
         """Detect in a frame, write its line, and look at what it says of the domain."""
@@ -281,6 +292,12 @@ class _Loop:
         line: dict[str, Any] = {"frame": self._number, "time": self._time}
         if frame.mark is not None:
             line |= {"file": frame.file, "changed_ns": frame.mark[0]}
+            if frame.until:
+                line["until_ns"] = frame.until
+        elif frame.file:
+            line["file"] = frame.file
+        if frame.time_s is not None:
+            line["time_s"] = round(frame.time_s, 4)
         line |= {
             "width": frame.image.shape[1],
             "height": frame.image.shape[0],
@@ -288,6 +305,7 @@ class _Loop:
             "detections": self._found,
         }
         self._detections.write(line)
+        self._look_at_size(frame)
         self._look_after(frame, found, features)
         self.view.latest = (self._number, frame.image, shown)
         if self._frames:
@@ -303,13 +321,13 @@ class _Loop:
         """Tell when the source went or came; also called while there is no frame."""
         if self._source.present != self._present:
             self._present = self._source.present
-            self._tell("there" if self._present else "gone", source=self._source.where)
+            self._tell("there" if self._present else "gone", source=masked(self._source.where))
 
     def status(self) -> dict[str, Any]:
         """For the page and /health; called in its threads."""
         source, monitor, manifest = self._source, self._monitor, self._predictor.manifest
         quiet = time.monotonic() - self._newest
-        gone = not source.present or (source.kind != "folder" and quiet > GONE_S)
+        gone = not source.present or (source.kind not in {"folder", "files"} and quiet > GONE_S)
         latest = self.view.latest
         return {
             "status": "stopped" if self._stopped else "gone" if gone else monitor.state,
@@ -319,7 +337,7 @@ class _Loop:
                 "precision": manifest.precision,
                 "digest": self._predictor.artifact.digest,
             },
-            "source": {"where": _without_password(source.where), "present": not gone, "reopened": source.reopened},
+            "source": {"where": masked(source.where), "present": not gone, "reopened": source.reopened},
             "frame": latest[0] if latest else None,
             "time": self._time or None,
             "frames": self._frames,
@@ -356,6 +374,14 @@ class _Loop:
         )
         self._tell("stopped", **asdict(summary))
         return summary
+
+    def _look_at_size(self, frame: Frame) -> None:
+        """Tell when a camera, a stream or a video goes on with frames of another size."""
+        size = (frame.image.shape[1], frame.image.shape[0])
+        if frame.mark is None and self._size not in {None, size} and self._source.kind != "files":
+            self._tell("size", frame=self._number, width=size[0], height=size[1])
+            log.warning("%s: from frame %d on frames have %d x %d pixels", self._where, self._number, *size)
+        self._size = size
 
     def _look_after(self, frame: Frame, found: Detections, features: NDArray[np.float64]) -> None:
         """Alarms, the collection, the adjustment."""
@@ -502,9 +528,11 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _mark(last: dict[str, Any] | None) -> Mark | None:
-    """Where an earlier process was in a folder of images."""
-    return (int(last["changed_ns"]), str(last["file"])) if last and "changed_ns" in last and "file" in last else None
+def _mark(last: dict[str, Any] | None) -> tuple[Mark | None, int]:
+    """Where an earlier process was in a folder of images, and before its clock was set back."""
+    if not last or "changed_ns" not in last or "file" not in last:
+        return None, 0
+    return (int(last["changed_ns"]), str(last["file"])), int(last.get("until_ns", 0))
 
 
 def _jpeg(frame: Frame) -> bytes:
@@ -514,13 +542,6 @@ def _jpeg(frame: Frame) -> bytes:
 
 def _stamp(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03}Z"
-
-
-def _without_password(where: str) -> str:
-    """The address of a stream without user and password."""
-    scheme, separator, rest = where.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else where
 
 
 def _say(console: Console, summary: Summary) -> None:

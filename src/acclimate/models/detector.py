@@ -7,7 +7,7 @@ import importlib
 import math
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
+from acclimate.models.pooling import canonical_side
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
 
@@ -34,6 +36,10 @@ KINDS = {
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
 
 
+LossKind = Literal["class", "box", "quality", "objectness", "mask"]
+"""What a loss teaches: which class, where the border is, how good a box is, whether there is anything, which pixels."""
+
+
 class TwoStageSpec(BaseModel):
     """What determines a two-stage detector beyond its backbone and pyramid."""
 
@@ -47,6 +53,9 @@ class TwoStageSpec(BaseModel):
     """Whether a mask branch trains beside the head; it is no part of `forward`."""
     mask_norm: Literal["none", "batch"] = "none"
     """Of the mask branch's convolutions."""
+    canonical: float = 224.0
+    """Side in pixels of the boxes that are pooled from the level of stride 16, as in every detector that was made
+    before this could be told."""
     proposals: int = 64
     """Boxes an image that `forward` looks at."""
     samples: int = 64
@@ -114,6 +123,8 @@ class DetectorSpec(BaseModel):
     was made before this could be told, and in what is cut from a slimmable one."""
     start: str = "random"
     """Where the backbone's first weights came from."""
+    reading: Reading = DEFAULT
+    """How the pictures that it is trained on, and is to run on, are read."""
     two_stage: TwoStageSpec | None = None
     """For the kind "two-stage" alone."""
     ssd: SsdSpec | None = None
@@ -148,6 +159,12 @@ class Detector(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        """The kind of each loss that `losses` and `distillation` return, by its name; a method that weighs losses goes
+        by it. A detector with others than these two says so."""
+        return {"class": "class", "box": "box"}
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -223,8 +240,8 @@ PRESETS = {
 `train`, so that no preset starts from random weights."""
 
 
-def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
-    """The specification that a configuration asks for.
+def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
+    """The specification that a configuration asks for, of a detector for pictures that are read so.
 
     Raises:
         AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
@@ -250,6 +267,7 @@ def specify(config: ModelConfig, classes: Sequence[str]) -> DetectorSpec:
         depth=depth if config.depth is None else config.depth,
         norm=config.norm,
         freeze=config.freeze,
+        reading=reading,
         folded=config.norm != "frozen" or config.kind == "slimmable",
         two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
         ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
@@ -267,6 +285,7 @@ def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageS
         hidden=options.hidden,
         head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
         masks=options.masks,
+        canonical=options.canonical or canonical_side(config.image_size),
         proposals=options.proposals,
         samples=options.proposals,
         select=options.select,
@@ -355,17 +374,25 @@ def load(folder: Path, weights: Path | None = None) -> Detector:
     Raises:
         AcclimateError: a file is missing, damaged, or from another architecture.
     """
+    detector = build(specification(folder))
+    load_weights(detector, weights or folder / "model.safetensors")
+    return detector.eval()
+
+
+def specification(folder: Path) -> DetectorSpec:
+    """The specification of the detector in a run folder.
+
+    Raises:
+        AcclimateError: it is missing or damaged.
+    """
     spec_file = folder / "spec.json"
     try:
-        spec = DetectorSpec.model_validate(read_json(spec_file))
+        return DetectorSpec.model_validate(read_json(spec_file))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         reason = f"{key}: {first['msg']}" if key else first["msg"]
         raise AcclimateError(f"{spec_file}: not a detector's specification ({reason})") from None
-    detector = build(spec)
-    load_weights(detector, weights or folder / "model.safetensors")
-    return detector.eval()
 
 
 def load_weights(detector: Detector, file: Path) -> None:

@@ -8,7 +8,7 @@ proposal moved as a whole, the class at its bins moved one by one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.models import boxes as box_math
-from acclimate.models.pooling import SAMPLES, levels, pool
+from acclimate.models.detector import LossKind
+from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels, pool
 from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, predictors
 
 GAMMA = 0.1
@@ -51,7 +52,7 @@ class SeparateLayersHead(RoiHead):
         Returns:
             (B, K, channels, BINS, BINS) for the class and for the box, and boxes (B, K, 4).
         """
-        found = pool(features, proposals, self.strides, BINS)
+        found = pool(features, proposals, self.strides, BINS, self.canonical)
         return found, found, proposals
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,11 +82,11 @@ class SeparateBackboneHead(SeparateLayersHead):
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
         count = len(self.strides)
-        for_class = pool(features[:count], proposals, self.strides, BINS)
-        return for_class, pool(features[count:], proposals, self.strides, BINS), proposals
+        for_class = pool(features[:count], proposals, self.strides, BINS, self.canonical)
+        return for_class, pool(features[count:], proposals, self.strides, BINS, self.canonical), proposals
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS)
+        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS, self.canonical)
         hidden: Tensor = self.class_layers(pooled.flatten(2))
         return hidden
 
@@ -95,6 +96,15 @@ class DisentangledHead(SeparateLayersHead):
 
     The offsets of a box are relative to the moved proposal; whether it is an object is decided where it was.
     """
+
+    loss_kinds: ClassVar[Mapping[str, LossKind]] = {
+        "roi_class": "class",
+        "roi_box": "box",
+        "sibling_class": "class",
+        "sibling_box": "box",
+        "constraint_class": "class",
+        "constraint_box": "box",
+    }
 
     def __init__(
         self,
@@ -111,15 +121,17 @@ class DisentangledHead(SeparateLayersHead):
         self.shared = nn.Sequential(nn.Linear(channels * BINS * BINS, SHARED), nn.ReLU())
         self.move_box = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2))
         self.move_bins = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2 * BINS * BINS))
+        # As in the released code: Kaiming's with a = 1, a gain of 1, where a ReLU's would be sqrt(2). Through the three
+        # layers that lead to an offset, the first offsets would be 2.8 times as large.
         for layer in (*self.shared, *self.move_box, *self.move_bins):
             if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, a=1)
                 nn.init.zeros_(layer.bias)
         self.sibling = SiblingHead(channels, strides, classes, hidden, layers=layers)
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
-        return self._disentangle(features, proposals, pool(features, proposals, self.strides, BINS))
+        return self._disentangle(features, proposals, pool(features, proposals, self.strides, BINS, self.canonical))
 
     def offsets(self, still: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """How far each task moves, in pixels, x and y (equations 3 and 5).
@@ -141,7 +153,7 @@ class DisentangledHead(SeparateLayersHead):
         self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
     ) -> dict[str, Tensor]:
         """The head's own losses, the sibling's, and the progressive constraint between them."""
-        still = pool(features, proposals, self.strides, BINS)
+        still = pool(features, proposals, self.strides, BINS, self.canonical)
         logits, offsets, anchors = self._predict(*self._disentangle(features, proposals, still))
         hidden = self.sibling.layers(still.flatten(2))
         beside_logits = self.sibling.classify(hidden)
@@ -169,7 +181,9 @@ class DisentangledHead(SeparateLayersHead):
     ) -> tuple[Tensor, Tensor, Tensor]:
         box, bins = self.offsets(still, proposals)
         whole = box[:, :, None, None].expand_as(bins)
-        both = pool_moved(features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides)
+        both = pool_moved(
+            features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides, self.canonical
+        )
         for_class, for_box = both.chunk(2, 1)
         return for_class, for_box, proposals + box.repeat(1, 1, 2)
 
@@ -210,7 +224,13 @@ def box_constraint(boxes: Tensor, sibling: Tensor, matched: Tensor, margin: floa
     return short.sum() / max(1, len(short))
 
 
-def pool_moved(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+def pool_moved(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """RoIAlign whose bins are moved, each by its own offset (deformable RoI pooling, Dai et al., ICCV 2017).
 
     Each bin is the average of SAMPLES x SAMPLES bilinear samples, so with no offset it is `pooling.pool`, and
@@ -222,16 +242,21 @@ def pool_moved(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strid
         boxes: (B, K, 4) xyxy pixels.
         offsets: (B, K, size, size, 2) pixels, x and y; row and column of the bin.
         strides: of the levels, pixels.
+        canonical: see `pooling.levels`.
 
     Returns:
         (B, K, C, size, size).
     """
     sample = _sample_by_gather if torch.compiler.is_exporting() else _sample_by_grid
-    return sample(features, boxes, offsets, strides)
+    return sample(features, boxes, offsets, strides, canonical)
 
 
 def _points(
-    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], level: Tensor
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    level: Tensor,
 ) -> list[tuple[Tensor, Tensor]]:
     """Where to sample, in x and in y; a bin's samples are all pairs of its x and its y.
 
@@ -254,9 +279,15 @@ def _points(
     return found
 
 
-def _sample_by_grid(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+def _sample_by_grid(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """`grid_sample` on one map: the levels below each other, and a row of zeros for the samples that do not count."""
-    level = levels(boxes, strides)
+    level = levels(boxes, strides, canonical)
     (x, in_x), (y, in_y) = _points(features, boxes, offsets, strides, level)
     width = max(feature.shape[3] for feature in features)
     sheets = [F.pad(feature, (0, width - feature.shape[3])) for feature in features]
@@ -274,12 +305,18 @@ def _sample_by_grid(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, 
     return bins.transpose(1, 2).to(features[0].dtype)
 
 
-def _sample_by_gather(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+def _sample_by_gather(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    offsets: Tensor,
+    strides: Sequence[int],
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """The same by fetching the cells around the samples, all channels at once, and one product a bin.
 
     ONNX Runtime's GridSample goes through the points anew for every channel and takes several times as long.
     """
-    level = levels(boxes, strides)
+    level = levels(boxes, strides, canonical)
     cells = torch.cat([feature.flatten(2) for feature in features], 2).transpose(1, 2)
     batch, total, channels = cells.shape
     shapes = [feature.shape[2:] for feature in features]

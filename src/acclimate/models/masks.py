@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from acclimate.models.pooling import pool
+from acclimate.models.pooling import CANONICAL_SIDE, pool
 from acclimate.structures import Outline
 
 BINS = 14
@@ -30,12 +30,18 @@ class MaskHead(nn.Module):
     """A fully convolutional head on the RoI features of the first pyramid."""
 
     def __init__(
-        self, channels: int, strides: Sequence[int], classes: int, norm: Literal["none", "batch"] = "none"
+        self,
+        channels: int,
+        strides: Sequence[int],
+        classes: int,
+        norm: Literal["none", "batch"] = "none",
+        canonical: float = CANONICAL_SIDE,
     ) -> None:
         """`channels` and `strides` are the pyramid's, `classes` go without the background; `norm` is the
-        convolutions'."""
+        convolutions', `canonical` as in `pooling.levels`."""
         super().__init__()
         self.strides = tuple(strides)
+        self.canonical = canonical
         layers: list[nn.Module] = []
         for _ in range(CONVOLUTIONS):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
@@ -62,7 +68,7 @@ class MaskHead(nn.Module):
         Returns:
             (N, C + 1, SIDE, SIDE) of the N chosen boxes, image by image.
         """
-        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS)[chosen]
+        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS, self.canonical)[chosen]
         logits: Tensor = self.predict(F.relu(self.enlarge(self.convolutions(pooled))))
         return logits
 

@@ -18,11 +18,19 @@ SAMPLES = 2
 """Sampling points a bin and axis."""
 CANONICAL_SIDE, CANONICAL_STRIDE = 224.0, 16.0
 """A box of this side (pixels) is pooled from the level of this stride (Lin et al., FPN, CVPR 2017, equation 1)."""
+CANONICAL_CANVAS = 800.0
+"""The shorter side of the images that this was chosen for, pixels."""
 LARGEST_PRODUCT = 2**12
 """Above so many cells a level the operator is used in eager mode: products touch every cell for every box."""
 
 
-def pool(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], size: int) -> Tensor:
+def pool(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    strides: Sequence[int],
+    size: int,
+    canonical: float = CANONICAL_SIDE,
+) -> Tensor:
     """Features of boxes, each from the level that suits its size.
 
     The same as torchvision's `MultiScaleRoIAlign` with `sampling_ratio=2`. Gradients reach the features and, through
@@ -33,11 +41,12 @@ def pool(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], size
         boxes: (B, K, 4) xyxy pixels.
         strides: of the levels, pixels.
         size: bins a side.
+        canonical: see `levels`.
 
     Returns:
         (B, K, C, size, size).
     """
-    level = levels(boxes, strides)
+    level = levels(boxes, strides, canonical)
     if torch.compiler.is_exporting() or (features[0].is_cuda and _products_suit(features[0])):
         pooled = features[0].new_zeros(())
         for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
@@ -57,14 +66,26 @@ def pool(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], size
     return flat.view(*boxes.shape[:2], *flat.shape[1:])
 
 
-def levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
-    """(B, K): index of the level of boxes (B, K, 4), by the rule of FPN; `strides` are powers of 2."""
+def canonical_side(image_size: tuple[int, int]) -> float:
+    """Of a canvas (height, width): the side of a box, in pixels, that fills as much of it as in the paper.
+
+    224 px of an image of 800 would send every box of a small canvas to the finest level.
+    """
+    return CANONICAL_SIDE * min(image_size) / CANONICAL_CANVAS
+
+
+def levels(boxes: Tensor, strides: Sequence[int], canonical: float = CANONICAL_SIDE) -> Tensor:
+    """(B, K): index of the level of boxes (B, K, 4), by the rule of FPN; `strides` are powers of 2.
+
+    A box of the side `canonical` (pixels) is from the level of stride `CANONICAL_STRIDE`, one twice as large from the
+    next coarser one, as far as there are any.
+    """
     # The size without a gradient: which level serves a box is no smooth function of it.
     size = (boxes[..., 2:] - boxes[..., :2]).detach().float()
     side = (size[..., 0] * size[..., 1]).clamp(min=1e-12).sqrt()
     finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
     # The small constant is torchvision's, so that a box exactly at a boundary goes where it goes there.
-    exponent = (math.log2(CANONICAL_STRIDE) + (side / CANONICAL_SIDE).log2() + 1e-6).floor()
+    exponent = (math.log2(CANONICAL_STRIDE) + (side / canonical).log2() + 1e-6).floor()
     return exponent.nan_to_num().clamp(finest, coarsest).sub(finest).long()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from acclimate.edge.engines import Network
 from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
-from acclimate.models.detector import Detector, device_of, evaluating
+from acclimate.models.detector import Detector, DetectorSpec, device_of, evaluating
 from acclimate.structures import Detections, Image
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,12 @@ def predict(
     batch_size: int = 16,
     *,
     report: Callable[[str], None] = log.warning,
-) -> list[Detections]:
-    """What an eager detector finds, in the order of `paths` and the pixels of the original images.
+) -> list[Detections | None]:
+    """What an eager detector finds, in the order of `paths` and the pixels of the original images; None for an image
+    that cannot be read.
 
     The detector runs in evaluation mode, without gradients, and gets its modes back. Images are read ahead in
-    a thread. An image that cannot be read has no detections, and `report` is told in one line.
+    a thread, as the detector's specification says. Of an image that cannot be read `report` is told in one line.
 
     Args:
         detector: on whatever device it is, where it also runs.
@@ -53,16 +54,16 @@ def predict(
         report: called with each problem.
     """
     device = device_of(detector)
-    size = detector.spec.image_size
-    detections: list[Detections] = []
+    spec = detector.spec
+    detections: list[Detections | None] = []
     with evaluating(detector):
-        for batch in _read_ahead(paths, size, batch_size):
+        for batch in _read_ahead(paths, spec, batch_size):
             canvases = torch.from_numpy(np.stack([canvas for canvas, _, _ in batch])).to(device)
             found = detector.decode(detector(canvases.permute(0, 3, 1, 2).float()))
             for one, (_, placed, problem) in zip(found, batch, strict=True):
                 if problem:
                     report(problem)
-                detections.append(Detections.empty() if placed is None else placed.to_image(one))
+                detections.append(None if placed is None else placed.to_image(one))
     return detections
 
 
@@ -70,21 +71,21 @@ _Placed = tuple[Image, Letterbox | None, str]
 """A canvas, how the image was put on it, and the problem where it could not be read."""
 
 
-def _read_ahead(paths: Sequence[Path], size: tuple[int, int], batch_size: int) -> Iterator[list[_Placed]]:
+def _read_ahead(paths: Sequence[Path], spec: DetectorSpec, batch_size: int) -> Iterator[list[_Placed]]:
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(1) as reader:
         coming: deque[Future[list[_Placed]]] = deque()
         for batch in batches:
-            coming.append(reader.submit(lambda paths: [_place(path, size) for path in paths], batch))
+            coming.append(reader.submit(lambda paths: [_place(path, spec) for path in paths], batch))
             if len(coming) > 1:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
 
-def _place(path: Path, size: tuple[int, int]) -> _Placed:
+def _place(path: Path, spec: DetectorSpec) -> _Placed:
     try:
-        canvas, placed = letterbox(read_image(path), size)
+        canvas, placed = letterbox(read_image(path, spec.reading), spec.image_size)
     except AcclimateError as error:
-        return np.zeros((*size, 3), np.uint8), None, str(error)
+        return np.zeros((*spec.image_size, 3), np.uint8), None, str(error)
     return canvas, placed, ""

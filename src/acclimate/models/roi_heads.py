@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.models import boxes as box_math
-from acclimate.models.pooling import pool
+from acclimate.models.detector import LossKind
+from acclimate.models.pooling import CANONICAL_SIDE, pool
 
 BINS = 7
 SMOOTH = 1 / 9
@@ -31,11 +32,15 @@ class RoiHead(nn.Module, ABC):
 
     Attributes:
         outputs: width D of what `instances` returns.
+        canonical: side of the boxes that are pooled from stride 16 (`pooling.levels`); the detector sets it.
+        loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
             levels followed by the other's; the first pyramid also serves the proposals.
     """
 
     outputs: int
+    canonical: float = CANONICAL_SIDE
+    loss_kinds: ClassVar[Mapping[str, LossKind]] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
 
     @abstractmethod
@@ -113,7 +118,7 @@ class SiblingHead(RoiHead):
         }
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        pooled = pool(features, boxes, self.strides, BINS).flatten(0, 1)
+        pooled = pool(features, boxes, self.strides, BINS, self.canonical).flatten(0, 1)
         hidden: Tensor = self.layers(self.convolutions(pooled).flatten(1))
         return hidden.view(*boxes.shape[:2], self.outputs)
 

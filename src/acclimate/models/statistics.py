@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acclimate.data.dataset import plain_images
-from acclimate.models.detector import Detector, device_of, keeping_modes
+from acclimate.models.detector import Detector, DetectorSpec, device_of, keeping_modes
 
 IMAGES = 96
 """How many images statistics are taken from: a layer sees thousands of locations in each."""
@@ -47,7 +47,7 @@ def recalibrate(detector: Detector, images: Sequence[Path]) -> None:
             if layers:
                 device = device_of(detector)
                 with torch.no_grad():
-                    for batch in _batches(images, detector.spec.image_size):
+                    for batch in _batches(images, detector.spec):
                         detector(batch.to(device))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
@@ -72,9 +72,9 @@ def _layers(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
 
 
-def _batches(images: Sequence[Path], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+def _batches(images: Sequence[Path], spec: DetectorSpec) -> Iterator[torch.Tensor]:
     canvases = []
-    for _, canvas, _ in plain_images(images, size):
+    for _, canvas, _ in plain_images(images, spec.image_size, spec.reading):
         canvases.append(canvas)
         if len(canvases) == _BATCH:
             yield _tensor(canvases)

@@ -8,7 +8,7 @@ NMS (`select`).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, cast
 
@@ -29,7 +29,7 @@ from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.models import boxes as box_math
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
-from acclimate.models.detector import Detector, DetectorSpec, TwoStageSpec
+from acclimate.models.detector import Detector, DetectorSpec, LossKind, TwoStageSpec
 from acclimate.models.masks import BINS as MASK_BINS
 from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
 from acclimate.models.masks import MaskHead
@@ -138,8 +138,11 @@ class TwoStageDetector(Detector):
         self.roi_head: RoiHead = head(
             spec.channels, spec.strides, len(spec.classes), options.hidden, **options.head_layers
         )
+        self.roi_head.canonical = options.canonical
         self.mask_head = (
-            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm) if options.masks else None
+            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
+            if options.masks
+            else None
         )
         self.register_buffer("anchors", _anchors(spec, options), persistent=False)
 
@@ -147,6 +150,11 @@ class TwoStageDetector(Detector):
     def backbone(self) -> nn.ModuleList:
         """The backbones: one, or the two of a head that shares nothing. What methods act on that leave heads alone."""
         return self.backbones
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        kinds: dict[str, LossKind] = {"proposal_score": "objectness", "proposal_box": "box", **self.roi_head.loss_kinds}
+        return kinds if self.mask_head is None else {**kinds, "roi_mask": "mask"}
 
     def features(self, images: Tensor) -> list[Tensor]:
         images = self._normalised(images)
@@ -508,6 +516,7 @@ def from_torchvision(
             head_layers={"convolutions": convolutions, "layers": layers},
             masks=masks,
             mask_norm="batch" if masks and _has_norm(heads.mask_head) else "none",
+            canonical=float(heads.box_roi_pool.canonical_scale),
             proposals=rpn._post_nms_top_n["testing"],
             samples=heads.fg_bg_sampler.batch_size_per_image,
             select="nms",

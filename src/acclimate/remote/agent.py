@@ -9,8 +9,9 @@ It answers HTTP/1.1 over TLS 1.3, and does these things alone:
     POST /packages/SHA/bench                  latency and memory on images that were sent, in a process of its own
 
 A package is looked through (`edge.package.unpack`) before it is put where the others are, and nothing in it is run but
-its network. Whatever the desk sends has a bound: bytes of a header, of a body, of the disk, connections, and seconds
-(`Limits`). A problem is answered with one line, `{"error": ...}`, and never with a traceback.
+its network, by a process that cannot read the agent's own folder (`remote.closed`). Whatever the desk sends has a
+bound: bytes of a header, of a body, of the disk, connections, and seconds (`Limits`). A problem is answered with one
+line, `{"error": ...}`, and never with a traceback.
 
 Why asyncio and h11: `http.server` calls itself unfit for what is not trusted; it has no deadline for a whole request,
 so a client that sends a byte a second keeps a thread. The web frameworks bring ten packages and more to a device. h11
@@ -46,8 +47,9 @@ from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.engines import available, engine
 from acclimate.edge.package import differences
+from acclimate.edge.signing import Signed
 from acclimate.errors import AcclimateError
-from acclimate.remote import worker
+from acclimate.remote import closed, worker
 from acclimate.remote.identity import Identity
 from acclimate.remote.store import KINDS, Kind, Store
 from acclimate.run import machine
@@ -66,11 +68,16 @@ class Limits:
     """What a client may take of the agent."""
 
     connections: int = 16
+    """That have shown the token."""
     connections_of_one: int = 8
-    """From one address."""
+    """Of these, from one address."""
+    strangers: int = 64
+    """Connections beside these that have not shown it yet."""
     header_bytes: int = 16 * 1024
     header_s: float = 10.0
     """For the handshake, and for a request's header from its first byte."""
+    hurried_s: float = 2.0
+    """The same for who has not shown the token, while half of the strangers' places are taken."""
     idle_s: float = 60.0
     """Between two requests of a connection."""
     stall_s: float = 20.0
@@ -99,6 +106,16 @@ class _Gone(Exception):  # noqa: N818 - nobody is left to be told
     """The client has closed the connection, or was too slow for its own request to be answered."""
 
 
+@dataclass(eq=False, slots=True)
+class _Guest:
+    """A connection, from when it is accepted until it is closed."""
+
+    address: str
+    known: bool = False
+    """Has shown the token."""
+    task: asyncio.Task[None] | None = None
+
+
 class _Question(BaseModel):
     """The body of a bench request."""
 
@@ -112,16 +129,23 @@ class _Question(BaseModel):
 class Agent:
     """Answers desks until it is told to stop."""
 
-    def __init__(self, home: Path, limits: Limits | None = None) -> None:
+    def __init__(self, home: Path, limits: Limits | None = None, signer: Path | None = None) -> None:
         """Take up the identity and the store in `home`, or make them.
+
+        Args:
+            home: a folder of the agent's own.
+            limits: what a client may take.
+            signer: a public key that every package must be signed with; None means that none need be.
 
         Raises:
             AcclimateError: see `Identity.open`; or `home` cannot be written.
         """
         self.limits = limits or Limits()
         self.identity = Identity.open(home)
-        self._store = Store(home / "store", self.limits.disk_bytes)
-        self._open: Counter[str] = Counter()
+        self._store = Store(home / "store", self.limits.disk_bytes, "" if signer is None else Signed(signer))
+        self._home = home
+        self._guests: list[_Guest] = []
+        """The oldest first."""
         # One network runs at a time: two would measure each other.
         self._turn = asyncio.Lock()
         self._detector: _Detector | None = None
@@ -144,11 +168,17 @@ class Agent:
         context.load_cert_chain(self.identity.certificate, self.identity.key)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listener = socket.create_server((host, port), family=family, backlog=self.limits.connections)
+            listener = socket.create_server((host, port), family=family, backlog=self.limits.strangers)
         except OSError as error:
             raise AcclimateError(
                 f"{host}:{port}: cannot listen there ({error.strerror}); choose another --bind"
             ) from None
+        if not closed.supported():
+            log.warning(
+                "this system cannot close %s to the process that runs models (Linux 5.13 with Landlock can); "
+                "take packages only from whom you trust",
+                self._home,
+            )
         with listener:
             listener.setblocking(False)
             ready(*listener.getsockname()[:2])
@@ -160,44 +190,69 @@ class Agent:
         await self._end_detector()
 
     async def _accept(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        """Take every connection: a client that nobody knows may cost another such its place, never a known one."""
         loop = asyncio.get_running_loop()
-        slots = asyncio.Semaphore(self.limits.connections)
         async with asyncio.TaskGroup() as group:
             while True:
-                await slots.acquire()
                 try:
                     client, peer = await loop.sock_accept(listener)
                 except OSError as error:
                     log.warning("a connection could not be accepted: %s", error)
-                    slots.release()
                     await asyncio.sleep(0.1)
                     continue
-                if self._open[peer[0]] >= self.limits.connections_of_one:
-                    log.info("%s: has enough connections", peer[0])
-                    client.close()
-                    slots.release()
-                    continue
-                self._open[peer[0]] += 1
-                group.create_task(self._held(client, context, peer[0], slots))
+                while self._strangers() >= self.limits.strangers:
+                    self._evict()
+                guest = _Guest(peer[0])
+                self._guests.append(guest)
+                guest.task = group.create_task(self._held(client, context, guest))
+                # Whoever is to be let go, or has sent something, has its turn before the next one is accepted.
+                await asyncio.sleep(0)
 
-    async def _held(
-        self, client: socket.socket, context: ssl.SSLContext, address: str, slots: asyncio.Semaphore
-    ) -> None:
+    def _strangers(self) -> int:
+        return sum(not guest.known for guest in self._guests)
+
+    def _evict(self) -> None:
+        """Let the oldest stranger go, of the address that has most of them."""
+        count = Counter(guest.address for guest in self._guests if not guest.known)
+        address, _ = count.most_common(1)[0]
+        guest = next(guest for guest in self._guests if not guest.known and guest.address == address)
+        log.debug("%s: gave its place to another client", address)
+        self._guests.remove(guest)
+        if guest.task is not None:
+            guest.task.cancel()
+
+    def welcome(self, guest: _Guest) -> None:
+        """From now on the connection keeps its place: it has shown the token.
+
+        Raises:
+            _Refused: there are as many as there may be.
+        """
+        if guest.known:
+            return
+        known = [other.address for other in self._guests if other.known]
+        if len(known) >= self.limits.connections or known.count(guest.address) >= self.limits.connections_of_one:
+            raise _Refused(503, f"{len(known)} clients are connected, and no more are served at once; try again later")
+        guest.known = True
+
+    def patience(self, guest: _Guest) -> float:
+        """Seconds for the handshake, or for a header."""
+        crowded = not guest.known and 2 * self._strangers() > self.limits.strangers
+        return min(self.limits.hurried_s, self.limits.header_s) if crowded else self.limits.header_s
+
+    async def _held(self, client: socket.socket, context: ssl.SSLContext, guest: _Guest) -> None:
         """One connection, whatever comes of it."""
         try:
-            await self._connection(client, context, address)
+            await self._connection(client, context, guest)
         except (_Gone, OSError):
-            log.info("%s: gone", address)
+            log.debug("%s: gone", guest.address)
         except Exception:
-            log.exception("%s: the connection failed", address)
+            log.exception("%s: the connection failed", guest.address)
         finally:
             client.close()
-            slots.release()
-            self._open[address] -= 1
-            if not self._open[address]:
-                del self._open[address]
+            if guest in self._guests:
+                self._guests.remove(guest)
 
-    async def _connection(self, client: socket.socket, context: ssl.SSLContext, address: str) -> None:
+    async def _connection(self, client: socket.socket, context: ssl.SSLContext, guest: _Guest) -> None:
         loop = asyncio.get_running_loop()
         client.setblocking(False)
         reader = asyncio.StreamReader(loop=loop)
@@ -206,12 +261,16 @@ class Agent:
             lambda: protocol,
             client,
             ssl=context,
-            ssl_handshake_timeout=self.limits.header_s,
+            ssl_handshake_timeout=self.patience(guest),
             ssl_shutdown_timeout=2.0,
         )
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
-            await _Conversation(self, reader, writer, address).run()
+            await _Conversation(self, reader, writer, guest).run()
+        except asyncio.CancelledError:
+            # Nobody waits for a stranger's farewell.
+            transport.abort()
+            raise
         finally:
             writer.close()
             with contextlib.suppress(OSError):
@@ -335,7 +394,7 @@ class Agent:
                 await self._end_detector()
                 log.info("measuring %s on %d images", digest[:12], len(images))
                 async with _deadline(self.limits.bench_s, "the measurement"):
-                    return await _measured(place, images, question)
+                    return await _measured(self._home, place, images, question)
 
     @contextlib.contextmanager
     def _package(self, digest: str) -> Iterator[Path]:
@@ -360,7 +419,7 @@ class Agent:
         current = self._detector
         if current is None or (current.place, current.threads) != (place, threads):
             await self._end_detector()
-            current = self._detector = await _Detector.start(place, threads)
+            current = self._detector = await _Detector.start(self._home, place, threads)
             try:
                 await current.loaded()
             except BaseException:
@@ -374,10 +433,10 @@ class Agent:
             await current.end()
 
 
-async def _measured(artifact: Path, images: list[Path], question: _Question) -> dict[str, Any]:
+async def _measured(home: Path, artifact: Path, images: list[Path], question: _Question) -> dict[str, Any]:
     """What a process of `edge.bench` measures; it is ended when nobody waits for it any more."""
     process = await asyncio.create_subprocess_exec(
-        *bench.command(artifact, question.threads, question.runs),
+        *closed.command(home, [artifact, *images], bench.command(artifact, question.threads, question.runs)),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": str(question.threads)}, start_new_session=True,
     )  # fmt: skip
@@ -402,9 +461,10 @@ class _Detector:
         self._process = process
 
     @classmethod
-    async def start(cls, place: Path, threads: int) -> _Detector:
+    async def start(cls, home: Path, place: Path, threads: int) -> _Detector:
+        program = [sys.executable, "-m", "acclimate.remote.worker", str(place), "--threads", str(threads)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "acclimate.remote.worker", str(place), "--threads", str(threads),
+            *closed.command(home, [place], program),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)}, start_new_session=True,
         )  # fmt: skip
@@ -454,12 +514,10 @@ class _Detector:
 class _Conversation:
     """One connection: requests one after the other, each within its limits."""
 
-    def __init__(self, agent: Agent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
+    def __init__(self, agent: Agent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, guest: _Guest) -> None:
         self.limits = agent.limits
-        self._agent, self._reader, self._writer, self._address = agent, reader, writer, address
+        self._agent, self._reader, self._writer, self._guest = agent, reader, writer, guest
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self.limits.header_bytes)
-        self._known = False
-        """Has shown the token; until then there is less patience."""
         self._method = b""
 
     async def run(self) -> None:
@@ -486,14 +544,16 @@ class _Conversation:
         pending = self._http.next_event()
         if pending is h11.NEED_DATA and not self._http.trailing_data[0]:
             try:
-                async with asyncio.timeout(self.limits.idle_s if self._known else self.limits.header_s):
+                async with asyncio.timeout(
+                    self.limits.idle_s if self._guest.known else self._agent.patience(self._guest)
+                ):
                     data = await self._reader.read(2**16)
             except TimeoutError:
                 # Nothing was asked, so nothing is answered: the client would take it for its next answer.
                 return None
             self._http.receive_data(data)
             pending = self._http.next_event()
-        async with asyncio.timeout(self.limits.header_s):
+        async with asyncio.timeout(self._agent.patience(self._guest)):
             while pending is h11.NEED_DATA:
                 self._http.receive_data(await self._reader.read(2**16))
                 pending = self._http.next_event()
@@ -504,7 +564,7 @@ class _Conversation:
         try:
             if not self._agent.authorised(request.headers.get(b"authorization", b"")):
                 raise _Refused(401, "no token, or not this agent's; take its device file")
-            self._known = True
+            self._agent.welcome(self._guest)
             facts = await self._agent.answer(request)
         except _Refused as refused:
             await self._refuse(refused)
@@ -512,14 +572,20 @@ class _Conversation:
         except (_Gone, TimeoutError, h11.RemoteProtocolError, ConnectionError):
             raise
         except Exception:
-            log.exception("%s: %s %s failed", self._address, event.method, event.target)
+            log.exception("%s: %s %s failed", self._guest.address, event.method, event.target)
             await self._refuse(_Refused(500, "the agent failed; its log on the device says how"))
             return
-        log.debug("%s: %s /%s", self._address, request.method, "/".join(request.path))
+        log.debug("%s: %s /%s", self._guest.address, request.method, "/".join(request.path))
         await self._reply(200, facts)
 
     async def _refuse(self, refused: _Refused) -> None:
-        log.info("%s: refused (%d %s)", self._address, refused.status, refused)
+        log.log(
+            logging.INFO if self._guest.known else logging.DEBUG,
+            "%s: refused (%d %s)",
+            self._guest.address,
+            refused.status,
+            refused,
+        )
         if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             await self._reply(refused.status, refused.facts)
 

@@ -194,7 +194,8 @@ class Remote:
                 if refusal.status != http.client.CONFLICT:
                     raise DeviceError(f"{self.address.name}: {refusal}") from None
                 reason = str(refusal)
-            time.sleep(PAUSE_S * 2**attempt)
+            if attempt < TRIES - 1:
+                time.sleep(PAUSE_S * 2**attempt)
         raise DeviceError(
             f"{self.address.name}: {file.name} could not be sent ({reason}); the same command goes on there"
         )
@@ -255,10 +256,10 @@ class Remote:
                 raise DeviceError(f"{self.address.name}: no answer within {patience:.0f} s") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
+                # Refused is what an agent that is just starting anew does, too.
                 reason = str(error) or type(error).__name__
-                if isinstance(error, ConnectionRefusedError):
-                    break
-            time.sleep(PAUSE_S * 2**attempt)
+            if attempt < TRIES - 1:
+                time.sleep(PAUSE_S * 2**attempt)
         raise DeviceError(f"{self.address.name}: cannot be reached ({reason}); is `acclimate agent` running there?")
 
     def _exchange(

@@ -82,7 +82,7 @@ def main() -> None:
         size, wanted = HEAD.unpack(head)
         data = sys.stdin.buffer.read(size)
         try:
-            canvas, placed = predictor.prepare(decode_image(data, "the image"))
+            canvas, placed = predictor.prepare(decode_image(data, "the image", predictor.manifest.reading))
             outputs = predictor.run(canvas)
             found = pack(predictor.finish(outputs, placed), outputs if wanted == RAW else ())
         except AcclimateError as error:

@@ -15,6 +15,7 @@ from acclimate import __version__
 from acclimate.config import Budget
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Change
+from acclimate.installation import hint
 from acclimate.report import content as gathering
 from acclimate.report import pictures, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
@@ -60,7 +61,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
-        raise AcclimateError("the report needs jinja2; install it with: pip install 'acclimate[train]'") from None
+        raise AcclimateError(f"the report needs jinja2: {hint('train')}") from None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -297,6 +298,15 @@ def _suppression(content: Content) -> dict[str, Any] | None:
     for form, layers in measured.items():
         along = {"measured": column(layers, "cosine"), "of a random direction": column(layers, "chance")}
         charts.append(chart(f"{form}: cosine of gradient and weight, without its sign", along))
+        of_update = {
+            "with suppression": column(layers, "update_cosine"),
+            "without it, in the same steps": column(layers, "update_cosine_without"),
+            "of a random direction": column(layers, "chance"),
+        }
+        # Runs of earlier versions have no cosine of the update, and not every form can tell it without suppression.
+        if of_update["with suppression"]:
+            known = {name: values for name, values in of_update.items() if values}
+            charts.append(chart(f"{form}: cosine of update and weight, without its sign", known))
         norms = {"without suppression": column(layers, "gradient"), "with it": column(layers, "suppressed")}
         charts.append(chart(f"{form}: norm of the gradient, powers of ten", norms, powers=True))
     moved = {

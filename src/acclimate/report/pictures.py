@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from acclimate.edge.images import read_image
+from acclimate.edge.images import DEFAULT, Reading, read_image
 from acclimate.errors import AcclimateError
 from acclimate.run import Run, digest, read_json, write_bytes
 from acclimate.structures import Detections
@@ -68,6 +68,7 @@ def save(
     model: str = "eager",
     threshold: float = 0.35,
     longest: int = LONGEST,
+    reading: Reading = DEFAULT,
 ) -> Path:
     """Store small copies of `images` and what `model` found in them in the run folder; returns the album's file.
 
@@ -80,7 +81,7 @@ def save(
     """
     pictures = []
     for path, found in zip(images, detections, strict=True):
-        image = read_image(path)
+        image = read_image(path, reading)
         height, width = image.shape[:2]
         scale = min(1.0, longest / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -48,7 +48,7 @@ def measure(quantiser: Quantiser, detector: Detector, images: Sequence[Path]) ->
     Raises:
         AcclimateError: none can be read, or the detector shows nothing on any, so there is nothing to agree on.
     """
-    canvases = [canvas for _, canvas, _ in plain_images(images, detector.spec.image_size)]
+    canvases = [canvas for _, canvas, _ in plain_images(images, detector.spec.image_size, detector.spec.reading)]
 
     def detect(run: Network) -> list[Detections]:
         options, size = detector.decode_options(), detector.spec.image_size

@@ -77,7 +77,8 @@ def choose_checkpoint(
     steps = sorted(checkpoints)
     if count is None:
         count = max(IMAGES // 3, min(IMAGES, LOOKS // len(steps)))
-    canvases = [canvas for _, canvas, _ in plain_images(choose(images, count, seed), detector.spec.image_size)]
+    spec, chosen = detector.spec, choose(images, count, seed)
+    canvases = [canvas for _, canvas, _ in plain_images(chosen, spec.image_size, spec.reading)]
     views = [strong(canvas, augment, np.random.default_rng([seed, i])) for i, canvas in enumerate(canvases)]
     candidates: list[Candidate] = []
     start: Looks | None = None

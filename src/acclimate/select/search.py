@@ -64,7 +64,7 @@ class Upem:
         Raises:
             AcclimateError: more than half of the images cannot be read, or the detector is not a dense one.
         """
-        self._canvases = [canvas for _, canvas, _ in plain_images(paths, anchor.spec.image_size)]
+        self._canvases = [canvas for _, canvas, _ in plain_images(paths, anchor.spec.image_size, anchor.spec.reading)]
         scores, boxes = self._outputs(anchor)
         self._count = scores.shape[1]
         flat = scores.amax(-1).flatten()

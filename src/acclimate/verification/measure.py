@@ -91,10 +91,10 @@ class Here:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def detect(self, path: Path) -> Detections:
-        return self._predictor(read_image(path))
+        return self._predictor(read_image(path, self._predictor.manifest.reading))
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        canvas, placed = self._predictor.prepare(read_image(path))
+        canvas, placed = self._predictor.prepare(read_image(path, self._predictor.manifest.reading))
         outputs = self._predictor.run(canvas)
         return outputs, self._predictor.finish(outputs, placed)
 
@@ -259,7 +259,6 @@ def verify(
     latency, others = _latencies(device, paths, budget, runs, record, all_threads, anew, said, console)
     if busy := disturbance(latency):
         said.append(f"{busy}; measure the latency again when nothing else runs")
-    macs = manifest.notes.get("macs_m")
     verification = Verification(
         artifact=manifest.name,
         runtime=manifest.runtime,
@@ -274,7 +273,7 @@ def verify(
         other_threads=tuple(others),
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
-        macs_m=float(macs) if isinstance(macs, int | float) else None,
+        macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
         machine=dict(device.machine),
         notes=tuple(dict.fromkeys([*reference.notes, *(n for one in accuracy.values() for n in one.notes), *said])),
@@ -371,15 +370,16 @@ def _accuracy(
     from acclimate.evaluate import average_precision, relabel
 
     on, called = device.machine.get("device"), manifest.name
-    found, notes = [], []
+    found: list[Detections | None] = []
+    notes = []
     for path in truth.paths:
         try:
             found.append(device.detect(path))
         except DeviceError:
             raise
         except AcclimateError as error:
-            notes.append(f"{error} (counted as an image without detections)")
-            found.append(Detections.empty())
+            notes.append(f"{error} (left out of the accuracy)")
+            found.append(None)
     renamed = relabel(found, manifest.classes, truth.classes, name)
     ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {on}" if on else called)
     if reference.run is not None:

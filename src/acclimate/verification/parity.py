@@ -42,7 +42,7 @@ def compare(manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path
     images = 0
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, manifest.reading)
         except AcclimateError:
             continue
         images += 1

@@ -9,10 +9,21 @@
 Functions that train need the `train` extra; heavy imports wait until a verb runs.
 """
 
-from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
+from acclimate.workflow.delivery import (
+    Draw,
+    Precision,
+    agent,
+    export,
+    package,
+    predict,
+    unpack,
+    verify,
+    verify_all,
+    watch,
+)
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
 from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
 
 __all__ = [
@@ -23,10 +34,13 @@ __all__ = [
     "Search",
     "adapt",
     "agent",
+    "compare",
+    "convert",
     "data",
     "distil",
     "evaluate",
     "export",
+    "init",
     "leaderboard",
     "package",
     "predict",
@@ -36,6 +50,7 @@ __all__ = [
     "search",
     "slim",
     "train",
+    "unpack",
     "verify",
     "verify_all",
     "watch",

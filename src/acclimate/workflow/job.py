@@ -200,4 +200,9 @@ def _pictures(runs: Sequence[Run], config: Config) -> None:
         from acclimate.models.predict import predict as find
 
         detector = stages.to_device(models.load(run.path))
-        pictures.save(run, chosen, find(detector, chosen), detector.spec.classes)
+        found = find(detector, chosen)
+        readable = [(path, one) for path, one in zip(chosen, found, strict=True) if one is not None]
+        pictures.save(
+            run, [path for path, _ in readable], [one for _, one in readable], detector.spec.classes,
+            reading=detector.spec.reading,
+        )  # fmt: skip

@@ -73,7 +73,7 @@ def train(
     if (known := stages.done_before(Path(out), manifest, console)) is not None:
         return known
     torch.manual_seed(config.seed)
-    detector = models.build(models.specify(config.model, images.classes), config.model.weights)
+    detector = models.build(models.specify(config.model, images.classes, images.reading), config.model.weights)
     terms: list[Term] = [Supervised()]
     if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
         terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
@@ -147,7 +147,9 @@ def adapt(
 
     unlabelled = formats.unlabelled(target)
     detector = models.load(parent.path)
-    images = formats.read(config.source, detector.spec.classes, masks=detector.spec.has_masks)
+    images = formats.read(
+        config.source, detector.spec.classes, masks=detector.spec.has_masks, reading=detector.spec.reading
+    )
     adapts = uses_target(config)
     identity = digest(
         "adapt",
@@ -177,7 +179,7 @@ def adapt(
         )  # fmt: skip
         if acc.is_main_process:
             kept = objective.average
-            if adapts and config.adapt.statistics != "mixed":
+            if adapts and config.adapt.statistics in {"target", "domain"}:
                 normalised_by = choose(unlabelled.paths, IMAGES, config.seed)
                 for file in checkpoints(run).values():
                     models.load_weights(kept, file)
@@ -247,8 +249,9 @@ def distil(
     from acclimate.models.statistics import IMAGES, recalibrate
 
     unlabelled = formats.unlabelled(config.target) if config.target is not None else None
-    classes = (start or parent).read("spec.json")["classes"]
-    images = formats.read(config.source, classes, masks=config.model.has_masks)
+    known_spec = models.specification((start or parent).path)
+    classes = known_spec.classes
+    images = formats.read(config.source, classes, masks=config.model.has_masks, reading=known_spec.reading)
     section = "train" if start is None else "schedule"
     schedule = config.train if start is None else config.schedule
     identity = digest(
@@ -267,7 +270,7 @@ def distil(
         return known
     torch.manual_seed(config.seed)
     if start is None:
-        detector = models.build(models.specify(config.model, classes), config.model.weights)
+        detector = models.build(models.specify(config.model, classes, images.reading), config.model.weights)
     else:
         detector = models.load(start.path)
     chosen = method(config.adapt, detector, images, config.seed)
@@ -286,7 +289,7 @@ def distil(
             transforms=chosen.transforms, console=console, title="distil",
         )  # fmt: skip
         if acc.is_main_process:
-            if unlabelled is not None and config.adapt.statistics != "mixed":
+            if unlabelled is not None and config.adapt.statistics in {"target", "domain"}:
                 recalibrate(objective.average, choose(unlabelled.paths, IMAGES, config.seed))
             models.save(objective.average, run.path)
     return run
@@ -450,7 +453,7 @@ def evaluate(
     from acclimate.select.score import rank
 
     detector = stages.to_device(models.load(run.path))
-    truth = formats.read(data, detector.spec.classes)
+    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     result = evaluate_detector(detector, truth, name, role)
     run.write(f"evaluations/{name}.json", result)
     selection = run.selection()

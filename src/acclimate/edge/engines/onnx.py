@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.engines.base import Engine, Network, check_named, reason
+from acclimate.edge.external import check_self_contained
 from acclimate.errors import AcclimateError
 
 
@@ -25,7 +26,10 @@ class Onnx(Engine):
         import onnxruntime
 
         file, wanted, image = artifact.file(".onnx"), artifact.manifest.output_names, artifact.manifest.input_name
+        check_self_contained(file)
         options = onnxruntime.SessionOptions()
+        # Otherwise a file that looks like one is read as ONNX Runtime's own format, which was not looked through.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
