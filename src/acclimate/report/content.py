@@ -361,7 +361,7 @@ def _artifacts(folder: Path, budget: Budget | None) -> list[Artifact]:
 def _artifact(
     manifest: ArtifactManifest, verified: Verification | None, budget: Budget | None, *, stale: bool
 ) -> Artifact:
-    facts = dict(manifest.notes)
+    facts = manifest.notes.model_dump(exclude_none=True)
     if manifest.calibration is not None:
         facts["calibration"] = manifest.calibration.model_dump()
     if manifest.mixed is not None:
