@@ -215,7 +215,7 @@ def test_an_image_that_cannot_be_read_takes_no_part(tmp_path: Path) -> None:
     assert "1.png" in told[0]
 
 
-def random_set(count: int) -> tuple[LabelledSet, list[Detections]]:
+def scattered(count: int) -> tuple[LabelledSet, list[Detections]]:
     """Three classes with ignored boxes, and detections of distinct scores, some near boxes and some anywhere."""
     rng = np.random.default_rng(3)
     images, found = [], []
@@ -238,7 +238,7 @@ def random_set(count: int) -> tuple[LabelledSet, list[Detections]]:
 def test_accumulating_anew_is_what_the_evaluator_says_of_the_drawn_images(drawn: bool) -> None:
     from acclimate import evaluate
 
-    truth, found = random_set(40)
+    truth, found = scattered(40)
     weights = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40)) if drawn else np.ones(40, np.int64)
     chosen = np.repeat(np.arange(40), weights)
     repeated = labelled_set(truth.classes, [truth.images[index] for index in chosen])
@@ -253,7 +253,7 @@ def test_accumulating_anew_is_what_the_evaluator_says_of_the_drawn_images(drawn:
 def test_differences_are_paired_and_only_of_the_same_images() -> None:
     from acclimate.evaluate import ap50_interval, compare
 
-    truth, found = random_set(40)
+    truth, found = scattered(40)
     one = average_precision(found, truth, data="d", role="source")
     again = average_precision(found[::-1], labelled_set(truth.classes, truth.images[::-1]), data="d", role="source")
     spread = ap50_interval(one)
@@ -269,5 +269,5 @@ def test_differences_are_paired_and_only_of_the_same_images() -> None:
     assert lost.ap50.clear
     assert lost.classes["a"].difference == -one.classes["a"].ap50  # type: ignore[operator]
     assert compare(one, one.model_copy(update={"digest": "other"})) is None
-    few, found_few = random_set(5)
+    few, found_few = scattered(5)
     assert average_precision(found_few, few, data="d", role="source").resamples is None
