@@ -16,7 +16,7 @@ from rich.console import Console
 
 from acclimate.cli import _status
 from acclimate.config import Budget, parse_budget
-from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode, write_manifest
 from acclimate.edge.bench import Bench
 from acclimate.evaluate import Change, Comparison
 from acclimate.report import content as reports
@@ -189,7 +189,7 @@ def run() -> Any:
         name="onnx-int8", runtime="onnx", precision="int8", classes=("car",), image_size=(64, 64), decode=Decode(),
         files={"model.onnx": file_digest(folder / "model.onnx")},
     )  # fmt: skip
-    (folder / "artifact.json").write_text(manifest.model_dump_json())
+    write_manifest(folder, manifest)
     yield run
     shutil.rmtree(root)
 
