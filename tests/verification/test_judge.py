@@ -186,8 +186,8 @@ def run() -> Any:
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_text("model")
     manifest = ArtifactManifest(
-        name="onnx-int8", runtime="onnx", precision="int8", classes=("car",), image_size=(64, 64), decode=Decode(),
-        files={"model.onnx": file_digest(folder / "model.onnx")},
+        name="onnx-int8", runtime="onnx", precision="int8", classes=("car",), image_size=(64, 64),
+        decode=Decode(strides=(8,)), files={"model.onnx": file_digest(folder / "model.onnx")},
     )  # fmt: skip
     write_manifest(folder, manifest)
     yield run
