@@ -13,6 +13,7 @@ from acclimate.workflow.delivery import Draw, Precision, agent, export, package,
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.taking import take, weights
 from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
     "scenes",
     "search",
     "slim",
+    "take",
     "train",
     "verify",
     "verify_all",
     "watch",
+    "weights",
 ]
