@@ -104,7 +104,7 @@ def _state(file: Path) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return dict(state)
 
 
 def _recognised(state: dict[str, Tensor], file: Path) -> str:

@@ -89,7 +89,7 @@ def take(
         models.save(detector, run.path)
         facts: dict[str, Any] = {
             "start": f"taken from {checkpoint}",
-            "classes": {ours: theirs for ours, theirs in mapping.items()},
+            "classes": dict(mapping),
             "parameters": models.parameters(detector),
             "repeat": stages.repeat(),
         }
