@@ -27,12 +27,12 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import stages, workflow
+from acclimate import machine, stages, workflow
 from acclimate.config import AdaptConfig, Budget, Config, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.evaluate import evaluate_detector
 from acclimate.export.base import complexity, frozen_copy
 from acclimate.models import detector as models
-from acclimate.run import Evaluation, Run, machine
+from acclimate.run import Evaluation, Run
 
 HERE = Path(__file__).parent
 CSV = HERE / "distillation.csv"
@@ -301,7 +301,7 @@ def two_domains(task: Task, pair: str, teacher: str, student: str, method: str, 
         start = task.trained("bank", BANK, task.plan.teacher, console)
         slim = [f"adapt.slim.models={BANK['slimmable']['models']}", "adapt.slim.third=true"]
         bank = workflow.slim(start.path, target, Path(f"{start.path}-adapted"), slim, console=console)
-        most = complexity(frozen_copy(models.load(task.alone(student, console).path)))["macs_m"]
+        most = complexity(frozen_copy(models.load(task.alone(student, console).path))).macs_m
         budget = {"": Budget(macs_m=most)}
         out = task.folder("subnet", student)
         found = workflow.search(bank.path, target, budget, out, precision="fp32", console=console)
@@ -352,15 +352,15 @@ class Record:
                 "ap": f"{target.ap:.4f}",
                 "source_ap50": f"{source.ap50:.4f}" if source is not target else "",
                 "teacher_ap50": f"{taught.ap50:.4f}" if taught else "",
-                "macs_m": f"{cost['macs_m']:.0f}",
-                "parameters": int(cost["parameters"]),
+                "macs_m": f"{cost.macs_m:.0f}",
+                "parameters": cost.parameters,
                 "start": detector.spec.start,
                 "image_size": "x".join(map(str, detector.spec.image_size)),
                 "steps": run.metrics()[-1]["step"] if run.has("metrics.jsonl") else "",
                 "test_images": target.images,
                 "run_minutes": f"{run.manifest.seconds / 60:.1f}",
                 "minutes": f"{spent / 60:.1f}",
-                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
+                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"],
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             },

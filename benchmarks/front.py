@@ -22,7 +22,7 @@ from rich.console import Console
 import adaptation
 import edge
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.config import Config, ScheduleConfig
 from acclimate.data import formats
 from acclimate.data.dataset import draw
@@ -30,7 +30,7 @@ from acclimate.edge import engines
 from acclimate.edge.predict import Predictor
 from acclimate.export import base
 from acclimate.models import detector as models
-from acclimate.run import Run, machine
+from acclimate.run import Run
 
 CSV = Path(__file__).with_suffix(".csv")
 RUNS = Path(__file__).parents[1] / "runs" / "front"
@@ -111,13 +111,13 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
                 "loss": f"{facts[single][0] - facts[key][0]:.4f}",
                 "latency_ms": f"{statistics.median(one[key] for one in timed):.2f}",
                 "speed_up": f"{statistics.median(one[single] / one[key] for one in timed):.2f}",
-                "macs_m": f"{float(predictor.manifest.notes['macs_m']):.0f}",
+                "macs_m": f"{float(predictor.manifest.notes.macs_m):.0f}",
                 "size_mb": f"{facts[key][1]:.2f}",
                 "image_size": "x".join(map(str, predictor.manifest.image_size)),
                 "steps": options.steps,
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
-                "processor": machine()["processor"],
+                "processor": machine.facts()["processor"],
                 "engine": engines.engine("onnx").version(),
             },
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from acclimate import __version__
+from acclimate import __version__, machine
 from acclimate.config import Budget
 from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision
 from acclimate.edge.bench import Bench, bench_apart
@@ -27,7 +26,7 @@ from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.remote.client import DeviceError
-from acclimate.run import Evaluation, Run, machine, read_json, write_text
+from acclimate.run import Evaluation, Run, read_json, write_text
 from acclimate.structures import Detections
 
 if TYPE_CHECKING:
@@ -208,11 +207,11 @@ class _Here:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self._predictor = Predictor(artifact, threads)
-        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime).version()}
+        self.machine: Mapping[str, str] = {**machine.facts(), "runtime": engine(artifact.manifest.runtime).version()}
 
     @property
     def cores(self) -> int:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return machine.usable_cores()
 
     def detect(self, path: Path) -> Detections:
         return self._predictor(read_image(path, self._predictor.manifest.reading))
@@ -298,7 +297,6 @@ def verify(
             f"the machine was busy: an image took {latency.median_ms:.1f} ms, of which {latency.cpu_ms:.1f} ms on the "
             "processor; measure the latency again when nothing else runs"
         )
-    macs = manifest.notes.get("macs_m")
     verification = Verification(
         artifact=manifest.name,
         runtime=manifest.runtime,
@@ -314,7 +312,7 @@ def verify(
         other_threads=tuple(others),
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
-        macs_m=float(macs) if isinstance(macs, int | float) else None,
+        macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
         machine=dict(device.machine),
         notes=tuple(notes),

@@ -360,10 +360,10 @@ def test_coco_malformed_entries(tmp_path: Path) -> None:
 
 
 def test_coco_images_elsewhere(tmp_path: Path) -> None:
-    path = write_coco(tmp_path)
+    path = write_coco(tmp_path / "set")
     moved = tmp_path / "elsewhere" / "deep"
     moved.parent.mkdir()
-    (tmp_path / "images").rename(moved)
+    (tmp_path / "set" / "images").rename(moved)
     with pytest.raises(AcclimateError, match="`images`"):
         read(DataConfig(path=path))
     assert len(read(DataConfig(path=path, images=moved))) == 3
@@ -393,7 +393,7 @@ def test_coco_standard_layout(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("0 0.5 0.5 0.1", "4 fields"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "6 fields"),
+        ("0 0.5 0.5 0.1 0.1 1.9", "6 fields"),
         ("0 0.5 nan 0.1 0.1", "not finite"),
         ("car 0.5 0.5 0.1 0.1", "not numbers"),
         ("7 0.5 0.5 0.1 0.1", "class 7"),
@@ -442,7 +442,7 @@ def test_yolo_splits_lists_and_yaml_forms(tmp_path: Path) -> None:
     assert [image.path.name for image in found.images] == ["a1.png", "t.png"]
     told = "\n".join(map(str, found.problems))
     assert "list.txt:2: no such image" in told
-    assert "a1.png: listed twice; taken once" in told
+    assert "image a1.png is listed twice" in told
     text(root / "data.yaml", "train: images/gone\nnames: [car]\n")
     with pytest.raises(AcclimateError, match="images/gone does not exist"):
         read(DataConfig(path=root))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from acclimate.data.formats import (
     read,
     unlabelled,
 )
+from acclimate.data.sound import undecodable, unplaced
 from acclimate.edge.draw import put_text, text_size
 from acclimate.edge.headers import read_header
 from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image
@@ -83,18 +84,59 @@ class DataSummary:
 def load(data: Path | DataConfig) -> LabelledSet | UnlabelledSet:
     """The labelled set at a path or of a configuration; a path without labels that we know gives its images.
 
+    Files that look like labels there, and that no format places, are problems.
+
     Raises:
         AcclimateError: as `formats.read` and `formats.unlabelled` do.
     """
     if isinstance(data, DataConfig):
         return read(data)
     if not data.exists() or detect(data) is None:
-        return unlabelled(data)
+        images = unlabelled(data)
+        return replace(images, problems=(*images.problems, *unplaced(data)))
     return read(DataConfig(path=data))
 
 
+def decoded(
+    found: LabelledSet | UnlabelledSet, progress: Callable[[int, int], None] | None = None
+) -> LabelledSet | UnlabelledSet:
+    """The set without the images that cannot be decoded, which become problems. Every image is decoded.
+
+    Raises:
+        AcclimateError: none of them can be.
+    """
+    reading = found.reading if isinstance(found, LabelledSet) else DEFAULT
+    bad = undecodable(found.paths, reading, progress)
+    if not bad:
+        return found
+    problems = (*found.problems, *(Problem(str(path), f"{reason}; left out") for path, reason in bad.items()))
+    if len(bad) == len(found):
+        where = found.name if isinstance(found, LabelledSet) else str(found.paths[0].parent)
+        raise AcclimateError(f"{where}: none of its {len(found)} images can be read (the first: {problems[-len(bad)]})")
+    if isinstance(found, LabelledSet):
+        images = tuple(image for image in found.images if image.path not in bad)
+        return replace(found, images=images, problems=problems)
+    return replace(found, paths=tuple(path for path in found.paths if path not in bad), problems=problems)
+
+
+def sheet_place(data: Path, sheet: Path | None = None) -> Path:
+    """Where the contact sheet of a set goes: `sheet`, or NAME-sheet.jpg in the working directory, or beside the set's
+    folder where that is the working directory or holds it.
+
+    Raises:
+        AcclimateError: `sheet` lies in the folder that is looked at, where it would become an image of the set.
+    """
+    root = data.resolve() if data.is_dir() else None
+    place = sheet or Path(f"{data.resolve().name}-sheet.jpg")
+    if root is None or not place.resolve().is_relative_to(root):
+        return place
+    if sheet is not None:
+        raise AcclimateError(f"--sheet {sheet}: lies in {data}, and would become an image of it; choose another place")
+    return root.parent / place.name
+
+
 def summary(data: Path | DataConfig | LabelledSet | UnlabelledSet) -> DataSummary:
-    """Count what is in a data set; images are not decoded.
+    """Count what is in a data set; images are not decoded, see `decoded`.
 
     Raises:
         AcclimateError: it cannot be read, or nothing in it is usable.
@@ -168,14 +210,19 @@ def print_summary(summary: DataSummary, console: Console) -> None:
             f"{summary.ignored:,} more ignored; {_count(summary.empty, 'image')} without a box",
             soft_wrap=True,
         )
-    if not summary.problems:
+    print_problems(summary.problems, console)
+
+
+def print_problems(problems: Sequence[Problem], console: Console) -> None:
+    """Show the first problems, and how many there are."""
+    if not problems:
         console.print("no problems found")
         return
-    console.print(f"[yellow]{_count(len(summary.problems), 'problem')}[/yellow]")
-    for problem in summary.problems[:_PROBLEMS_SHOWN]:
+    console.print(f"[yellow]{_count(len(problems), 'problem')}[/yellow]")
+    for problem in problems[:_PROBLEMS_SHOWN]:
         console.print(f"  {escape(str(problem))}", soft_wrap=True, highlight=False)
-    if len(summary.problems) > _PROBLEMS_SHOWN:
-        console.print(f"  and {len(summary.problems) - _PROBLEMS_SHOWN} more")
+    if len(problems) > _PROBLEMS_SHOWN:
+        console.print(f"  and {len(problems) - _PROBLEMS_SHOWN} more")
 
 
 def contact_sheet(found: LabelledSet | UnlabelledSet, out: Path, count: int = 16) -> Path:

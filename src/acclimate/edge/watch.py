@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from acclimate.edge.artifact import Reference
 from acclimate.edge.collect import STRANGE, Collection
+from acclimate.edge.credentials import masked
 from acclimate.edge.journal import Journal
 from acclimate.edge.monitor import (
     LOOK,
@@ -33,11 +33,13 @@ from acclimate.edge.monitor import (
     doubt,
     look,
 )
+from acclimate.edge.package import Expected
 from acclimate.edge.page import Page, View
 from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.errors import AcclimateError
-from acclimate.run import read_json, stop_signal, write_bytes, write_text, writing
+from acclimate.installation import hint
+from acclimate.run import locked, read_json, stop_signal, write_bytes, write_text, writing
 from acclimate.structures import Detections
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,7 @@ def watch(
     reset: bool = False,
     file_mb: float = 16.0,
     files: int = 16,
-    expected: str = "",
+    expected: Expected = "",
     console: Console | None = None,
 ) -> Summary:
     """Detect in what a source gives until it is asked to stop (SIGTERM, Ctrl-C) or, with `once`, the source ends.
@@ -148,7 +150,7 @@ def watch(
         reset: first forget what was learnt and adjusted.
         file_mb: size of a file of lines, in 10^6 bytes.
         files: of lines, at most; beyond, the oldest goes.
-        expected: the digest that the package must have; none means any.
+        expected: the digest that the package must have, or by whom it must be signed.
         console: where the address of the page and the summary go.
 
     Raises:
@@ -165,7 +167,7 @@ def watch(
     with contextlib.ExitStack() as stack:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_alone(out))
+        stack.enter_context(locked(out, "watch"))
         if reset:
             with writing(out):
                 for name in (ADJUSTED, LEARNT):
@@ -180,7 +182,7 @@ def watch(
             if console is not None:
                 console.print(f"live page: {server.address}", markup=False, highlight=False)
         if console is not None:
-            console.print(f"{source}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
+            console.print(f"{masked(source)}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
         stopped = stack.enter_context(stop_signal())
         try:
             with camera:
@@ -191,7 +193,7 @@ def watch(
             if console is not None:
                 _say(console, summary)
         if camera.ended and not summary.frames and (mark is None or camera.kind != "folder" or summary.unreadable):
-            raise AcclimateError(f"{source}: nothing was read ({camera.trouble or 'there is no image in it'})")
+            raise AcclimateError(f"{masked(source)}: nothing was read ({camera.trouble or 'there is no image in it'})")
     return summary
 
 
@@ -241,7 +243,7 @@ class _Loop:
         self._number = int(detections.last["frame"]) + 1 if detections.last and "frame" in detections.last else 0
         self._frames = 0
         self._size: tuple[int, int] | None = None
-        self._where = _without_password(source.where)
+        self._where = masked(source.where)
         self._began = 0.0
         self._newest = time.monotonic()
         self._interval = 0.0
@@ -260,7 +262,7 @@ class _Loop:
         self._told: NDArray[np.float64] = np.zeros(0)
         self._detector = change_detector()
         if self._detector is None:
-            log.warning("no drift alarms: river is not installed (pip install 'acclimate[watch]'); scores are shown")
+            log.warning("no drift alarms: river is not installed (%s); scores are shown", hint("watch"))
         known = manifest.reference or self._learnt()
         self._monitor = Monitor(known, learn, self._detector, len(manifest.classes))
         if known is None:
@@ -271,7 +273,7 @@ class _Loop:
         else:
             self._knows(known)
         self.view = View(manifest.classes, self.status)
-        self._tell("started", artifact=predictor.artifact.digest, source=source.where, frame=self._number)
+        self._tell("started", artifact=predictor.artifact.digest, source=masked(source.where), frame=self._number)
 
     def take(self, frame: Frame) -> None:
         """Detect in a frame, write its line, and look at what it says of the domain."""
@@ -318,7 +320,7 @@ class _Loop:
         """Tell when the source went or came; also called while there is no frame."""
         if self._source.present != self._present:
             self._present = self._source.present
-            self._tell("there" if self._present else "gone", source=self._source.where)
+            self._tell("there" if self._present else "gone", source=masked(self._source.where))
 
     def status(self) -> dict[str, Any]:
         """For the page and /health; called in its threads."""
@@ -334,7 +336,7 @@ class _Loop:
                 "precision": manifest.precision,
                 "digest": self._predictor.artifact.digest,
             },
-            "source": {"where": _without_password(source.where), "present": not gone, "reopened": source.reopened},
+            "source": {"where": masked(source.where), "present": not gone, "reopened": source.reopened},
             "frame": latest[0] if latest else None,
             "time": self._time or None,
             "frames": self._frames,
@@ -505,26 +507,6 @@ class _Loop:
         self._events.write({"event": event, "time": _stamp(time.time()), **facts})
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Refuse a second process that would write into the same folder."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with writing(out):
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AcclimateError(f"{out}: another watch is writing there; choose another --out") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _mark(last: dict[str, Any] | None) -> tuple[Mark | None, int]:
     """Where an earlier process was in a folder of images, and before its clock was set back."""
     if not last or "changed_ns" not in last or "file" not in last:
@@ -539,13 +521,6 @@ def _jpeg(frame: Frame) -> bytes:
 
 def _stamp(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03}Z"
-
-
-def _without_password(where: str) -> str:
-    """The address of a stream without user and password."""
-    scheme, separator, rest = where.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else where
 
 
 def _say(console: Console, summary: Summary) -> None:

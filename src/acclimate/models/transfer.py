@@ -7,13 +7,14 @@ classes have the same name, and the background's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from acclimate.errors import AcclimateError
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec, build, load
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec, build, load, specification
 
 if TYPE_CHECKING:
     from acclimate.config import ModelConfig
@@ -30,16 +31,31 @@ def begin(config: ModelConfig, spec: DetectorSpec) -> Detector:
     """
     if config.start is None:
         return build(spec, config.weights)
-    detector = build(spec)
-    other = load(config.start)
+    return _begun(config.start, load(config.start), build(spec))
+
+
+def _begun(start: Path, other: Detector, detector: Detector) -> Detector:
+    spec = detector.spec
     known = [name for name in spec.classes if name in other.spec.classes]
     try:
         carry(other, detector, {name: name for name in known})
     except AcclimateError as error:
-        raise AcclimateError(f"model.start: {config.start}: {error}") from None
-    told = f"the run {config.start}, " + (f"with its classes {', '.join(known)}" if known else "none of its classes")
+        raise AcclimateError(f"model.start: {start}: {error}") from None
+    told = f"the run {start}, " + (f"with its classes {', '.join(known)}" if known else "none of its classes")
     detector.spec = spec.model_copy(update={"start": told})
     return detector
+
+
+def check(config: ModelConfig, spec: DetectorSpec) -> None:
+    """Refuse what `begin` would refuse of the run that `model.start` names, without reading its weights.
+
+    Raises:
+        AcclimateError: see `begin`.
+    """
+    if config.start is None:
+        return
+    with torch.device("meta"):
+        _begun(config.start, build(specification(config.start)), build(spec))
 
 
 def with_classes(detector: Detector, classes: Mapping[str, str]) -> Detector:

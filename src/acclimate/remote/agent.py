@@ -42,16 +42,16 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from acclimate import __version__
+from acclimate import __version__, machine
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.engines import available, engine
 from acclimate.edge.package import differences
+from acclimate.edge.signing import Signed
 from acclimate.errors import AcclimateError
 from acclimate.remote import closed, worker
 from acclimate.remote.identity import Identity
 from acclimate.remote.store import KINDS, Kind, Store
-from acclimate.run import machine
 
 log = logging.getLogger(__name__)
 
@@ -128,22 +128,27 @@ class _Question(BaseModel):
 class Agent:
     """Answers desks until it is told to stop."""
 
-    def __init__(self, home: Path, limits: Limits | None = None) -> None:
+    def __init__(self, home: Path, limits: Limits | None = None, signer: Path | None = None) -> None:
         """Take up the identity and the store in `home`, or make them.
+
+        Args:
+            home: a folder of the agent's own.
+            limits: what a client may take.
+            signer: a public key that every package must be signed with; None means that none need be.
 
         Raises:
             AcclimateError: see `Identity.open`; or `home` cannot be written.
         """
         self.limits = limits or Limits()
         self.identity = Identity.open(home)
-        self._store = Store(home / "store", self.limits.disk_bytes)
+        self._store = Store(home / "store", self.limits.disk_bytes, "" if signer is None else Signed(signer))
         self._home = home
         self._guests: list[_Guest] = []
         """The oldest first."""
         # One network runs at a time: two would measure each other.
         self._turn = asyncio.Lock()
         self._detector: _Detector | None = None
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._cores = machine.usable_cores()
 
     async def serve(self, host: str, port: int, ready: Callable[[str, int], None], stop: asyncio.Event) -> None:
         """Answer on `host`:`port` until `stop` is set.
@@ -286,7 +291,7 @@ class Agent:
             case ["health"]:
                 request.allow("GET")
                 limits = {name: getattr(self.limits, name) for name in ("package_bytes", "image_bytes", "disk_bytes")}
-                return {"version": __version__, "machine": machine(), "runtimes": available(), **limits}
+                return {"version": __version__, "machine": machine.facts(), "runtimes": available(), **limits}
             case [kind, digest] if kind in KINDS and _DIGEST.fullmatch(digest):
                 if request.allow("GET", "PUT") == "GET":
                     return await self._state(kind, digest)

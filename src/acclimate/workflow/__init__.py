@@ -9,12 +9,28 @@
 Functions that train need the `train` extra; heavy imports wait until a verb runs.
 """
 
-from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
+from acclimate.run import Role
+from acclimate.training.adapt import adapt
+from acclimate.training.distil import distil
+from acclimate.training.slim import slim
+from acclimate.training.train import train
+from acclimate.workflow.delivery import (
+    Draw,
+    Precision,
+    agent,
+    export,
+    package,
+    predict,
+    unpack,
+    verify,
+    verify_all,
+    watch,
+)
+from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import data, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
 from acclimate.workflow.taking import take, weights
-from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
 
 __all__ = [
     "Draw",
@@ -24,10 +40,13 @@ __all__ = [
     "Search",
     "adapt",
     "agent",
+    "compare",
+    "convert",
     "data",
     "distil",
     "evaluate",
     "export",
+    "init",
     "leaderboard",
     "package",
     "predict",
@@ -38,6 +57,7 @@ __all__ = [
     "slim",
     "take",
     "train",
+    "unpack",
     "verify",
     "verify_all",
     "watch",

@@ -1,18 +1,21 @@
-"""The verbs that show what there is: report, leaderboard, data; and scenes, which makes data to show."""
+"""The verbs that show what there is: report, leaderboard, data; and that make data, or a job of it: scenes, init."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate import stages
 from acclimate.config import Budget, DataConfig
+from acclimate.errors import AcclimateError
+from acclimate.progress import counting
 from acclimate.run import write_text
 
 if TYPE_CHECKING:
+    from acclimate.data.compare import Comparison
+    from acclimate.data.formats import LabelledSet, Problem, UnlabelledSet
     from acclimate.data.inspect import DataSummary
     from acclimate.report.leaderboard import Leaderboard
 
@@ -62,9 +65,19 @@ def leaderboard(
 
 
 def data(
-    source: str | Path | DataConfig, sheet: str | Path | None = None, *, console: Console | None = None
+    source: str | Path | DataConfig,
+    sheet: str | Path | None = None,
+    *,
+    decode: bool = True,
+    console: Console | None = None,
 ) -> DataSummary:
     """What is in a data set: format, classes, counts, sizes, problems; with `sheet`, a contact sheet goes to that file.
+
+    Args:
+        source: the set, or a folder of images.
+        sheet: a JPEG to write.
+        decode: look whether every image can be decoded; otherwise headers are believed.
+        console: where it is printed.
 
     Raises:
         AcclimateError: it cannot be read, or nothing in it is usable.
@@ -72,12 +85,105 @@ def data(
     from acclimate.data import inspect
 
     images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
+    if decode:
+        with counting(console if console is not None and console.is_terminal else None, "images") as tick:
+            images = inspect.decoded(images, tick)
     summary = inspect.summary(images)
     if console is not None:
         inspect.print_summary(summary, console)
     if sheet is not None:
         inspect.contact_sheet(images, Path(sheet))
     return summary
+
+
+def convert(
+    source: str | Path | DataConfig, format_: str, out: str | Path, *, console: Console | None = None
+) -> tuple[Problem, ...]:
+    """Write what is read of a labelled set as a COCO, YOLO or Pascal VOC set in the folder `out`.
+
+    Returns:
+        What was left out, in reading and in writing.
+
+    Raises:
+        AcclimateError: the set cannot be read or has no labels, the format is unknown, or `out` holds something.
+    """
+    from acclimate.data import formats, inspect, write
+
+    images = formats.read(source if isinstance(source, DataConfig) else DataConfig(path=Path(source)))
+    problems = (*images.problems, *write.write(images, format_, Path(out)))
+    if console is not None:
+        inspect.print_problems(problems, console)
+    return problems
+
+
+def compare(
+    source: str | Path | DataConfig,
+    target: str | Path,
+    tests: Sequence[str | Path | DataConfig] = (),
+    *,
+    image_size: tuple[int, int] | None = None,
+    console: Console | None = None,
+) -> Comparison:
+    """Domains side by side: a labelled source, the target's images, and labelled tests.
+
+    Args:
+        source: a labelled set.
+        target: a folder or list of images; no label of it is read.
+        tests: labelled sets.
+        image_size: (height, width) of the network's input that boxes are measured on; by default `model`'s.
+        console: where it is printed.
+
+    Raises:
+        AcclimateError: a set cannot be read.
+    """
+    from acclimate.config import ModelConfig
+    from acclimate.data import compare as comparing
+    from acclimate.data import formats, inspect
+
+    size = image_size or ModelConfig().image_size
+    domains = []
+    for role, one in (("source", source), ("target", target), *(("test", test) for test in tests)):
+        given = one if isinstance(one, DataConfig) else Path(one)
+        name = str(given.path if isinstance(given, DataConfig) else given)
+        images: LabelledSet | UnlabelledSet
+        if role == "target":
+            images = formats.unlabelled(Path(name))
+        elif isinstance(given, DataConfig) and given.model_fields_set == {"path"}:
+            images = inspect.load(given.path)
+        else:
+            images = inspect.load(given)
+        with counting(console if console is not None and console.is_terminal else None, name) as tick:
+            domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick))
+    comparison = comparing.compare(domains, size)
+    if console is not None:
+        comparing.show(comparison, console)
+    return comparison
+
+
+def init(
+    source: DataConfig,
+    target: str | Path,
+    test: DataConfig | None,
+    out: str | Path,
+    *,
+    console: Console | None = None,
+) -> Path:
+    """Propose a job file from what the data say, with the reasons as comments; returns the file.
+
+    Raises:
+        AcclimateError: a set cannot be read, the source has no labels, or `out` is there or cannot be written.
+    """
+    from acclimate.data import propose
+
+    out = Path(out)
+    if out.exists():
+        raise AcclimateError(f"{out}: is there already; choose another --out, or delete it")
+    comparison = compare(source, target, [test] if test is not None else [], console=console)
+    if comparison.domains[0].classes is None:
+        raise AcclimateError(f"{source.path}: no labels of a known format; the source is what is learnt from")
+    sets = {"source": source, "target_test": test}
+    options = {name: one.model_dump(mode="json", exclude_unset=True) for name, one in sets.items() if one is not None}
+    return write_text(out, propose.propose(comparison, {"target": {"path": str(target)}, **options}))
 
 
 def scenes(
@@ -97,5 +203,5 @@ def scenes(
     """
     from acclimate.data.scenes import generate
 
-    with stages.counting(console, f"{Path(out).name} scenes") as tick:
+    with counting(console, f"{Path(out).name} scenes") as tick:
         return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from acclimate import stages
-from acclimate.config import Config, merge, overlay, parse
-from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest
-from acclimate.workflow.training import evaluate
+from acclimate.config import Config, DataConfig, merge, overlay, parse
+from acclimate.errors import AcclimateError
+from acclimate.inputs import FILE, Inputs
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, locked
+from acclimate.workflow.evaluating import evaluate
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
@@ -58,9 +59,25 @@ def take(
         AcclimateError: the checkpoint is none that is carried over, its classes are not those of the data, or `out`
             holds something else.
     """
-    began = time.monotonic()
     stages.one_process("take")
-    checkpoint, out = Path(checkpoint), Path(out)
+    with locked(Path(out), "take"):
+        run, mapping, test = _taken(Path(checkpoint), Path(out), overrides, data, classes, model, console)
+    if test is not None and not run.has(f"evaluations/{TEST}.json"):
+        _say_suspects(evaluate(run.path, test, TEST, "source", console=console), mapping, console)
+    return Run.open(run.path)
+
+
+def _taken(
+    checkpoint: Path,
+    out: Path,
+    overrides: Sequence[str],
+    data: str | Path | None,
+    classes: Sequence[str],
+    model: str,
+    console: Console | None,
+) -> tuple[Run, dict[str, str], DataConfig | None]:
+    """The run, what the checkpoint calls each of its classes, and the set to evaluate it on."""
+    began = time.monotonic()
     config = _configured(checkpoint, data, overrides)
     from acclimate.data import formats
     from acclimate.models import detector as models
@@ -68,42 +85,44 @@ def take(
 
     given = [(text.partition("=")[0].strip(), text.partition("=")[2].strip()) for text in classes]
     detector, weights = _detector(checkpoint, config, given, model)
-    images = formats.read(config.source, reading=detector.spec.reading) if config.source is not None else None
+    reading = detector.spec.reading if checkpoint.is_dir() else None
+    images = formats.read(config.source, reading=reading) if config.source is not None else None
     mapping = _mapping(detector.spec.classes, given, images.classes if images is not None else None, checkpoint)
-    detector = with_classes(detector, mapping)
-    spec = detector.spec
     if images is not None and config.source is not None:
         # Refuses what the detector cannot be adapted on later.
-        images = formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
+        images = formats.read(config.source, tuple(mapping), masks=detector.spec.has_masks, reading=reading)
+        if reading is None:
+            # Whoever trained a torchvision detector has read pictures as this set's options say.
+            detector.spec = detector.spec.model_copy(update={"reading": images.reading})
+    detector = with_classes(detector, mapping)
     config = config.model_copy(update={"model": _as_configured(config, detector)})
-    identity = digest(
-        "take", weights, mapping, stages.plain(config, "model"),
-        stages.labelled_digest(images) if images is not None else None,
-    )  # fmt: skip
+    settings = {**stages.plain(config, "model"), "classes": mapping}
+    inputs = Inputs(settings, {"the checkpoint": weights}, images)
+    identity = digest("take", settings, weights, stages.labelled_digest(images) if images is not None else None)
     parents = (str(checkpoint),) if checkpoint.is_dir() else ()
     manifest = Manifest(verb="take", digest=identity, parents=parents, seed=config.seed, notes={"role": "source"})
-    run = _known(out, manifest, console)
-    if run is None:
-        run = Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
-        run.write("config.json", config.model_dump(mode="json"))
-        models.save(detector, run.path)
-        facts: dict[str, Any] = {
-            "start": f"taken from {checkpoint}",
-            "classes": dict(mapping),
-            "parameters": models.parameters(detector),
-            "repeat": stages.repeat(),
-        }
-        if images is not None:
-            facts |= {"source": stages.describe(images), "class_boxes": stages.class_boxes(images)}
-        run.note(**facts)
-        run.finish("done", time.monotonic() - began)
-        if console is not None:
-            told = ", ".join(ours if ours == theirs else f"{theirs} as {ours}" for ours, theirs in mapping.items())
-            console.print(f"{spec.kind} detector, classes: {told}", markup=False, highlight=False)
     test = config.source_test or config.source
-    if test is not None and not run.has(f"evaluations/{TEST}.json"):
-        _say_suspects(evaluate(run.path, test, TEST, "source", console=console), mapping, console)
-    return Run.open(run.path)
+    begun = stages.known(out, manifest, inputs)
+    if begun is not None and stages.done(begun, console):
+        return begun, mapping, test
+    run = begun or Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
+    run.write(FILE, inputs.as_json())
+    run.write("config.json", config.model_dump(mode="json"))
+    models.save(detector, run.path)
+    facts: dict[str, Any] = {
+        "start": f"taken from {checkpoint}",
+        "classes": mapping,
+        "parameters": models.parameters(detector),
+        "repeat": stages.repeat(),
+    }
+    if images is not None:
+        facts |= {"source": stages.describe(images), "class_boxes": stages.class_boxes(images)}
+    run.note(**facts)
+    run.finish("done", time.monotonic() - began)
+    if console is not None:
+        told = ", ".join(ours if ours == theirs else f"{theirs} as {ours}" for ours, theirs in mapping.items())
+        console.print(f"{detector.spec.kind} detector, classes: {told}", markup=False, highlight=False)
+    return run, mapping, test
 
 
 def weights(
@@ -211,24 +230,6 @@ def _as_configured(config: Config, detector: Detector) -> Any:
     if spec.two_stage is not None:
         known["two_stage"] = config.model.two_stage.model_copy(update={"masks": spec.has_masks})
     return config.model.model_copy(update=known)
-
-
-def _known(out: Path, manifest: Manifest, console: Console | None) -> Run | None:
-    """The finished run in `out` of the same inputs; an unfinished one is written anew."""
-    if not (out / "run.json").is_file():
-        return None
-    found = Run.open(out)
-    if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
-        raise OtherInputsError(
-            f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
-            "choose another --out, or delete the folder",
-            found.manifest.digest,
-        )
-    if not found.done:
-        return None
-    if console is not None:
-        console.print(f"{out}: done; nothing to do", markup=False, highlight=False)
-    return found
 
 
 def _say_suspects(evaluation: Evaluation, mapping: Mapping[str, str], console: Console | None) -> None:

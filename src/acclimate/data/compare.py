@@ -1,0 +1,373 @@
+"""Domains side by side, before anything is trained: sizes, boxes on the network's input, light and colour, classes, and
+images that are in two sets at once. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from acclimate.data.formats import LabelledSet, Problem, UnlabelledSet
+from acclimate.edge.headers import read_header
+from acclimate.edge.images import DEFAULT, Reading, read_image, turned
+from acclimate.errors import AcclimateError
+from acclimate.structures import Image
+
+SMALL_PX = 8
+"""A box of this side on the network's input is as large as one cell of the finest level of most detectors."""
+NEAR_BITS = 6
+"""Two images whose hashes differ in at most so many of 64 bits show the same."""
+DARK_LEVELS, FAR = 25.0, 5.0
+"""An outlier is so many grey levels, and so many robust standard deviations, away from its set's median."""
+SHIFT_LEVELS = 30.0
+"""A difference of medians between source and target from which it is said."""
+FEW_BOXES = 50
+
+_SIDE = 32
+_SHOWN = 3
+
+Role = Literal["source", "target", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one image looks like.
+
+    Attributes:
+        size: (height, width) in pixels.
+        brightness: mean grey level, 0..255.
+        contrast: standard deviation of the grey levels.
+        colour: mean difference of the largest and the smallest of R, G and B; 0 is grey.
+        hash: 64 bits, see `perceptual_hash`.
+    """
+
+    size: tuple[int, int]
+    brightness: float
+    contrast: float
+    colour: float
+    hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A set as it takes part in the comparison.
+
+    Attributes:
+        role: what it is for.
+        name: its path.
+        looks: of the images that can be read.
+        sides: (N,) sides of the boxes, the root of their areas, in pixels of the network's input.
+        classes: boxes of each class; None where the set has no labels.
+        problems: what was left out of it.
+    """
+
+    role: Role
+    name: str
+    looks: Mapping[Path, Look]
+    sides: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    classes: Mapping[str, int] | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The domains, and in words what matters about their differences."""
+
+    image_size: tuple[int, int]
+    domains: tuple[Domain, ...]
+    findings: tuple[str, ...]
+
+
+def perceptual_hash(grey: NDArray[np.float32]) -> int:
+    """64 bits of a picture (32, 32): the signs of its lowest frequencies around their median.
+
+    Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", the DCT hash. It stays what it is
+    under scaling, compression and a change of brightness.
+    """
+    frequencies = cv2.dct(grey)[:8, :8].ravel()
+    bits = frequencies > np.median(frequencies[1:])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def look(path: Path, reading: Reading = DEFAULT) -> Look:
+    """What an image looks like; a JPEG is decoded at a fraction of its size.
+
+    Raises:
+        AcclimateError: it cannot be read.
+    """
+    header = read_header(path)
+    picture: Image | None = None
+    if header.format == "jpeg":
+        try:
+            data = path.read_bytes()
+            picture = simplejpeg.decode_jpeg(data, "RGB", min_height=2 * _SIDE, min_width=2 * _SIDE)
+        except (OSError, ValueError):
+            picture = None
+        if picture is not None and reading.orientation == "apply":
+            picture = turned(picture, header.orientation)
+    if picture is None:
+        picture = read_image(path, reading)
+    small = cv2.resize(picture, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    grey = small @ np.array([0.299, 0.587, 0.114], np.float32)
+    return Look(
+        size=header.size(reading.orientation),
+        brightness=float(grey.mean()),
+        contrast=float(grey.std()),
+        colour=float(np.ptp(small, axis=2).mean()),
+        hash=perceptual_hash(grey),
+    )
+
+
+def domain(
+    role: Role,
+    name: str,
+    images: LabelledSet | UnlabelledSet,
+    image_size: tuple[int, int],
+    progress: Callable[[int, int], None] | None = None,
+) -> Domain:
+    """Look at every image of a set.
+
+    Args:
+        role: what it is for.
+        name: its path.
+        images: the set.
+        image_size: (height, width) of the network's input.
+        progress: is called with how many of how many are done.
+
+    Raises:
+        AcclimateError: none of its images can be read.
+    """
+    reading = images.reading if isinstance(images, LabelledSet) else DEFAULT
+    looks: dict[Path, Look] = {}
+    problems = list(images.problems)
+
+    def attempt(path: Path) -> Look | str:
+        try:
+            return look(path, reading)
+        except AcclimateError as error:
+            return str(error).removeprefix(f"{path}: ").split(";")[0]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, (path, seen) in enumerate(zip(images.paths, pool.map(attempt, images.paths), strict=True), 1):
+            if isinstance(seen, str):
+                problems.append(Problem(str(path), f"{seen}; left out"))
+            else:
+                looks[path] = seen
+            if progress is not None and (done % 32 == 0 or done == len(images)):
+                progress(done, len(images))
+    if not looks:
+        raise AcclimateError(f"{name}: none of its {len(images)} images can be read (the first: {problems[-1]})")
+    if isinstance(images, UnlabelledSet):
+        return Domain(role, name, looks, problems=tuple(problems))
+    counts: Counter[int] = Counter()
+    sides = [np.zeros(0)]
+    for image in images.images:
+        kept = image.annotations[~image.annotations.ignore]
+        counts.update(kept.labels.tolist())
+        scale = min(image_size[0] / image.height, image_size[1] / image.width)
+        sides.append(np.sqrt((kept.boxes[:, 2:] - kept.boxes[:, :2]).prod(axis=1)) * scale)
+    classes = {name: counts[label] for label, name in enumerate(images.classes)}
+    return Domain(role, name, looks, np.concatenate(sides), classes, tuple(problems))
+
+
+def compare(domains: Sequence[Domain], image_size: tuple[int, int]) -> Comparison:
+    """Say what matters about a source, a target and any tests, in this order."""
+    source, target, *tests = domains
+    findings = [*_boxes(source, image_size), *_light(source, target), *_classes(source, tests)]
+    for test in tests:
+        findings += _shared(test, source, "training has seen them, so it measures memory")
+        findings += _shared(test, target, "the adaptation sees them; keep them apart, or say so with the number")
+    findings += _shared(target, source, "they are no target images")
+    for one in domains:
+        findings += _outliers(one)
+        if one.problems:
+            count = len(one.problems)
+            findings.append(f"{one.name}: {count} problem{'s' * (count > 1)}, the first: {one.problems[0]}")
+    return Comparison(image_size, tuple(domains), tuple(findings))
+
+
+def _boxes(source: Domain, image_size: tuple[int, int]) -> list[str]:
+    sides = source.sides
+    share = float((sides < SMALL_PX).mean()) if len(sides) else 0.0
+    if share < 0.1:
+        return []
+    shown = f"{image_size[0]}x{image_size[1]}"
+    amount = "half" if 0.45 <= share <= 0.55 else f"{share:.0%}"
+    factor = SMALL_PX / max(float(np.quantile(sides, 0.1)), 1e-6)
+    larger = " and ".join(f"{32 * int(np.ceil(side * factor / 32))}" for side in image_size)
+    return [
+        f"{source.name}: {amount} of its boxes are below {SMALL_PX} px on an input of {shown}, too small to be found; "
+        f"an input of height and width {larger} brings nine of ten above it, or cut the images into tiles"
+    ]
+
+
+def _light(source: Domain, target: Domain) -> list[str]:
+    said = []
+    for name, less, more in (
+        ("brightness", "darker", "brighter"),
+        ("contrast", "lower in contrast", "higher in contrast"),
+        ("colour", "less coloured", "more coloured"),
+    ):
+        values = [float(np.median([getattr(seen, name) for seen in one.looks.values()])) for one in (source, target)]
+        difference = values[1] - values[0]
+        limit = SHIFT_LEVELS if name == "brightness" else SHIFT_LEVELS / 2
+        if abs(difference) >= limit:
+            word = more if difference > 0 else less
+            said.append(f"the target is {word} than the source: {name} {values[1]:.0f} against {values[0]:.0f}")
+    sizes = [np.median([seen.size for seen in one.looks.values()], axis=0) for one in (source, target)]
+    shapes = [size[1] / size[0] for size in sizes]
+    if max(shapes) / min(shapes) > 1.25:
+        shown = " against ".join(f"{size[1]:.0f}x{size[0]:.0f}" for size in reversed(sizes))
+        said.append(f"the target's images have another shape: {shown} (width x height), so boxes change their sizes")
+    return said
+
+
+def _classes(source: Domain, tests: Sequence[Domain]) -> list[str]:
+    said = []
+    own = source.classes or {}
+    rare = [f"{name} ({count})" for name, count in own.items() if count < FEW_BOXES]
+    if rare:
+        said.append(f"{source.name}: few boxes to learn from: {', '.join(rare)}")
+    for test in tests:
+        other = test.classes or {}
+        unknown = [name for name, count in other.items() if count and name not in own]
+        if unknown:
+            named = ", ".join(unknown)
+            said.append(f"{test.name}: {named} no class of the source; rename, ignore or drop (see data formats)")
+        absent = [name for name, count in own.items() if count and not other.get(name)]
+        if absent and set(absent) < set(own):
+            said.append(f"{test.name}: has no box of {', '.join(absent)}, so these are not measured")
+    return said
+
+
+def _shared(one: Domain, other: Domain, why: str) -> list[str]:
+    """Images of `one` that are in `other` too: the same file, or nearly the same picture."""
+    files = {_identity(path): path for path in other.looks}
+    same = [(path, files[_identity(path)]) for path in one.looks if _identity(path) in files]
+    taken = {path for path, _ in same}
+    near = near_duplicates({path: seen for path, seen in one.looks.items() if path not in taken}, other.looks)
+    said = []
+    for pairs, what in ((same, "the same files as"), (near, "nearly the same as")):
+        if pairs:
+            verb = "is" if len(pairs) == 1 else "are"
+            first = f"{pairs[0][0]} and {pairs[0][1]}"
+            said.append(f"{one.name}: {len(pairs)} images {verb} {what} images of {other.name} ({first}): {why}")
+    return said
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path)
+    return status.st_dev, status.st_ino
+
+
+def near_duplicates(ones: Mapping[Path, Look], others: Mapping[Path, Look]) -> list[tuple[Path, Path]]:
+    """Images of `ones` with the first image of `others` that shows the same: hashes within `NEAR_BITS`.
+
+    Pictures without contrast (a lens cap, fog alone) have no shape to compare, and are never near to anything.
+    """
+    left = [(path, seen.hash) for path, seen in ones.items() if seen.contrast >= 4]
+    right = [(path, seen.hash) for path, seen in others.items() if seen.contrast >= 4]
+    table = np.array([bits for _, bits in right], np.uint64)
+    pairs = []
+    for path, bits in left:
+        differing = (table ^ np.uint64(bits)).view(np.uint16).reshape(-1, 4)
+        near = np.flatnonzero(_BITS_SET[differing].sum(axis=1) <= NEAR_BITS)
+        if len(near):
+            pairs.append((path, right[near[0]][0]))
+    return pairs
+
+
+_BITS_SET = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
+"""How many bits of a number below 65,536 are set."""
+
+
+def _outliers(one: Domain) -> list[str]:
+    """Images unlike the others of their set, such as a night frame among day images."""
+    if len(one.looks) < 8:
+        return []
+    said = []
+    paths = list(one.looks)
+    for name, low, high in (
+        ("brightness", "dark", "bright"), ("contrast", "flat", "harsh"), ("colour", "grey", "coloured"),
+    ):  # fmt: skip
+        values = np.array([getattr(one.looks[path], name) for path in paths])
+        middle = float(np.median(values))
+        spread = 1.4826 * float(np.median(np.abs(values - middle)))
+        away = values - middle
+        odd = np.flatnonzero((np.abs(away) > DARK_LEVELS) & (np.abs(away) > FAR * max(spread, 1.0)))
+        # A tenth of a set is no outlier but a part of it.
+        if not len(odd) or len(odd) > max(1, len(paths) // 10):
+            continue
+        odd = odd[np.argsort(-np.abs(away[odd]))]
+        words = {low if away[index] < 0 else high for index in odd}
+        shown = ", ".join(f"{paths[index].name} ({values[index]:.0f})" for index in odd[:_SHOWN])
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        kind = " or ".join(sorted(words))
+        said.append(f"{one.name}: unusually {kind} for the set ({name} {middle:.0f} as a rule): {shown}{more}")
+    return said
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the domains side by side, then the findings."""
+    table = Table("", *(escape(f"{one.role}: {Path(one.name).name}") for one in comparison.domains), box=None)
+    rows: list[tuple[str, Callable[[Domain], str]]] = [
+        ("images", lambda one: f"{len(one.looks):,}"),
+        ("size (width x height)", _sizes),
+        ("brightness", lambda one: _spread(one, "brightness")),
+        ("contrast", lambda one: _spread(one, "contrast")),
+        ("colour", lambda one: _spread(one, "colour")),
+        ("boxes", lambda one: "-" if one.classes is None else f"{len(one.sides):,}"),
+        ("boxes an image", lambda one: "-" if one.classes is None else f"{len(one.sides) / len(one.looks):.1f}"),
+        ("side of a box on the input, px", _sides),
+        (f"boxes below {SMALL_PX} px there", lambda one: _share(one)),
+    ]
+    for name, cell in rows:
+        table.add_row(name, *(escape(cell(one)) for one in comparison.domains))
+    names = dict.fromkeys(name for one in comparison.domains for name in one.classes or ())
+    for name in names:
+        cells = ("-" if one.classes is None else f"{one.classes.get(name, 0):,}" for one in comparison.domains)
+        table.add_row(escape(f"  {name}"), *cells)
+    height, width = comparison.image_size
+    console.print(f"input of the network: {height}x{width} (height x width); medians, and 5 % to 95 % in brackets")
+    console.print(table)
+    for finding in comparison.findings:
+        console.print(f"- {escape(finding)}", soft_wrap=True, highlight=False)
+    if not comparison.findings:
+        console.print("nothing stands out")
+
+
+def _sizes(one: Domain) -> str:
+    (height, width), count = Counter(seen.size for seen in one.looks.values()).most_common(1)[0]
+    others = len({seen.size for seen in one.looks.values()}) - 1
+    return f"{width}x{height}" + (f" ({count / len(one.looks):.0%}), {others} more" if others else "")
+
+
+def _spread(one: Domain, name: str) -> str:
+    low, middle, high = np.quantile([getattr(seen, name) for seen in one.looks.values()], (0.05, 0.5, 0.95))
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def _sides(one: Domain) -> str:
+    if not len(one.sides):
+        return "-"
+    low, middle, high = np.quantile(one.sides, (0.05, 0.5, 0.95))
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def _share(one: Domain) -> str:
+    return f"{(one.sides < SMALL_PX).mean():.0%}" if len(one.sides) else "-"

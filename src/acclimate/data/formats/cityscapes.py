@@ -1,0 +1,110 @@
+"""Cityscapes and Foggy Cityscapes: polygons in gtFine; a box is the extent of an instance's vertices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acclimate.config import DataConfig
+from acclimate.data.formats import files, places
+from acclimate.data.formats.raw import Raw
+from acclimate.errors import AcclimateError
+
+FILES = "Cityscapes' gtFine"
+
+CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+"""The eight classes of Cityscapes that have instances, in the order of the label ids."""
+
+
+def find(path: Path) -> bool:
+    """A folder with gtFine."""
+    return (path / "gtFine").is_dir()
+
+
+def read(config: DataConfig, masks: bool = False) -> Raw:
+    """What the polygon files say; see `formats.read`."""
+    root, split = config.path, config.split or "train"
+    labels = root / "gtFine" / split
+    if not labels.is_dir():
+        there = ", ".join(sorted(f.name for f in (root / "gtFine").glob("*") if f.is_dir())) or "none"
+        raise AcclimateError(f"{labels}: no such folder (splits there: {there}); set `split`")
+    folder = config.images or _cityscapes_images(root, foggy=config.fog_level is not None)
+    if (folder / split).is_dir():
+        folder = folder / split
+    found: dict[str, dict[str | None, Path]] = {}
+    for path in places.images_below(folder):
+        match = re.fullmatch(r"(.+?)_leftImg8bit(?:_foggy_beta_([0-9.]+))?", path.stem)
+        if match:
+            found.setdefault(match[1], {})[match[2]] = path
+    levels = sorted({level for images in found.values() for level in images if level is not None}, key=float)
+    level = _fog_level(folder, levels, config.fog_level)
+
+    raw = Raw(
+        f"{root.name}/{split}" + (f"/fog {level}" if level else ""),
+        classes=CLASSES,
+        locate=lambda where, place: f"{where}: object {place}",
+    )
+    for file in places.files_below(labels, "_gtfine_polygons.json"):
+        stem = file.name.removesuffix("_gtFine_polygons.json")
+        image = found.get(stem, {}).get(level)
+        if image is None:
+            raw.problem(file, f"no image {stem}_leftImg8bit in {folder}; left out")
+            continue
+        try:
+            content = files.json_of(file)
+            size = (int(content["imgHeight"]), int(content["imgWidth"]))
+            items = list(content["objects"])
+        except AcclimateError:
+            raw.problem(file, "damaged JSON; the image is left out")
+            continue
+        except (TypeError, KeyError, ValueError, OverflowError):
+            raw.problem(file, "no imgHeight, imgWidth and objects; the image is left out")
+            continue
+        _polygons(raw.sample(image, file, size), file, items, raw)
+    return raw
+
+
+def _polygons(sample: int, file: Path, items: Sequence[Any], raw: Raw) -> None:
+    for number, item in enumerate(items, 1):
+        where = f"{file}: object {number}"
+        try:
+            label = str(item["label"])
+            name = label.removesuffix("group")
+            if name not in CLASSES or item.get("deleted"):
+                continue
+            points = np.asarray(item["polygon"], np.float64).reshape(-1, 2)
+            box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+        except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
+            raw.problem(where, "no label or polygon; left out")
+            continue
+        raw.add(sample, name, box, number, ignore=name != label)
+
+
+def _cityscapes_images(root: Path, foggy: bool) -> Path:
+    folders = sorted(folder for folder in root.glob("leftImg8bit*") if folder.is_dir())
+    if not folders:
+        raise AcclimateError(f"{root}: no leftImg8bit folder; name the image folder with `images`")
+    preferred = [folder for folder in folders if ("fog" in folder.name) == foggy] or folders
+    if len(preferred) > 1:
+        names = ", ".join(folder.name for folder in preferred)
+        raise AcclimateError(f"{root}: several image folders ({names}); name one with `images`")
+    return preferred[0]
+
+
+def _fog_level(folder: Path, levels: Sequence[str], wanted: float | None) -> str | None:
+    if wanted is not None:
+        for level in levels:
+            if math.isclose(float(level), wanted):
+                return level
+        there = ", ".join(levels) or "none, these are clear images"
+        raise AcclimateError(f"{folder}: no images of fog_level {wanted:g} (there: {there})")
+    if len(levels) > 1:
+        raise AcclimateError(
+            f"{folder}: several fog levels ({', '.join(levels)}); choose one with fog_level = {levels[-1]}"
+        )
+    return levels[0] if levels else None

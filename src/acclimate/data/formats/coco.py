@@ -1,0 +1,350 @@
+"""COCO: one JSON file with the lists images, categories and annotations.
+
+Also as CVAT, FiftyOne, Label Studio and Roboflow write it: ids as texts, file names with another system's separators or
+without their folders, the project as a class without boxes, one image under two ids.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acclimate.config import DataConfig
+from acclimate.data.formats import files, places
+from acclimate.data.formats.raw import Raw
+from acclimate.edge import listing
+from acclimate.errors import AcclimateError
+from acclimate.structures import Outline
+
+FILES = "a COCO json"
+
+_IMAGE_FOLDERS = ("images", "data", "JPEGImages", "imgs", "img")
+_LABEL_FOLDER = re.compile(r"ann|label|json|gt|coco", re.IGNORECASE)
+_TAKEN = object()
+"""What stands in place of an annotation whose numbers were taken."""
+_SAMPLE = 32
+"""So many file names decide which folder they are relative to."""
+
+
+def find(path: Path) -> bool:
+    """A json file, or a folder with an index in it, in annotations/, or one for each split's folder."""
+    return path.suffix.lower() == ".json" if path.is_file() else bool(_indices(path))
+
+
+def read(config: DataConfig, masks: bool = False) -> Raw:
+    """What an index says; see `formats.read`."""
+    file = config.path if config.path.is_file() else _index(config.path, config.split)
+    if config.path.is_file() and config.split is not None:
+        raise AcclimateError(f"{file}: `split` is for a folder; a COCO json is one split already, so remove the key")
+    prefix = f"{file}: annotation "
+    raw = Raw(file.stem, locate=lambda where, place: f"{prefix}{place}", outlined=masks)
+    reader = _Annotations(file, raw, masks)
+    index = files.json_of(file, reader.take)
+    images, categories, annotations = (
+        index.get(key) if isinstance(index, dict) else None for key in ("images", "categories", "annotations")
+    )
+    if not isinstance(images, list) or not isinstance(categories, list) or not isinstance(annotations, list):
+        raise AcclimateError(f"{file}: not a COCO index (it needs the lists images, categories and annotations)")
+    del index
+    names = _categories(file, categories, reader.categories, raw)
+    samples = _samples(file, images, config, raw)
+    del images
+    reader.hand_over(annotations, samples, names)
+    return raw
+
+
+class _Annotations:
+    """Annotations as they are parsed: of each only its numbers stay, as the objects of an index are many and large."""
+
+    def __init__(self, file: Path, raw: Raw, masks: bool) -> None:
+        self._file = file
+        self._raw = raw
+        self._masks = masks
+        self._ids: list[Any] = []
+        self._images: dict[Any, int] = {}
+        """A number for each image id that annotations name, and for each category's."""
+        self._categories: dict[Any, int] = {}
+        self._owners = array("q")
+        self._kinds = array("q")
+        self._boxes = array("d")
+        self._flags: dict[int, tuple[Any, Any]] = {}
+        """iscrowd and ignore, where one of them is not 0."""
+        self._segmentations: dict[int, Any] = {}
+
+    @property
+    def categories(self) -> Collection[Any]:
+        """The ids of the categories that annotations name."""
+        return self._categories.keys()
+
+    def take(self, item: dict[str, Any]) -> Any:
+        """Hook of the parser: an annotation's numbers are taken and nothing of it stays; all else stays what it is."""
+        if "bbox" not in item or "image_id" not in item:
+            return item
+        number = len(self._ids)
+        try:
+            left, top, width, height = item["bbox"]
+            image = self._images.setdefault(item["image_id"], len(self._images))
+            category = self._categories.setdefault(item["category_id"], len(self._categories))
+            try:
+                self._boxes.extend((left, top, width, height))
+            except TypeError:
+                del self._boxes[4 * number :]
+                self._boxes.extend((float(left), float(top), float(width), float(height)))
+        except (TypeError, KeyError, ValueError, OverflowError):
+            del self._boxes[4 * number :]
+            return item
+        self._owners.append(image)
+        self._kinds.append(category)
+        self._ids.append(item.get("id"))
+        crowd, ignore = item.get("iscrowd"), item.get("ignore")
+        if crowd or ignore:
+            self._flags[number] = (crowd, ignore)
+        if self._masks:
+            self._segmentations[number] = item.get("segmentation")
+        return _TAKEN
+
+    def hand_over(self, annotations: list[Any], samples: dict[Any, int], names: dict[Any, str]) -> None:
+        """Pair the annotations with their images and classes."""
+        raw = self._raw
+        for number, item in enumerate(annotations):
+            if item is not _TAKEN:
+                own = item.get("id", f"[{number}]") if isinstance(item, dict) else f"[{number}]"
+                where = raw.locate("", own)
+                raw.problem(where, "has no image_id, category_id or bbox of four numbers; left out")
+        _tell_repeated(self._ids, raw)
+        image_ids, category_ids = list(self._images), list(self._categories)
+        found = [_by_id(samples, identity) for identity in image_ids]
+        sample_of = np.array([-2 if sample is None else sample for sample in found], np.int64)
+        kinds = [_by_id(names, identity) for identity in category_ids]
+        known = np.array([kind is not None for kind in kinds], np.bool_)
+        owners, classes = np.array(self._owners, np.int64), np.array(self._kinds, np.int64)
+        own = sample_of[owners] if len(owners) else owners
+        whole = known[classes] if len(classes) else np.zeros(0, np.bool_)
+        for index in np.flatnonzero((own == -2) | ~whole).tolist():
+            lost = f"image id {image_ids[owners[index]]!r}" if own[index] == -2 else ""
+            what = lost or f"category id {category_ids[classes[index]]!r}"
+            raw.problem(raw.locate("", self._place(index)), f"{what} is not in the index; left out")
+        ignore = np.zeros(len(own), np.bool_)
+        for index, flags in self._flags.items():
+            for name, value in zip(("iscrowd", "ignore"), flags, strict=True):
+                ignore[index] |= raw.flag(files.flag(value), raw.locate("", self._place(index)), name, value)
+        boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        kept = np.flatnonzero((own >= 0) & whole)
+        outlines = {}
+        for position, index in enumerate(kept.tolist() if self._masks else ()):
+            where = raw.locate("", self._place(index))
+            outlines[position] = self._outline(self._segmentations[index], where, bool(ignore[index]))
+        ids = [self._place(index) for index in range(len(own))]
+        whole_set = len(kept) == len(ids)
+        raw.extend(
+            own[kept],
+            [kind or "" for kind in kinds],
+            classes[kept],
+            boxes if whole_set else boxes[kept],
+            ids if whole_set else [ids[index] for index in kept],
+            ignore[kept],
+            outlines,
+        )
+
+    def _place(self, index: int) -> int | str:
+        own = self._ids[index]
+        return own if isinstance(own, int | str) else f"[{index}]"
+
+    def _outline(self, segmentation: Any, where: str, ignore: bool) -> Outline:
+        """The polygons of a `segmentation`; none where it has run lengths instead, as crowds have."""
+        if not isinstance(segmentation, list):
+            if not ignore:
+                self._raw.problem(where, "has no polygons; its box is kept, and its mask is not learnt")
+            return ()
+        outline = []
+        for listed in segmentation:
+            try:
+                polygon = np.array(listed, np.float32).reshape(-1, 2)
+            except (TypeError, ValueError):
+                polygon = np.zeros((0, 2), np.float32)
+            if len(polygon) >= 3 and np.isfinite(polygon).all():
+                outline.append(polygon)
+            else:
+                self._raw.problem(where, "a polygon is not a list of at least three x, y; left out")
+        return tuple(outline)
+
+
+def _tell_repeated(ids: list[Any], raw: Raw) -> None:
+    """Files that were merged restart their ids; the boxes are sound, and nothing looks them up by id."""
+    try:
+        if len(set(ids)) == len(ids):
+            return
+    except TypeError:
+        return
+    seen: set[Any] = set()
+    for own in ids:
+        if own is not None and own in seen:
+            raw.problem(raw.locate("", own), "the annotation id is listed twice; both boxes are kept")
+        seen.add(own)
+
+
+def _by_id(table: dict[Any, Any], identity: Any) -> Any:
+    """What stands under an id that one list may write as a number and the other as a text."""
+    if (found := table.get(identity)) is not None:
+        return found
+    if isinstance(identity, str):
+        return table.get(int(identity)) if re.fullmatch(r"\d{1,18}", identity) else None
+    return table.get(str(identity)) if isinstance(identity, int) else None
+
+
+def _categories(file: Path, categories: list[Any], used: Collection[Any], raw: Raw) -> dict[Any, str]:
+    names: dict[Any, str] = {}
+    parents: dict[Any, str] = {}
+    for number, category in enumerate(categories):
+        try:
+            identity, name = category["id"], category["name"]
+            taken = names.get(identity)
+        except (TypeError, KeyError):
+            name = None
+        if not isinstance(name, str | int | float):
+            raw.problem(f"{file}: categories[{number}]", "has no id or name; left out")
+            continue
+        if taken is not None:
+            raw.problem(f"{file}: categories[{number}]", f"id {identity} is taken by {taken!r}; left out")
+            continue
+        names[identity] = str(name)
+        parents[identity] = str(category.get("supercategory"))
+    # Roboflow lists the project itself as a class above the others.
+    projects = {
+        identity
+        for identity, name in names.items()
+        if parents[identity] == "none"
+        and identity not in used
+        and len(names) > 1
+        and all(parents[other] == name for other in names if other != identity)
+    }
+    names = {identity: name for identity, name in names.items() if identity not in projects}
+    raw.classes = tuple(dict.fromkeys(names.values()))
+    return names
+
+
+def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dict[Any, int]:
+    """The number of each image id's sample; -1 where the image is left out."""
+    named = [str(image["file_name"]) for image in images if isinstance(image, dict) and "file_name" in image]
+    folders = _folders(file, named, config, raw)
+    below = [config.images] if config.images is not None else _set_folders(file)
+    resolver = places.Images(folders, below, split=f"{config.split or ''} {file.stem} {file.parent.name}")
+    samples: dict[Any, int] = {}
+    by_path: dict[str, int] = {}
+    for number, image in enumerate(images):
+        try:
+            identity, name = image["id"], str(image["file_name"])
+            twice = identity in samples
+        except (TypeError, KeyError):
+            raw.problem(f"{file}: images[{number}]", "has no id or file_name; left out")
+            continue
+        where = f"{file}: image {identity}"
+        if twice:
+            raw.problem(where, f"the id is listed twice; {name[:80]} is left out")
+            continue
+        path = resolver.locate(name) or f"{folders[0]}/{name}".replace("\\", "/")
+        height, width = image.get("height"), image.get("width")
+        size = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
+        if (first := by_path.get(path)) is not None:
+            known = raw.samples[first].size
+            name = raw.samples[first].path.name
+            if size is not None and known is not None and size != known:
+                raw.problem(where, f"image {name} is listed twice, with two sizes; these boxes are left out")
+                samples[identity] = -1
+                continue
+            raw.problem(where, f"image {name} is listed twice; the boxes of both are taken together")
+            samples[identity] = first
+            continue
+        samples[identity] = by_path[path] = raw.sample(Path(path), where, size)
+    return samples
+
+
+def _indices(folder: Path) -> list[Path]:
+    """*.json in the folder, in annotations/, or beside the images of each split's folder; no other JSON files."""
+    found = [*places.files_in(folder, ".json")]
+    for inner in places.folders_in(folder):
+        if inner.name.casefold() == "annotations":
+            found += places.files_in(inner, ".json")
+        else:
+            found += [file for name in ("_annotations.coco.json", "labels.json") if (file := inner / name).is_file()]
+    return sorted(file for file in found if files.mentions(file, b'"images"', b'"annotations"', b'"categories"'))
+
+
+def _index(folder: Path, split: str | None) -> Path:
+    every = found = _indices(folder)
+    if split is not None:
+        found = [file for file in found if split in (file.stem, file.parent.name)] or [
+            file
+            for file in found
+            if any(places.same_split(split, word) for word in (*re.split(r"[_.\-]", file.stem), file.parent.name))
+        ]
+    # Beside instances_train2017.json lie captions and key points of the same images.
+    parts = [file.stem.removeprefix("instances") for file in found if file.stem.startswith("instances_")]
+    found = [file for file in found if file.stem.startswith("instances_") or not file.stem.endswith(tuple(parts))]
+    if len(found) == 1:
+        return found[0]
+    choices = ", ".join(str(file.relative_to(folder)) for file in found or every) or "none"
+    raise AcclimateError(
+        f"{folder}: {len(found)} COCO indices{f' for split {split!r}' if split else ''}; point `path` at one json file "
+        f"(there: {choices})"
+    )
+
+
+def _set_folders(file: Path) -> list[Path]:
+    """The set's own folder: the index's, or the one above where that holds labels alone."""
+    root = file.parent.absolute()
+    return [root.parent if _LABEL_FOLDER.match(root.name) and not _has_images(root) else root]
+
+
+def _has_images(folder: Path) -> bool:
+    return bool(places.images_in(folder)) or places.folder_in(folder, *_IMAGE_FOLDERS) is not None
+
+
+def _folders(file: Path, names: Sequence[str], config: DataConfig, raw: Raw) -> list[Path]:
+    """The folders that an index's file names are relative to, the one in which most of a sample of them exist first."""
+    sample = [names[i] for i in np.linspace(0, len(names) - 1, min(_SAMPLE, len(names))).astype(int)]
+    if config.images is not None:
+        if not config.images.is_dir():
+            raise AcclimateError(f"{config.images}: no such image folder (`images`)")
+        tried = [config.images]
+        if not sample or any(places.Images(tried, tried).find(name) for name in sample):
+            return tried
+        where = "there"
+    else:
+        root = file.parent
+        parts = [file.stem, *file.stem.split("_", 1)[1:], *([config.split] if config.split else [])]
+        own, above = _around(root, parts), _around(Path(os.path.normpath(root / "..")), parts)
+        apart = bool(_LABEL_FOLDER.match(root.absolute().name))
+        for tried, outside in ((own, False), (above, not apart)):
+            hits = [sum(_plain(base, name) for name in sample) for base in tried]
+            if any(hits):
+                best = tried[int(np.argmax(hits))]
+                if outside:
+                    raw.problem(file, f"its images are taken from {best}, outside of its folder; or name `images`")
+                return [best, *(base for base, count in zip(tried, hits, strict=True) if count and base != best)]
+        tried = [*own[:2], *above[:2]]
+        below = _set_folders(file)
+        resolver = places.Images(own if not apart else [*own, *above], below, split=f"{file.stem} {root.name}")
+        if not sample or any(resolver.find(name) for name in sample):
+            return own if not apart else [*own, *above]
+        where = f"in {', '.join(map(str, tried))}"
+    given = f'"{config.images or "..."}"'
+    raise AcclimateError(
+        f"{file}: its images (such as {sample[0][:80]}) are not {where}; name their folder with `images` = {given}"
+    )
+
+
+def _around(root: Path, parts: Sequence[str]) -> list[Path]:
+    bases = [root, *(root / name for name in _IMAGE_FOLDERS)]
+    return [*bases, *(base / part for base in bases for part in parts)]
+
+
+def _plain(base: Path, name: str) -> bool:
+    return listing.is_file(base / name) or ("\\" in name and listing.is_file(base / name.replace("\\", "/")))

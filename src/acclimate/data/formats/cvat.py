@@ -1,0 +1,73 @@
+"""CVAT for images: one XML file with an element for each image, and its shapes in it; a box is a shape's extent."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from acclimate.config import DataConfig
+from acclimate.data.formats import files, places
+from acclimate.data.formats.raw import Raw
+from acclimate.errors import AcclimateError
+
+FILES = "CVAT's annotations.xml"
+
+
+def find(path: Path) -> bool:
+    """annotations.xml of "CVAT for images", or a folder with it."""
+    file = path if path.is_file() else path / "annotations.xml"
+    return file.suffix.lower() == ".xml" and files.mentions(file, b"<annotations", b"<image ")
+
+
+def read(config: DataConfig, masks: bool = False) -> Raw:
+    """What the file says; see `formats.read`."""
+    file = config.path if config.path.is_file() else config.path / "annotations.xml"
+    try:
+        tree = files.xml_of(file)
+    except FileNotFoundError:
+        raise AcclimateError(f"{file}: no such file") from None
+    raw = Raw(config.path.stem, locate=lambda where, place: f"{where}: shape {place}")
+    raw.classes = (
+        tuple(
+            dict.fromkeys(
+                name for node in tree.iterfind(".//labels/label") if (name := (node.findtext("name") or "").strip())
+            )
+        )
+        or None
+    )
+    root = config.images or file.parent
+    resolver = places.Images([root, root / "images"], [root], split=config.split or "")
+    for image in tree.iter("image"):
+        name = image.get("name") or ""
+        if config.split is not None and not places.same_split(config.split, image.get("subset") or ""):
+            continue
+        try:
+            size = (int(image.get("height") or 0), int(image.get("width") or 0))
+        except ValueError:
+            size = (0, 0)
+        where = f"{file}: image {name}"
+        sample = raw.sample(resolver.find(name) or root / name, where, size if all(size) else None)
+        for number, shape in enumerate(image, 1):
+            _shape(sample, shape, number, raw)
+    return raw
+
+
+def _shape(sample: int, shape: ElementTree.Element, number: int, raw: Raw) -> None:
+    where = raw.locate(raw.samples[sample].where, number)
+    label = shape.get("label")
+    if label is None or shape.tag == "tag":
+        return
+    if shape.tag == "box":
+        box = files.numbers([shape.get(key) or "" for key in ("xtl", "ytl", "xbr", "ybr")])
+        if float(shape.get("rotation") or 0):
+            raw.problem(where, f"{label}: a turned box; read as if it were upright")
+    elif shape.tag == "polygon":
+        points = files.numbers((shape.get("points") or "").replace(";", " ").replace(",", " ").split()) or []
+        box = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])] if len(points) >= 6 else None
+    else:
+        raw.problem(where, f"{label}: a {shape.tag} has no box that is read; left out")
+        return
+    if box is None:
+        raw.problem(where, f"{label}: no box of four numbers; left out")
+        return
+    raw.add(sample, label, box, number)

@@ -1,0 +1,150 @@
+"""Reading label files: text of any encoding, JSON, YAML and XML; and words that mean yes or no."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import mmap
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from acclimate.errors import AcclimateError
+
+_YES = frozenset({"true", "yes", "y", "t", "on"})
+_NO = frozenset(
+    {
+        "",
+        "false",
+        "no",
+        "n",
+        "f",
+        "off",
+        "none",
+        "null",
+        "nan",
+        "nil",
+        "unspecified",
+        "unknown",
+        "undefined",
+        "n/a",
+        "-",
+    }
+)
+
+
+def flag(value: Any) -> bool | None:
+    """Whether a flag of a label file (`difficult`, `iscrowd`, `IsGroupOf`) is set, however it is written.
+
+    Numbers above zero are yes; zero, -1 ("not known", as in Open Images), nothing and "Unspecified" are no.
+
+    Returns:
+        None where the value is a word that is neither.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        if word in _YES or word in _NO:
+            return word in _YES
+        try:
+            value = float(word)
+        except ValueError:
+            return None
+    return value > 0 if isinstance(value, int | float) else None
+
+
+def text(file: Path, names: bool = False) -> str | None:
+    """The text of a file, or None where it is missing.
+
+    Bytes that are not UTF-8 are replaced; in a text of file `names` they stay what the file system has.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return content.decode(encoding, errors="surrogateescape" if names and encoding == "utf-8-sig" else "replace")
+
+
+def lines(content: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, stripped, with their numbers from 1."""
+    for number, line in enumerate(content.splitlines(), 1):
+        if stripped := line.strip():
+            yield number, stripped
+
+
+def numbers(words: list[str]) -> list[float] | None:
+    """The words as numbers, or None where one is no number."""
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return None
+
+
+def finite(word: str) -> bool:
+    """Whether a word is a finite number."""
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def mentions(file: Path, *words: bytes) -> bool:
+    """Whether all `words` are in a file. It is mapped, not read, as indices may be large."""
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return all(content.find(word) >= 0 for word in words)
+    except (OSError, ValueError):
+        return False
+
+
+def json_of(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a JSON file holds; `hook` sees every object as soon as it is parsed and may hand back less.
+
+    Raises:
+        AcclimateError: it cannot be read or is damaged.
+    """
+    try:
+        content = file.read_bytes()
+        decoded = content.decode(json.detect_encoding(content), "surrogatepass")
+        del content
+        return json.loads(decoded.removeprefix("\ufeff"), object_hook=hook)
+    except OSError as error:
+        raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise AcclimateError(f"{file}: damaged JSON ({error}); copy the file again") from None
+
+
+def yaml_of(file: Path) -> Any:
+    """What a YAML file holds, every scalar as the text it is written as: `on`, `050` and `~` may be names.
+
+    Raises:
+        AcclimateError: it cannot be read or is damaged.
+    """
+    from acclimate.data import safe_yaml
+
+    try:
+        return safe_yaml.load(file.read_bytes())
+    except OSError as error:
+        raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise AcclimateError(f"{file}: damaged YAML ({error})") from None
+
+
+def xml_of(file: Path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        AcclimateError: it cannot be read or parsed.
+    """
+    try:
+        return ElementTree.parse(file).getroot()
+    except FileNotFoundError:
+        raise
+    # An encoding that Python does not know is a LookupError.
+    except (ElementTree.ParseError, OSError, LookupError, ValueError, RecursionError) as error:
+        raise AcclimateError(f"{file}: not readable XML ({error})") from None

@@ -1,0 +1,78 @@
+"""Supervisely: one JSON file an image in ann/, the images in img/; a box is the extent of a shape's outer points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acclimate.config import DataConfig
+from acclimate.data.formats import files, places
+from acclimate.data.formats.raw import Raw
+from acclimate.errors import AcclimateError
+
+FILES = "Supervisely's ann and img"
+
+
+def find(path: Path) -> bool:
+    """A folder with ann/ and img/, or a project with meta.json whose data sets have them."""
+    return path.is_dir() and bool(_sets(path))
+
+
+def _sets(path: Path) -> list[Path]:
+    return [
+        folder
+        for folder in (path, *places.folders_in(path))
+        if places.is_dir(folder / "ann") and places.is_dir(folder / "img")
+    ]
+
+
+def read(config: DataConfig, masks: bool = False) -> Raw:
+    """What the files say; see `formats.read`."""
+    sets = [
+        folder for folder in _sets(config.path) if config.split is None or places.same_split(config.split, folder.name)
+    ]
+    if not sets:
+        there = ", ".join(folder.name for folder in _sets(config.path)) or "none"
+        raise AcclimateError(f"{config.path}: no data set of that name (there: {there}); set `split`")
+    raw = Raw(
+        f"{config.path.name}/{config.split}" if config.split else config.path.name,
+        locate=lambda where, place: f"{where}: object {place}",
+    )
+    for folder in sets:
+        images = config.images or folder / "img"
+        resolver = places.Images([images])
+        for file in places.files_below(folder / "ann", ".json"):
+            try:
+                content = files.json_of(file)
+                size = (int(content["size"]["height"]), int(content["size"]["width"]))
+                items = list(content["objects"])
+            except AcclimateError:
+                raw.problem(file, "damaged JSON; the image is left out")
+                continue
+            except (TypeError, KeyError, ValueError, OverflowError):
+                raw.problem(file, "no size and objects; the image is left out")
+                continue
+            # a.jpg.json belongs to a.jpg; the old form, a.json, to any image a.
+            sample = raw.sample(resolver.find(file.stem) or images / file.stem, file, size)
+            for number, item in enumerate(items, 1):
+                _object(sample, item, number, raw)
+    return raw
+
+
+def _object(sample: int, item: Any, number: int, raw: Raw) -> None:
+    where = raw.locate(raw.samples[sample].where, number)
+    try:
+        name, kind = str(item["classTitle"]), str(item.get("geometryType", "polygon"))
+    except (AttributeError, TypeError, KeyError):
+        raw.problem(where, "no classTitle; left out")
+        return
+    try:
+        points = np.asarray(item["points"]["exterior"], np.float64).reshape(-1, 2)
+    except (TypeError, KeyError, ValueError):
+        points = np.zeros((0, 2))
+    if kind not in {"rectangle", "polygon"} or len(points) < 2:
+        raw.problem(where, f"{name}: a {kind} has no box that is read; left out")
+        return
+    raw.add(sample, name, [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], number)

@@ -1,0 +1,161 @@
+"""Writing what was read as a COCO, YOLO or Pascal VOC set, to check it elsewhere or to take it along."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from acclimate.data.formats import LabelledImage, LabelledSet, Problem
+from acclimate.data.formats.raw import IGNORED_NAME
+from acclimate.errors import AcclimateError
+from acclimate.run import writing
+
+_SPLIT = "train"
+
+
+def write(images: LabelledSet, format_: str, out: Path) -> tuple[Problem, ...]:
+    """Write a set with copies of its image files.
+
+    Boxes are those of the pictures as they are seen: a reader that ignores EXIF tags needs `orientation = "stored"`.
+
+    Args:
+        images: the set.
+        format_: one of `FORMATS`.
+        out: a new or an empty folder.
+
+    Returns:
+        What the format has no words for, and so was left out.
+
+    Raises:
+        AcclimateError: the format is unknown, `out` holds something, or it cannot be written.
+    """
+    if format_ not in FORMATS:
+        raise AcclimateError(f"--to {format_}: choose {', '.join(FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AcclimateError(f"{out}: is there and not empty; choose a new folder")
+    if any(image.path.absolute().is_relative_to(out.absolute()) for image in images.images):
+        raise AcclimateError(f"{out}: holds the set that is read; choose another folder")
+    names = _names(images.images)
+    folder, labelled = FORMATS[format_]
+    # A set that is there is whole: it is made under another name.
+    made = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with writing(out):
+            (made / folder).mkdir(parents=True)
+            for image, name in zip(images.images, names, strict=True):
+                shutil.copyfile(image.path, made / folder / name)
+            problems = labelled(images, names, made)
+            if out.exists():
+                out.rmdir()
+            made.rename(out.absolute())
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return tuple(Problem(str(out), problem) for problem in problems)
+
+
+def _names(images: Sequence[LabelledImage]) -> list[str]:
+    """A file name for each image, with a stem that no other has: label files are named by it."""
+    names = []
+    taken: set[str] = set()
+    for image in images:
+        stem, number = image.path.stem, 1
+        # Capitals make no difference on some file systems.
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{image.path.stem}_{number}"
+        taken.add(stem.casefold())
+        names.append(stem + image.path.suffix)
+    return names
+
+
+def _class(images: LabelledSet, label: int) -> str:
+    # An ignored box may be of no class of the set.
+    return images.classes[label] if label >= 0 else IGNORED_NAME
+
+
+def _coco(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
+    classes = list(images.classes)
+    if any((image.annotations.labels < 0).any() for image in images.images):
+        classes.append(IGNORED_NAME)
+    index: dict[str, list[dict[str, object]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
+    }
+    for number, (image, name) in enumerate(zip(images.images, names, strict=True), 1):
+        index["images"].append({"id": number, "file_name": name, "height": image.height, "width": image.width})
+        a = image.annotations
+        for row, (box, label, ignore) in enumerate(zip(a.boxes.tolist(), a.labels, a.ignore, strict=True)):
+            left, top, right, bottom = box
+            polygons = [polygon.ravel().tolist() for polygon in a.outlines[row]] if a.outlines else []
+            index["annotations"].append(
+                {
+                    "id": len(index["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": classes.index(_class(images, label)) + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": int(ignore),
+                    "segmentation": polygons,
+                }
+            )
+    _text(out / "annotations" / f"instances_{_SPLIT}.json", json.dumps(index))
+    return []
+
+
+def _yolo(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
+    lost = 0
+    for image, name in zip(images.images, names, strict=True):
+        a, rows = image.annotations, []
+        for (left, top, right, bottom), label, ignore in zip(a.boxes.tolist(), a.labels, a.ignore, strict=True):
+            if ignore:
+                lost += 1
+                continue
+            centre = ((left + right) / 2 / image.width, (top + bottom) / 2 / image.height)
+            size = ((right - left) / image.width, (bottom - top) / image.height)
+            rows.append(" ".join([str(int(label)), *(f"{value:.8f}" for value in (*centre, *size))]))
+        _text(out / "labels" / _SPLIT / f"{Path(name).stem}.txt", "".join(f"{row}\n" for row in rows))
+    listed = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(images.classes))
+    _text(out / "data.yaml", f"path: .\ntrain: images/{_SPLIT}\nval: images/{_SPLIT}\nnames:\n{listed}")
+    return [f"{lost} ignored boxes are left out: YOLO has no word for them"] if lost else []
+
+
+def _voc(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
+    for image, name in zip(images.images, names, strict=True):
+        tree = ElementTree.Element("annotation")
+        ElementTree.SubElement(tree, "filename").text = name
+        size = ElementTree.SubElement(tree, "size")
+        for key, value in (("width", image.width), ("height", image.height), ("depth", 3)):
+            ElementTree.SubElement(size, key).text = str(value)
+        a = image.annotations
+        for box, label, ignore in zip(a.boxes.tolist(), a.labels, a.ignore, strict=True):
+            node = ElementTree.SubElement(tree, "object")
+            ElementTree.SubElement(node, "name").text = _class(images, label)
+            ElementTree.SubElement(node, "difficult").text = str(int(ignore))
+            corners = ElementTree.SubElement(node, "bndbox")
+            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+                ElementTree.SubElement(corners, key).text = f"{value:.8g}"
+        ElementTree.indent(tree)
+        _text(out / "Annotations" / f"{Path(name).stem}.xml", ElementTree.tostring(tree, "unicode"))
+    stems = "".join(f"{Path(name).stem}\n" for name in names)
+    _text(out / "ImageSets" / "Main" / f"{_SPLIT}.txt", stems)
+    return []
+
+
+def _text(file: Path, content: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8")
+
+
+_Writer = Callable[[LabelledSet, Sequence[str], Path], list[str]]
+
+FORMATS: dict[str, tuple[str, _Writer]] = {
+    "coco": ("images", _coco),
+    "yolo": (f"images/{_SPLIT}", _yolo),
+    "voc": ("JPEGImages", _voc),
+}
+"""Where a format has its images, and what writes its labels."""

@@ -1,0 +1,353 @@
+"""Kinds of labels and layouts, made here: flags, columns, names, places, and formats of other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from acclimate.config import FORMATS, DataConfig
+from acclimate.data.formats import LabelledSet, detect, files, kitti, places, read
+from acclimate.errors import AcclimateError
+from acclimate.evaluate import average_precision
+from acclimate.structures import Detections
+
+CAR, PERSON = (20.0, 30.0, 60.0, 70.0), (100.0, 20.0, 120.0, 80.0)
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((120, 160, 3), 90, np.uint8))
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def boxes(found: LabelledSet) -> dict[str, list[tuple[str, tuple[float, ...]]]]:
+    return {
+        image.path.name: sorted(
+            (found.classes[label] if label >= 0 else "", tuple(round(value, 2) for value in box))
+            for box, label in zip(image.annotations.boxes.tolist(), image.annotations.labels, strict=True)
+        )
+        for image in found.images
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        *((word, True) for word in (1, 1.0, True, "1", " TRUE ", "yes", "On", "2")),
+        *(
+            (word, False)
+            for word in (0, None, False, "", "0", "0.0", "False", "no", "Unspecified", "unknown", -1, "-1")
+        ),
+        *((word, None) for word in ("maybe", [], {})),
+    ],
+)
+def test_flags(written: Any, meant: bool | None) -> None:
+    assert files.flag(written) is meant
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Car 0 0 0 20 30 60 70", ("Car", None)),
+        ("Car 0 0 -1.57 20 30 60 70 1 1 1 0 0 0 0 0.93", ("Car", None)),
+        ("Traffic Light 0.00 0 0 20 30 60 70 1 1 1 0 0 0 0", ("Traffic Light", None)),
+        ("Type 2 0.00 0 0.1 20 30 60 70 1 1 1 0 0 0 0", ("Type 2", None)),
+        ("3 7 Car 0 0 0 20 30 60 70 1 1 1 0 0 0 0", ("Car", 3)),
+        ("3 -1 Big Van 0 0 0 20 30 60 70 1 1 1 0 0 0 0 0.5", ("Big Van", 3)),
+    ],
+)
+def test_kitti_columns_are_found_from_their_count(line: str, expected: tuple[str, int | None]) -> None:
+    row = kitti._row(line)
+    assert row is not None
+    assert (row[0], row[2]) == expected
+    assert row[1] == [20, 30, 60, 70]
+
+
+@pytest.mark.parametrize("line", ["", "Car 1 2 3", "0 0.5 0.5 0.1 0.1", "Car a b c d e f g", "Car 0 0 0 1 2 3 4 5 6"])
+def test_kitti_columns_that_cannot_be_told_are_none(line: str) -> None:
+    assert kitti._row(line) is None
+
+
+def test_kitti_tracking_has_a_file_a_sequence(tmp_path: Path) -> None:
+    for frame in range(3):
+        picture(tmp_path / "training" / "image_02" / "0000" / f"{frame:06d}.png")
+    row = "{} 1 Car 0 0 0 20 30 60 70 1 1 1 0 0 0 0\n"
+    text(tmp_path / "training" / "label_02" / "0000.txt", row.format(0) + row.format(2) + row.format(9))
+    found = read(DataConfig(path=tmp_path))
+    assert boxes(found) == {"000000.png": [("Car", CAR)], "000001.png": [], "000002.png": [("Car", CAR)]}
+    assert ["no image of frame 9" in str(problem) for problem in found.problems] == [True]
+
+
+def yolo(root: Path, rows: str, extra: str = "") -> LabelledSet:
+    picture(root / "images" / "train" / "a.png")
+    text(root / "labels" / "train" / "a.txt", rows)
+    text(root / "data.yaml", f"train: images/train\nnames: [car, person]\n{extra}")
+    return read(DataConfig(path=root))
+
+
+def test_yolo_rows_with_more_than_a_box(tmp_path: Path) -> None:
+    box = "0 0.25 0.416667 0.25 0.333333"
+    found = yolo(tmp_path / "confidence", f"{box} 0.9\n{box.replace('0 ', '1 ', 1)} 0.4\n")
+    assert boxes(found) == {"a.png": [("car", CAR), ("person", CAR)]}
+    assert ["read as a confidence and left out of account (2 rows" in str(p) for p in found.problems] == [True]
+    points = " 0.2 0.3 2 0.3 0.3 1 0.2 0.5 0 0.3 0.5 2"
+    assert boxes(yolo(tmp_path / "pose", f"{box}{points}\n")) == {"a.png": [("car", CAR)]}
+    flat = " 0.2 0.3 0.3 0.3"
+    assert boxes(yolo(tmp_path / "flat", f"{box}{flat}\n", "kpt_shape: [2, 2]\n")) == {"a.png": [("car", CAR)]}
+    polygon = "0 0.125 0.25 0.375 0.25 0.375 0.583333 0.125 0.583333\n"
+    assert boxes(yolo(tmp_path / "polygon", polygon)) == {"a.png": [("car", CAR)]}
+    # A polygon along the border has zeros and ones where key points have their visibility.
+    closed = "0 0 0 1 0 1 1 0 1 0 0\n"
+    assert boxes(yolo(tmp_path / "border", closed)) == {"a.png": [("car", (0, 0, 160, 120))]}
+    wrong = yolo(tmp_path / "count", f"{box}\n0 0.1 0.1 0.2 0.2 0.3 0.3\n", "kpt_shape: [4, 3]\n")
+    assert ["numbers that `kpt_shape` says" in str(problem) for problem in wrong.problems] == [True]
+
+
+def test_yolo_names_stay_what_is_written(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "train" / "a.png")
+    text(tmp_path / "labels" / "train" / "a.txt", "".join(f"{i} 0.5 0.5 0.{i + 1} 0.2\n" for i in range(8)))
+    text(tmp_path / "data.yaml", "path: ~\ntrain: images/train\nnames: [on, no, 050, ~, null, 1e3, 2020-01-01, 'x']\n")
+    expected = ("on", "no", "050", "~", "null", "1e3", "2020-01-01", "x")
+    assert read(DataConfig(path=tmp_path)).classes == expected
+
+
+def test_label_files_without_their_image_are_told(tmp_path: Path) -> None:
+    text(tmp_path / "labels" / "train" / "lost.txt", "0 0.5 0.5 0.1 0.1\n")
+    found = yolo(tmp_path, "0 0.5 0.5 0.1 0.1\n")
+    assert ["1 label files have no image" in str(problem) for problem in found.problems] == [True]
+
+
+def coco(root: Path, names: list[str], **keys: Any) -> Path:
+    index = {
+        "images": [{"id": number, "file_name": name, "width": 160, "height": 120} for number, name in enumerate(names)],
+        "annotations": [
+            {"id": number, "image_id": number, "category_id": 1, "bbox": [20, 30, 40, 40], **keys}
+            for number in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "car"}],
+    }
+    return text(root / "labels.json", json.dumps(index))
+
+
+def test_images_of_another_split_or_set_are_never_taken(tmp_path: Path) -> None:
+    """FiftyOne's data/ and labels.json for each split, with the same names in both."""
+    coco(tmp_path / "train", ["0.png", "1.png"])
+    coco(tmp_path / "val", ["0.png", "1.png"])
+    for split, name in (("train", "0.png"), ("val", "0.png"), ("val", "1.png")):
+        picture(tmp_path / split / "data" / name)
+    found = read(DataConfig(path=tmp_path / "train"))
+    assert [image.path for image in found.images] == [tmp_path / "train" / "data" / "0.png"]
+    assert len(found.problems) == 1
+    shutil.rmtree(tmp_path / "train" / "data")
+    with pytest.raises(AcclimateError, match="name their folder with `images`"):
+        read(DataConfig(path=tmp_path / "train"))
+
+
+def test_one_resolver_for_names_of_other_machines(tmp_path: Path) -> None:
+    for name in ("images/a.jpg", "images/deep/er/b.jpg", "images/train/c.jpg", "images/val/c.jpg", "images/e v.PNG"):
+        picture(tmp_path / name)
+    images = places.Images([tmp_path], [tmp_path / "images"], split="train")
+    for written, file in (
+        ("images\\a.jpg", "images/a.jpg"),
+        ("C:\\Users\\me\\ds\\images\\a.jpg", "images/a.jpg"),
+        ("/content/ds/images/a", "images/a.jpg"),
+        ("..\\images\\a.jpg", "images/a.jpg"),
+        ("b.jpg", "images/deep/er/b.jpg"),
+        ("c.jpg", "images/train/c.jpg"),
+        ("/x/val/c.jpg", "images/val/c.jpg"),
+        ("e v", "images/e v.PNG"),
+    ):
+        assert images.find(written) == tmp_path / file, written
+    for unknown in ("", "..", "x" * 300, "a\0b", "d.jpg", "/x/test/c.jpg"):
+        assert images.find(unknown) is None, unknown
+    assert places.Images([tmp_path], [tmp_path / "images"]).find("c.jpg") is None, "two splits have one"
+
+
+@pytest.mark.parametrize(("word", "ignored"), [("0", False), ("false", False), ("1", True), ("Unspecified", False)])
+def test_voc_flags_and_names_with_spaces(tmp_path: Path, word: str, ignored: bool) -> None:
+    row = "<bndbox><xmin>20</xmin><ymin>30</ymin><xmax>60</xmax><ymax>70</ymax></bndbox>"
+    for name, flag in (("my image", word), ("my", "0")):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        content = f"<annotation><object><name>car</name><difficult>{flag}</difficult>{row}</object></annotation>"
+        text(tmp_path / "Annotations" / f"{name}.xml", content)
+    text(tmp_path / "ImageSets" / "Main" / "val.txt", "my image -1\nmy\n")
+    found = read(DataConfig(path=tmp_path, split="val"))
+    assert {image.path.name: image.annotations.ignore.tolist() for image in found.images} == {
+        "my image.jpg": [ignored],
+        "my.jpg": [False],
+    }
+
+
+def test_dota_boxes_are_the_extent_of_the_corners(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "images" / "P1.png")
+    rows = "40 30 60 50 40 70 20 50 small-vehicle 0\n100 20 120 20 120 80 100 80 ship 1\nbad\n"
+    text(tmp_path / "train" / "labelTxt" / "P1.txt", "imagesource:GoogleEarth\ngsd:0.1\n" + rows)
+    found = read(DataConfig(path=tmp_path))
+    assert (found.format, boxes(found)) == ("dota", {"P1.png": [("ship", PERSON), ("small-vehicle", CAR)]})
+    assert sorted(found.images[0].annotations.ignore.tolist()) == [False, True]
+    assert len(found.problems) == 1
+
+
+def test_labelme_shapes(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    shapes = [
+        {"label": "car", "points": [[60, 70], [20, 30]], "shape_type": "rectangle"},
+        {"label": "person", "points": [[100, 20], [120, 50], [110, 80]], "shape_type": "polygon"},
+        {"label": "ball", "points": [[50, 50], [53, 54]], "shape_type": "circle"},
+        {"label": "tip", "points": [[5, 5]], "shape_type": "point"},
+    ]
+    content = {"shapes": shapes, "imagePath": "..\\elsewhere\\a.png", "imageHeight": 120, "imageWidth": 160}
+    text(tmp_path / "a.json", json.dumps(content))
+    picture(tmp_path / "b.png")
+    found = read(DataConfig(path=tmp_path))
+    assert boxes(found) == {"a.png": [("ball", (45, 45, 55, 55)), ("car", CAR), ("person", PERSON)]}
+    told = "\n".join(map(str, found.problems))
+    assert "tip: a point of 1 points has no box" in told
+    assert "1 image has no label file, left out (the first: b.png)" in told
+
+
+def test_supervisely_wider_and_cvat(tmp_path: Path) -> None:
+    picture(tmp_path / "sly" / "ds0" / "img" / "a.png")
+    item = {"classTitle": "car", "geometryType": "rectangle", "points": {"exterior": [[20, 30], [60, 70]]}}
+    sly = {"size": {"height": 120, "width": 160}, "objects": [item]}
+    text(tmp_path / "sly" / "ds0" / "ann" / "a.png.json", json.dumps(sly))
+    text(tmp_path / "sly" / "meta.json", "{}")
+    picture(tmp_path / "wider" / "WIDER_val" / "images" / "0--Parade" / "p.jpg")
+    rows = "0--Parade/p.jpg\n2\n20 30 40 40 0 0 0 0 0 0\n100 20 20 60 0 0 0 1 0 0\n"
+    text(tmp_path / "wider" / "wider_face_split" / "wider_face_val_bbx_gt.txt", rows)
+    picture(tmp_path / "cvat" / "images" / "a.png")
+    shape = '<box label="car" xtl="20" ytl="30" xbr="60" ybr="70" occluded="0"/><points label="tip" points="1,2"/>'
+    image = f'<image id="0" name="a.png" width="160" height="120">{shape}</image>'
+    text(tmp_path / "cvat" / "annotations.xml", f"<annotations><version>1.1</version>{image}</annotations>")
+    for name, format_, kind, problems in (
+        ("sly", "supervisely", "car", 0),
+        ("wider", "wider", "face", 0),
+        ("cvat", "cvat", "car", 1),
+    ):
+        found = read(DataConfig(path=tmp_path / name))
+        assert (found.format, len(found.problems)) == (format_, problems)
+        assert (kind, CAR) in next(iter(boxes(found).values()))
+    assert read(DataConfig(path=tmp_path / "wider")).images[0].annotations.ignore.tolist() == [False, True]
+
+
+def open_images(root: Path) -> Path:
+    picture(root / "validation" / "a.jpg")
+    flags = "IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+    header = f"ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,{flags}\n"
+    rows = [
+        "a,xclick,/m/car,1,0.125,0.375,0.25,0.583333,0,0,0,0,0",
+        "a,xclick,/m/person,1,0.625,0.75,0.166667,0.666667,-1,-1,1,-1,-1",
+        "gone,xclick,/m/car,1,0.1,0.2,0.1,0.2,0,0,0,0,0",
+    ]
+    text(root / "validation-annotations-bbox.csv", header + "\n".join(rows) + "\n")
+    text(root / "class-descriptions-boxable.csv", "/m/car,Car\n/m/person,Person\n/m/vehicle,Vehicle\n/m/all,Entity\n")
+    tree = {"LabelName": "/m/vehicle", "Subcategory": [{"LabelName": "/m/car", "Part": [{"LabelName": "/m/wheel"}]}]}
+    hierarchy = {"LabelName": "/m/all", "Subcategory": [tree, {"LabelName": "/m/person"}]}
+    text(root / "bbox_labels_600_hierarchy.json", json.dumps(hierarchy))
+    return root
+
+
+def test_open_images_counts_for_the_classes_above(tmp_path: Path) -> None:
+    found = read(DataConfig(path=open_images(tmp_path)))
+    assert (found.format, set(found.classes)) == ("openimages", {"Car", "Vehicle", "Person"})
+    image = found.images[0].annotations
+    kinds = [(found.classes[label], bool(ignore)) for label, ignore in zip(image.labels, image.ignore, strict=True)]
+    assert sorted(kinds) == [("Car", False), ("Person", True), ("Vehicle", False)]
+    assert ["1 images (1 boxes) are not there" in str(problem) for problem in found.problems] == [True]
+
+
+def test_a_group_of_open_images_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    """The official evaluation's rule: detections inside of a group-of box count neither way, however many, and a group
+    that is missed is no miss. By hand: of three detections of a person two lie in the group, and one is right."""
+    root = open_images(tmp_path)
+    file = root / "validation-annotations-bbox.csv"
+    alone = "a,xclick,/m/person,1,0.02,0.1,0.05,0.5,0,0,0,0,0\n"
+    file.write_text(file.read_text() + alone)
+    truth = read(DataConfig(path=root, drop=("Car", "Vehicle")))
+    inside = [[102.0, 25.0, 110.0, 50.0], [110.0, 40.0, 118.0, 75.0]]
+    right = [3.2, 6.0, 16.0, 60.0]
+
+    def ap50(rows: list[list[float]], scores: list[float]) -> float:
+        found = Detections(np.float32(rows), np.zeros(len(rows), np.int64), np.float32(scores))
+        return average_precision([found], truth, data="x", role="target").ap50
+
+    assert truth.classes == ("Person",)
+    assert ap50([right], [0.9]) == pytest.approx(1)
+    assert ap50([*inside, right], [0.9, 0.8, 0.7]) == pytest.approx(1)
+    # One above it that is in no group halves the precision at every recall.
+    assert ap50([[60.0, 5.0, 80.0, 30.0], *inside, right], [0.95, 0.9, 0.8, 0.7]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_labels_in_two_formats_are_told(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.1 0.1\n")
+    coco(tmp_path, ["images/train/a.png"])
+    found = read(DataConfig(path=tmp_path))
+    assert found.format == "yolo"
+    assert ["format = 'coco' reads that" in str(problem) for problem in found.problems] == [True]
+    assert read(DataConfig(path=tmp_path, format="coco")).format == "coco"
+
+
+READER = '''"""Rows of name, class and box."""
+
+from acclimate.data.formats.raw import Raw
+
+FILES = "a boxes.list"
+
+
+def find(path):
+    return (path / "boxes.list").is_file()
+
+
+def read(config, masks=False):
+    raw = Raw(config.path.name)
+    for number, line in enumerate((config.path / "boxes.list").read_text().splitlines(), 1):
+        name, kind, *box = line.split()
+        raw.add(raw.sample(config.path / name, config.path / "boxes.list"), kind, [float(v) for v in box], number)
+    return raw
+'''
+
+
+def test_a_new_format_is_one_file_and_one_line_in_the_table(tmp_path: Path) -> None:
+    package = tmp_path / "acclimate"
+    shutil.copytree(Path(read.__code__.co_filename).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "data" / "formats" / "listed.py").write_text(READER)
+    table = package / "config.py"
+    lines = table.read_text().splitlines()
+    place = lines.index("FORMATS = (") + 1
+    lines.insert(place, '    "listed",')
+    table.write_text("\n".join(lines) + "\n")
+    picture(tmp_path / "set" / "a.png")
+    text(tmp_path / "set" / "boxes.list", "a.png car 20 30 60 70\n")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from acclimate.config import DataConfig; from acclimate.data import formats\n"
+        "found = formats.read(DataConfig(path=Path(sys.argv[1])))\n"
+        "assert formats.__file__.startswith(sys.argv[2])\n"
+        "DataConfig(path=Path('x'), format='listed')\n"
+        "try: formats.read(DataConfig(path=Path(sys.argv[2])))\n"
+        "except Exception as error: assert 'a boxes.list' in str(error), error\n"
+        "print(found.format, found.classes, found.images[0].annotations.boxes.tolist(), len(found.problems))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "set"), str(package)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path)})
+    assert done.stdout.strip() == "listed ('car',) [[20.0, 30.0, 60.0, 70.0]] 0", done.stderr
+
+
+def test_every_format_of_the_table_is_a_file_that_knows_nothing_here(tmp_path: Path) -> None:
+    assert detect(tmp_path) is None
+    there = {path.stem for path in Path(places.__file__).parent.glob("*.py")}
+    assert there == {*FORMATS, "__init__", "raw", "files", "places"}
