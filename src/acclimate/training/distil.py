@@ -91,7 +91,8 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
         inputs=Inputs(settings, {**taught, **started, **({"the student": begun} if begun else {})}, images, target),
         identity=(
             "distil", settings, stages.labelled_digest(images),
-            stages.unlabelled_digest(target) if target is not None else None, *taught.values(), begun, *started.values(),
+            stages.unlabelled_digest(target) if target is not None else None, *taught.values(), begun,
+            *started.values(),
         ),
         detector=lambda: transfer.begin(config.model, spec) if start is None else models.load(start.path),
         method=lambda detector, source: _method(config, detector, source),
