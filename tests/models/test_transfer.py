@@ -22,9 +22,15 @@ KINDS = {
 OLD, NEW = ["car", "person", "rider"], ["dog", "person", "car"]
 
 
-def config(kind: str, **more: object) -> ModelConfig:
-    small = {"backbone": "lcnet_050", "image_size": (64, 64), "channels": 16, "depth": 1, "weights": "none"}
-    return ModelConfig.model_validate({**small, **KINDS[kind], **more})
+def config(_kind: str, /, **more: object) -> ModelConfig:
+    small: dict[str, object] = {
+        "backbone": "lcnet_050",
+        "image_size": (64, 64),
+        "channels": 16,
+        "depth": 1,
+        "weights": "none",
+    }
+    return ModelConfig.model_validate({**small, **KINDS[_kind], **more})
 
 
 def made(kind: str, seed: int) -> Detector:

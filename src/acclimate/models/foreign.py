@@ -117,9 +117,9 @@ def _recognised(state: dict[str, Tensor], file: Path) -> str:
     if any(key.startswith("roi_heads.keypoint") for key in state):
         raise AcclimateError(f"{file}: a Keypoint R-CNN, which is not carried over; these are: {listed}")
     if has("head.regression_head.bbox_ctrness.weight", "head.classification_head.cls_logits.weight"):
-        kind = "FCOS" if has("head.regression_head.bbox_ctrness.weight") else "RetinaNet"
+        kind = "an FCOS" if has("head.regression_head.bbox_ctrness.weight") else "a RetinaNet"
         raise AcclimateError(
-            f"{file}: a {kind} of torchvision's, which is not carried over; these are: {listed}. Train a dense "
+            f"{file}: {kind} of torchvision's, which is not carried over; these are: {listed}. Train a dense "
             "detector instead, or distil into one"
         )
     if has("roi_heads.box_predictor.cls_score.weight"):
