@@ -11,9 +11,11 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torchvision.ops import FrozenBatchNorm2d
 
 from acclimate.errors import AcclimateError
-from acclimate.models import foreign
+from acclimate.models import foreign, ssd, two_stage
+from acclimate.models.detector import Detector
 
 LITE = "ssdlite320_mobilenet_v3_large"
 
@@ -31,24 +33,41 @@ def test_a_model_is_told_by_its_tensors(name: str) -> None:
     assert foreign._count(state_of(name, 4), name) == 4
 
 
-def test_a_checkpoint_gives_the_detections_of_torchvision(tmp_path: Path) -> None:
+def equal(left: Detector, right: Detector) -> None:
+    """`test_from_torchvision` and `test_ssd_from_torchvision` hold what is converted against torchvision's."""
+    assert left.spec == right.spec
+    theirs = right.state_dict()
+    for key, value in left.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_a_training_script_is_the_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: Any = torchvision.models.get_model(LITE, weights=None, weights_backbone=None, num_classes=3).eval()
-    with torch.no_grad():
-        for layer in model.head.modules():
-            if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
-                layer.weight.normal_(std=0.5)
-                layer.bias.normal_()
     wrapped = {"epoch": 3, "model": {f"module.{key}": value for key, value in model.state_dict().items()}}
     torch.save(wrapped, tmp_path / "last.pth")
-    ours = foreign.from_file(tmp_path / "last.pth", classes=("car", "person"))
-    image = torch.rand(3, 320, 320)
-    with torch.inference_mode():
-        theirs = model([image])[0]
-        found = ours.decode(ours(image[None] * 255))[0]
-    assert len(found) == len(theirs["scores"]) > 5
-    torch.testing.assert_close(torch.from_numpy(found.scores), theirs["scores"], atol=1e-4, rtol=0)
-    assert ours.spec.classes == ("car", "person")
+    equal(
+        foreign.from_file(tmp_path / "last.pth", classes=("car", "person")),
+        ssd.from_torchvision(model, ("car", "person")),
+    )
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_frozen_normalisations_is_the_model(tmp_path: Path) -> None:
+    """As those that torchvision publishes, which count no batches."""
+    torch.manual_seed(0)
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    model: Any = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=3).eval()
+    foreign._freeze_norms(model, {}, 1e-5)
+    for module in model.backbone.body.modules():
+        assert not isinstance(module, torch.nn.BatchNorm2d)
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.uniform_(0.5, 2.0)
+            module.bias.normal_()
+    torch.save(model.state_dict(), tmp_path / f"{name}-907ea3f9.pth")
+    ours = foreign.from_file(tmp_path / f"{name}-907ea3f9.pth")
+    assert (ours.spec.norm, ours.spec.image_size) == ("frozen", (320, 320))
+    equal(ours, two_stage.from_torchvision(model, (320, 320)))
 
 
 def refused(make: Callable[[Path], object], tmp_path: Path, **options: Any) -> str:
