@@ -100,9 +100,9 @@ class Predictor:
     def __call__(self, image: Picture) -> Detections: ...
 
     @overload
-    def __call__(self, image: Sequence[Picture]) -> list[Detections]: ...
+    def __call__(self, image: list[Picture] | tuple[Picture, ...]) -> list[Detections]: ...
 
-    def __call__(self, image: Picture | Sequence[Picture]) -> Detections | list[Detections]:
+    def __call__(self, image: Picture | list[Picture] | tuple[Picture, ...]) -> Detections | list[Detections]:
         """What is in an image: boxes in its pixels, best first, down to the decoding threshold; of a list, one each.
 
         An image is a file, read as the artifact says, an array (H, W, 3) or (H, W) of uint8, RGB or grey, or a PIL
@@ -113,7 +113,7 @@ class Predictor:
         """
         if isinstance(image, list | tuple):
             return [self(one) for one in image]
-        canvas, placed = self.prepare(_pixels(cast(Picture, image), self.manifest.reading))
+        canvas, placed = self.prepare(_pixels(image, self.manifest.reading))
         return self.finish(self.run(canvas), placed)
 
     def prepare(self, image: Image) -> tuple[NDArray[np.float32], Letterbox]:
