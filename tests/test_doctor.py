@@ -15,6 +15,7 @@ from rich.console import Console
 from acclimate import doctor
 from acclimate.doctor import Check
 from acclimate.installation import hint
+from acclimate.models import weights
 
 X86 = """\
 processor	: 0
@@ -173,6 +174,7 @@ def test_torchvision_that_wants_another_torch_is_told(
 def test_switched_off_downloads_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights, "PACKAGED", {})
     check = by_name(doctor.diagnose())["pretrained weights"]
     assert check.state == "warn"
     assert "model.weights" in check.way_out

@@ -8,8 +8,8 @@ import pytest
 
 from acclimate import workflow
 from acclimate.config import Config, DataConfig, load, merge, parse
-from acclimate.models.backbones import PACKAGED
 from acclimate.models.detector import PRESETS
+from acclimate.models.weights import PACKAGED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

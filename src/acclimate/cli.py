@@ -180,6 +180,37 @@ def train(
 
 
 @app.command()
+def weights(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[BACKBONE]...", help="timm's names; none: list")] = None,
+    to: Annotated[Path | None, typer.Option(help="a folder to copy them into, for a machine without network")] = None,
+) -> None:
+    """List the pretrained weights of backbones on this machine, or fetch some by name."""
+    from acclimate import workflow
+
+    workflow.weights(names or (), to, console=_out)
+
+
+@app.command()
+def take(
+    checkpoint: Annotated[Path, typer.Argument(help="a torchvision state_dict, or an acclimate run folder")],
+    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="labelled source images, as train's source.path")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="its classes that are kept, in this order: a,b or theirs=ours")
+    ] = None,
+    model: Annotated[str, typer.Option(help="torchvision's name of it, where the tensors do not tell")] = "",
+) -> None:
+    """Make a source run of a detector that exists, without training, and measure it."""
+    from acclimate import workflow
+
+    done = workflow.take(
+        checkpoint, out, overrides or (), data=data, classes=_separated(classes), model=model, console=_out
+    )
+    _say("run", done.path)
+
+
+@app.command()
 def adapt(
     source: Annotated[Path, typer.Argument(help="the run folder of a trained source detector")],
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],

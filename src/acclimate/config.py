@@ -202,7 +202,10 @@ class ModelConfig(Options):
     backbone: str | None = None
     """Any timm model with `features_only`."""
     weights: Path | Literal["auto", "none"] = "auto"
-    """Backbone weights: a file, `auto` (timm's, or none with a warning where the network does not allow it), `none`."""
+    """Backbone weights: a file, `auto` (an installed package's, the hub cache's or the hub's; an error where there are
+    none), or `none`, which starts from random ones."""
+    start: Annotated[Path | None, Added(None)] = None
+    """A run whose detector is the start: of all weights, and of the class scores where classes have the same name."""
     strides: Annotated[tuple[Stride, ...], Field(min_length=1, max_length=16)] | None = None
     channels: int | None = Field(default=None, ge=8, le=4096)
     depth: int | None = Field(default=None, ge=0, le=8)
@@ -218,6 +221,12 @@ class ModelConfig(Options):
     def has_masks(self) -> bool:
         """Whether what is built learns masks, and so needs the outlines of its objects."""
         return self.kind == "two-stage" and self.two_stage.masks
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelConfig:
+        if self.start is not None and isinstance(self.weights, Path):
+            raise ValueError("start and weights both name what to start from; leave one out")
+        return self
 
     @field_validator("weights", mode="before")
     @classmethod

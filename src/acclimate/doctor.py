@@ -285,12 +285,14 @@ def _weights(deep: bool) -> Iterator[Check]:
     """Where a backbone's pretrained weights would come from: an installed package, timm's cache, the network."""
     if version("timm") is None:
         return
+    from acclimate.models import weights
+
     cache = _hub_cache()
     kept = len(list(cache.glob("models--timm--*")))
-    found = [f"{kept} kept in {cache}"] if kept else []
-    if deep:
-        found += _packaged()
-    offline = any(os.environ.get(key, "").upper() in {"1", "ON", "YES", "TRUE"} for key in OFFLINE_KEYS)
+    found = [f"packaged: {', '.join(names)}"] if (names := weights.installed()) else []
+    found += [f"{kept} kept in {cache}"] if kept else []
+    few = not found
+    offline = bool(weights.offline())
     if offline:
         found.append("downloads are switched off")
     elif deep:
@@ -298,23 +300,13 @@ def _weights(deep: bool) -> Iterator[Check]:
         found.append(f"{HUB} {'answers' if reachable else 'does not answer'}")
         offline = not reachable
     else:
-        found.append("packages and network not looked at (acclimate doctor --deep)")
-    few = offline and len(found) == 1
+        found.append("network not looked at (acclimate doctor --deep)")
+    few = few and offline
     way_out = "name a file (model.weights=PATH), or train from scratch (model.weights=none)" if few else ""
     yield Check("training", "pretrained weights", "warn" if few else "ok", "; ".join(found), way_out)
 
 
-def _packaged() -> list[str]:
-    try:
-        backbones = importlib.import_module("acclimate.models.backbones")
-    except (ImportError, OSError, RuntimeError):
-        return []
-    names = [name for name, (package, _) in backbones.PACKAGED.items() if importlib.util.find_spec(package)]
-    return [f"packaged: {', '.join(names)}"] if names else []
-
-
 HUB = "huggingface.co"
-OFFLINE_KEYS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def _hub_cache() -> Path:

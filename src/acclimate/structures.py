@@ -5,12 +5,15 @@ Boxes are xyxy in pixels everywhere; images are RGB.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from acclimate.errors import AcclimateError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +57,62 @@ class Detections:
     def above(self, threshold: float) -> Detections:
         """The detections with a score of at least `threshold`."""
         return self[self.scores >= threshold]
+
+    def to_coco(self, image_id: int = 0, categories: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO results: `bbox` is x, y, width, height in pixels.
+
+        `categories` are the ids of the classes, in their order; by default 1, 2, 3, ...
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(label) + 1 if categories is None else categories[int(label)],
+                "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+                "score": float(score),
+            }
+            for (x1, y1, x2, y2), label, score in zip(self.boxes, self.labels, self.scores, strict=True)
+        ]
+
+    def to_supervision(self, classes: Sequence[str] | None = None) -> Any:
+        """`supervision.Detections`; with `classes`, their names are its data's `class_name`.
+
+        Raises:
+            AcclimateError: the package `supervision` is not installed.
+        """
+        data = {} if classes is None else {"class_name": np.array([classes[label] for label in self.labels], str)}
+        return _supervision().Detections(
+            xyxy=self.boxes.reshape(-1, 4).copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(int),
+            data=data,
+        )
+
+    @classmethod
+    def from_supervision(cls, detections: Any) -> Detections:
+        """From `supervision.Detections`: best first; without a confidence, the score is 1, without a class, 0."""
+        count = len(detections.xyxy)
+        scores = np.ones(count) if detections.confidence is None else np.asarray(detections.confidence)
+        labels = np.zeros(count) if detections.class_id is None else np.asarray(detections.class_id)
+        boxes = np.asarray(detections.xyxy, np.float32).reshape(-1, 4)
+        found = cls(boxes, labels.astype(np.int64), scores.astype(np.float32))
+        return found[np.argsort(-found.scores, kind="stable")]
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks, of the best 20."""
+        rows = "".join(
+            f"<tr><td>{label}</td><td>{score:.2f}</td><td>{', '.join(f'{value:.0f}' for value in box)}</td></tr>"
+            for box, label, score in zip(self.boxes[:20], self.labels, self.scores, strict=False)
+        )
+        more = f"<p>and {len(self) - 20} more</p>" if len(self) > 20 else ""
+        heading = "<tr><th>label</th><th>score</th><th>x1, y1, x2, y2</th></tr>"
+        return f"<p>{len(self)} detections</p><table>{heading}{rows}</table>{more}"
+
+
+def _supervision() -> Any:
+    try:
+        return importlib.import_module("supervision")
+    except ModuleNotFoundError:
+        raise AcclimateError("to_supervision needs the package supervision: pip install supervision") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -60,6 +60,35 @@ def test_predictor_answers_in_image_pixels(artifact: Path, scale: int) -> None:
     assert (detections.scores > 0.99).all()
 
 
+def test_whatever_holds_an_image_gives_the_same_detections(artifact: Path, tmp_path: Path) -> None:
+    predictor = Predictor.load(artifact)
+    image, _ = squares.scene(7, 1)
+    file = tmp_path / "scene.png"
+    pillow = Pillow.fromarray(image)
+    pillow.save(file)
+    lying = pillow.transpose(Pillow.Transpose.ROTATE_90)
+    lying.getexif()[0x0112] = 6
+    expected = predictor(image)
+    assert len(expected)
+    given = [file, str(file), image[:, ::-1][:, ::-1], pillow, pillow.convert("RGBA"), lying]
+    for found in predictor(given):
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+    grey = image[..., 1]
+    np.testing.assert_array_equal(predictor(grey).boxes, predictor(np.stack([grey] * 3, -1)).boxes)
+
+
+def test_what_is_no_image_is_one_line(artifact: Path, tmp_path: Path) -> None:
+    predictor = Predictor.load(artifact)
+    for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), 7, None):
+        with pytest.raises(AcclimateError, match="an image is a file"):
+            predictor(wrong)
+    with pytest.raises(AcclimateError, match="more than 8 bits"):
+        predictor(Pillow.new("I;16", (4, 4)))
+    with pytest.raises(AcclimateError, match=r"gone\.png"):
+        predictor([tmp_path / "gone.png"])
+
+
 def test_a_folder_becomes_json_and_pictures(artifact: Path, scenes, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     out = tmp_path / "out"

@@ -14,7 +14,8 @@ import torchvision
 from torch import nn
 
 from acclimate.errors import AcclimateError
-from acclimate.models.backbones import PACKAGED, Backbone, _fold_batch_norm, load_weights
+from acclimate.models.backbones import Backbone, _fold_batch_norm, load_weights
+from acclimate.models.weights import PACKAGED
 
 Norm = Literal["batch", "frozen", "group"]
 
@@ -164,10 +165,16 @@ def test_a_tensor_of_another_shape_is_an_error_that_names_it(tmp_path: Path) -> 
         backbone("test_resnet", weights=file)
 
 
-def test_without_a_network_auto_starts_from_random_weights_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_no_weights_are_to_be_had_auto_is_an_error_that_names_the_ways_out(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = Backbone("test_resnet", (8,), "batch", 0)
-    assert load_weights(made, "test_resnet", "auto") == "random"
-    assert "no pretrained weights for test_resnet" in caplog.text
+    with pytest.raises(AcclimateError, match=r"model\.weights: no weights of test_resnet.*HF_HUB_OFFLINE") as told:
+        load_weights(made, "test_resnet", "auto")
+    for way_out in ("model.weights=none", "model.weights=FILE", "acclimate weights test_resnet --to"):
+        assert way_out in str(told.value)
+    assert "\n" not in str(told.value)
+    assert caplog.text == capfd.readouterr().err == ""
 
 
 def test_packaged_weights_are_found_and_fit() -> None:

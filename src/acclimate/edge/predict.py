@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 import simplejpeg
@@ -20,12 +20,29 @@ from acclimate.edge.artifact import OUTPUTS, Artifact
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
 from acclimate.edge.engines import engine
-from acclimate.edge.images import Letterbox, letterbox, read_image, to_input
+from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_input, turned
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
 from acclimate.run import write_text, writing
 from acclimate.structures import Detections, Image
+
+
+class PilImage(Protocol):
+    """What is asked of a PIL image; the package itself is not needed."""
+
+    mode: str
+
+    def getexif(self) -> Any: ...
+
+    def convert(self, mode: str) -> Any: ...
+
+
+Picture: TypeAlias = str | Path | NDArray[Any] | PilImage
+"""What a `Predictor` takes for an image."""
+
+_ORIENTATION = 0x0112
+"""EXIF's tag of it."""
 
 RESULTS = "detections.json"
 PROGRESS = "detections.jsonl"
@@ -79,9 +96,24 @@ class Predictor:
         with opened(Path(folder), expected) as found:
             return cls(Artifact.open(found), threads)
 
-    def __call__(self, image: Image) -> Detections:
-        """What is in `image` ((H, W, 3) RGB uint8): boxes in its pixels, best first, down to the decoding threshold."""
-        canvas, placed = self.prepare(image)
+    @overload
+    def __call__(self, image: Picture) -> Detections: ...
+
+    @overload
+    def __call__(self, image: list[Picture] | tuple[Picture, ...]) -> list[Detections]: ...
+
+    def __call__(self, image: Picture | list[Picture] | tuple[Picture, ...]) -> Detections | list[Detections]:
+        """What is in an image: boxes in its pixels, best first, down to the decoding threshold; of a list, one each.
+
+        An image is a file, read as the artifact says, an array (H, W, 3) or (H, W) of uint8, RGB or grey, or a PIL
+        image, whose EXIF turn is applied unless the artifact takes stored pixels.
+
+        Raises:
+            AcclimateError: it is none of these, or its file cannot be read.
+        """
+        if isinstance(image, list | tuple):
+            return [self(one) for one in image]
+        canvas, placed = self.prepare(_pixels(image, self.manifest.reading))
         return self.finish(self.run(canvas), placed)
 
     def prepare(self, image: Image) -> tuple[NDArray[np.float32], Letterbox]:
@@ -108,6 +140,26 @@ class Predictor:
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
         """Detections in the image's pixels, from raw outputs."""
         return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
+
+
+def _pixels(image: Picture, reading: Reading) -> Image:
+    """(H, W, 3) RGB uint8."""
+    if isinstance(image, str | Path):
+        return read_image(image, reading)
+    if not isinstance(image, np.ndarray) and hasattr(image, "getexif"):
+        # What PIL holds is as stored; the tag tells how it is to be seen.
+        if image.mode.startswith(("I", "F")):
+            raise AcclimateError(f"a PIL image of mode {image.mode!r} has more than 8 bits; give its file instead")
+        turn = image.getexif().get(_ORIENTATION, 1) if reading.orientation == "apply" else 1
+        pixels = np.asarray(image.convert("RGB"))
+        return cast(Image, np.ascontiguousarray(turned(pixels, turn if turn in range(1, 9) else 1)))
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in {2, 3} or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise AcclimateError(
+            f"an image is a file, a PIL image, or an array (H, W, 3) or (H, W) of uint8, not "
+            f"{pixels.dtype} of shape {pixels.shape}"
+        )
+    return np.ascontiguousarray(np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels)
 
 
 def predict_folder(

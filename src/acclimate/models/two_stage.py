@@ -29,7 +29,7 @@ from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.models import boxes as box_math
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
-from acclimate.models.detector import Detector, DetectorSpec, LossKind, TwoStageSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind, TwoStageSpec
 from acclimate.models.masks import BINS as MASK_BINS
 from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
 from acclimate.models.masks import MaskHead
@@ -259,6 +259,14 @@ class TwoStageDetector(Detector):
         labels = torch.from_numpy(np.concatenate([one.labels for one in detections])).to(device) + 1
         found = logits[torch.arange(len(labels), device=device), labels].sigmoid().cpu()
         return [one.numpy() for one in found.split(counts)]
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        rows = {"mask_head.predict": ClassRows()} if self.mask_head is not None else {}
+        for name, _ in self.roi_head.named_modules(prefix="roi_head"):
+            leaf = name.rpartition(".")[2]
+            if leaf in {"classify", "regress"}:
+                rows[name] = ClassRows(each=4 if leaf == "regress" else 1)
+        return rows
 
     def decode_options(self) -> Decode:
         options = self.options

@@ -13,7 +13,7 @@ from acclimate.config import Config, DistillationConfig, merge, overlay, parse, 
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.run import Run
-from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified, taught_by, weights_of
+from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified, started_from, taught_by, weights_of
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
@@ -70,6 +70,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
         raise AcclimateError(f"{parent.path}: its configuration names no source data set; name one: source.path=FOLDER")
     from acclimate.data import formats
     from acclimate.models import detector as models
+    from acclimate.models import transfer
 
     target = formats.unlabelled(config.target) if config.target is not None else None
     known = models.specification((start or parent).path)
@@ -78,6 +79,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     section = "train" if start is None else "schedule"
     settings = stages.plain(config, "seed", "model", "augment", "adapt", section)
     taught = taught_by(config)
+    started = started_from(config) if start is None else {}
     begun = weights_of(start) if start is not None else None
     spec = specified(config, classes, images.reading) if start is None else models.specification(start.path)
     return Recipe(
@@ -86,12 +88,13 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
         title="distil",
         config=config,
         schedule=config.train if start is None else config.schedule,
-        inputs=Inputs(settings, {**taught, **({"the student": begun} if begun else {})}, images, target),
+        inputs=Inputs(settings, {**taught, **started, **({"the student": begun} if begun else {})}, images, target),
         identity=(
             "distil", settings, stages.labelled_digest(images),
             stages.unlabelled_digest(target) if target is not None else None, *taught.values(), begun,
+            *started.values(),
         ),
-        detector=lambda: models.build(spec, config.model.weights) if start is None else models.load(start.path),
+        detector=lambda: transfer.begin(config.model, spec) if start is None else models.load(start.path),
         method=lambda detector, source: _method(config, detector, source),
         warm=start is None,
         start=lambda detector: detector.spec.start if start is None else f"the run {start.path}",

@@ -175,11 +175,13 @@ def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAU
     """The specification that a configuration asks for, of a detector that can be built.
 
     Raises:
-        AcclimateError: it cannot: an option does not fit, there is no such backbone, or no such file of weights.
+        AcclimateError: it cannot: an option does not fit, there is no such backbone, no such file of weights, or the
+            run that it is to start from has another architecture.
     """
     import torch
 
     from acclimate.models import detector as models
+    from acclimate.models import transfer
 
     spec = models.specify(config.model, classes, reading)
     # On this device tensors have a shape and no memory, so that a mistake is found before anything is moved or loaded.
@@ -187,6 +189,9 @@ def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAU
         models.build(spec, "none")
     if isinstance(config.model.weights, Path) and not config.model.weights.is_file():
         raise AcclimateError(f"model.weights: {config.model.weights}: no such file")
+    if config.model.start is not None:
+        stages.finished(config.model.start)
+        transfer.check(config.model, spec)
     return spec
 
 
@@ -212,6 +217,16 @@ def rehearse(recipe: Recipe) -> None:
 def weights_of(run: Run) -> str:
     """SHA-256 of a run's weights."""
     return file_digest(run.path / "model.safetensors")
+
+
+def started_from(config: Config) -> dict[str, str]:
+    """The weights of the run that `model.start` names, which must be finished, by what they are; empty without one.
+
+    Raises:
+        AcclimateError: it is not.
+    """
+    start = config.model.start
+    return {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
 
 
 def taught_by(config: Config) -> dict[str, str]:

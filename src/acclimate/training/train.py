@@ -12,7 +12,7 @@ from acclimate.config import Config
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.run import Run
-from acclimate.training.recipe import Recipe, carry_out, specified
+from acclimate.training.recipe import Recipe, carry_out, specified, started_from
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
@@ -45,20 +45,21 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
     if data is None:
         raise AcclimateError(f"the config names no `{role}` data set to train on; add a [{role}] section with a path")
     from acclimate.data import formats
-    from acclimate.models import detector as models
+    from acclimate.models import transfer
 
     images = formats.read(data, masks=config.model.has_masks)
     spec = specified(config, images.classes, images.reading)
     settings = stages.plain(config, "seed", "model", "augment", "train")
+    started = started_from(config)
     return Recipe(
         verb="train",
         role=role,
         title="train" if role == "source" else "oracle",
         config=config,
         schedule=config.train,
-        inputs=Inputs(settings, source=images),
-        identity=("train", role, settings, stages.labelled_digest(images)),
-        detector=lambda: models.build(spec, config.model.weights),
+        inputs=Inputs(settings, started, images),
+        identity=("train", role, settings, stages.labelled_digest(images), *started.values()),
+        detector=lambda: transfer.begin(config.model, spec),
         method=lambda detector, source: _method(config, detector),
         warm=True,
         start=lambda detector: detector.spec.start,

@@ -30,6 +30,7 @@ from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
+from acclimate.workflow.taking import take, weights
 
 __all__ = [
     "Draw",
@@ -54,9 +55,11 @@ __all__ = [
     "scenes",
     "search",
     "slim",
+    "take",
     "train",
     "unpack",
     "verify",
     "verify_all",
     "watch",
+    "weights",
 ]
