@@ -98,7 +98,9 @@ def data(
     sheet: Annotated[
         Path | None, typer.Option(help="where the contact sheet goes; default: NAME-sheet.jpg, outside of the set")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="write what was read as coco, yolo or voc, into a folder")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="write what was read as coco, yolo, voc, cvat or labelstudio, into a folder")
+    ] = None,
     decode: Annotated[bool, typer.Option(help="look whether every image can be decoded, or believe headers")] = True,
     image_size: Annotated[
         str | None, typer.Option("--input", help="HEIGHTxWIDTH of the network's input, for comparing")
@@ -180,6 +182,31 @@ def adapt(
 
     done = workflow.adapt(source, target, out, overrides or (), console=_out)
     _say("run", done.path)
+
+
+@app.command()
+def ask(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a detector, adapted or not")],
+    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images, such as what `watch` collected")],
+    out: Annotated[Path, typer.Option(help="the folder to write, for annotation tools")],
+    frames: Annotated[int, typer.Option(min=1, help="how many, at most")] = 16,
+    way: Annotated[
+        str | None,
+        typer.Option(help="combined, uncertainty, disagreement, diversity, mining or random; default: combined"),
+    ] = None,
+    asked: Annotated[
+        list[Path] | None, typer.Option(help="a folder of frames that were asked before; may be repeated")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
+    seed: Annotated[int | None, typer.Option(min=0, help="of everything random; default: the run's")] = None,
+) -> None:
+    """Choose the frames that a person should label, and write them with the detector's boxes for annotation tools."""
+    from acclimate import workflow
+
+    done = workflow.ask(
+        path, target, out, frames=frames, way=way, asked=asked or (), threshold=threshold, seed=seed, console=_out
+    )
+    _say("frames to label", done.path)
 
 
 @app.command()

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from acclimate.errors import AcclimateError
 
 FORMATS = (
-    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "yolo", "voc", "labelme", "coco",
+    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo", "voc",
+    "labelme", "coco",
 )  # fmt: skip
 """Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
 

@@ -9,6 +9,7 @@
 Functions that train need the `train` extra; heavy imports wait until a verb runs.
 """
 
+from acclimate.workflow.asking import Question, ask
 from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
@@ -19,10 +20,12 @@ __all__ = [
     "Draw",
     "Job",
     "Precision",
+    "Question",
     "Role",
     "Search",
     "adapt",
     "agent",
+    "ask",
     "compare",
     "convert",
     "data",
