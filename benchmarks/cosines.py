@@ -1,13 +1,13 @@
 """What suppression has to act on: the cosine of each convolution's gradient and weight in an adaptation.
 
-    python benchmarks/adaptation.py --pairs 'clear->fog' --seeds 0     # trains what this starts from
+    python benchmarks/adaptation.py --pairs 'raabin->bccd' --seeds 0     # trains what this starts from
     python benchmarks/cosines.py
 
-Adapts for a few steps, clear -> fog, with the projection on the whole weight and on each output channel, and writes a
-row a layer into cosines.csv, means over the steps: the |cosine| of gradient and weight, of the update with suppression
-and of what it would have been in the same step without, what a direction drawn at random would have, and the share of
-the gradient's norm that a projection of it takes away. Channel by channel, a layer's cosine is the mean over its
-channels.
+Adapts for a few steps from one laboratory's blood cells to another's, with the backbone's BatchNorm held as the source
+training left it, and projects on the whole weight or on each output channel, the gradient or the update. A row a layer
+goes into cosines.csv, means over the steps: the |cosine| of gradient and weight, of the update with suppression and of
+what it would have been in the same step without, what a direction drawn at random would have, and the share of the
+gradient's norm that a projection of it takes away. Channel by channel, a layer's cosine is the mean over its channels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from acclimate import workflow
 from acclimate.config import SuppressionConfig
 
 CSV = Path(__file__).with_suffix(".csv")
-PAIR = "clear->fog"
+PAIR = "raabin->bccd"
 STEPS = 8
 
 
@@ -36,7 +36,7 @@ def measure(form: str, granularity: str) -> None:
     schedule = {"steps": STEPS, "warmup": 0, "log_every": 1, "checkpoint_every": STEPS}
     config = config.model_copy(
         update={
-            "adapt": config.adapt.model_copy(update={"suppression": suppression}),
+            "adapt": config.adapt.model_copy(update={"suppression": suppression, "statistics": "frozen"}),
             "schedule": config.schedule.model_copy(update=schedule),
         }
     )

@@ -301,7 +301,7 @@ def two_domains(task: Task, pair: str, teacher: str, student: str, method: str, 
         start = task.trained("bank", BANK, task.plan.teacher, console)
         slim = [f"adapt.slim.models={BANK['slimmable']['models']}", "adapt.slim.third=true"]
         bank = workflow.slim(start.path, target, Path(f"{start.path}-adapted"), slim, console=console)
-        most = complexity(frozen_copy(models.load(task.alone(student, console).path)))["macs_m"]
+        most = complexity(frozen_copy(models.load(task.alone(student, console).path))).macs_m
         budget = {"": Budget(macs_m=most)}
         out = task.folder("subnet", student)
         found = workflow.search(bank.path, target, budget, out, precision="fp32", console=console)
@@ -352,8 +352,8 @@ class Record:
                 "ap": f"{target.ap:.4f}",
                 "source_ap50": f"{source.ap50:.4f}" if source is not target else "",
                 "teacher_ap50": f"{taught.ap50:.4f}" if taught else "",
-                "macs_m": f"{cost['macs_m']:.0f}",
-                "parameters": int(cost["parameters"]),
+                "macs_m": f"{cost.macs_m:.0f}",
+                "parameters": cost.parameters,
                 "start": detector.spec.start,
                 "image_size": "x".join(map(str, detector.spec.image_size)),
                 "steps": run.metrics()[-1]["step"] if run.has("metrics.jsonl") else "",

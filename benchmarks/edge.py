@@ -68,7 +68,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
             key = (name, precision)
             predictors[key], *facts[key] = exported(detector, *key, Path(temporary), calibration, truth)
             console.print(f"{pair} {name} {precision}: AP50 {100 * facts[key][0]:.1f}")
-        macs = float(predictors[REFERENCE].manifest.notes["macs_m"])
+        macs = float(predictors[REFERENCE].manifest.notes.macs_m)
         rounds = rounds_of(predictors, pictures, options)
     for name, precision in wanted:
         key = (name, precision)

@@ -111,7 +111,7 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
                 "loss": f"{facts[single][0] - facts[key][0]:.4f}",
                 "latency_ms": f"{statistics.median(one[key] for one in timed):.2f}",
                 "speed_up": f"{statistics.median(one[single] / one[key] for one in timed):.2f}",
-                "macs_m": f"{float(predictor.manifest.notes['macs_m']):.0f}",
+                "macs_m": f"{float(predictor.manifest.notes.macs_m):.0f}",
                 "size_mb": f"{facts[key][1]:.2f}",
                 "image_size": "x".join(map(str, predictor.manifest.image_size)),
                 "steps": options.steps,

@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             macs = 0.0
             for precision in ("fp32", "int8"):
                 artifact = exporter("onnx").export(detector, Path(temporary) / f"{name} {precision}", precision, paths)
-                macs = float(artifact.manifest.notes["macs_m"])
+                macs = float(artifact.manifest.notes.macs_m)
                 network = engine("onnx").load(artifact, 1)
                 calls[f"onnx {precision}"] = lambda network=network, canvas=canvas: network(canvas)
             rounds = [

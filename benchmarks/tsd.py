@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             eager, exported, macs = {}, {}, {}
             for head in dict.fromkeys(["sibling", *options.heads]):
                 detector = build(MODELS[name], head)
-                macs[head] = complexity(detector)["macs_m"]
+                macs[head] = complexity(detector).macs_m
                 network = runs.load(onnx.export(detector, Path(temporary) / name / head, "fp32", []), 1)
                 eager[head] = lambda detector=detector, tensor=tensor: detector(tensor)
                 exported[head] = lambda network=network, image=image: network(image)

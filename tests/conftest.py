@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import features
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # One thread a process: several test processes share the cores, and sums in a fixed order make results repeatable.
@@ -24,6 +26,25 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("acclimate")
+
+
+_passed: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        _passed.add(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # Of several processes the one that collects the others' reports decides.
+    if os.environ.get(features.VARIABLE) and not hasattr(session.config, "workerinput") and not exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if features.untested(_passed) else exitstatus
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get(features.VARIABLE) and (missing := features.untested(_passed)):
+        terminalreporter.write_line(f"no test passed of: {', '.join(missing)} (tests/features.py)", red=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

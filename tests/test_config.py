@@ -207,7 +207,7 @@ def test_a_wrong_budget_is_told(text: str, said: str) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["steps", "batch_size", "warmup", "workers"]), st.integers(min_value=1, max_value=10**6)
+        st.sampled_from(["steps", "batch_size", "warmup", "workers"]), st.integers(min_value=1, max_value=128)
     ),
     st.floats(min_value=1e-8, max_value=1.0),
 )
@@ -217,3 +217,55 @@ def test_overrides_say_the_same_as_a_file(counts: dict[str, int], rate: float) -
     overrides = [f"train.{line}" for line in tomli_w.dumps(values).splitlines()]
     assert config.parse(Config, config.merge({}, overrides), where="line") == file
     assert file.train == ScheduleConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["seed=-1"], "seed: "),
+        (["seed=4294967296"], "seed: "),
+        (["seed=" + "9" * 5000], "seed: "),
+        (["augment.scale=[2,1]"], "augment.scale: the smaller factor comes first: [1, 2]"),
+        (["augment.scale=[0,1]"], "augment.scale.0: "),
+        (["augment.scale=[1,nan]"], "augment.scale.1: "),
+        (["train.workers=100000"], "train.workers: "),
+        (["train.batch_size=10000000"], "train.batch_size: "),
+        (["train.steps=99999999999"], "steps: a number up to 1000000000"),
+        (["model.image_size=[1000000,1000000]"], "model.image_size.0: "),
+        (["model.image_size=[8192,8192]"], "model.image_size: 8192 x 8192 pixels are more than"),
+        (["model.image_size=[0,64]"], "model.image_size.0: "),
+        (["model.strides=[0]"], "model.strides.0: "),
+        (["model.strides=[]"], "model.strides: "),
+        (["model.channels=100000"], "model.channels: "),
+        (["model.slimmable.choices=[2.0]"], "model.slimmable.choices.0: "),
+        (["model.two_stage.anchors=[-1]"], "model.two_stage.anchors"),
+        (["target=" + "a" * 5000], "target: a path whose names have up to 255 bytes; this one has 5000"),
+        (["target=" + "a/" * 3000], "target: a path whose names"),
+        (['target="a\\u0000b"'], "target: a path without a NUL character"),
+        (["export.runtime=" + "a" * 5000], "runtime: a name of up to 255 characters"),
+        (["source.path=x", "source.drop=" + str(["a"] * 20_000)], "drop: up to 10000 values"),
+        (["budget.threads=99999"], "budget.threads: "),
+        (["scenes.out=x", "scenes.size=[100000,10]"], "scenes.size.0: "),
+        (["train.lr=" + "[" * 5000], "train.lr: "),
+    ],
+    ids=lambda value: value[0][:40] if isinstance(value, list) else "",
+)
+def test_no_value_is_beyond_reason(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(AcclimateError) as caught:
+        config.load(written(tmp_path, ""), overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_limit_is_given_once() -> None:
+    with pytest.raises(AcclimateError, match="--budget: latency_ms: is given twice"):
+        config.parse_budget("latency_ms=1,size_mb=4, latency_ms=2")
+
+
+@pytest.mark.parametrize("name", ["job.toml", "job.json"])
+def test_brackets_in_brackets_are_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(("x = " if name.endswith("toml") else "") + "[" * 100_000)
+    with pytest.raises(AcclimateError) as caught:
+        config.load(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from acclimate import doctor
 from acclimate.doctor import Check
+from acclimate.installation import hint
 
 X86 = """\
 processor	: 0
@@ -116,7 +117,7 @@ def test_a_device_without_the_training_extra_is_well(monkeypatch: pytest.MonkeyP
     assert not doctor.required_missing(checks)
     training = [check for check in checks if check.area == "training"]
     assert [(check.name, check.state) for check in training] == [("extra train", "warn")]
-    assert training[0].way_out == "pip install 'acclimate[train]'"
+    assert training[0].way_out == hint("train")
 
 
 def test_a_required_package_that_is_absent_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_the_extras_that_no_other_line_lists_have_one(monkeypatch: pytest.Monkey
     assert "river 0.22.0" in found["extra watch"].detail
     assert found["extra agent"].state == "warn"
     assert "cryptography not installed, h11 0.1, but h11>=" in found["extra agent"].detail
-    assert found["extra agent"].way_out == "pip install 'acclimate[agent]'"
+    assert found["extra agent"].way_out == hint("agent")
     stated = {name for name in metadata.metadata("acclimate").get_all("Provides-Extra", []) if name != "dev"}
     runtimes = {check.name for check in doctor.diagnose() if check.area == "runtimes"}
     assert stated <= {"train", *runtimes, *doctor.EXTRAS}
@@ -247,4 +248,4 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.
     monkeypatch.setattr(Ncnn, "packages", ("no_such_package",))
     check = by_name(doctor.diagnose())["ncnn"]
     assert check.state == "warn"
-    assert check.way_out == "ncnn needs no_such_package: pip install 'acclimate[ncnn]'"
+    assert check.way_out == f"ncnn needs no_such_package: {hint('ncnn')}"

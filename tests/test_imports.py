@@ -19,9 +19,9 @@ ARCHITECTURE = SOURCE.parents[1] / "docs" / "architecture.md"
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "hotcoco", "openvino", "scipy"}
 DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "packaging", "onnxruntime", "rich", "typer", "acclimate"}
-OPTIONAL = {"river"}
-"""Of the extra `watch`: loaded by name where a change is looked for, and the device runs without it."""
-DEVICE_PARTS = {"edge", "structures", "errors"}
+OPTIONAL = {"cryptography", "river"}
+"""Of the extras `agent` and `watch`: loaded where a signature or a change is looked for; the device runs without."""
+DEVICE_PARTS = {"edge", "structures", "errors", "installation"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "core", "base_utils"}
 
 

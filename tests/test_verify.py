@@ -93,7 +93,7 @@ def test_an_artifact_that_is_as_good_passes(made, printed: Console) -> None:
     assert parity.raw_max.keys() == {"logits", "distances"}
     assert max(parity.raw_max.values()) < 1e-4
     assert result.size_mb == Artifact.open(folder).size_mb
-    assert result.macs_m == Artifact.open(folder).manifest.notes["macs_m"]
+    assert result.macs_m == Artifact.open(folder).manifest.notes.macs_m
     assert result.machine["runtime"].startswith("onnxruntime ")
     assert (result.latency.runs, result.latency.images) == (RUNS, RUNS)
     assert Verification.model_validate(json.loads((folder / "verification.json").read_text())) == result

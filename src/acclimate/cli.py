@@ -17,9 +17,11 @@ from typer.core import TyperGroup
 
 from acclimate import __version__
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 
 if TYPE_CHECKING:
     from acclimate.config import Budget, DataConfig
+    from acclimate.edge.package import Expected
     from acclimate.remote.identity import Address
     from acclimate.verify import Verification
 
@@ -64,6 +66,10 @@ OwnOptions = Annotated[
 Target = Annotated[Path | None, typer.Option("--data", help="labelled images of the target, to measure accuracy on")]
 Source = Annotated[Path | None, typer.Option("--source", help="labelled images of the source, likewise")]
 Digest = Annotated[str, typer.Option("--digest", help="of a package: refuse another one than `package` printed")]
+Signer = Annotated[
+    Path | None,
+    typer.Option("--require-signature", metavar="KEY.pub", help="of a package: refuse it unless this key signed it"),
+]
 Limits = Annotated[
     str, typer.Option("--budget", help="latency_ms=10,size_mb=4,memory_mb=200,macs_m=500,threads=1,max_ap50_drop=0.01")
 ]
@@ -335,13 +341,23 @@ def export(
 
 @app.command()
 def package(
-    artifact: Annotated[Path, typer.Argument(help="an artifact's folder")],
-    out: Annotated[Path, typer.Option(help="the file to write, such as site.zip")],
+    artifact: Annotated[Path, typer.Argument(help="an artifact's folder; or a package, to look through and unpack")],
+    out: Annotated[Path, typer.Option(help="the file to write, such as site.zip; of a package, the folder")],
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY.pem", help="a private Ed25519 key: sign the package with it")
+    ] = None,
+    digest: Digest = "",
+    require_signature: Signer = None,
 ) -> None:
-    """Pack an artifact into one file for a device: with checksums, exact versions, and a way to run it."""
+    """Pack an artifact into one file for a device: with checksums, exact versions, and a way to run it. A package is
+    looked through and unpacked instead, unless it is signed anew."""
     from acclimate import workflow
 
-    workflow.package(artifact, out, console=_out)
+    if artifact.is_file() and sign is None and out.suffix != ".zip":
+        workflow.unpack(artifact, out, expected=_expected(digest, require_signature), console=_out)
+        _say("unpacked", out)
+        return
+    workflow.package(artifact, out, key=sign, expected=_expected(digest, require_signature), console=_out)
     _say("package", out)
 
 
@@ -356,6 +372,7 @@ def verify(
     source: Source = None,
     budget: Limits = "",
     digest: Digest = "",
+    require_signature: Signer = None,
     device: Annotated[
         str, typer.Option(help="measure there: the device file of an agent, or HOST[:PORT] with --fingerprint")
     ] = "",
@@ -370,13 +387,15 @@ def verify(
     others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
     sets = _sets(source, data, [text for text in more or () if Path(text) not in others])
     there = _device(device, fingerprint)
+    expected = _expected(digest, require_signature)
     if not others and not (artifact / "run.json").is_file():
-        results = [workflow.verify(artifact, sets, limits, expected=digest, device=there, console=_out)]
+        results = [workflow.verify(artifact, sets, limits, expected=expected, device=there, console=_out)]
         print_verification(results[0], _out)
         _say("verification", saved(artifact, results[0].machine))
     else:
-        if digest:
-            raise AcclimateError(f"--digest {digest}: is of one package; name that alone")
+        if digest or require_signature:
+            given = f"--digest {digest}" if digest else "--require-signature"
+            raise AcclimateError(f"{given}: is of one package; name that alone")
         compared = workflow.verify_all([artifact, *others], sets, limits, device=there, console=_out)
         print_compared(compared, _out)
         results = [one.verification for one in compared if one.verification is not None]
@@ -390,13 +409,14 @@ def agent(
     home: Annotated[Path, typer.Option(help="a folder of the agent's own")] = Path("agent"),
     bind: Annotated[str, typer.Option(help="HOST[:PORT] to listen on; 0.0.0.0 is every network")] = "127.0.0.1",
     disk_mb: Annotated[float, typer.Option(min=1, help="how much it keeps of what it is sent")] = 1024,
+    require_signature: Signer = None,
 ) -> None:
     """On a device: measure artifacts for a desk that has its device file, and nothing else. Needs no torch."""
     from acclimate import workflow
 
     if "ACCLIMATE_LOG" not in os.environ:
         logging.getLogger("acclimate").setLevel("INFO")
-    workflow.agent(home, bind, disk_mb=disk_mb, console=_out)
+    workflow.agent(home, bind, disk_mb=disk_mb, require_signature=require_signature, console=_out)
 
 
 @app.command()
@@ -409,11 +429,13 @@ def predict(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is reported")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     digest: Digest = "",
+    require_signature: Signer = None,
 ) -> None:
     """Detect in images or a video: JSON and annotated pictures. Needs no torch."""
     from acclimate import workflow
 
-    workflow.predict(artifact, images, out, threshold=threshold, threads=threads, expected=digest, console=_out)
+    expected = _expected(digest, require_signature)
+    workflow.predict(artifact, images, out, threshold=threshold, threads=threads, expected=expected, console=_out)
 
 
 @app.command()
@@ -452,6 +474,7 @@ def watch(
     file_mb: Annotated[float, typer.Option(min=0.01, help="size of a file of lines, MB")] = 16.0,
     files: Annotated[int, typer.Option(min=2, help="files of lines, at most")] = 16,
     digest: Digest = "",
+    require_signature: Signer = None,
 ) -> None:
     """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
     torch."""
@@ -460,7 +483,7 @@ def watch(
     workflow.watch(
         artifact, source, out, threshold=threshold, threads=threads, fps=fps, once=once, page=page, bind=bind,
         port=port, token=token, keep=keep, learn=learn, adjust=adjust, reset=reset, file_mb=file_mb, files=files,
-        expected=digest, console=_out,
+        expected=_expected(digest, require_signature), console=_out,
     )  # fmt: skip
 
 
@@ -647,6 +670,15 @@ def _device(device: str, fingerprint: str) -> Address | None:
     return address(device, fingerprint) if device else None
 
 
+def _expected(digest: str, key: Path | None) -> Expected:
+    from acclimate.edge.signing import Signed, check_key
+
+    if key is None:
+        return digest
+    check_key(key)
+    return Signed(key, digest)
+
+
 def _one_of(option: str, value: str, *choices: str) -> None:
     if value not in choices:
         raise AcclimateError(f"{option} {value}: choose {', '.join(choices[:-1])} or {choices[-1]}")
@@ -714,7 +746,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _TRAIN_ONLY:
             raise
-        return _fail(f"this verb needs the train extra ({missing} is missing): pip install 'acclimate[train]'")
+        return _fail(f"this verb needs the train extra ({missing} is missing): {hint('train')}")
     except Exception as error:
         # Typer brings Click's exceptions from different places in different versions; this is what they share.
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):

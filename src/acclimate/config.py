@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from acclimate.errors import AcclimateError
+from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
+
+LARGEST_NUMBER = 10**9
+"""No option is a larger number."""
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file or folder, on every common file system; characters of any other name."""
+LONGEST_PATH = 4000
+MOST_NAMES = 10_000
+"""Of a list or table of options."""
+MOST_WORKERS = 128
+"""Loader threads of a process; each holds a batch."""
+MOST_THREADS = 1024
 
 FORMATS = (
     "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo", "voc",
@@ -30,9 +43,56 @@ else:
 
 
 class Options(BaseModel):
-    """Base of all options: immutable, and an unknown key, a NaN or an infinity is an error."""
+    """Base of all options: immutable, and an unknown key, a NaN or an infinity is an error.
+
+    So is what no option can mean, whatever its name: a number, name, path or list that is larger than any in use.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _within_reason(self) -> Self:
+        for name in type(self).model_fields:
+            if name != "seed" and (problem := _unreasonable(getattr(self, name))):
+                raise ValueError(f"{name}: {problem}")
+        return self
+
+
+def _unreasonable(value: Any) -> str:
+    """What is wrong with a value of any option; empty where nothing is."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > LARGEST_NUMBER:
+        return f"a number up to {LARGEST_NUMBER}, not {value:.3g}"
+    if isinstance(value, Path):
+        longest = max((len(os.fsencode(part)) for part in value.parts), default=0)
+        if longest > LONGEST_NAME or len(str(value)) > LONGEST_PATH:
+            return f"a path whose names have up to {LONGEST_NAME} bytes; this one has {longest}"
+        return "a path without a NUL character" if "\0" in str(value) else ""
+    if isinstance(value, str):
+        if len(value) > LONGEST_NAME:
+            return f"a name of up to {LONGEST_NAME} characters, not {len(value)}"
+        return "" if value.isprintable() else "a name without characters that cannot be shown"
+    if isinstance(value, dict | tuple):
+        if len(value) > MOST_NAMES:
+            return f"up to {MOST_NAMES} values, not {len(value)}"
+        values = (*value, *value.values()) if isinstance(value, dict) else value
+        return next(filter(None, map(_unreasonable, values)), "")
+    return ""
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Factor = Annotated[float, Field(gt=0, le=100)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Stride = Annotated[int, Field(ge=1, le=1024)]
+
+
+def _check_canvas(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > LARGEST_CANVAS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are more than the {LARGEST_CANVAS} of the largest canvas")
+    return size
+
+
+Canvas = Annotated[tuple[Side, Side], AfterValidator(_check_canvas)]
+"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +123,7 @@ class DataConfig(Options):
     format: Format = "auto"
     split: str | None = None
     images: Path | None = None
-    fog_level: float | None = None
+    fog_level: float | None = Field(default=None, ge=0)
     classes: dict[str, str] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
@@ -83,15 +143,15 @@ class TwoStageConfig(Options):
 
     head: Literal["sibling", "disentangled", "separate-fcs", "separate-backbone"] = "sibling"
     """`disentangled` is TSD; the `separate` ones are what its paper compares it with."""
-    proposals: int = Field(default=64, ge=1)
+    proposals: int = Field(default=64, ge=1, le=10_000)
     """Boxes an image that the second stage looks at, in training and on the device."""
-    hidden: int = Field(default=256, ge=8)
+    hidden: int = Field(default=256, ge=8, le=16_384)
     """Width of the second stage's fully connected layers (1024 in the papers)."""
     constraint: float | None = Field(default=None, gt=0, le=1)
     """`disentangled`: margin by which training holds the head to beat the sibling beside it (0.2 in the paper)."""
     select: Literal["peaks", "nms"] = "peaks"
     """How proposals are chosen: peaks of the objectness map, which every runtime carries, or NMS, in eager mode."""
-    anchors: tuple[float, ...] | None = None
+    anchors: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=64)] | None = None
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
     canonical: Annotated[float | None, Added(None)] = Field(default=None, gt=0)
     """Side in pixels of the boxes that are pooled from the level of stride 16; twice as large, from stride 32. By
@@ -107,10 +167,10 @@ class SsdConfig(Options):
     """SSDLite: predictors and added levels are depthwise separable."""
     extra: int = Field(default=3, ge=0, le=8)
     """Levels added behind the backbone's, each with half the rows and columns of the one before."""
-    scales: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    scales: Annotated[tuple[Factor, ...], Field(max_length=32)] | None = None
     """Sides of the default boxes in sides of the canvas, one a level and one beyond the last; by default 0.15 at the
     second level to 0.9 at the last, and half of 0.15 at the first."""
-    ratios: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    ratios: Annotated[tuple[Factor, ...], Field(max_length=16)] | None = None
     """Aspect ratios beside 1, each lying and standing, at every level; by default 2 and 3, and 2 alone at the first and
     the last two levels of a plain SSD."""
 
@@ -118,11 +178,11 @@ class SsdConfig(Options):
 class SlimmableConfig(Options):
     """The widths of a detector of kind `slimmable` (`models/slimmable.py`)."""
 
-    choices: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    choices: tuple[Share, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     """Ratios of channels that each of its stages may keep, rising to 1."""
-    divisor: int = Field(default=8, ge=1)
+    divisor: int = Field(default=8, ge=1, le=1024)
     """Channel counts are rounded to a multiple of it."""
-    models: int = Field(default=4, ge=1)
+    models: int = Field(default=4, ge=1, le=64)
     """Widths that a step of the source training runs: the largest, the smallest, and others at random between; 1 trains
     the full width alone."""
 
@@ -133,14 +193,14 @@ class ModelConfig(Options):
     kind: Literal["dense", "two-stage", "ssd", "slimmable"] = "dense"
 
     size: Literal["nano", "tiny", "small"] = "tiny"
-    image_size: tuple[int, int] = (320, 320)
+    image_size: Canvas = (320, 320)
     """(height, width) of the network's canvas in pixels; each a multiple of the largest stride."""
     backbone: str | None = None
     """Any timm model with `features_only`."""
     weights: Path | Literal["auto", "none"] = "auto"
     """Backbone weights: a file, `auto` (timm's, or none with a warning where the network does not allow it), `none`."""
-    strides: tuple[int, ...] | None = None
-    channels: int | None = Field(default=None, ge=8)
+    strides: Annotated[tuple[Stride, ...], Field(min_length=1, max_length=16)] | None = None
+    channels: int | None = Field(default=None, ge=8, le=4096)
     depth: int | None = Field(default=None, ge=0, le=8)
     norm: Literal["batch", "frozen", "group"] = "batch"
     """The backbone's normalisation: trainable BatchNorm, frozen BatchNorm, or GroupNorm."""
@@ -168,7 +228,8 @@ class AugmentConfig(Options):
 
     flip: float = Field(default=0.5, ge=0, le=1)
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
-    scale: tuple[float, float] = (0.6, 1.4)
+    scale: tuple[Factor, Factor] = (0.6, 1.4)
+    """The smallest and the largest factor by which an image is made larger or smaller."""
     translate: float = Field(default=0.1, ge=0, le=0.5)
     colour: float = Field(default=0.8, ge=0, le=1)
     grey: float = Field(default=0.1, ge=0, le=1)
@@ -187,7 +248,7 @@ class AugmentConfig(Options):
     """Adaptation only: chance that a source image is put under the weather of the target (`data/climate.py`)."""
     mask: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
     """Adaptation only: chance that the strong view of a target image is masked block by block (MIC)."""
-    mask_block: Annotated[int, Added(32)] = Field(default=32, ge=1)
+    mask_block: Annotated[int, Added(32)] = Field(default=32, ge=1, le=LARGEST_SIDE)
     """Side of the blocks in pixels."""
     mask_ratio: Annotated[float, Added(0.5)] = Field(default=0.5, gt=0, lt=1)
     """Share of the blocks that are hidden."""
@@ -195,12 +256,19 @@ class AugmentConfig(Options):
     """How often a source image is drawn: all alike, more often with classes that few images show, or (adaptation only)
     so that classes come up as often as the detector finds them on the target (`data/balance.py`)."""
 
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"the smaller factor comes first: [{value[1]:g}, {value[0]:g}]")
+        return value
+
 
 class ScheduleConfig(Options):
     """How long and how fast. Steps count optimiser steps; a batch is the global one, over all processes."""
 
     steps: int = Field(default=2000, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=65_536)
     lr: float = Field(default=1e-3, gt=0)
     optimizer: Annotated[str, Added("adamw")] = "adamw"
     """`adamw`, `sgd` (with momentum), or any other that timm's factory knows."""
@@ -219,10 +287,10 @@ class ScheduleConfig(Options):
     ema: float = Field(default=0.998, ge=0, lt=1)
     clip: float | None = Field(default=10.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=65_536)
     checkpoint_every: int = Field(default=200, ge=1)
     log_every: int = Field(default=10, ge=1)
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=MOST_WORKERS)
     """Loader threads per process; 0 loads in the training thread."""
     cache_mb: int = Field(default=2048, ge=0)
     """Decoded images are kept in memory up to this size."""
@@ -280,11 +348,11 @@ class AdversarialConfig(Options):
     """Weight of the critics' losses."""
     reversal: Literal["ramp", "constant"] = "ramp"
     """How the reversed gradient's strength goes over the run: from 0 to 1, or 1 throughout."""
-    hidden: int = Field(default=64, ge=1)
+    hidden: int = Field(default=64, ge=1, le=16_384)
     """Width of the critics' hidden layers."""
     levels: Literal["all", "last"] = "all"
     """`da-faster`: levels of the pyramid with an image-level critic."""
-    regions: int = Field(default=64, ge=1)
+    regions: int = Field(default=64, ge=1, le=10_000)
     """`da-faster`: boxes an image that the instance-level critic looks at."""
     gamma: float = Field(default=5.0, ge=0)
     """`swda`: exponent of the global critic's focal loss."""
@@ -326,7 +394,7 @@ class GanConfig(Options):
     lr: float = Field(default=5e-4, gt=0)
     """Of the critics' own optimiser, Adam."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    critic_steps: int = Field(default=1, ge=1)
+    critic_steps: int = Field(default=1, ge=1, le=1000)
     """Of the critics, for each of the student's."""
     clip: float = Field(default=0.03, gt=0)
     """`wasserstein-clip`: the largest weight."""
@@ -335,8 +403,8 @@ class GanConfig(Options):
 
     @model_validator(mode="after")
     def _some_width(self) -> GanConfig:
-        if isinstance(self.width, int) and self.width < 1:
-            raise ValueError(f"width is a number of channels or 'map', not {self.width}")
+        if isinstance(self.width, int) and not 1 <= self.width <= 16_384:
+            raise ValueError(f"width is a number of channels, up to 16384, or 'map', not {self.width}")
         return self
 
 
@@ -346,7 +414,7 @@ class ImitationConfig(Options):
     weight: float = Field(default=1.0, gt=0)
     near: float = Field(default=0.5, ge=0, lt=1)
     """Share of an object's largest overlap with any anchor from which a place is near it."""
-    anchors: tuple[float, ...] = Field(default=(4.0,), min_length=1)
+    anchors: tuple[Factor, ...] = Field(default=(4.0,), min_length=1, max_length=64)
     """Sides of these anchors, in strides of their level."""
 
 
@@ -392,7 +460,7 @@ class DistillationConfig(Options):
 class SlimConfig(Options):
     """The widths of a slimmable detector, adapted together (`adapt/slim.py`)."""
 
-    models: int = Field(default=4, ge=2)
+    models: int = Field(default=4, ge=2, le=64)
     """Models a step: the largest, the smallest, and others at random between."""
     each_stage: bool = True
     """Whether the random ones have a width for each stage, or one for all."""
@@ -477,7 +545,7 @@ class ExportConfig(Options):
 
     runtime: str = "onnx"
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(default=("fp32", "int8"), min_length=1)
-    calibration_images: int = Field(default=128, ge=1)
+    calibration_images: int = Field(default=128, ge=1, le=1_000_000)
     calibration_choice: Literal["diverse", "even", "random"] = "even"
     tolerance: float | None = Field(default=None, gt=0, lt=1)
     """Agreement of INT8's detections with fp32's, see `select.mixed`; layers stay in fp32 until it holds."""
@@ -490,7 +558,7 @@ class Budget(Options):
     size_mb: float | None = Field(default=None, gt=0)
     memory_mb: float | None = Field(default=None, gt=0)
     macs_m: float | None = Field(default=None, gt=0)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS)
     max_ap50_drop: float = Field(default=0.01, ge=0, le=1)
     """Accuracy tolerance: how much AP50 the artifact may lose against the eager model."""
 
@@ -504,11 +572,11 @@ class ScenesConfig(Options):
     """Generated data sets, for the demo and for tests: one clear set and one under each named condition."""
 
     out: Path
-    images: int = Field(default=300, ge=1)
-    test_images: int = Field(default=100, ge=1)
-    size: tuple[int, int] = (240, 320)
+    images: int = Field(default=300, ge=1, le=1_000_000)
+    test_images: int = Field(default=100, ge=1, le=1_000_000)
+    size: Canvas = (240, 320)
     condition: Literal["fog", "rain", "night", "camera"] = "fog"
-    strength: float = Field(default=1.0, gt=0)
+    strength: float = Field(default=1.0, gt=0, le=100)
 
 
 class Config(Options):
@@ -517,7 +585,7 @@ class Config(Options):
     `oracle` is a labelled set of the target domain: it trains the oracle baseline, and nothing else ever reads it.
     """
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     out: Path = Path("runs")
     scenes: ScenesConfig | None = None
     source: DataConfig | None = None
@@ -598,6 +666,10 @@ def read(path: str | Path) -> dict[str, Any]:
         raise AcclimateError(f"{path}: not valid TOML: {error}") from None
     except json.JSONDecodeError as error:
         raise AcclimateError(f"{path}: not valid JSON: {error}") from None
+    except (RecursionError, ValueError) as error:
+        # A number of more digits than Python reads, or brackets in brackets.
+        said = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise AcclimateError(f"{path}: cannot be read ({said})") from None
     if not isinstance(values, dict):
         raise AcclimateError(f"{path}: not a configuration; give a TOML file or the config.json of a run")
     return values
@@ -657,6 +729,9 @@ def parse_budget(text: str) -> Budget:
     for limit in limits:
         if "=" not in limit:
             raise AcclimateError(f"--budget: {limit!r}: a limit is written key=value, for example latency_ms=10")
+    keys = [limit.partition("=")[0].strip() for limit in limits]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise AcclimateError(f"--budget: {twice[0]}: is given twice; leave one out")
     return parse(Budget, merge({}, limits), where="--budget")
 
 
@@ -671,8 +746,9 @@ def load_budgets(path: str | Path) -> dict[str, Budget]:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror}); give a TOML file with limits") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise AcclimateError(f"{path}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        said = "nested too deep" if isinstance(error, RecursionError) else error
+        raise AcclimateError(f"{path}: not valid TOML: {said}") from None
     named = {key: value for key, value in values.items() if isinstance(value, dict)}
     if named and len(named) < len(values):
         loose = next(key for key in values if key not in named)
@@ -683,6 +759,8 @@ def load_budgets(path: str | Path) -> dict[str, Budget]:
         budgets[name] = parse(Budget, limits, where=where)
         if not budgets[name].limits():
             raise AcclimateError(f"{where}: no limit; set latency_ms, size_mb, memory_mb or macs_m")
+        if len(os.fsencode(name)) > LONGEST_NAME - 30:
+            raise AcclimateError(f"{path}: a budget's name becomes a folder's; {name[:30]}... is too long for that")
         if Path(name).name != name:
             raise AcclimateError(f"{path}: {name!r}: a budget's name becomes a folder's, so it has no slash")
     return budgets
@@ -693,7 +771,7 @@ def _value(text: str) -> Any:
         return None
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 

@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from acclimate import __version__
+from acclimate.installation import hint
 
 State = Literal["ok", "warn", "missing"]
 Area = Literal["machine", "device", "training", "runtimes", "extras"]
@@ -45,9 +46,6 @@ class Check:
     detail: str
     way_out: str = ""
 
-
-TRAIN_EXTRA = "pip install 'acclimate[train]'"
-REINSTALL = "pip install --force-reinstall acclimate"
 
 FEATURES = {
     "avx2": "AVX2",
@@ -225,13 +223,13 @@ def _disk(folder: Path) -> Check:
 def _device() -> Iterator[Check]:
     for requirement in wanted():
         if requirement.name == "onnxruntime":
-            yield _onnxruntime()
+            yield _onnxruntime(requirement)
             continue
         found = version(requirement.name)
         if requirement.name == "opencv-python-headless" and found is None:
             # Any of OpenCV's builds brings the same cv2.
             found = version("opencv-python") or version("opencv-contrib-python-headless")
-        yield _package("device", requirement, found, "missing", REINSTALL)
+        yield _package("device", requirement, found, "missing", hint())
 
 
 def _package(area: Area, requirement: Requirement, found: str | None, absent: State, way_out: str) -> Check:
@@ -242,12 +240,14 @@ def _package(area: Area, requirement: Requirement, found: str | None, absent: St
     return Check(area, requirement.name, "ok", found)
 
 
-def _onnxruntime() -> Check:
+def _onnxruntime(wanted: Requirement) -> Check:
     try:
         import onnxruntime
     except ImportError as error:
-        return Check("device", "onnxruntime", "missing", f"cannot be imported ({error})", "pip install onnxruntime")
+        return Check("device", "onnxruntime", "missing", f"cannot be imported ({error})", hint())
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    if not wanted.specifier.contains(onnxruntime.__version__, True):
+        return Check("device", "onnxruntime", "warn", f"{onnxruntime.__version__}, but {wanted} is wanted", hint())
     return Check("device", "onnxruntime", "ok", f"{onnxruntime.__version__} ({', '.join(providers)})")
 
 
@@ -256,10 +256,10 @@ def _training(deep: bool) -> Iterator[Check]:
     found = {requirement.name: version(requirement.name) for requirement in needed}
     if not found.get("torch") and not found.get("timm"):
         detail = "not installed: this machine can predict and monitor, not train, adapt, export or verify"
-        yield Check("training", "extra train", "warn", detail, TRAIN_EXTRA)
+        yield Check("training", "extra train", "warn", detail, hint("train"))
         return
     for requirement in needed:
-        check = _package("training", requirement, found[requirement.name], "warn", TRAIN_EXTRA)
+        check = _package("training", requirement, found[requirement.name], "warn", hint("train"))
         unmet = requirement_unmet(requirement.name, "torch") if check.state == "ok" else None
         if unmet:
             detail = f"{check.detail} wants {unmet}, here is torch {found['torch']}"
@@ -356,11 +356,11 @@ def _extras() -> Iterator[Check]:
         if not found:
             # An installation in place, older than the extra: its metadata is from then.
             detail = f"the installed acclimate does not know it ({purpose})"
-            yield Check("extras", f"extra {extra}", "warn", detail, f"pip install 'acclimate[{extra}]'")
+            yield Check("extras", f"extra {extra}", "warn", detail, hint(extra))
             continue
         lacking = [f"{check.name} {check.detail}" for check in found if check.state != "ok"]
         detail = ", ".join(lacking or [f"{check.name} {check.detail}" for check in found])
-        way_out = f"pip install 'acclimate[{extra}]'" if lacking else ""
+        way_out = hint(extra) if lacking else ""
         yield Check("extras", f"extra {extra}", "warn" if lacking else "ok", f"{detail} ({purpose})", way_out)
 
 

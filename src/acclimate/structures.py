@@ -21,6 +21,11 @@ Image = NDArray[np.uint8]
 Outline = tuple[NDArray[np.float32], ...]
 """The mask of one object: the union of polygons, each (M, 2), x and y in pixels; empty where it is not known."""
 
+LARGEST_SIDE = 8192
+"""Pixels of a canvas's longest side."""
+LARGEST_CANVAS = 2**24
+"""Pixels of the largest canvas; as float32 it takes 200 MB."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:

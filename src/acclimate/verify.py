@@ -298,7 +298,6 @@ def verify(
             f"the machine was busy: an image took {latency.median_ms:.1f} ms, of which {latency.cpu_ms:.1f} ms on the "
             "processor; measure the latency again when nothing else runs"
         )
-    macs = manifest.notes.get("macs_m")
     verification = Verification(
         artifact=manifest.name,
         runtime=manifest.runtime,
@@ -314,7 +313,7 @@ def verify(
         other_threads=tuple(others),
         size_mb=loaded.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
-        macs_m=float(macs) if isinstance(macs, int | float) else None,
+        macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
         machine=dict(device.machine),
         notes=tuple(notes),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from acclimate.edge.artifact import FORMAT, Artifact, ArtifactManifest, Decode, Priors, Reference, write_manifest
+from acclimate.edge.artifact import FORMAT, Artifact, ArtifactManifest, Decode, Notes, Priors, Reference, write_manifest
 from acclimate.errors import AcclimateError
 from acclimate.export.base import annotate
 from acclimate.run import file_digest
@@ -95,7 +95,7 @@ def test_files_outside_the_folder_are_refused(folder: Path) -> None:
 
 def test_the_digest_is_of_what_decides_the_detections(folder: Path) -> None:
     before = Artifact.open(folder)
-    noted = annotate(before, source_run="runs/x", seen="today")
+    noted = annotate(before, source_run="runs/x", identity="today")
     assert Artifact.open(folder) == noted
     assert noted.manifest.source_run == "runs/x"
     assert noted.digest == before.digest
@@ -107,7 +107,7 @@ def test_the_digest_is_of_what_decides_the_detections(folder: Path) -> None:
 def test_no_bit_of_a_sealed_manifest_can_change(folder: Path) -> None:
     """Every bit of every byte, one at a time."""
     manifest = Artifact.open(folder).manifest.model_copy(
-        update={"classes": ("voiture", "v\u00e9lo"), "notes": {"macs_m": 1e-05}}
+        update={"classes": ("voiture", "v\u00e9lo"), "notes": Notes(macs_m=1e-05)}
     )
     sealed = write_manifest(folder, manifest)
     assert Artifact.open(folder).manifest == sealed
@@ -152,7 +152,7 @@ REFERENCE = Reference(
         ({"reference": {**REFERENCE, "rates": [1, 2, 3]}}, "reference.rates: 3 rates for 1 classes"),
         ({"reference": {**REFERENCE, "log_distance": [0, 0]}}, "reference.log_distance: "),
         ({"reference": {**REFERENCE, "spread": [1, 0]}}, "reference.spread.1: "),
-        ({"notes": {"macs_m": "many"}}, "notes.macs_m: is no number"),
+        ({"notes": {"macs_m": "many"}}, "notes.macs_m: Input should be a valid number"),
         ({"files": {"model.onnx": "abc"}}, "files.model.onnx: is no SHA-256"),
         ({"files": {"artifact.json": "0" * 64}}, "not a plain file name"),
         ({"format": None}, "its format is damaged"),

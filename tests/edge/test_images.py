@@ -298,3 +298,14 @@ def test_huge_and_truncated_cases(shared_cases: Path) -> None:
     with pytest.raises(AcclimateError, match="truncated"):
         read_image(folder / "g1.jpg")
     assert headers.read_header(folder / "g1.jpg").size() == (120, 160)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [(103, 150, 88, 128), (101, 150, 86, 128), (120, 101, 96, 81), (120, 103, 96, 82), (1, 400, 1, 128)],
+)
+def test_the_sides_on_the_canvas_are_rounded(height: int, width: int, rows: int, columns: int) -> None:
+    """On (96, 128), by hand: 103 x 128 / 150 = 87.9, 101 x 128 / 150 = 86.2, 101 x 0.8 = 80.8, 103 x 0.8 = 82.4."""
+    canvas, _ = images.letterbox(np.full((height, width, 3), 255, np.uint8), (96, 128), fill=0)
+    content = canvas[..., 0] > 0
+    assert (int(content[:, 0].sum()), int(content[0].sum())) == (rows, columns)

@@ -27,6 +27,7 @@ from acclimate.edge import package
 from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
 from acclimate.edge.package import FILES, FORMAT, Package, differences, locked, opened, pack, unpack
 from acclimate.edge.predict import Predictor, predict_folder
+from acclimate.edge.signing import Signed
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
 from acclimate.run import file_digest
@@ -65,7 +66,7 @@ def packed(small: Path) -> Path:
     return small.parent / "small.zip"
 
 
-def refused(file: Path, folder: Path, match: str, expected: str = "") -> None:
+def refused(file: Path, folder: Path, match: str, expected: package.Expected = "") -> None:
     with pytest.raises(AcclimateError, match=match) as caught:
         unpack(file, folder, expected)
     assert "\n" not in str(caught.value)
@@ -325,7 +326,8 @@ def test_a_package_detects_as_its_artifact_does(artifact: Path, tmp_path: Path) 
 
 
 def test_a_package_without_acclimate_says_what_to_install(packed: Path, tmp_path: Path) -> None:
-    for arguments, said in ((["-S"], "python -m pip install -r site/requirements.txt"), ([], "usage: python")):
+    way_out = f"acclimate package {packed} --out site then looks it through"
+    for arguments, said in ((["-S"], way_out), ([], "usage: python")):
         done = subprocess.run(
             [sys.executable, *arguments, str(packed)], cwd=tmp_path, capture_output=True, text=True, check=False
         )
@@ -341,3 +343,92 @@ def test_verification_of_a_package_lies_beside_it(artifact: Path, tmp_path: Path
     written = json.loads((tmp_path / "site.verification.json").read_text())
     assert written["latency"]["median_ms"] == result.latency.median_ms
     assert not (artifact / "verification.json").exists()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A private key, its public half, and the public half of another, as OpenSSL makes them."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("mine", "other"):
+        key = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(folder / f"{name}.pem")]
+        subprocess.run(key, check=True, capture_output=True)
+        public = ["openssl", "pkey", "-in", str(folder / f"{name}.pem"), "-pubout", "-out", str(folder / f"{name}.pub")]
+        subprocess.run(public, check=True, capture_output=True)
+    return folder / "mine.pem", folder / "mine.pub", folder / "other.pub"
+
+
+def test_a_signed_package(small: Path, packed: Path, keys: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    private, public, other = keys
+    signed = tmp_path / "signed.zip"
+    made = pack(small, signed, LOCK, private)
+    assert made.signed
+    assert unpack(signed, tmp_path / "any") == made
+    assert unpack(signed, tmp_path / "mine", Signed(public)) == made
+    assert unpack(signed, tmp_path / "both", Signed(public, made.digest)) == made
+    refused(signed, tmp_path / "out", "is not signed by the owner of", Signed(other))
+    refused(signed, tmp_path / "out", "is another package", Signed(public, "0" * 64))
+    refused(packed, tmp_path / "out", "is not signed, and a signature is asked for", Signed(public))
+    with pytest.raises(AcclimateError, match="only a package can be signed"), opened(small, Signed(public)):
+        pytest.fail("a folder was taken for a signed package")
+    # RFC 8032 by OpenSSL rather than by what signed: the file is what it says.
+    contents = members(signed)
+    (tmp_path / "signature").write_bytes(contents["package.sig"])
+    (tmp_path / "message").write_bytes(b"acclimate package 1\0" + contents["package.json"])
+    check = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", str(public), "-in", "message"]
+    done = subprocess.run([*check, "-sigfile", "signature"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_signature_cannot_be_taken_away_or_moved(
+    small: Path, packed: Path, keys: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    signed = tmp_path / "signed.zip"
+    pack(small, signed, LOCK, keys[0])
+    contents = members(signed)
+    signature = contents.pop("package.sig")
+    refused(forge(tmp_path / "a.zip", contents), tmp_path / "out", "its signature was taken away or added")
+    with_one = members(packed) | {"package.sig": signature}
+    refused(forge(tmp_path / "b.zip", with_one), tmp_path / "out", "its signature was taken away or added")
+    refused(forge(tmp_path / "b.zip", with_one), tmp_path / "out", "is not signed by", Signed(keys[1]))
+    short = contents | {"package.sig": signature[:-1]}
+    refused(forge(tmp_path / "c.zip", short), tmp_path / "out", "package.sig is damaged")
+
+
+def test_nothing_that_other_tools_obey_is_foreign(packed: Path, tmp_path: Path) -> None:
+    contents = members(packed)
+    for name, data, said in (
+        ("__main__.py", b"print('mine')", "its __main__.py is not acclimate's"),
+        ("requirements.txt", b"--index-url http://evil\nnumpy==2.0", "'--index-url http://evil' is not NAME==VERSION"),
+        ("requirements.txt", b"numpy==2.0 ; evil", "is not NAME==VERSION"),
+        ("requirements.txt", b"evil @ http://evil/a.whl", "is not NAME==VERSION"),
+    ):
+        file = forge(tmp_path / "forged.zip", contents | {name: data}, relist=True)
+        refused(file, tmp_path / "out", said)
+
+
+def test_keys_that_are_none(small: Path, keys: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no key")
+    rsa = ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", str(tmp_path / "rsa")]
+    subprocess.run(rsa, check=True, capture_output=True)
+    for key, said in (
+        (tmp_path / "absent", "cannot be read"),
+        (tmp_path / "text", "not the PEM file of a private key"),
+        (keys[1], "not the PEM file of a private key"),
+        (tmp_path / "rsa", "not an Ed25519 key"),
+    ):
+        with pytest.raises(AcclimateError, match=said) as caught:
+            pack(small, tmp_path / "x.zip", LOCK, key)
+        assert "openssl genpkey -algorithm ed25519" in str(caught.value)
+        assert not (tmp_path / "x.zip").exists()
+
+
+def test_packages_made_before_are_taken(packed: Path, tmp_path: Path) -> None:
+    """The program that packages of earlier versions hold; it told how to install what nobody had looked through."""
+    lines = members(packed)["__main__.py"].decode().splitlines(keepends=True)
+    place = next(number for number, line in enumerate(lines) if "way_out =" in line)
+    lines[place : place + 2] = [
+        '    unpack = f"python -m zipfile -e {package} site && python -m pip install -r site/requirements.txt"\n',
+        '    sys.exit(f"error: {missing.name} is not installed here: {unpack}")\n',
+    ]
+    file = forge(tmp_path / "before.zip", members(packed) | {"__main__.py": "".join(lines).encode()}, relist=True)
+    assert unpack(file, tmp_path / "out").manifest.artifact == "small"

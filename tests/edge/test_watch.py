@@ -26,7 +26,9 @@ from acclimate.data import formats
 from acclimate.edge import source as sources
 from acclimate.edge import watch as watching
 from acclimate.edge.artifact import Artifact
+from acclimate.edge.credentials import FILE_VARIABLE, VARIABLE, masked, with_password
 from acclimate.edge.images import Reading, read_image
+from acclimate.edge.source import Source
 from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
@@ -265,8 +267,35 @@ def test_a_signal_ends_it_with_a_summary(artifact: Path, tmp_path: Path) -> None
 
 
 def test_a_password_in_an_address_is_not_shown() -> None:
-    assert watching._without_password("rtsp://me:secret@cam/a@b") == "rtsp://cam/a@b"
-    assert watching._without_password("a/folder") == "a/folder"
+    assert masked("rtsp://me:secret@cam/a@b") == "rtsp://cam/a@b"
+    assert masked("rtsp://me:se/cr@et@cam/a") == "rtsp://cam/a"
+    assert masked("rtsp://cam:554/a@b?w=1&password=secret&x=2") == "rtsp://cam:554/a@b?w=1&password=...&x=2"
+    assert masked("http://me:secret@cam/v.mjpg: gone; http://cam") == "http://cam/v.mjpg: gone; http://cam"
+    assert masked("a/folder") == "a/folder"
+
+
+def test_a_password_may_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_password("rtsp://me@cam/a") == "rtsp://me@cam/a"
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "password"))
+    with pytest.raises(AcclimateError, match=r"ACCLIMATE_STREAM_PASSWORD_FILE: .*password: cannot be read"):
+        with_password("rtsp://me@cam/a")
+    (tmp_path / "password").write_text("p@ss/word\n")
+    assert with_password("rtsp://me@cam/a") == "rtsp://me:p%40ss%2Fword@cam/a"
+    monkeypatch.setenv(VARIABLE, "other")
+    assert with_password("rtsp://me@cam/a") == "rtsp://me:other@cam/a"
+    for as_it_is in ("rtsp://me:own@cam/a", "rtsp://cam/a@b", "a/folder", "0"):
+        assert with_password(as_it_is) == as_it_is
+
+
+def test_a_password_is_in_no_file_and_no_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is not there tells so, in the log and in the errors."""
+    monkeypatch.setenv("OPENCV_FFMPEG_DEBUG", "0")
+    with Source("http://me:verysecret@127.0.0.1:9/v.mjpg?token=verysecret") as source:
+        source.next(1.5)
+    assert "cannot be opened" in caplog.text
+    assert "verysecret" not in caplog.text
 
 
 def test_from_the_command_line(artifact: Path, tmp_path: Path) -> None:

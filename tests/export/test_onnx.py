@@ -88,8 +88,8 @@ def test_the_manifest_says_all(artifacts: dict[str, Artifact], scenes) -> None:
     # Multiply-accumulates by hand: output cells x inputs x outputs x kernel.
     fine, coarse = 12 * 16, 6 * 8
     macs = fine * 3 * 8 * 64 + fine * 8 * 8 + coarse * 8 * 4 + (fine + coarse) * 8 * (2 + 4)
-    assert manifest.notes["macs_m"] == pytest.approx(macs / 1e6, abs=1e-3)
-    assert manifest.notes["parameters"] == sum(p.numel() for p in squares.SquareDetector().parameters())
+    assert manifest.notes.macs_m == pytest.approx(macs / 1e6, abs=1e-3)
+    assert manifest.notes.parameters == sum(p.numel() for p in squares.SquareDetector().parameters())
     assert artifacts["int8"].size_mb == pytest.approx(artifacts["int8"].file(".onnx").stat().st_size / 1e6)
 
 

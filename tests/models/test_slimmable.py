@@ -279,8 +279,8 @@ def test_what_a_bank_exports_is_the_slice_of_its_width(tmp_path: Path) -> None:
     made.set_width((0.5, 0.5, 0.75, 0.5, 0.25, 1.0))
     artifact = Onnx().export(made, tmp_path, "fp32", [])
     found = Onnx().load(artifact, 1)(IMAGES[:1].numpy())
-    assert artifact.manifest.notes["macs_m"] == round(macs(made) / 1e6, 3)
-    assert artifact.manifest.notes["parameters"] == parameters(made.extract())
+    assert artifact.manifest.notes.macs_m == round(macs(made) / 1e6, 3)
+    assert artifact.manifest.notes.parameters == parameters(made.extract())
     with torch.no_grad():
         for ours, theirs in zip(found, made(IMAGES[:1]), strict=True):
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-3)

@@ -106,7 +106,7 @@ def test_a_table_is_taken_from_artifacts_that_are_timed_in_turns(
         artifact = exporter("onnx").export(detector, tmp_path / names[width], "fp32", ())
         counted = complexity(frozen_copy(detector))
         return artifact.folder, Cost(
-            macs_m=counted["macs_m"] * width[0], parameters=int(counted["parameters"]), size_mb=artifact.size_mb
+            macs_m=(counted.macs_m or 0.0) * width[0], parameters=counted.parameters or 0, size_mb=artifact.size_mb
         )
 
     told: list[tuple[int, int]] = []

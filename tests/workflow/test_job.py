@@ -403,9 +403,34 @@ def test_a_tolerance_that_holds_at_once_is_recorded(copy: Config, monkeypatch: p
     assert (found.mixed.before, found.mixed.after, found.mixed.in_float) == (0.99, 0.99, ())
     assert asked == [(found.mixed.layers, 6)], "all target images, as too few are held out"
     assert found.files == kept.files, "nothing stays in fp32, so the graph is that without a tolerance"
-    assert found.notes["identity"] != kept.notes["identity"]
+    assert found.notes.identity != kept.notes.identity
     assert workflow.export(copy.out / "adapted", images=2, tolerance=0.98) == folder
     assert len(asked) == 1
+
+
+def test_other_pictures_under_the_same_names_make_another_artifact(
+    copy: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import cv2
+
+    from acclimate.edge.artifact import Artifact
+
+    def calibrate(seed: int) -> Artifact:
+        (tmp_path / "calibration").mkdir(exist_ok=True)
+        rng = np.random.default_rng(seed)
+        for number in range(4):
+            picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "calibration" / f"{number}.bmp"), picture)
+        return Artifact.open(workflow.export(copy.out / "adapted", calibration=tmp_path / "calibration"))
+
+    first, again, other = calibrate(0), calibrate(0), calibrate(1)
+    assert again.manifest == first.manifest, "the same pictures are the same, whenever they were written"
+    assert other.manifest.calibration != first.manifest.calibration
+    assert other.manifest.files != first.manifest.files
+    assert other.digest != first.digest
+    assert "calibrated on 4 images; give 16 or more" in caplog.text
+    assert "4 of 4 calibration images show nothing" in caplog.text
+    assert any(made.startswith("onnxruntime ") for made in first.manifest.notes.made_with)
 
 
 def test_a_tolerance_that_cannot_be_measured_leaves_the_earlier_artifact(copy: Config) -> None:

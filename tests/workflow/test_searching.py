@@ -67,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         from acclimate.edge.artifact import Artifact
 
         artifact = Artifact.open(folder)
-        macs = float(artifact.manifest.notes["macs_m"])
+        macs = float(artifact.manifest.notes.macs_m)
         latency = Bench(
             threads=1, images=1, runs=1, median_ms=10 * macs, p95_ms=10 * macs, iqr_ms=0, cpu_ms=10 * macs, parts={},
             load_ms=1, peak_memory_mb=100, idle_memory_mb=50,

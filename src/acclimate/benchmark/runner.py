@@ -26,6 +26,7 @@ from acclimate.benchmark import table
 from acclimate.benchmark.suite import Place, Suite, Task, available, image_list, load, plan, scene_sets, sets
 from acclimate.config import DataConfig, ScenesConfig
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import Evaluation, Run, machine, write_text
 
 if TYPE_CHECKING:
@@ -488,9 +489,7 @@ class _Ray:
         try:
             import ray
         except ModuleNotFoundError:
-            raise AcclimateError(
-                "--ray needs the fleet extra (ray is missing): pip install 'acclimate[fleet]'"
-            ) from None
+            raise AcclimateError(f"--ray needs the fleet extra (ray is missing): {hint('fleet')}") from None
         self._ray = ray
         ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
         resources = ray.cluster_resources()

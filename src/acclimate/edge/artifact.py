@@ -21,15 +21,12 @@ from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
 from acclimate.run import digest, file_digest, write_text
+from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
 
 FORMAT = 2
 """The manifest format that this version writes, and the newest it reads. The first had no checksum of its own."""
 LARGEST_MANIFEST = 4 * 2**20
 """Bytes of the largest artifact.json."""
-LARGEST_SIDE = 8192
-"""Pixels of a canvas's longest side."""
-LARGEST_CANVAS = 2**24
-"""Pixels of the largest canvas; as float32 it takes 200 MB."""
 MOST_LOCATIONS = 2**20
 """Locations, or default boxes, of all levels together."""
 
@@ -39,7 +36,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BESIDE = re.compile(r"\..*|artifact\.json|verification[^/]*\.json|Thumbs\.db|desktop\.ini")
 """Files that may lie in an artifact's folder without being of it: no runtime reads them."""
 
-_NOT_DECIDING = {"name", "source_run", "notes", "reference", "format", "sha256"}
+_NOT_DECIDING: dict[str, bool | set[str]] = {
+    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "format", "sha256"), True),
+    "calibration": {"empty", "foreign", "agreement", "compared"},
+}
 """Keys of the manifest that no detection depends on."""
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -91,14 +91,72 @@ class Decode(BaseModel):
     max_detections: int = Field(default=100, ge=1, le=10_000)
 
 
+FEWEST_IMAGES = 16
+"""With fewer images the ranges of activations are a matter of chance."""
+LEAST_AGREEMENT = 0.85
+"""Below it INT8 has changed the detections: calibrated on the target it is 0.88 and more in
+`benchmarks/quantisation.csv`, on noise down to 0.71."""
+
+
 class Calibration(BaseModel):
-    """What a quantised artifact was calibrated on."""
+    """What a quantised artifact was calibrated on, and what was seen of it; None is what was not looked at."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     images: int = Field(ge=0)
     digest: str
+    """Of the contents of the images."""
     source: str
+    empty: int = Field(default=0, ge=0)
+    """Images that show nothing: one colour, or noise."""
+    foreign: int | None = Field(default=None, ge=0)
+    """Images that look unlike the domain of the run: its target, or its source where it has none."""
+    agreement: Share | None = None
+    """How the detections agree with those of fp32 on images of the domain, 0 to 1; None where fp32 shows no box."""
+    compared: int = Field(default=0, ge=0)
+    """On how many images."""
+
+    def doubts(self) -> list[str]:
+        """What speaks against the calibration, a line each; empty where nothing does."""
+        found = []
+        if self.images < FEWEST_IMAGES:
+            found.append(f"calibrated on {self.images} images; give {FEWEST_IMAGES} or more")
+        if 2 * self.empty > self.images:
+            found.append(f"{self.empty} of {self.images} calibration images show nothing (one colour, or noise)")
+        elif self.foreign is not None and 2 * self.foreign > self.images:
+            found.append(
+                f"{self.foreign} of {self.images} calibration images look unlike the domain of the run; "
+                "calibrate on images of the target"
+            )
+        if self.agreement is not None and self.agreement < LEAST_AGREEMENT:
+            found.append(
+                f"the detections of int8 agree with those of fp32 to {self.agreement:.2f} only, on {self.compared} "
+                "images; calibrate on other images, or give --tolerance"
+            )
+        return found
+
+
+class HalfPrecision(BaseModel):
+    """Which layers of an fp16 artifact stay in fp32, as fp16 has no numbers as small, or as large, as their weights."""
+
+    layers: int = Field(ge=0)
+    """How many there are with weights."""
+    in_fp32: tuple[str, ...]
+    """The engine's names of those that stay."""
+
+
+class Notes(BaseModel):
+    """Facts of an artifact that no engine needs."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    macs_m: float | None = Field(default=None, ge=0)
+    """Multiply-accumulates of one image, millions: convolutions and matrix products."""
+    parameters: int | None = Field(default=None, ge=0)
+    identity: str = ""
+    """Digest of what it was exported from: weights, options, contents of the calibration images, `made_with`."""
+    made_with: tuple[str, ...] = ()
+    """Packages that exported it, with their versions."""
 
 
 class Sensitivity(BaseModel):
@@ -187,11 +245,13 @@ class ArtifactManifest(BaseModel):
     calibration: Calibration | None = None
     mixed: MixedPrecision | None = None
     """Of INT8 with a tolerance alone."""
+    half: HalfPrecision | None = None
+    """Of fp16 alone, where layers had to stay in fp32."""
     reference: Reference | None = None
     """What `watch` compares frames with; None where there were too few images of the domain."""
     source_run: str = ""
     version: str = ""
-    notes: dict[str, Any] = Field(default_factory=dict)
+    notes: Notes = Notes()
     sha256: str = ""
     """Of the rest of the file; see `write_manifest`."""
 
@@ -321,9 +381,6 @@ def _contradictions(manifest: ArtifactManifest) -> Iterator[str]:
             yield "reference.log_distance: a standard deviation is above 0"
     if manifest.intensity is not None and manifest.intensity[0] >= manifest.intensity[1]:
         yield "intensity: black is below white"
-    for key in ("macs_m", "parameters"):
-        if not isinstance(manifest.notes.get(key, 0), int | float):
-            yield f"notes.{key}: is no number"
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def learn(rows: Floats, rates: Sequence[float] | Floats = ()) -> Reference:
     2010). Distances are those of blocks of rows to what the other rows make, as neighbours resemble each other.
 
     Args:
-        rows: features of at least `FEWEST` frames.
+        rows: features of at least `FEWEST` frames; `LOOK` alone is enough for `unlike`.
         rates: mean number of shown boxes of each class a frame.
     """
     blocks = np.array_split(np.arange(len(rows)), min(FOLDS, len(rows)))
@@ -141,7 +141,7 @@ def learn(rows: Floats, rates: Sequence[float] | Floats = ()) -> Reference:
     shape = _shape(rows)
     return Reference(
         images=len(rows),
-        features=FEATURES,
+        features=FEATURES[: rows.shape[1]],
         mean=_rounded(shape.mean),
         spread=_rounded(shape.spread),
         correlation=tuple(_rounded(row) for row in shape.correlation),
@@ -168,6 +168,18 @@ def reference(predictor: Predictor, paths: Sequence[Path]) -> Reference | None:
         rows.append(np.concatenate([look(image), answer(detections, shown)]))
         counts.append(_counts(detections.above(shown), predictor.manifest))
     return learn(np.array(rows), np.mean(counts, axis=0)) if len(rows) >= FEWEST else None
+
+
+def unlike(rows: Floats, domain: Floats) -> Floats:
+    """Drift scores (N,) of frames against a domain, by the same features.
+
+    Args:
+        rows: (N, P), the first P of `FEATURES`.
+        domain: (M, P), of at least `FEWEST` frames.
+    """
+    known = learn(domain)
+    shape = _Shape(np.array(known.mean), np.array(known.spread), np.array(known.correlation), known.log_distance)
+    return np.array([shape.score(row) for row in rows])
 
 
 class Change(Protocol):

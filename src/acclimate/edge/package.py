@@ -6,6 +6,7 @@ It is a zip file without compression that holds, in this order,
     __main__.py         `python site.zip VERB ...` means `acclimate VERB site.zip ...`, with the acclimate of the device
     requirements.txt    exact versions of acclimate and of all that the artifact's runtime needs, for pip
     artifact/           the artifact's folder
+    package.sig         who packed it, where it is signed: 64 bytes over package.json (`edge.signing`)
 
 Without compression its bytes depend on nothing but what is in it, and it cannot unpack to more than its own size; the
 weights of a detector would shrink by a sixth at most. A package is accepted when packing its files anew gives the same
@@ -40,13 +41,15 @@ from pydantic import BaseModel, ConfigDict
 
 from acclimate import __version__
 from acclimate.edge.artifact import Artifact
+from acclimate.edge.signing import LENGTH, Signed, check_key, sign, signed_by
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import file_digest, write_bytes, writing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""The package format that this version writes, and the newest it reads."""
+FORMAT = 2
+"""The newest package format that this version reads. It writes 2 where a package is signed, and 1 where it is not."""
 LARGEST = 512 * 2**20
 """Bytes of the largest package that is written or read."""
 FILES = 64
@@ -55,6 +58,9 @@ LARGEST_LIST = 2**20
 """Bytes of the largest package.json."""
 
 _LIST, _MAIN, _LOCK, _ARTIFACT = "package.json", "__main__.py", "requirements.txt", "artifact/"
+_SIGNATURE = "package.sig"
+_LOCKED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}==[A-Za-z0-9][A-Za-z0-9.+!_-]{0,99}")
+"""A line of requirements.txt: a name and a version, so that it sends `pip` nowhere."""
 _NAME = re.compile(r"(artifact/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _END = struct.Struct("<4s4H2LH")
 _ZIP64 = b"PK\x06\x07"
@@ -68,12 +74,18 @@ package = sys.path.pop(0)
 try:
     from acclimate.cli import main
 except ModuleNotFoundError as missing:
-    unpack = f"python -m zipfile -e {package} site && python -m pip install -r site/requirements.txt"
-    sys.exit(f"error: {missing.name} is not installed here: {unpack}")
+    way_out = f"install acclimate from where you trust; acclimate package {package} --out site then looks it through"
+    sys.exit(f"error: {missing.name} is not installed here: {way_out}")
 if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
     sys.exit(f"usage: python {package} VERB ...; for example: python {package} predict images --out found")
 sys.exit(main([sys.argv[1], package, *sys.argv[2:]]))
 '''
+
+_EARLIER_PROGRAMS = frozenset({"3399ce6d69fa624d2ba18d01b2c2454f2b97aa0b743082707abb0b58ba3bebe2"})
+"""SHA-256 of the programs of packages that earlier versions wrote; any other is refused, as `python` would obey it."""
+
+Expected = str | Signed
+"""What a package must be: its digest, empty for any, or by whom it is signed."""
 
 
 class PackageManifest(BaseModel):
@@ -81,7 +93,7 @@ class PackageManifest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format: int = FORMAT
+    format: int = 1
     artifact: str
     """Name of the artifact inside."""
     runtime: str
@@ -98,18 +110,21 @@ class Package:
     manifest: PackageManifest
     digest: str
     """SHA-256 of package.json, hexadecimal."""
+    signed: bool = False
+    """Whether it carries a signature; it was compared with a key only where that was asked for."""
 
 
-def pack(artifact: Path, out: Path, requirements: Sequence[str]) -> Package:
+def pack(artifact: Path, out: Path, requirements: Sequence[str], key: Path | None = None) -> Package:
     """Write the package of an artifact; the same input gives the same bytes.
 
     Args:
         artifact: its folder.
         out: the file to write; one that is there is replaced.
         requirements: lines of requirements.txt; see `locked`.
+        key: a private key to sign it with.
 
     Raises:
-        AcclimateError: the artifact is damaged or larger than any package, or `out` cannot be written.
+        AcclimateError: the artifact is damaged or larger than any package, `key` is none, or `out` cannot be written.
     """
     opened_artifact = Artifact.open(artifact)
     folder, out = opened_artifact.folder, Path(out)
@@ -123,31 +138,34 @@ def pack(artifact: Path, out: Path, requirements: Sequence[str]) -> Package:
         if not _NAME.fullmatch(name):
             raise AcclimateError(f"{folder / Path(name).name}: a package holds no file of such a name; rename it")
     manifest = PackageManifest(
+        format=1 if key is None else FORMAT,
         artifact=opened_artifact.manifest.name,
         runtime=opened_artifact.manifest.runtime,
         precision=opened_artifact.manifest.precision,
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     )
     listed = (manifest.model_dump_json(indent=1) + "\n").encode()
+    if key is not None:
+        contents[_SIGNATURE] = sign(key, listed)
     buffer = BytesIO()
     _write(buffer, {_LIST: BytesIO(listed), **{name: BytesIO(data) for name, data in contents.items()}})
     if out.is_dir():
         raise AcclimateError(f"{out}: is a folder; name the file to write, such as {out / 'site.zip'}")
     write_bytes(out, buffer.getvalue())
-    return Package(manifest, hashlib.sha256(listed).hexdigest())
+    return Package(manifest, hashlib.sha256(listed).hexdigest(), key is not None)
 
 
-def unpack(file: Path, folder: Path, expected: str = "") -> Package:
+def unpack(file: Path, folder: Path, expected: Expected = "") -> Package:
     """Look a package through and put its files into `folder`, all of them or none.
 
     Args:
         file: the package.
         folder: does not exist yet; afterwards it holds what the package does, the artifact in `artifact/`.
-        expected: the digest that it must have; none means any.
+        expected: the digest that it must have, empty for any, or by whom it must be signed.
 
     Raises:
-        AcclimateError: it is no package, damaged, changed, too large, from a newer version, not the expected one, or
-            `folder` cannot be written.
+        AcclimateError: it is no package, damaged, changed, too large, from a newer version, not the expected one, not
+            signed as it must be, or `folder` cannot be written.
     """
     file, folder = Path(file), Path(folder)
     with writing(folder):
@@ -156,14 +174,13 @@ def unpack(file: Path, folder: Path, expected: str = "") -> Package:
         with writing(folder), _reading(file), open(file, "rb") as stream:
             _check_end(file, stream)
             with zipfile.ZipFile(stream) as archive:
-                package = _extract(file, archive, folder)
+                package = _extract(file, archive, folder, expected)
             with tempfile.TemporaryFile(dir=folder.parent) as again, contextlib.ExitStack() as stack:
-                names = [_LIST, *package.manifest.files]
+                names = [_LIST, *package.manifest.files, *([_SIGNATURE] if package.signed else [])]
                 _write(again, {name: stack.enter_context(open(folder / name, "rb")) for name in names})
                 if not _same(stream, again):
                     raise AcclimateError(f"{file}: is not as it was packed; copy the package again")
-        if expected and not hmac.compare_digest(package.digest, expected.lower()):
-            raise AcclimateError(f"{file}: is another package: its digest is {package.digest}, not {expected}")
+        _check_lines(file, folder)
         Artifact.open(folder / _ARTIFACT)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -172,18 +189,20 @@ def unpack(file: Path, folder: Path, expected: str = "") -> Package:
 
 
 @contextlib.contextmanager
-def opened(path: Path, expected: str = "") -> Iterator[Path]:
+def opened(path: Path, expected: Expected = "") -> Iterator[Path]:
     """The artifact's folder, whether `path` is that folder or a package, which is unpacked for as long as needed.
 
     Args:
         path: an artifact's folder or a package.
-        expected: the digest that the package must have; none means any.
+        expected: see `unpack`.
 
     Raises:
-        AcclimateError: see `unpack`; or `expected` is given for a folder, which has none.
+        AcclimateError: see `unpack`; or `expected` is given for a folder, which has neither digest nor signature.
     """
     path = Path(path)
     if not path.is_file():
+        if isinstance(expected, Signed):
+            raise AcclimateError(f"{path}: only a package can be signed; make one with `acclimate package --sign`")
         if expected:
             raise AcclimateError(f"{path}: only a package has a digest to compare with; leave --digest out")
         yield path
@@ -218,12 +237,16 @@ def locked(packages: Sequence[str]) -> list[str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise AcclimateError(
-                f"{name} is not installed, so its version cannot be locked: pip install {name}"
+                f"{name} is not installed, so its version cannot be locked: {_install(name)}"
             ) from None
         stated = [Requirement(text) for text in metadata.requires(name) or ()]
         for extra in extras or {""}:
             waiting += [one for one in stated if one.marker is None or one.marker.evaluate({"extra": extra})]
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def _install(name: str) -> str:
+    return hint() if name == "acclimate" else f"pip install {name}"
 
 
 def differences(lock: Path) -> list[str]:
@@ -264,7 +287,30 @@ def _check_end(file: Path, stream: IO[bytes]) -> None:
     stream.seek(0)
 
 
-def _extract(file: Path, archive: zipfile.ZipFile, folder: Path) -> Package:
+def _check_expected(file: Path, listed: bytes, signature: bytes | None, expected: Expected) -> None:
+    """Refuse another package than the expected one, by its list, before anything else in it is looked at."""
+    wanted, digest = expected if isinstance(expected, str) else expected.digest, hashlib.sha256(listed).hexdigest()
+    if wanted and not hmac.compare_digest(digest.encode(), wanted.lower().encode()):
+        raise AcclimateError(f"{file}: is another package: its digest is {digest}, not {wanted}")
+    if isinstance(expected, str):
+        return
+    if signature is None:
+        check_key(expected.key)
+        raise AcclimateError(f"{file}: is not signed, and a signature is asked for; pack it with --sign")
+    if not signed_by(expected.key, signature, listed):
+        raise AcclimateError(f"{file}: is not signed by the owner of {expected.key}; do not use it")
+
+
+def _check_lines(file: Path, folder: Path) -> None:
+    """Refuse a program or a list of versions that is not of our making: somebody else's tools would obey them."""
+    if (folder / _MAIN).read_bytes() != _PROGRAM.encode() and file_digest(folder / _MAIN) not in _EARLIER_PROGRAMS:
+        raise AcclimateError(f"{file}: its {_MAIN} is not acclimate's; `acclimate package` makes a package anew")
+    lines = (folder / _LOCK).read_bytes().decode("ascii", "replace").splitlines()
+    if wrong := [line for line in lines if not _LOCKED.fullmatch(line)]:
+        raise AcclimateError(f"{file}: {_LOCK}: {wrong[0][:100]!r} is not NAME==VERSION; do not install from it")
+
+
+def _extract(file: Path, archive: zipfile.ZipFile, folder: Path, expected: Expected) -> Package:
     """Write the files that the list names, each with the digest that it names; nothing is written outside `folder`."""
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
@@ -279,7 +325,15 @@ def _extract(file: Path, archive: zipfile.ZipFile, folder: Path) -> Package:
     if sum(entry.file_size for entry in (first, *entries.values())) > LARGEST + LARGEST_LIST:
         raise AcclimateError(f"{file}: unpacks to more than any package; `acclimate package` makes one")
     listed = archive.read(first)
+    signature = None
+    if (last := entries.pop(_SIGNATURE, None)) is not None:
+        if last.file_size != LENGTH:
+            raise AcclimateError(f"{file}: its {_SIGNATURE} is damaged; copy the package again")
+        signature = archive.read(last)
+    _check_expected(file, listed, signature, expected)
     manifest = _manifest(file, listed)
+    if (manifest.format == FORMAT) != (signature is not None):
+        raise AcclimateError(f"{file}: its signature was taken away or added; copy the package again")
     for name in [*manifest.files, *entries]:
         if name not in entries:
             raise AcclimateError(f"{file}: {name} is missing; copy the package again")
@@ -287,12 +341,14 @@ def _extract(file: Path, archive: zipfile.ZipFile, folder: Path) -> Package:
             raise AcclimateError(f"{file}: {name} was added to what was packed; copy the package again")
     (folder / _ARTIFACT).mkdir()
     (folder / _LIST).write_bytes(listed)
+    if signature is not None:
+        (folder / _SIGNATURE).write_bytes(signature)
     for name, expected in manifest.files.items():
         with archive.open(entries[name]) as member, open(folder / name, "wb") as target:
             shutil.copyfileobj(member, target)
         if file_digest(folder / name) != expected:
             raise AcclimateError(f"{file}: {name} is not what was packed (its SHA-256 differs); copy the package again")
-    return Package(manifest, hashlib.sha256(listed).hexdigest())
+    return Package(manifest, hashlib.sha256(listed).hexdigest(), signature is not None)
 
 
 def _manifest(file: Path, listed: bytes) -> PackageManifest:
@@ -305,10 +361,11 @@ def _manifest(file: Path, listed: bytes) -> PackageManifest:
                 f"this one reads up to format {FORMAT}: update acclimate on this machine"
             )
         manifest = PackageManifest.model_validate(values)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise AcclimateError(f"{file}: its {_LIST} is damaged; copy the package again") from None
-    if _LOCK not in manifest.files:
-        raise AcclimateError(f"{file}: {_LOCK} is missing; `acclimate package` makes a package with it")
+    for name in (_LOCK, _MAIN):
+        if name not in manifest.files:
+            raise AcclimateError(f"{file}: {name} is missing; `acclimate package` makes a package with it")
     return manifest
 
 

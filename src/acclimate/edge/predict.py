@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from acclimate.edge.draw import draw
 from acclimate.edge.engines import engine
 from acclimate.edge.images import Letterbox, letterbox, read_image, to_input
 from acclimate.edge.listing import images_of, is_image_name
-from acclimate.edge.package import opened
+from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
 from acclimate.run import write_text, writing
 from acclimate.structures import Detections, Image
@@ -40,6 +41,9 @@ class Predictor:
             AcclimateError: its runtime is not installed or does not accept the model file, or what the network gives
                 is not what the manifest says.
         """
+        cores = os.cpu_count() or 1
+        if not 1 <= threads <= cores:
+            raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
         self.artifact = artifact
         self.manifest = artifact.manifest
         self._network = engine(self.manifest.runtime).load(artifact, threads)
@@ -64,10 +68,10 @@ class Predictor:
             raise AcclimateError(f"{where}: {error}") from None
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1, expected: str = "") -> Predictor:
+    def load(cls, folder: Path, threads: int = 1, expected: Expected = "") -> Predictor:
         """Check the artifact in `folder`, or in the package of that name, and load it.
 
-        Unless `expected` is empty, a package must have that digest.
+        `expected` says what a package must be.
 
         Raises:
             AcclimateError: see `Artifact.open`, `edge.package.unpack` and the class.

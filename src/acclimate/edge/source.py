@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from acclimate.edge import video
+from acclimate.edge.credentials import masked, with_password
 from acclimate.edge.images import DEFAULT, Reading, read_image
 from acclimate.edge.listing import images_listed, is_image_name, is_pattern, matching
 from acclimate.errors import AcclimateError
@@ -126,7 +127,7 @@ class Source:
         self.where, self.kind = where, kind_of(where)
         self._files = _files(where) if self.kind == "files" else []
         if once and self.kind in {"camera", "stream"}:
-            raise AcclimateError(f"{where}: a {self.kind} has no end; leave out --once")
+            raise AcclimateError(f"{masked(where)}: a {self.kind} has no end; leave out --once")
         if once and self.kind != "files" and not Path(where).exists():
             raise AcclimateError(f"{where}: no such video or folder; {TAKES}")
         if self.kind == "video" and Path(where).exists():
@@ -210,17 +211,17 @@ class Source:
                         self._present = True
                         if before:
                             self.reopened += 1
-                            log.warning("%s: is back after %.0f s", self.where, time.monotonic() - gone_since)
+                            log.warning("%s: is back after %.0f s", masked(self.where), time.monotonic() - gone_since)
                         wait, before = FIRST_WAIT_S, True
                     if frame is not None:
                         self._put(frame)
                     if self._closing.is_set():
                         return
             except (AcclimateError, OSError) as error:
-                reason = self.trouble = str(error).removeprefix(f"{self.where}: ")
+                reason = self.trouble = masked(str(error).removeprefix(f"{masked(self.where)}: "))
             if self._once:
                 if reason:
-                    log.warning("%s: %s", self.where, reason)
+                    log.warning("%s: %s", masked(self.where), reason)
                 return
             if count and not reason:
                 continue
@@ -228,7 +229,7 @@ class Source:
                 gone_since = time.monotonic()
                 reason = reason or "has no frame"
                 hint = f" ({TAKES})" if not before and not self._present else ""
-                log.warning("%s: %s; trying again until it is there%s", self.where, reason, hint)
+                log.warning("%s: %s; trying again until it is there%s", masked(self.where), reason, hint)
             self._present, before = False, True
             self._closing.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT_S)
@@ -253,15 +254,15 @@ class Source:
                 *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
                 *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
             ]
-            capture = cv2.VideoCapture(self.where, cv2.CAP_FFMPEG, timeouts)
+            capture = cv2.VideoCapture(with_password(self.where), cv2.CAP_FFMPEG, timeouts)
         try:
             if not capture.isOpened():
-                raise AcclimateError(f"{self.where}: the {self.kind} cannot be opened")
+                raise AcclimateError(f"{masked(self.where)}: the {self.kind} cannot be opened")
             capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1 if self._reading.orientation == "apply" else 0)
             while not self._closing.is_set():
                 read, taken = capture.read()
                 if not read:
-                    raise AcclimateError(f"{self.where}: the {self.kind} gives no more frames")
+                    raise AcclimateError(f"{masked(self.where)}: the {self.kind} gives no more frames")
                 yield Frame(np.asarray(cv2.cvtColor(taken, cv2.COLOR_BGR2RGB), np.uint8), time.time())
         finally:
             capture.release()
@@ -331,7 +332,7 @@ class Source:
             self._resumes = False
         if self._mark is not None and self._mark[0] > now:
             if not self._told_of_clock:
-                log.warning("%s: the clock was set back, or images come from the future", self.where)
+                log.warning("%s: the clock was set back, or images come from the future", masked(self.where))
             self._told_of_clock = True
             uncertain = now - round(UNCERTAIN_S * 1e9)
             read, recent = self._mark, set(self._recent)
@@ -377,7 +378,7 @@ class Source:
 
     def _report(self, problem: str) -> None:
         self.problems += 1
-        self.trouble = problem.removeprefix(f"{self.where}: ")
+        self.trouble = masked(problem.removeprefix(f"{self.where}: "))
         log.warning("%s", problem)
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from acclimate.edge.artifact import Reference
 from acclimate.edge.collect import STRANGE, Collection
+from acclimate.edge.credentials import masked
 from acclimate.edge.journal import Journal
 from acclimate.edge.monitor import (
     LOOK,
@@ -33,10 +34,12 @@ from acclimate.edge.monitor import (
     doubt,
     look,
 )
+from acclimate.edge.package import Expected
 from acclimate.edge.page import Page, View
 from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import read_json, stop_signal, write_bytes, write_text, writing
 from acclimate.structures import Detections
 
@@ -109,7 +112,7 @@ def watch(
     reset: bool = False,
     file_mb: float = 16.0,
     files: int = 16,
-    expected: str = "",
+    expected: Expected = "",
     console: Console | None = None,
 ) -> Summary:
     """Detect in what a source gives until it is asked to stop (SIGTERM, Ctrl-C) or, with `once`, the source ends.
@@ -148,7 +151,7 @@ def watch(
         reset: first forget what was learnt and adjusted.
         file_mb: size of a file of lines, in 10^6 bytes.
         files: of lines, at most; beyond, the oldest goes.
-        expected: the digest that the package must have; none means any.
+        expected: the digest that the package must have, or by whom it must be signed.
         console: where the address of the page and the summary go.
 
     Raises:
@@ -180,7 +183,7 @@ def watch(
             if console is not None:
                 console.print(f"live page: {server.address}", markup=False, highlight=False)
         if console is not None:
-            console.print(f"{source}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
+            console.print(f"{masked(source)}: watching; lines go to {out / DETECTIONS}", markup=False, highlight=False)
         stopped = stack.enter_context(stop_signal())
         try:
             with camera:
@@ -191,7 +194,7 @@ def watch(
             if console is not None:
                 _say(console, summary)
         if camera.ended and not summary.frames and (mark is None or camera.kind != "folder" or summary.unreadable):
-            raise AcclimateError(f"{source}: nothing was read ({camera.trouble or 'there is no image in it'})")
+            raise AcclimateError(f"{masked(source)}: nothing was read ({camera.trouble or 'there is no image in it'})")
     return summary
 
 
@@ -241,7 +244,7 @@ class _Loop:
         self._number = int(detections.last["frame"]) + 1 if detections.last and "frame" in detections.last else 0
         self._frames = 0
         self._size: tuple[int, int] | None = None
-        self._where = _without_password(source.where)
+        self._where = masked(source.where)
         self._began = 0.0
         self._newest = time.monotonic()
         self._interval = 0.0
@@ -260,7 +263,7 @@ class _Loop:
         self._told: NDArray[np.float64] = np.zeros(0)
         self._detector = change_detector()
         if self._detector is None:
-            log.warning("no drift alarms: river is not installed (pip install 'acclimate[watch]'); scores are shown")
+            log.warning("no drift alarms: river is not installed (%s); scores are shown", hint("watch"))
         known = manifest.reference or self._learnt()
         self._monitor = Monitor(known, learn, self._detector, len(manifest.classes))
         if known is None:
@@ -271,7 +274,7 @@ class _Loop:
         else:
             self._knows(known)
         self.view = View(manifest.classes, self.status)
-        self._tell("started", artifact=predictor.artifact.digest, source=source.where, frame=self._number)
+        self._tell("started", artifact=predictor.artifact.digest, source=masked(source.where), frame=self._number)
 
     def take(self, frame: Frame) -> None:
         """Detect in a frame, write its line, and look at what it says of the domain."""
@@ -318,7 +321,7 @@ class _Loop:
         """Tell when the source went or came; also called while there is no frame."""
         if self._source.present != self._present:
             self._present = self._source.present
-            self._tell("there" if self._present else "gone", source=self._source.where)
+            self._tell("there" if self._present else "gone", source=masked(self._source.where))
 
     def status(self) -> dict[str, Any]:
         """For the page and /health; called in its threads."""
@@ -334,7 +337,7 @@ class _Loop:
                 "precision": manifest.precision,
                 "digest": self._predictor.artifact.digest,
             },
-            "source": {"where": _without_password(source.where), "present": not gone, "reopened": source.reopened},
+            "source": {"where": masked(source.where), "present": not gone, "reopened": source.reopened},
             "frame": latest[0] if latest else None,
             "time": self._time or None,
             "frames": self._frames,
@@ -539,13 +542,6 @@ def _jpeg(frame: Frame) -> bytes:
 
 def _stamp(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03}Z"
-
-
-def _without_password(where: str) -> str:
-    """The address of a stream without user and password."""
-    scheme, separator, rest = where.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else where
 
 
 def _say(console: Console, summary: Summary) -> None:

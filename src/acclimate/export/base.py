@@ -14,14 +14,25 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+import cv2
 import numpy as np
 
 from acclimate import __version__
 from acclimate.edge import engines
-from acclimate.edge.artifact import Artifact, ArtifactManifest, Calibration, MixedPrecision, Reference, write_manifest
+from acclimate.edge.artifact import (
+    Artifact,
+    ArtifactManifest,
+    Calibration,
+    HalfPrecision,
+    MixedPrecision,
+    Notes,
+    Reference,
+    write_manifest,
+)
 from acclimate.edge.engines.base import Network, not_installed
 from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
@@ -36,6 +47,12 @@ log = logging.getLogger(__name__)
 Precision = Literal["fp32", "fp16", "int8"]
 INPUT = "images"
 """What the graph's input is called."""
+THUMBNAIL = (48, 64)
+"""(height, width) on which an image is asked whether it shows something."""
+FLAT = 2.0
+"""A standard deviation of the grey values, of 255, below which it is of one colour."""
+UNRELATED = 0.25
+"""A correlation of neighbouring places below which it is noise."""
 
 
 class Graph(Protocol):
@@ -120,27 +137,28 @@ class Exporter(abc.ABC):
         calibrated = None
         if precision == "int8":
             canvases, used = calibration_canvases(calibration, frozen.spec.image_size, frozen.spec.reading)
-            calibrated = describe_calibration(used)
+            calibrated = describe_calibration(used, canvases)
         manifest = self._manifest(Path(folder), frozen, precision, calibrated)
-        manifest = manifest.model_copy(update={"notes": complexity(frozen)})
+        manifest = manifest.model_copy(update={"notes": complexity(frozen, self.made_with())})
 
-        def build(place: Path) -> None:
+        def build(place: Path) -> HalfPrecision | None:
             if precision != "int8":
-                self.convert(frozen, place, precision)
+                half = self.convert(frozen, place, precision)
                 if self.compared:
                     self.compare(frozen, place, precision)
-                return
+                return half
             with tempfile.TemporaryDirectory() as scratch:
                 graph = self.quantise(frozen, canvases, Path(scratch))
                 tried = Quantiser(graph, lambda trial: self._network(trial, manifest))
                 graph.write(place, choose(tried) if choose is not None else ())
             check_finite(self._network(place, manifest), canvases[:4])
+            return None
 
         return write_artifact(Path(folder), manifest, build)
 
     @abc.abstractmethod
-    def convert(self, frozen: Detector, folder: Path, precision: Precision) -> None:
-        """Write the model files of a floating-point network into `folder`.
+    def convert(self, frozen: Detector, folder: Path, precision: Precision) -> HalfPrecision | None:
+        """Write the model files of a floating-point network into `folder`; which layers had to stay out of fp16.
 
         The input is called `INPUT`, and the outputs as `frozen.output_names` says.
 
@@ -166,13 +184,20 @@ class Exporter(abc.ABC):
         Raises:
             AcclimateError: see `check_same`.
         """
-        check_same(self.name, self._network(folder, self._manifest(folder, frozen, precision, None)), frozen)
+        check_same(self.name, self._network(folder, self._manifest(folder, frozen, precision, None)), frozen, precision)
 
     def missing(self) -> str:
         """What is not installed of what exporting needs, in one line; empty where nothing is."""
         engine = engines.engine(self.name)
         extra = ",".join(["train", *([engine.extra] if engine.extra else [])])
         return not_installed(self.name, list(dict.fromkeys(("torch", *self.packages, *engine.packages))), extra)
+
+    def made_with(self) -> tuple[str, ...]:
+        """The packages that export here, with their versions."""
+        carriers = metadata.packages_distributions()
+        modules = ("torch", *self.packages, *engines.engine(self.name).packages)
+        found = sorted({carriers[module][0] for module in modules if module in carriers})
+        return tuple(f"{package} {metadata.version(package)}" for package in found)
 
     def _manifest(
         self, folder: Path, frozen: Detector, precision: Precision, calibration: Calibration | None
@@ -205,7 +230,7 @@ def _artifact(folder: Path, manifest: ArtifactManifest) -> Artifact:
     return Artifact(folder, manifest.model_copy(update={"files": files}))
 
 
-def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Path], None]) -> Artifact:
+def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Path], HalfPrecision | None]) -> Artifact:
     """Let `build` write the model files into an empty folder, then put them in place with their manifest.
 
     Raises:
@@ -218,8 +243,8 @@ def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Pa
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with writing(folder):
-            build(temporary)
-            written = _artifact(temporary, manifest).manifest
+            half = build(temporary)
+            written = _artifact(temporary, manifest.model_copy(update={"half": half})).manifest
             written = write_manifest(temporary, written)
             temporary.chmod(0o755)
             if folder.exists():
@@ -240,28 +265,53 @@ def annotate(
     source_run: str | None = None,
     reference: Reference | None = None,
     mixed: MixedPrecision | None = None,
-    **notes: Any,
+    calibration: Calibration | None = None,
+    identity: str | None = None,
 ) -> Artifact:
-    """`artifact` with what its manifest lacks: `source_run`, reference, mixed precision and notes; on disk too."""
+    """`artifact` with what its manifest lacks, which is what is given; on disk too."""
     manifest = artifact.manifest.model_copy(
         update={
             "source_run": artifact.manifest.source_run if source_run is None else source_run,
             "reference": artifact.manifest.reference if reference is None else reference,
             "mixed": artifact.manifest.mixed if mixed is None else mixed,
-            "notes": {**artifact.manifest.notes, **notes},
+            "calibration": artifact.manifest.calibration if calibration is None else calibration,
+            "notes": artifact.manifest.notes.model_copy(update={} if identity is None else {"identity": identity}),
         }
     )
     return Artifact(artifact.folder, write_manifest(artifact.folder, manifest))
 
 
-def describe_calibration(paths: Sequence[Path]) -> Calibration:
-    """Which images an artifact was calibrated on: how many, from where, and a digest of their names and sizes."""
+def describe_calibration(paths: Sequence[Path], canvases: Sequence[Image]) -> Calibration:
+    """Which images an artifact is calibrated on: how many, from where, a digest of their contents, how many are empty.
+
+    Args:
+        paths: image files.
+        canvases: what they show, (H, W, 3) uint8, RGB.
+    """
     folders = sorted({path.parent.name for path in paths})
     return Calibration(
         images=len(paths),
-        digest=digest([(path.name, path.stat().st_size) for path in paths]),
+        digest=digest([file_digest(path) for path in paths]),
+        empty=sum(shows_nothing(canvas) for canvas in canvases),
         source=", ".join(folders[:3]) + (" ..." if len(folders) > 3 else ""),
     )
+
+
+def shows_nothing(image: Image) -> bool:
+    """Whether an image (H, W, 3) is of one colour, or noise: neighbouring places of it have nothing in common.
+
+    Noise of a camera averages out over the places of a thumbnail, so a dark or grainy picture shows something.
+    """
+    size = (min(THUMBNAIL[1], image.shape[1]), min(THUMBNAIL[0], image.shape[0]))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32).mean(axis=2)
+    # What a letterbox fills is no content.
+    rows, columns = (small.std(axis=axis) > 0 for axis in (1, 0))
+    small = small[rows][:, columns]
+    if small.size < 16 or small.std() < FLAT:
+        return True
+    centred = small - small.mean()
+    neighbours = ((centred[:, 1:] * centred[:, :-1]).mean(), (centred[1:] * centred[:-1]).mean())
+    return bool(max(neighbours) < UNRELATED * centred.var())
 
 
 def frozen_copy(detector: Detector) -> Detector:
@@ -287,24 +337,21 @@ def frozen_copy(detector: Detector) -> Detector:
     return copied
 
 
-def complexity(frozen: Detector) -> dict[str, float]:
-    """Multiply-accumulates of one image (millions, convolutions and matrix products) and the parameters.
-
-    Args:
-        frozen: what `frozen_copy` returns.
-    """
+def complexity(frozen: Detector, made_with: tuple[str, ...] = ()) -> Notes:
+    """Multiply-accumulates and parameters of what `frozen_copy` returns; `made_with` is noted beside them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         frozen(torch.zeros(1, 3, *frozen.spec.image_size))
-    return {
-        "macs_m": round(counter.get_total_flops() / 2e6, 3),
-        "parameters": sum(parameter.numel() for parameter in frozen.parameters()),
-    }
+    return Notes(
+        macs_m=round(counter.get_total_flops() / 2e6, 3),
+        parameters=sum(parameter.numel() for parameter in frozen.parameters()),
+        made_with=made_with,
+    )
 
 
-def check_same(name: str, run: Network, frozen: Detector) -> None:
+def check_same(name: str, run: Network, frozen: Detector, precision: Precision = "fp32") -> None:
     """Refuse a conversion that computes something else, as converters do with operations that they half know.
 
     It is held to 5 % of the largest value of each output, on noise: what tells right from wrong, not good from better,
@@ -314,6 +361,7 @@ def check_same(name: str, run: Network, frozen: Detector) -> None:
         name: the runtime's.
         run: the converted network.
         frozen: what it was converted from.
+        precision: to what.
 
     Raises:
         AcclimateError: an output differs.
@@ -325,7 +373,10 @@ def check_same(name: str, run: Network, frozen: Detector) -> None:
         expected = [output.numpy() for output in frozen(torch.from_numpy(image))]
     for output, ours, theirs in zip(frozen.output_names, run(image), expected, strict=True):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 0.05 * max(1.0, np.abs(theirs).max()):
-            raise AcclimateError(f"{name} computes {output} of this detector wrongly; use another runtime")
+            where, way_out = ("", "") if precision == "fp32" else (f" in {precision}", "export fp32, or ")
+            raise AcclimateError(
+                f"{name} computes {output} of this detector wrongly{where}; {way_out}use another runtime"
+            )
 
 
 def calibration_canvases(

@@ -47,6 +47,7 @@ from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.engines import available, engine
 from acclimate.edge.package import differences
+from acclimate.edge.signing import Signed
 from acclimate.errors import AcclimateError
 from acclimate.remote import closed, worker
 from acclimate.remote.identity import Identity
@@ -128,15 +129,20 @@ class _Question(BaseModel):
 class Agent:
     """Answers desks until it is told to stop."""
 
-    def __init__(self, home: Path, limits: Limits | None = None) -> None:
+    def __init__(self, home: Path, limits: Limits | None = None, signer: Path | None = None) -> None:
         """Take up the identity and the store in `home`, or make them.
+
+        Args:
+            home: a folder of the agent's own.
+            limits: what a client may take.
+            signer: a public key that every package must be signed with; None means that none need be.
 
         Raises:
             AcclimateError: see `Identity.open`; or `home` cannot be written.
         """
         self.limits = limits or Limits()
         self.identity = Identity.open(home)
-        self._store = Store(home / "store", self.limits.disk_bytes)
+        self._store = Store(home / "store", self.limits.disk_bytes, "" if signer is None else Signed(signer))
         self._home = home
         self._guests: list[_Guest] = []
         """The oldest first."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import write_text, writing
 
 PORT = 7443
@@ -136,7 +137,7 @@ def _make_certificate(certificate: Path, key: Path) -> None:
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
     except ModuleNotFoundError:
-        raise AcclimateError("the agent needs cryptography: pip install 'acclimate[agent]'") from None
+        raise AcclimateError(f"the agent needs cryptography: {hint('agent')}") from None
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "acclimate agent")])
     # Nothing reads the dates: the desk knows the certificate itself, and a device's clock may start in 1970.

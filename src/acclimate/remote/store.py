@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from acclimate.edge.package import unpack
+from acclimate.edge.package import Expected, unpack
 from acclimate.errors import AcclimateError
 from acclimate.run import file_digest, writing
 
@@ -30,19 +30,22 @@ class Store:
     the bound is reached, broken uploads go first and then what was not used for longest; what is in use stays.
     """
 
-    def __init__(self, folder: Path, bound: int) -> None:
+    def __init__(self, folder: Path, bound: int, expected: Expected = "") -> None:
         """Take `folder` over, and drop what an earlier agent left half done.
 
         Args:
             folder: of the store's own.
             bound: bytes that it may hold.
+            expected: what each package must be; those of an earlier agent, which may have asked for less, go.
         """
-        self.folder, self.bound = folder, bound
+        self.folder, self.bound, self._expected = folder, bound, expected
         self._incoming = folder / "incoming"
         self._used: Counter[Path] = Counter()
         self._reserved: dict[Path, int] = {}
         with writing(folder):
             shutil.rmtree(self._incoming, ignore_errors=True)
+            if expected:
+                shutil.rmtree(folder / "packages", ignore_errors=True)
             for name in ("incoming", *KINDS):
                 (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -133,7 +136,7 @@ class Store:
             if kind == "packages":
                 ready = part.with_suffix(".unpacked")
                 try:
-                    unpack(part, ready)
+                    unpack(part, ready, self._expected)
                 except AcclimateError as error:
                     said = str(error).replace(str(ready), f"the {what}").replace(str(part), f"the {what}")
                     raise AcclimateError(said) from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from acclimate import __version__
 from acclimate.config import Budget
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.report import content as gathering
 from acclimate.report import pictures, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
@@ -58,7 +59,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
-        raise AcclimateError("the report needs jinja2; install it with: pip install 'acclimate[train]'") from None
+        raise AcclimateError(f"the report needs jinja2: {hint('train')}") from None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -10,7 +10,18 @@ Functions that train need the `train` extra; heavy imports wait until a verb run
 """
 
 from acclimate.workflow.asking import Question, ask
-from acclimate.workflow.delivery import Draw, Precision, agent, export, package, predict, verify, verify_all, watch
+from acclimate.workflow.delivery import (
+    Draw,
+    Precision,
+    agent,
+    export,
+    package,
+    predict,
+    unpack,
+    verify,
+    verify_all,
+    watch,
+)
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
@@ -42,6 +53,7 @@ __all__ = [
     "search",
     "slim",
     "train",
+    "unpack",
     "verify",
     "verify_all",
     "watch",

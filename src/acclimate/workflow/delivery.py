@@ -16,12 +16,13 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.config import Budget, DataConfig
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 from acclimate.run import Evaluation, Run, digest, file_digest, writing
 from acclimate.workflow.training import Role
 
 if TYPE_CHECKING:
     from acclimate.edge.artifact import Artifact, MixedPrecision
-    from acclimate.edge.package import Package
+    from acclimate.edge.package import Expected, Package
     from acclimate.edge.watch import Summary
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
@@ -112,12 +113,14 @@ def artifact_of(
     from acclimate.edge.predict import Predictor
     from acclimate.export import base, exporter
     from acclimate.models import detector as models
+    from acclimate.select.calibration import judge
 
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
-    asked = [] if tolerance is None else [tolerance, [str(path) for path in compared]]
+    asked = [] if tolerance is None else [tolerance, _contents(compared)]
     identity = digest(
-        file_digest(run.path / "model.safetensors"), runtime, precision, [str(p) for p in calibration], *asked
-    )
+        file_digest(run.path / "model.safetensors"), runtime, precision, _contents(calibration), _contents(domain),
+        exporter(runtime).made_with(), *asked,
+    )  # fmt: skip
     if (folder / "artifact.json").is_file():
         try:
             kept = Artifact.open(folder)
@@ -125,19 +128,52 @@ def artifact_of(
             if console is not None:
                 console.print(f"exporting anew: {error}", markup=False, highlight=False)
         else:
-            if kept.manifest.notes.get("identity") == identity:
+            if kept.manifest.notes.identity == identity:
+                _doubt(kept)
                 return folder
     if console is not None:
         images_said = f", calibrated on {len(calibration)} images" if calibration else ""
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
-    mixed = None
+    detector, mixed = models.load(run.path), None
     if tolerance is None:
-        artifact = exporter(runtime).export(models.load(run.path), folder, precision, calibration)
+        artifact = exporter(runtime).export(detector, folder, precision, calibration)
     else:
         artifact, mixed = _mixed(run, runtime, folder, calibration, tolerance, compared, console)
-    reference = monitor.reference(Predictor(artifact), domain or _of_the_domain(run))
-    base.annotate(artifact, source_run=str(run.path), reference=reference, mixed=mixed, identity=identity)
+    own = _of_the_domain(run)
+    artifact = base.annotate(
+        artifact,
+        source_run=str(run.path),
+        reference=monitor.reference(Predictor(artifact), domain or own),
+        mixed=mixed,
+        calibration=judge(artifact, base.frozen_copy(detector), calibration, own, run.manifest.seed),
+        identity=identity,
+    )
+    if console is not None and (half := artifact.manifest.half) is not None:
+        console.print(
+            f"{len(half.in_fp32)} of {half.layers} layers stay in fp32, as their weights are lost in fp16: "
+            f"{', '.join(half.in_fp32)}",
+            highlight=False,
+        )
+    _doubt(artifact)
     return folder
+
+
+def _contents(paths: Sequence[Path]) -> list[str]:
+    """A digest of each file, or its name where it cannot be read: another picture under the same name is another."""
+    found = []
+    for path in paths:
+        try:
+            found.append(file_digest(path))
+        except OSError:
+            found.append(str(path))
+    return found
+
+
+def _doubt(artifact: Artifact) -> None:
+    """Say what speaks against how an artifact was calibrated."""
+    calibration = artifact.manifest.calibration
+    for doubt in calibration.doubts() if calibration is not None else ():
+        log.warning("%s: %s", artifact.manifest.name, doubt)
 
 
 def _mixed(
@@ -194,29 +230,55 @@ def _of_the_domain(run: Run) -> Sequence[Path]:
     return ()
 
 
-def package(artifact: str | Path, out: str | Path, *, console: Console | None = None) -> Package:
+def package(
+    artifact: str | Path,
+    out: str | Path,
+    *,
+    key: Path | None = None,
+    expected: Expected = "",
+    console: Console | None = None,
+) -> Package:
     """Pack an artifact into the one file that goes to a device; see `edge.package`. Needs no torch.
 
     Args:
         artifact: an artifact's folder, or a package, which is packed anew.
         out: the file to write.
+        key: a private Ed25519 key to sign it with.
+        expected: what a package that is packed anew must be; see `edge.package.unpack`.
         console: where the summary goes.
 
     Raises:
-        AcclimateError: the artifact is damaged, what it runs on is not installed, or `out` cannot be written.
+        AcclimateError: the artifact is damaged, `key` is none, what it runs on is not installed, or `out` cannot be
+            written.
     """
     from acclimate.edge.artifact import Artifact
     from acclimate.edge.engines import engine
     from acclimate.edge.package import locked, opened, pack
 
-    with opened(Path(artifact)) as folder:
+    with opened(Path(artifact), expected) as folder:
         lock = locked(["acclimate", *engine(Artifact.open(folder).manifest.runtime).distributions()])
-        packed = pack(folder, Path(out), lock)
+        packed = pack(folder, Path(out), lock, key)
     if console is not None:
         size, count = Path(out).stat().st_size / 1e6, len(lock)
         console.print(f"packed {packed.manifest.artifact}: {size:.2f} MB, {count} packages locked", highlight=False)
         console.print(f"digest: {packed.digest}", highlight=False)
     return packed
+
+
+def unpack(package: str | Path, out: str | Path, *, expected: Expected = "", console: Console | None = None) -> Package:
+    """Look a package through and put its files into the new folder `out`; nothing of it is run. Needs no torch.
+
+    Raises:
+        AcclimateError: see `edge.package.unpack`; or `out` exists.
+    """
+    from acclimate.edge.package import unpack
+
+    if Path(out).exists():
+        raise AcclimateError(f"{out}: is there already; choose another --out")
+    looked_through = unpack(Path(package), Path(out), expected)
+    if console is not None:
+        console.print(f"digest: {looked_through.digest}", highlight=False)
+    return looked_through
 
 
 def verify(
@@ -225,7 +287,7 @@ def verify(
     budget: Budget | None = None,
     *,
     again: bool = True,
-    expected: str = "",
+    expected: Expected = "",
     device: Address | None = None,
     console: Console | None = None,
 ) -> Verification:
@@ -237,7 +299,7 @@ def verify(
         budget: what must hold; None holds the accuracy tolerance alone.
         again: False takes what was measured before on the same inputs, and holds it against `budget`; a latency that
             broke the budget is measured again all the same, as the machine may have been busy.
-        expected: the digest that the package must have; none means any.
+        expected: the digest that the package must have, or by whom it must be signed.
         device: where to measure; `remote.identity.address` makes it of a device file. None means here.
         console: where progress goes.
 
@@ -312,7 +374,7 @@ def _verify_at(
     budget: Budget | None,
     *,
     again: bool = True,
-    expected: str = "",
+    expected: Expected = "",
     device: Address | None = None,
     all_threads: bool = False,
     eager: dict[tuple[Path, str], Evaluation] | None = None,
@@ -399,6 +461,7 @@ def agent(
     bind: str = "127.0.0.1",
     *,
     disk_mb: float = 1024,
+    require_signature: Path | None = None,
     console: Console | None = None,
 ) -> None:
     """Measure artifacts on this machine for a desk that has its device file, until Ctrl-C or SIGTERM. Needs no torch.
@@ -407,6 +470,7 @@ def agent(
         home: a folder of the agent's own: its identity, `device.toml` for the desk, and what it is sent.
         bind: HOST[:PORT] to listen on; the default can be reached from this machine alone.
         disk_mb: how much the agent keeps there, 10^6 bytes.
+        require_signature: a public key; packages that its owner has not signed are refused.
         console: where the address is told; what the agent does goes to the log.
 
     Raises:
@@ -415,12 +479,12 @@ def agent(
     try:
         from acclimate.remote.agent import Agent, Limits, run
     except ModuleNotFoundError as error:
-        raise AcclimateError(f"the agent needs {error.name}: pip install 'acclimate[agent]'") from None
+        raise AcclimateError(f"the agent needs {error.name}: {hint('agent')}") from None
     from acclimate.remote.identity import split
 
     host, port = split(bind)
     home = Path(home)
-    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)))
+    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
 
     def ready(_: str, port: int) -> None:
         named = socket.gethostname() if host in {"0.0.0.0", "::"} else host
@@ -442,13 +506,13 @@ def predict(
     *,
     threshold: float | None = None,
     threads: int = 1,
-    expected: str = "",
+    expected: Expected = "",
     console: Console | None = None,
 ) -> Path:
     """Detect with an artifact or a package in an image, a folder, a list or a video; the JSON file. Needs no torch.
 
     See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
-    Unless `expected` is empty, a package must have that digest.
+    `expected` says what a package must be; see `edge.package.unpack`.
 
     Raises:
         AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.

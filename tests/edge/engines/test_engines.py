@@ -17,6 +17,7 @@ from acclimate.edge.artifact import Artifact, ArtifactManifest
 from acclimate.edge.engines.base import Engine, Network
 from acclimate.errors import AcclimateError
 from acclimate.export import EXPORTERS, exporter
+from acclimate.installation import hint
 from acclimate.run import file_digest
 
 TRAINING = ("torch", "onnx", "timm", "onnxscript", "nncf", "pnnx", "litert_torch")
@@ -70,7 +71,7 @@ class Absent(Engine):
 
 def test_what_is_missing_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(engines.ENGINES, "engine", f"{__name__}:Absent")
-    said = "engine needs no_such_engine: pip install 'acclimate[engine]'"
+    said = f"engine needs no_such_engine: {hint('engine')}"
     assert engines.engine("engine").missing() == said
     assert "engine" not in engines.available()
     manifest = ArtifactManifest(

@@ -55,7 +55,8 @@ class _Format(Protocol):
 
 
 def _format(name: str) -> _Format:
-    return cast(_Format, importlib.import_module(f"acclimate.data.formats.{name}"))
+    # Relative, so that it finds nothing but what lies in this folder.
+    return cast(_Format, importlib.import_module(f".{name}", __name__))
 
 
 def read(

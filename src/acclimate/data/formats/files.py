@@ -124,14 +124,14 @@ def yaml_of(file: Path) -> Any:
     Raises:
         AcclimateError: it cannot be read or is damaged.
     """
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+    from acclimate.data import safe_yaml
 
     try:
-        return yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
+        return safe_yaml.load(file.read_bytes())
     except OSError as error:
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise AcclimateError(f"{file}: damaged YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise AcclimateError(f"{file}: damaged YAML ({error})") from None
 
 
 def xml_of(file: Path) -> ElementTree.Element:

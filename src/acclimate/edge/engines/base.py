@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from acclimate.edge.artifact import Artifact
 from acclimate.errors import AcclimateError
+from acclimate.installation import hint
 
 Network = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
 """The loaded graph: images (1, 3, H, W) float32 RGB 0..255 -> the outputs in the order of the manifest's names."""
@@ -70,8 +71,7 @@ class Engine(abc.ABC):
 def not_installed(name: str, modules: Sequence[str], extra: str) -> str:
     """Which of `modules` are not there, and the `extra` that brings them, in one line; empty where all are."""
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
-    wanted = f"'acclimate[{extra}]'" if extra else "acclimate"
-    return f"{name} needs {', '.join(absent)}: pip install {wanted}" if absent else ""
+    return f"{name} needs {', '.join(absent)}: {hint(extra)}" if absent else ""
 
 
 def check_named(file: Path, what: str, wanted: Sequence[str], found: Collection[str]) -> None:
