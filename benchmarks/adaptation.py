@@ -28,14 +28,14 @@ from rich.console import Console
 from scipy.stats import t
 
 import rows
-from acclimate import stages, workflow
+from acclimate import machine, stages, workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
 from acclimate.evaluate import evaluate_detector
 from acclimate.models import detector as models
-from acclimate.run import Evaluation, Run, machine
+from acclimate.run import Evaluation, Run
 from acclimate.select.score import rank
 
 HERE = Path(__file__).parent
@@ -321,7 +321,7 @@ def record(
             "batch": setting.batch,
             "test_images": target.images,
             "minutes": f"{run.manifest.seconds / 60:.1f}",
-            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
+            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

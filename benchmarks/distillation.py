@@ -27,12 +27,12 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import stages, workflow
+from acclimate import machine, stages, workflow
 from acclimate.config import AdaptConfig, Budget, Config, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.evaluate import evaluate_detector
 from acclimate.export.base import complexity, frozen_copy
 from acclimate.models import detector as models
-from acclimate.run import Evaluation, Run, machine
+from acclimate.run import Evaluation, Run
 
 HERE = Path(__file__).parent
 CSV = HERE / "distillation.csv"
@@ -360,7 +360,7 @@ class Record:
                 "test_images": target.images,
                 "run_minutes": f"{run.manifest.seconds / 60:.1f}",
                 "minutes": f"{spent / 60:.1f}",
-                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
+                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"],
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             },

@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 
 import adaptation
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.config import Config, DataConfig, ModelConfig, ScheduleConfig
 from acclimate.data import formats, scenes
 from acclimate.data.dataset import choose
@@ -35,7 +35,6 @@ from acclimate.edge import monitor
 from acclimate.edge.artifact import Reference
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
-from acclimate.run import machine
 from acclimate.structures import Image
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -196,7 +195,7 @@ def measure(name: str, folder: Path, steps: int) -> None:
             "image_size": "x".join(map(str, pair.image_size)),
             "steps": steps,
             "us_per_frame": f"{1e6 * spent / (STATIONARY + sum(map(len, sequences))):.0f}",
-            "processor": machine()["processor"],
+            "processor": machine.facts()["processor"],
         }
         rows.append(CSV, row)
         print({key: row[key] for key in list(row)[:11]}, flush=True)

@@ -24,6 +24,7 @@ from rich.console import Console
 
 import adaptation
 import rows
+from acclimate import machine
 from acclimate.data import formats
 from acclimate.data.dataset import draw
 from acclimate.edge import engines
@@ -32,7 +33,7 @@ from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision
 from acclimate.export import available, base, exporter
 from acclimate.models import detector as models
-from acclimate.run import Run, machine
+from acclimate.run import Run
 from latency import median_ms, peak, rates
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -93,7 +94,7 @@ def measure(pair: str, seed: int, options: argparse.Namespace, console: Console)
                 "finish_ms": f"{statistics.median(one['finish', key] for one in rounds):.3f}",
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
-                "processor": machine()["processor"],
+                "processor": machine.facts()["processor"],
                 "engine": engines.engine(name).version(),
             },
         )

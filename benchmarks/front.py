@@ -22,7 +22,7 @@ from rich.console import Console
 import adaptation
 import edge
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.config import Config, ScheduleConfig
 from acclimate.data import formats
 from acclimate.data.dataset import draw
@@ -30,7 +30,7 @@ from acclimate.edge import engines
 from acclimate.edge.predict import Predictor
 from acclimate.export import base
 from acclimate.models import detector as models
-from acclimate.run import Run, machine
+from acclimate.run import Run
 
 CSV = Path(__file__).with_suffix(".csv")
 RUNS = Path(__file__).parents[1] / "runs" / "front"
@@ -117,7 +117,7 @@ def measure(seed: int, options: argparse.Namespace, console: Console) -> None:
                 "steps": options.steps,
                 "test_images": len(truth.images),
                 "rounds": options.rounds,
-                "processor": machine()["processor"],
+                "processor": machine.facts()["processor"],
                 "engine": engines.engine("onnx").version(),
             },
         )

@@ -24,13 +24,13 @@ import onnxruntime
 import torch
 
 import rows
+from acclimate import machine
 from acclimate.config import ModelConfig
 from acclimate.data import scenes
 from acclimate.edge.engines import engine
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.export import exporter
 from acclimate.models import detector as models
-from acclimate.run import machine
 
 CSV = Path(__file__).with_suffix(".csv")
 SIDE = 1024
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "fraction_of_peak": f"{rate / best:.3f}",
                     "speed_up_over_eager": f"{statistics.median(r['eager'] / r[variant] for r in rounds):.2f}",
                     "rounds": options.rounds,
-                    "processor": machine()["processor"],
+                    "processor": machine.facts()["processor"],
                     "torch": torch.__version__,
                     "onnxruntime": onnxruntime.__version__,
                 }

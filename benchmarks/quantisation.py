@@ -25,7 +25,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.data import formats
 from acclimate.data.dataset import choose, draw
 from acclimate.edge import engines
@@ -35,7 +35,7 @@ from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision
 from acclimate.export import base, exporter
 from acclimate.models import detector as models
-from acclimate.run import Evaluation, Run, machine
+from acclimate.run import Evaluation, Run
 from acclimate.select import mixed
 from acclimate.select.score import agreement
 from acclimate.structures import Detections
@@ -162,7 +162,7 @@ def measure(pair: str, seed: int, runtimes: Sequence[str], options: argparse.Nam
                     "test_images": len(tests["target"].images),
                     "export_minutes": f"{minutes:.2f}",
                     "engine": engines.engine(runtime).version(),
-                    "processor": machine()["processor"],
+                    "processor": machine.facts()["processor"],
                 }  # fmt: skip
                 rows.append(options.csv, row)
                 console.print(", ".join(f"{key} {value}" for key, value in row.items() if "classes" not in key))

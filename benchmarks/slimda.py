@@ -28,7 +28,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import stages, workflow
+from acclimate import machine, stages, workflow
 from acclimate.adapt.methods import source_only
 from acclimate.config import AdaptConfig, Budget, Config, SlimConfig, SlimmableConfig, TeacherConfig
 from acclimate.data import formats
@@ -37,7 +37,7 @@ from acclimate.evaluate import evaluate_detector
 from acclimate.models import detector as models
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import IMAGES, recalibrate
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, machine, write_text
+from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_text
 from acclimate.select import search as searching
 from acclimate.select.budget import Cost, Table, Width, table_name
 
@@ -254,7 +254,7 @@ class Experiment:
                 "image_size": "x".join(map(str, self.settings.model.image_size)),
                 "start": bank.spec.start,
                 "test_images": result.images,
-                "processor": machine()["processor"],
+                "processor": machine.facts()["processor"],
                 "torch": torch.__version__,
             },
         )
@@ -363,7 +363,7 @@ class Experiment:
                     "tried": len(found.tries),
                     "target_ap50": f"{result.ap50:.4f}",
                 }
-            row |= {"judged_before": before, "minutes": f"{minutes:.1f}", "processor": machine()["processor"]}
+            row |= {"judged_before": before, "minutes": f"{minutes:.1f}", "processor": machine.facts()["processor"]}
             self.write("search", row)
 
 

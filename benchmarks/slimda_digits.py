@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import rows
+from acclimate import machine
 from acclimate.adapt.classification import Bank, BankOptions
 from acclimate.adapt.slim import model_batch
 from acclimate.models.slimmable import SlimmableClassifier, macs
-from acclimate.run import machine
 
 CSV = Path(__file__).with_suffix(".csv")
 CLASSES = 10
@@ -266,7 +266,7 @@ class Experiment:
             "source_accuracy": f"{accuracy(model, self.data.source_test):.4f}",
             "steps": self.steps,
             "train_cpu_s": f"{train_s:.1f}",
-            "processor": machine()["processor"],
+            "processor": machine.facts()["processor"],
             "torch": torch.__version__,
         }
         rows.append(self.file, row)

@@ -33,11 +33,10 @@ import numpy as np
 import psutil
 
 import rows
-from acclimate import workflow
+from acclimate import machine, workflow
 from acclimate.config import Config, ModelConfig, ScheduleConfig
 from acclimate.data import scenes
 from acclimate.edge.images import read_image
-from acclimate.run import machine
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZE = (96, 128)
@@ -165,7 +164,7 @@ def soak(folder: Path, disk: Path, frames: int) -> None:
             "unwritten": unwritten,
             "lost": "",
             "torn": "",
-            "processor": machine()["processor"],
+            "processor": machine.facts()["processor"],
         }
         rows.append(CSV, row)
         print(row, flush=True)
@@ -232,7 +231,7 @@ def soak(folder: Path, disk: Path, frames: int) -> None:
         "unwritten": unwritten,
         "lost": images[-1] + 1 - len(images) - unwritten,
         "torn": sum(file.stat().st_size for file in watched.out.glob("*.torn")),
-        "processor": machine()["processor"],
+        "processor": machine.facts()["processor"],
     }
     rows.append(CSV, row)
     print(row, flush=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from acclimate import machine
 from acclimate.adapt.objective import Objective, UpdateTransform
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.suppression import DomainSpecificSuppression, LayerWatch
@@ -28,7 +29,6 @@ from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleCon
 from acclimate.data import formats, scenes
 from acclimate.data.dataset import Loader
 from acclimate.models import detector as models
-from acclimate.run import machine
 
 CSV = Path(__file__).with_suffix(".csv")
 BATCH = 4
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row = (
                     model, form, len(layers), sum(layer.weight.numel() for layer in layers.values()),
                     f"{without:.1f}", f"{whole:.1f}", f"{spent:.2f}", f"{share:.2f}", f"{difference:.1f}",
-                    options.rounds, BATCH, options.threads, machine()["processor"], torch.__version__,
+                    options.rounds, BATCH, options.threads, machine.facts()["processor"], torch.__version__,
                 )  # fmt: skip
                 writer.writerow(row)
                 file.flush()

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import rows
+from acclimate import machine
 from acclimate.adapt.engine import accelerator, fit
 from acclimate.adapt.objective import Objective
 from acclimate.adapt.supervised import Supervised
@@ -26,7 +27,7 @@ from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleCon
 from acclimate.data import formats, scenes
 from acclimate.data.dataset import Loader
 from acclimate.models import detector as models
-from acclimate.run import Manifest, Run, machine
+from acclimate.run import Manifest, Run
 
 CSV = Path(__file__).with_suffix(".csv")
 MODELS = {
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "loading_ms_per_image": f"{per_image:.2f}",
                     "loading_share": f"{per_image * speed[0] / 1e3:.3f}",
                     "rounds": options.rounds,
-                    "processor": machine()["processor"],
+                    "processor": machine.facts()["processor"],
                     "torch": torch.__version__,
                 }
                 rows.append(CSV, row)

@@ -26,13 +26,13 @@ import onnxruntime
 import torch
 
 import rows
+from acclimate import machine
 from acclimate.config import ModelConfig
 from acclimate.edge import engines
 from acclimate.export import exporter
 from acclimate.export.base import complexity, frozen_copy
 from acclimate.models import detector as models
 from acclimate.models import disentangled
-from acclimate.run import machine
 
 CSV = Path(__file__).with_suffix(".csv")
 CLASSES = [f"class {i}" for i in range(8)]
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "rounds": options.rounds,
                         "runs": options.runs,
                         "load": f"{load:.1f}",
-                        "processor": machine()["processor"],
+                        "processor": machine.facts()["processor"],
                         "torch": torch.__version__,
                         "onnxruntime": onnxruntime.__version__,
                     }

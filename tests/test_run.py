@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acclimate import locks
 from acclimate import run as runs
 from acclimate.errors import AcclimateError
 from acclimate.run import Candidate, ClassAP, Evaluation, Manifest, Run, Selection
@@ -31,13 +32,32 @@ def test_a_run_is_found_again(tmp_path: Path) -> None:
     made = new(tmp_path / "a" / "b")
     made.note(images=3)
     made.note(start="scratch")
-    found = Run.open(tmp_path / "a" / "b")
+    with locks.held(tmp_path / "a" / "b", "train"):
+        found = Run.open(tmp_path / "a" / "b")
     assert found.manifest == made.manifest
     assert found.manifest.notes == {"images": 3, "start": "scratch"}
     assert found.manifest.status == "running"
     assert not found.done
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found.manifest.created)
     assert found.manifest.machine["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_a_run_that_nobody_works_on_is_not_running(tmp_path: Path) -> None:
+    """A killed process leaves what it had written last, and lets go of the lock."""
+    new(tmp_path / "r")
+    program = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from acclimate.run import Run, locked
+        path = Path({str(tmp_path / "r")!r})
+        with locked(path, "train"):
+            print(Run.open(path).manifest.status, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("running\n", -signal.SIGKILL)
+    assert Run.open(tmp_path / "r").manifest.status == "interrupted"
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["status"] == "running"
 
 
 def test_the_same_inputs_take_up_the_same_run(tmp_path: Path) -> None:
@@ -92,6 +112,7 @@ def test_opening_what_is_no_run_is_told(tmp_path: Path) -> None:
 
 def test_a_later_versions_manifest_can_be_read(tmp_path: Path) -> None:
     made = new(tmp_path)
+    made.finish("done")
     values = {**json.loads((tmp_path / "run.json").read_text()), "colour": "blue"}
     (tmp_path / "run.json").write_text(json.dumps(values))
     assert Run.open(tmp_path).manifest == made.manifest
@@ -156,6 +177,8 @@ def test_evaluations_selection_and_artifacts_are_found(tmp_path: Path) -> None:
     run.write("selection.json", selection)
     run.write("artifacts/onnx-int8/artifact.json", {})
     (tmp_path / "artifacts" / "unfinished").mkdir()
+    run.write("artifacts/.onnx-int8.k2j4h5g6/artifact.json", {})
+    run.write("evaluations/.target.json.tmp.json", {})
     assert run.evaluations() == [evaluation]
     assert run.selection() == selection
     assert run.artifacts() == [tmp_path / "artifacts" / "onnx-int8"]
@@ -270,8 +293,104 @@ def test_bytes_come_back_with_their_digest(tmp_path_factory: pytest.TempPathFact
     assert runs.file_digest(file) == hashlib.sha256(data).hexdigest()
 
 
-def test_the_machine_is_named() -> None:
-    facts = runs.machine()
-    assert facts["processor"]
-    assert int(facts["cores"]) >= 1
-    assert all(isinstance(value, str) for value in facts.values())
+@pytest.mark.parametrize(
+    "left",
+    [
+        "artifacts/.onnx-int8.k2j4h5g6/model.onnx",
+        "artifacts/.onnx-int8.old.k2j4h5g6/artifact.json",
+        "artifacts/.onnx-int8.k2j4h5g6.tmp/model.onnx",
+        "checkpoints/.step_000004.safetensors.77.tmp",
+        ".run.json.77.tmp",
+        ".run.json.tmp",
+        "search/.table.json.tmp",
+    ],
+)
+def test_what_a_killed_process_left_is_swept_out_by_the_next_that_writes(tmp_path: Path, left: str) -> None:
+    run = new(tmp_path / "r")
+    run.write("artifacts/onnx-int8/artifact.json", {})
+    (tmp_path / "r" / ".ipynb_checkpoints").mkdir()
+    runs.write_text(tmp_path / "r" / "inner" / "run.json", "{}")
+    theirs = runs.write_text(tmp_path / "r" / "inner" / ".run.json.tmp", "of another run")
+    before = {path for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    runs.write_text(tmp_path / "r" / left, "x" * 10)
+    with runs.locked(tmp_path / "r", "train"):
+        assert {path for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
+    assert not [path for path in (tmp_path / "r" / "artifacts").iterdir() if path.name.startswith(".")]
+    assert (tmp_path / "r" / ".ipynb_checkpoints").is_dir()
+    assert theirs.exists(), "it may be at work"
+
+
+def test_an_artifact_that_was_moved_aside_for_another_that_never_came_is_put_back(tmp_path: Path) -> None:
+    run = new(tmp_path / "r")
+    run.write("artifacts/.onnx-int8.old.k2j4h5g6/artifact.json", {"name": "whole"})
+    with runs.locked(tmp_path / "r", "export"):
+        assert run.artifacts() == [tmp_path / "r" / "artifacts" / "onnx-int8"]
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """A reader that looks again and again sees a whole folder of one kind or the other, and never none."""
+    folder = tmp_path / "artifact"
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from acclimate.run import writing_folder
+        for number in range(300):
+            with writing_folder(Path({str(folder)!r})) as place:
+                (place / f"{{number % 2}}").write_text("whole")
+    """)
+    with runs.writing_folder(folder) as place:
+        (place / "1").write_text("whole")
+    seen: set[str] = set()
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while process.poll() is None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            names = os.listdir(descriptor)  # noqa: PTH208 - of what was opened, wherever it is now
+            os.close(descriptor)
+            assert names in (["0"], ["1"], []), "the old one is emptied once it is out of the way"
+            seen |= set(names)
+    assert process.returncode == 0
+    assert seen == {"0", "1"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_cannot_be_filled_stays_what_it_was(tmp_path: Path) -> None:
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "old").write_text("")
+    place = runs.writing_folder(tmp_path / "artifact")
+    (place.__enter__() / "new").write_text("")
+    assert not place.__exit__(ValueError, ValueError("mine"), None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["artifact", "old"]
+
+
+def test_a_folder_is_replaced_where_the_system_cannot_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "exchange", lambda one, other: False)
+    for name in ("old", "new"):
+        with runs.writing_folder(tmp_path / "artifact") as place:
+            (place / name).write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["artifact", "new"]
+
+
+def test_files_that_two_processes_write_at_once_are_whole(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    program = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from acclimate.run import write_text
+        for number in range(200):
+            write_text(Path({str(file)!r}), sys.argv[1] * 100_000)
+    """)
+    writers = [subprocess.Popen([sys.executable, "-c", program, letter]) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if file.exists():
+            text = file.read_text()
+            assert (len(text), len(set(text))) == (100_000, 1)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_verb_that_is_asked_to_end_ends_as_after_ctrl_c(tmp_path: Path, number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.locked(tmp_path / "r", "train"):  # noqa: PT012 - it may take a moment
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert signal.getsignal(number) is signal.SIG_DFL
+    assert locks.holder(tmp_path / "r") is None

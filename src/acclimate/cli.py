@@ -381,7 +381,7 @@ def verify(
     """Measure artifacts on their runtimes. Exit status 1 when the budget or the accuracy tolerance is broken, by all of
     them where there are several."""
     from acclimate import workflow
-    from acclimate.verify import print_compared, print_verification, saved
+    from acclimate.verify import print_compared, print_verification, saved, stored
 
     limits = _budget(budget)
     others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
@@ -391,7 +391,8 @@ def verify(
     if not others and not (artifact / "run.json").is_file():
         results = [workflow.verify(artifact, sets, limits, expected=expected, device=there, console=_out)]
         print_verification(results[0], _out)
-        _say("verification", saved(artifact, results[0].machine))
+        if stored(artifact, results[0].machine) == results[0]:
+            _say("verification", saved(artifact, results[0].machine))
     else:
         if digest or require_signature:
             given = f"--digest {digest}" if digest else "--require-signature"

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -429,6 +429,9 @@ class ChannelConfig(Options):
 class DistillationConfig(Options):
     """A larger, frozen detector teaches the one that is trained (`adapt/distillation.py`)."""
 
+    LESSONS: ClassVar = frozenset({"response", "gan", "imitation", "channel"})
+    """What can be learnt from a teacher; where none is named, `distil` chooses."""
+
     teacher: Path
     """Its run folder; `acclimate distil` fills it in."""
     response: float | Literal["auto"] = "auto"
@@ -521,6 +524,11 @@ class AdaptConfig(Options):
     """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        """The finished runs that the method learns from."""
+        return () if self.distillation is None else (self.distillation.teacher,)
 
     @model_validator(mode="before")
     @classmethod

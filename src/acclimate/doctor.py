@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acclimate import __version__
+from acclimate import __version__, machine
 from acclimate.installation import hint
 
 State = Literal["ok", "warn", "missing"]
@@ -176,17 +176,14 @@ def _machine(folder: Path) -> Iterator[Check]:
     yield Check("machine", "Python", "ok" if supported else "warn", f"{python} ({sys.executable})", way_out)
     yield Check("machine", "acclimate", "ok", __version__)
     yield _processor()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("machine", "cores", "ok", f"{cores} usable of {os.cpu_count()}")
+    yield Check("machine", "cores", "ok", f"{machine.usable_cores()} usable of {os.cpu_count()}")
     yield _memory()
     yield _disk(folder)
 
 
 def _processor() -> Check:
-    file = Path("/proc/cpuinfo")
-    text = file.read_text(errors="replace") if file.is_file() else ""
-    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    name = model[1].strip() if model else platform.processor() or platform.machine()
+    text = machine.cpuinfo()
+    name = machine.processor(text)
     features = cpu_features(text)
     detail = f"{name} ({', '.join(features)})" if features else name
     if text and not _flags(text) & INT8_FLAGS:

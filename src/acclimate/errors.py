@@ -14,11 +14,17 @@ class AcclimateError(Exception):
 
 
 class OtherInputsError(AcclimateError):
-    """The output folder holds earlier work of acclimate's own, made from other inputs, of this digest."""
+    """The output folder holds earlier work of acclimate's own, made from other inputs.
 
-    def __init__(self, message: str, digest: str) -> None:
+    Attributes:
+        digest: of the inputs that the earlier work was made from.
+        wanted: of those that it was to be made from.
+    """
+
+    def __init__(self, message: str, digest: str, wanted: str) -> None:
         super().__init__(message)
         self.digest = digest
+        self.wanted = wanted
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
     run.json              manifest: verb, status, parents, seed, versions, machine, digest of the inputs
     config.json           the resolved configuration
+    inputs.json           the settings, weights and files that determine the result
     spec.json             the detector's specification
     model.safetensors     the chosen weights
     metrics.jsonl         one line a logged step
@@ -11,18 +12,24 @@
     evaluations/*.json    AP on a labelled set (written by `evaluate` and `verify`, never read by training)
     artifacts/NAME/       exported artifacts, each with its own artifact.json and verification.json
 
-Every file is written to a temporary name and renamed, so a reader or a killed process never sees half of one.
+Every file is written to a temporary name and renamed, so a reader or a killed process never sees half of one. Names
+that begin with a dot are work in hand: nothing that lists a run shows them, and the next verb that writes into the
+folder sweeps out what a killed one left.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import os
-import platform
+import re
+import shutil
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,10 +39,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from acclimate import __version__
+from acclimate import __version__, locks, machine
 from acclimate.errors import AcclimateError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+Role = Literal["source", "target"]
+"""Which domain a labelled set is of."""
 
 AGAIN_S = 1.0
 """Signals closer together than this are one: torchrun passes on the Ctrl-C that a terminal has sent to all already."""
@@ -83,7 +92,7 @@ class Evaluation(BaseModel):
     """
 
     data: str
-    role: Literal["source", "target"]
+    role: Role
     model: str = "eager"
     images: int
     """Those that count."""
@@ -139,17 +148,17 @@ class Run:
             )
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            # Ours are the temporary files of a process that was killed before it had written its manifest.
-            if any(not (found.name.startswith(".") and found.name.endswith(".tmp")) for found in path.iterdir()):
+            # Ours are what a process left that was killed before it had written its manifest, and the lock.
+            if any(not found.name.startswith(".") for found in path.iterdir()):
                 raise AcclimateError(f"{path}: is not empty and is not a run; choose another --out")
-        stamped = manifest.model_copy(update={"created": _now(), "machine": manifest.machine or machine()})
+        stamped = manifest.model_copy(update={"created": _now(), "machine": manifest.machine or machine.facts()})
         run = cls(path, stamped)
         run.save()
         return run
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Open a run folder.
+        """Open a run folder. One that a killed process left as `running` is `interrupted`: nobody holds its lock.
 
         Raises:
             AcclimateError: `path` is not a run folder or its manifest is damaged.
@@ -158,11 +167,16 @@ class Run:
         if not file.is_file():
             raise AcclimateError(f"{path}: not a run folder (it has no run.json)")
         try:
-            return cls(Path(path), Manifest.model_validate_json(file.read_text()))
+            manifest = Manifest.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise AcclimateError(
                 f"{file}: damaged ({str(error).splitlines()[0]}); delete the folder and run again"
             ) from None
+        if manifest.status == "running" and locks.holder(Path(path)) is None:
+            manifest = manifest.model_copy(update={"status": "interrupted"})
+        return cls(Path(path), manifest)
 
     def save(self) -> None:
         self.write("run.json", self.manifest)
@@ -231,7 +245,7 @@ class Run:
         Raises:
             AcclimateError: a file is damaged.
         """
-        return [_validated(Evaluation, file) for file in sorted((self.path / "evaluations").glob("*.json"))]
+        return [_validated(Evaluation, file) for file in listed(self.path / "evaluations", "*.json")]
 
     def selection(self) -> Selection | None:
         """How the weights were chosen; None while they are not.
@@ -243,7 +257,7 @@ class Run:
 
     def artifacts(self) -> list[Path]:
         """The folders of the artifacts exported from this run."""
-        return sorted(file.parent for file in (self.path / "artifacts").glob("*/artifact.json"))
+        return [folder for folder in listed(self.path / "artifacts", "*") if (folder / "artifact.json").is_file()]
 
 
 def _validated(model: type[_Model], file: Path) -> _Model:
@@ -312,21 +326,152 @@ def write_text(path: Path, text: str) -> Path:
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write a file atomically (temporary name, fsync, rename), creating its folder.
 
+    What a killed process left under the temporary name is taken over; two processes that write the same file write it
+    one after the other.
+
     Raises:
         AcclimateError: see `writing`; an existing file is left as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _exclusive(temporary)
         try:
-            with open(temporary, "wb") as file:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.truncate()
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
             temporary.replace(path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
     return path
+
+
+def _exclusive(temporary: Path) -> int:
+    """Open the file at `temporary`, which this process has for itself until it closes or renames it."""
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        locks.lock(descriptor, wait=True)
+        if locks.same_file(descriptor, temporary):
+            return descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` once it is filled: a reader sees the old one or the new one.
+
+    Where the body fails, `folder` stays as it was. Elsewhere than on Linux and macOS there is a moment between the two
+    in which there is none; a process that is killed then leaves the old one for `sweep` to put back.
+
+    Raises:
+        AcclimateError: see `writing`.
+    """
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        with writing(folder):
+            yield temporary
+            temporary.chmod(0o755)
+            if not folder.exists():
+                temporary.replace(folder)
+            elif not exchange(temporary, folder):
+                old = folder.with_name(f".{folder.name}.old.tmp")
+                folder.replace(old)
+                temporary.replace(folder)
+                shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    call, arguments = _swap()
+    if call is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(call(*arguments(*names)) == 0)
+
+
+def _swap() -> tuple[Any, Any]:
+    """The C function that swaps two names, and what it is called with."""
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE; RENAME_SWAP has the same value
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        return library.renameat2, lambda one, other: (here, one, here, other, swap)
+    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        return library.renamex_np, lambda one, other: (one, other, swap)
+    return None, None
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What `pattern` finds in `folder`, sorted, without names that begin with a dot: those are work in hand."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+_LEFT = re.compile(r"\..+\.tmp")
+_LEFT_BY_EARLIER_VERSIONS = re.compile(r"\.[A-Za-z0-9]+-(fp32|fp16|int8)(\.old)?\.[a-z0-9_]{8}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder that this process has locked; runs below it are left alone."""
+    for where, inner, files in os.walk(folder):
+        place = Path(where)
+        inner[:] = [name for name in inner if not (place / name / "run.json").exists() and name != "previous"]
+        for name in [*files, *inner]:
+            path = place / name
+            if not (_LEFT.fullmatch(name) or _LEFT_BY_EARLIER_VERSIONS.fullmatch(name)):
+                continue
+            with contextlib.suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    whole = place / name[1:].partition(".old.")[0]
+                    if ".old." in name and (path / "artifact.json").is_file() and not whole.exists():
+                        path.rename(whole)
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+        inner[:] = [name for name in inner if (place / name).is_dir()]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, verb: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder that `verb` writes into (see `locks.held`), swept of what a killed process left.
+
+    A process that is asked to end in the meantime ends as after Ctrl-C: its run says `interrupted`, and the lock goes.
+
+    Raises:
+        HeldError: another process writes there.
+        AcclimateError: it cannot be written.
+        KeyboardInterrupt: on SIGTERM, or on SIGHUP where that is not ignored (nohup).
+    """
+    with _ended_as_by_ctrl_c(), locks.held(folder, verb, wait=wait) as taken:
+        if taken:
+            sweep(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    changed = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                changed[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in changed.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def read_json(path: Path) -> Any:
@@ -355,21 +500,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def machine() -> dict[str, str]:
-    """What a reader needs to judge a measurement: processor, cores, memory, system, Python."""
-    facts = {"system": platform.platform(), "python": platform.python_version(), "cores": str(os.cpu_count())}
-    cpuinfo = Path("/proc/cpuinfo")
-    model = ""
-    if cpuinfo.exists():
-        model = next(
-            (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), ""
-        )
-    facts["processor"] = model or platform.processor() or platform.machine()
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        facts["memory_gb"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}"
-    return facts
 
 
 def _now() -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
 import shlex
+import shutil
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from acclimate import __version__
 from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.run import Manifest, Run, digest, writing
+from acclimate.inputs import FILE, Inputs, differences
+from acclimate.locks import HeldError
+from acclimate.run import Manifest, Run, digest, exchange, listed, locked, writing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,54 +37,121 @@ _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
-def done_before(out: Path, manifest: Manifest, console: Console | None) -> Run | None:
-    """The run in `out` where it is finished and has the same inputs; None where there is something to do.
+def known(out: Path, manifest: Manifest, inputs: Inputs) -> Run | None:
+    """The run in `out`, which has the same inputs; None where there is none.
+
+    A run whose only difference is that files cannot be read any more is the same: see `Inputs.damaged_since`.
 
     Raises:
-        OtherInputsError: the folder holds a run with other inputs.
+        OtherInputsError: the folder holds a run with other inputs; the line names what differs, with both values.
         AcclimateError: it holds a run that is damaged.
     """
     if not (out / "run.json").is_file():
         return None
     found = Run.open(out)
-    if (found.manifest.verb, found.manifest.digest) != (manifest.verb, manifest.digest):
-        raise OtherInputsError(
-            f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs; "
-            "choose another --out, or delete the folder",
-            found.manifest.digest,
-        )
-    if not found.done:
-        return None
-    finished(out)
+    if (found.manifest.verb, found.manifest.digest) == (manifest.verb, manifest.digest):
+        return found
+    if found.manifest.verb == manifest.verb and found.has(FILE):
+        damaged = inputs.damaged_since(found.read(FILE))
+        if damaged:
+            more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            log.warning("%s: cannot be read any more%s; left out of a run that began with it", damaged[0], more)
+            return found
+    raise OtherInputsError(
+        f"{out}: holds another run ({found.manifest.verb}, {found.manifest.status}) with other inputs"
+        f"{_what_differs(found, manifest, inputs)}; choose another --out, or delete the folder",
+        found.manifest.digest,
+        manifest.digest,
+    )
+
+
+def _what_differs(found: Run, manifest: Manifest, inputs: Inputs) -> str:
+    if found.manifest.verb != manifest.verb:
+        return ""
+    was, now = (one.notes.get("role", "") for one in (found.manifest, manifest))
+    if was != now:
+        return f": its role is {now} and was {was}"
+    try:
+        # Earlier versions kept no more than the configuration.
+        before = found.read(FILE) if found.has(FILE) else {"settings": _settings_as(found, inputs)}
+        told = differences(before, inputs.as_json())
+    except AcclimateError:
+        return ""
+    return f": {told}" if told else ""
+
+
+def _settings_as(found: Run, inputs: Inputs) -> dict[str, Any]:
+    """The configuration of a run, as far as `inputs` has settings."""
+    config = configuration(found)
+    return plain(config, *(name for name in inputs.settings if name in Config.model_fields))
+
+
+def done(found: Run | None, console: Console | None) -> bool:
+    """Whether there is nothing to do, as the run of these inputs is finished; the console is told.
+
+    Raises:
+        AcclimateError: it is finished and has lost a file.
+    """
+    if found is None or not found.done:
+        return False
+    finished(found.path)
     if console is not None:
-        console.print(f"{out}: done; nothing to do", markup=False, highlight=False)
-    return found
+        console.print(f"{found.path}: done; nothing to do", markup=False, highlight=False)
+    return True
 
 
-def start(acc: Accelerator, out: Path, manifest: Manifest, console: Console | None) -> Run:
+def start(
+    acc: Accelerator, out: Path, manifest: Manifest, inputs: Inputs, begun: Run | None, console: Console | None
+) -> Run:
     """Create the run folder, or take up the unfinished one that is there; by the first process alone.
+
+    Args:
+        acc: says which process this is.
+        out: the run folder.
+        manifest: of a new run.
+        inputs: of a new run.
+        begun: the unfinished run, as `known` found it.
+        console: is told that it goes on.
 
     Raises:
         AcclimateError: `out` holds something else, is damaged, or cannot be written.
     """
     if acc.is_main_process:
-        if console is not None and (out / "run.json").is_file():
-            console.print(f"{out}: {Run.open(out).manifest.status}; going on", markup=False, highlight=False)
-        Run.create(out, manifest.model_copy(update={"command": repeat()}))
+        if begun is None:
+            begun = Run.create(out, manifest.model_copy(update={"command": repeat()}))
+        elif console is not None:
+            console.print(f"{out}: {begun.manifest.status}; going on", markup=False, highlight=False)
+        if not begun.has(FILE):
+            begun.write(FILE, inputs.as_json())
     acc.wait_for_everyone()
     return Run.open(out)
 
 
 @contextlib.contextmanager
 def running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -> Iterator[None]:
-    """Keep the manifest true about how the run stands, however it ends."""
-    from acclimate.adapt.engine import discard_state
+    """Keep the manifest true about how the run stands, however it ends.
+
+    Its note `sessions` says from which step on each process worked on the run, and what it computed with: processes,
+    threads and device change the order of sums, and so the last digits of what is learnt.
+    """
+    import torch
+
+    from acclimate.adapt.engine import discard_state, reached
 
     began = time.monotonic()
     if acc.is_main_process:
         run.write("config.json", config.model_dump(mode="json"))
         run.manifest = run.manifest.model_copy(update={"status": "running"})
-        run.note(processes=acc.num_processes, device=str(acc.device), **facts)
+        computed = {
+            "processes": acc.num_processes,
+            "threads": torch.get_num_threads(),
+            "device": str(acc.device),
+            "torch": torch.__version__,
+            "version": __version__,
+            "host": socket.gethostname(),
+        }
+        sessions = [*run.manifest.notes.get("sessions", []), {"from_step": reached(run), **computed}]
+        run.note(sessions=sessions, processes=acc.num_processes, device=str(acc.device), **facts)
     status: Literal["interrupted", "failed", "done"] = "failed"
     try:
         yield
@@ -115,6 +188,51 @@ def finished(path: Path) -> Run:
     return run
 
 
+@contextlib.contextmanager
+def measured_in(artifact: Path, verb: str, console: Console | None) -> Iterator[Path]:
+    """Where an artifact's folder, or a package, can be measured by a verb that stores what it finds there.
+
+    It is `artifact` itself, in a run that nobody else writes into meanwhile; where that cannot be written it is a copy
+    that goes again, and the console is told that nothing is stored.
+
+    Raises:
+        HeldError: somebody else writes there.
+    """
+    if not artifact.exists():
+        yield artifact
+        return
+    run = artifact.parent.parent if (artifact.parent.parent / "run.json").is_file() else None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run or artifact, verb))
+            with tempfile.TemporaryFile(dir=artifact.parent if artifact.is_file() else artifact):
+                pass
+        except HeldError:
+            raise
+        except (AcclimateError, OSError) as error:
+            reason = str(error).partition(";")[0] if isinstance(error, AcclimateError) else error.strerror
+            if console is not None:
+                said = f"{artifact}: cannot be written ({reason}); what {verb} measures is told and not stored"
+                console.print(said, markup=False, highlight=False)
+            yield _copied(artifact, run, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="acclimate-"))))
+            return
+        yield artifact
+
+
+def _copied(artifact: Path, run: Path | None, folder: Path) -> Path:
+    """A copy of an artifact below `folder`, in a run that has the files of the one that it is in."""
+    if artifact.is_file():
+        return Path(shutil.copy(artifact, folder))
+    copied = folder / "run" / "artifacts" / artifact.name
+    if run is not None:
+        (folder / "run").mkdir()
+        for name in ("run.json", "config.json", "spec.json", "model.safetensors"):
+            (folder / "run" / name).symlink_to((run / name).resolve())
+    shutil.copytree(artifact, copied)
+    copied.chmod(0o755)
+    return copied
+
+
 def configuration(run: Run) -> Config:
     """The resolved configuration of a run; options that this version does not know are left out, with a warning.
 
@@ -143,23 +261,59 @@ def configuration(run: Run) -> Config:
 def take_place(path: Path, stage: Callable[[], _T], console: Console | None) -> _T:
     """Run a stage; a run or a generated set from other inputs that is in its way moves to `previous/` beside it.
 
+    Where `previous/` holds the one with the wanted inputs, that is taken back.
+
     Raises:
         AcclimateError: as the stage does, or what was there cannot be moved.
     """
+
+    def say(text: str) -> None:
+        if console is not None:
+            console.print(text, markup=False, highlight=False)
+
     try:
         return stage()
     except OtherInputsError as error:
-        aside = path.parent / "previous" / f"{path.name}-{error.digest}"
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f"{path.name}-{error.digest}-{number}")
-        with writing(aside):
+        with locked(path, "run"), writing(path.parent / "previous"):
+            aside = _free(path, error.digest)
+            earlier = _earlier(path, error.wanted)
             aside.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(aside)
-        if console is not None:
-            console.print(f"{path}: its inputs changed; the earlier one is now {aside}", markup=False, highlight=False)
+            if earlier is None:
+                path.rename(aside)
+                say(f"{path}: its inputs changed; the earlier one is now {aside}")
+            else:
+                # In one step where the system can: a kill leaves both, one at each place.
+                if exchange(earlier, path):
+                    earlier.rename(aside)
+                else:
+                    path.rename(aside)
+                    earlier.rename(path)
+                say(f"{path}: taken back from {earlier}; what was there is now {aside}")
         return stage()
+
+
+def _free(path: Path, digest: str) -> Path:
+    """A place in `previous/` for what is at `path`."""
+    aside = path.parent / "previous" / f"{path.name}-{digest}"
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = aside.with_name(f"{path.name}-{digest}-{number}")
+    return aside
+
+
+def _earlier(path: Path, wanted: str) -> Path | None:
+    """The run, or the generated set, of these inputs that had been at `path`; a finished one first."""
+    found: list[tuple[bool, Path]] = []
+    for place in listed(path.parent / "previous", f"{glob.escape(path.name)}-*"):
+        if not (place / "run.json").is_file():
+            # A generated set; who takes it looks at what it is.
+            found += [(False, place)] if place.name == f"{path.name}-{wanted}" else []
+            continue
+        with contextlib.suppress(AcclimateError):
+            run = Run.open(place)
+            found += [(not run.done, place)] if run.manifest.digest == wanted else []
+    return min(found)[1] if found else None
 
 
 OWN_SECTION = {"two-stage": "two_stage", "ssd": "ssd", "slimmable": "slimmable"}
@@ -264,23 +418,3 @@ def to_device(detector: Detector) -> Detector:
     import torch
 
     return detector.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextlib.contextmanager
-def counting(console: Console | None, title: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (done, all): a bar on a terminal, a line at the end elsewhere."""
-    if console is None:
-        yield lambda done, total: None
-        return
-    if not console.is_terminal:
-
-        def line(done: int, total: int) -> None:
-            if done == total:
-                console.print(f"{title}: {total}", markup=False, highlight=False)
-
-        yield line
-        return
-    columns = (TextColumn(title, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

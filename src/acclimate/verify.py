@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from acclimate import __version__
+from acclimate import __version__, machine
 from acclimate.config import Budget
 from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision
 from acclimate.edge.bench import Bench, bench_apart
@@ -27,7 +26,7 @@ from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.remote.client import DeviceError
-from acclimate.run import Evaluation, Run, machine, read_json, write_text
+from acclimate.run import Evaluation, Run, read_json, write_text
 from acclimate.structures import Detections
 
 if TYPE_CHECKING:
@@ -208,11 +207,11 @@ class _Here:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self._predictor = Predictor(artifact, threads)
-        self.machine: Mapping[str, str] = {**machine(), "runtime": engine(artifact.manifest.runtime).version()}
+        self.machine: Mapping[str, str] = {**machine.facts(), "runtime": engine(artifact.manifest.runtime).version()}
 
     @property
     def cores(self) -> int:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return machine.usable_cores()
 
     def detect(self, path: Path) -> Detections:
         return self._predictor(read_image(path, self._predictor.manifest.reading))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 
 import acclimate
 import coloured_squares as squares
-from acclimate import cli
+from acclimate import cli, locks
 from acclimate.data import formats
 from acclimate.edge import source as sources
 from acclimate.edge import watch as watching
@@ -190,8 +192,12 @@ def test_a_full_disk_does_not_stop_detection(
 
 def test_two_processes_do_not_write_into_one_folder(artifact: Path, tmp_path: Path) -> None:
     watched.put_images(tmp_path / "in", range(2))
-    with watching._alone(tmp_path), pytest.raises(AcclimateError, match="another watch"):
-        watch(artifact, str(tmp_path / "in"), tmp_path, once=True, page=False)
+    with ThreadPoolExecutor() as other:
+        stack = contextlib.ExitStack()
+        other.submit(stack.enter_context, locks.held(tmp_path, "watch")).result()
+        with pytest.raises(AcclimateError, match=rf"acclimate watch \(process {os.getpid()} on .*\) writes there"):
+            watch(artifact, str(tmp_path / "in"), tmp_path, once=True, page=False)
+        other.submit(stack.close).result()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from acclimate import load_config, stages, workflow
+from acclimate import load_config, locks, stages, workflow
 from acclimate.config import Budget, Config, DataConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.run import Run
@@ -266,6 +267,100 @@ def test_a_changed_stage_is_run_anew_and_the_earlier_run_kept(copy: Config) -> N
     assert (moved / "artifacts" / "onnx-int8" / "artifact.json").is_file()
     assert [one.precision for one in job.verifications] == ["fp32"]
     assert job.oracle is None
+    # The earlier command brings the earlier run back, and the one that took its place is kept in turn.
+    later = Run.open(copy.out / "adapted").manifest
+    workflow.run(copy)
+    assert Run.open(copy.out / "adapted").manifest.created == earlier.created
+    assert Run.open(copy.out / "previous" / f"adapted-{later.digest}").manifest.created == later.created
+    assert not moved.exists()
+
+
+@pytest.mark.usefixtures("nothing_is_repeated")
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ({"model": {"image_size": [100, 100]}}, "model.image_size: 100 x 100 is not a multiple"),
+        ({"model": {"backbone": "lcnet_51"}}, "lcnet_51"),
+        ({"model": {"weights": "none.safetensors"}}, "model.weights: none.safetensors: no such file"),
+        ({"adapt": {"slim": {}}}, "adapt.slim: a dense detector has one width"),
+        ({"adapt": {"suppression": {"layers": ["nothing"]}}}, "nothing"),
+        ({"target_test": {"classes": {"car": "lorry"}}}, 'target_test: .*"car" is no class of the detector'),
+        ({"source_test": {"classes": {"car": "lorry"}}}, 'source_test: .*"car" is no class of the detector'),
+    ],
+)
+def test_a_mistake_moves_no_finished_run(mistake: dict[str, Any], said: str, copy: Config) -> None:
+    before = tree(copy.out)
+    # Its inputs are others too, so a stage that began would move what is in its way.
+    wrong = {**mistake, "train": {"steps": 3}, "schedule": {"steps": 3}}
+    with pytest.raises(AcclimateError, match=said):
+        workflow.run(changed(copy, **wrong))
+    assert tree(copy.out) == before
+
+
+def test_a_second_process_is_told_who_is_at_work(copy: Config) -> None:
+    def others() -> list[str]:
+        verbs: list[Callable[[], object]] = [
+            lambda: workflow.run(copy),
+            lambda: workflow.train(copy, copy.out / "source"),
+            lambda: workflow.adapt(copy.out / "source", str(copy.target), copy.out / "adapted"),
+            lambda: workflow.evaluate(copy.out / "adapted", copy.target_test or DataConfig(path=Path())),
+            lambda: workflow.export(copy.out / "adapted", precision="fp32"),
+            lambda: workflow.verify(copy.out / "adapted" / "artifacts" / "onnx-int8"),
+        ]
+        told = []
+        for verb in verbs:
+            with pytest.raises(locks.HeldError) as caught:
+                verb()
+            told.append(str(caught.value))
+        return told
+
+    before = tree(copy.out)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as other:
+        for name in ("source", "adapted"):
+            stack.enter_context(locks.held(copy.out / name, "train"))
+        told = other.submit(others).result()
+    assert all(f"acclimate train (process {os.getpid()} on " in line for line in told), told
+    assert tree(copy.out) == before
+
+
+def test_an_image_that_breaks_on_the_way_costs_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "clear-train", tmp_path / "clear-train")
+    config = changed(tiny_config(data, tmp_path / "job"), source={"path": str(tmp_path / "clear-train")})
+    with pytest.raises(Interrupted):
+        workflow.train(config, tmp_path / "run", console=_Interrupting("train: step 2"))
+    begun = Run.open(tmp_path / "run").manifest
+    image = sorted((tmp_path / "clear-train" / "images").glob("*.jpg"))[2]
+    image.write_bytes(image.read_bytes()[:200])
+    finished = workflow.train(config, tmp_path / "run")
+    assert (finished.manifest.digest, finished.manifest.created) == (begun.digest, begun.created)
+    assert [line["step"] for line in finished.metrics()] == [1, 2, 3, 4]
+    first, second = finished.manifest.notes["sessions"]
+    assert first["from_step"] == 0
+    assert second["from_step"] in {2, 3}, "wherever it stood when it was asked to stop"
+    assert workflow.train(config, tmp_path / "run").manifest.finished == finished.manifest.finished
+
+
+def test_a_run_that_cannot_be_written_is_verified_all_the_same(
+    copy: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root writes anywhere, so the refusal is the file system's in words alone."""
+    adapted = copy.out / "adapted"
+    before = tree(copy.out)
+    real = os.open
+
+    def refused(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and adapted in Path(os.fsdecode(path)).resolve().parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert copy.target_test is not None
+    result = workflow.verify(
+        adapted / "artifacts" / "onnx-int8", [(copy.target_test, "target_test", "target")], console=Console(width=500)
+    )
+    assert result.parity is not None, "it is compared with the eager model of the run"
+    assert "what verify measures is told and not stored" in capsys.readouterr().out
+    assert tree(copy.out) == before
 
 
 def test_a_mistake_at_the_end_of_a_job_is_found_at_its_beginning(

@@ -13,16 +13,15 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from acclimate.adapt.health import Health
@@ -32,6 +31,7 @@ from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import save_weights
 from acclimate.models.synchronised import synchronise
+from acclimate.progress import counting
 from acclimate.run import Run, stop_signal, write_text, writing
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def fit(
     updates = [one for one in acting if isinstance(one, UpdateTransform)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
-    with stop_signal() as stopped, _progress(acc, console, title, schedule.steps, start) as advance:
+    told = console if acc.is_main_process else None
+    with stop_signal() as stopped, counting(told, title, start=start, lines=10) as advance:
         try:
             for step in range(start + 1, schedule.steps + 1):
                 losses: dict[str, float] = {}
@@ -133,9 +134,11 @@ def fit(
                 losses["loss"] = sum(losses.values())
                 losses, stop = _agreed(acc, losses, stopped.is_set())
                 if not math.isfinite(losses["loss"]):
+                    kept = max(checkpoints(run), default=None)
                     raise AcclimateError(
                         f"{run.path}: the loss is {losses['loss']} at step {step}; lower the learning rate "
-                        f"(now {schedule.lr:g}) or use precision fp32. The last checkpoint is kept"
+                        f"(now {schedule.lr:g}) or use precision fp32. "
+                        + (f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was written yet")
                     )
                 losses["gradient_norm"] = float(norm)
                 for name, value in losses.items():
@@ -146,7 +149,7 @@ def fit(
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
                         run.log(step=step, lr=lr, images_per_s=round(speed.images_per_s(), 2), **means, **seen)
                     window = {}
-                advance(step, losses["loss"], speed.images_per_s())
+                advance(step, schedule.steps, f"loss {losses['loss']:.3f}, {speed.images_per_s():.1f} images/s")
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:
                     if acc.is_main_process:
                         save_weights(objective.average, checkpoint(run, step))
@@ -167,6 +170,12 @@ def checkpoints(run: Run) -> dict[int, Path]:
     """All checkpoints of a run, by step."""
     files = sorted((run.path / "checkpoints").glob("step_*.safetensors"))
     return {int(file.stem.removeprefix("step_")): file for file in files}
+
+
+def reached(run: Run) -> int:
+    """The step that a resume of the run goes on from; 0 where it starts anew."""
+    state = _state(run)
+    return 0 if state is None else int(state[1]["step"])
 
 
 def discard_state(run: Run) -> None:
@@ -216,55 +225,35 @@ def _save_state(run: Run, acc: Accelerator, step: int, window: dict[str, float])
 
 
 def _resume(run: Run, acc: Accelerator) -> tuple[int, dict[str, float]]:
-    for name in ("state", "state.old"):
-        folder = run.path / name
-        if (folder / "step.json").is_file():
-            saved = json.loads((folder / "step.json").read_text())
-            try:
-                acc.load_state(str(folder))
-            except (RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise AcclimateError(
-                    f"{folder}: does not fit what is trained now ({reason}); was it saved by another version? Delete "
-                    f"{run.path} and start again, or go on with the version that began"
-                ) from None
-            if acc.is_main_process:
-                run.rewind(saved["step"])
-                for step, file in checkpoints(run).items():
-                    if step > saved["step"]:
-                        file.unlink()
-            acc.wait_for_everyone()
-            return int(saved["step"]), dict(saved["window"])
+    state = _state(run)
+    if state is None:
+        if acc.is_main_process:
+            run.rewind(0)
+        return 0, {}
+    folder, saved = state
+    try:
+        acc.load_state(str(folder))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise AcclimateError(
+            f"{folder}: does not fit what is trained now ({reason}); was it saved by another version? Delete "
+            f"{run.path} and start again, or go on with the version that began"
+        ) from None
     if acc.is_main_process:
-        run.rewind(0)
-    return 0, {}
+        run.rewind(saved["step"])
+        for step, file in checkpoints(run).items():
+            if step > saved["step"]:
+                file.unlink()
+    acc.wait_for_everyone()
+    return int(saved["step"]), dict(saved["window"])
 
 
-@contextlib.contextmanager
-def _progress(
-    acc: Accelerator, console: Console | None, title: str, steps: int, start: int
-) -> Iterator[Callable[[int, float, float], None]]:
-    """A bar on a terminal; elsewhere a line at every tenth of the way."""
-    if not acc.is_main_process or console is None:
-        yield lambda step, loss, rate: None
-        return
-    if not console.is_terminal:
-        every = max(1, steps // 10)
-
-        def line(step: int, loss: float, rate: float) -> None:
-            if step % every == 0 or step == steps:
-                console.print(f"{title}: step {step}/{steps}, loss {loss:.3f}, {rate:.1f} images/s", highlight=False)
-
-        yield line
-        return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(title, total=steps, completed=start, note="")
-
-        def tick(step: int, loss: float, rate: float) -> None:
-            bar.update(task, completed=step, note=f"loss {loss:.3f}, {rate:.1f} images/s")
-
-        yield tick
+def _state(run: Run) -> tuple[Path, dict[str, Any]] | None:
+    """The folder that a resume reads, and the step and the sums in it."""
+    for name in ("state", "state.old"):
+        if run.has(f"{name}/step.json"):
+            return run.path / name, run.read(f"{name}/step.json")
+    return None
 
 
 class _Rate:

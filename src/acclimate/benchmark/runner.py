@@ -21,13 +21,13 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from acclimate import stages, workflow
+from acclimate import machine, stages, workflow
 from acclimate.benchmark import table
 from acclimate.benchmark.suite import Place, Suite, Task, available, image_list, load, plan, scene_sets, sets
 from acclimate.config import DataConfig, ScenesConfig
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import Evaluation, Run, machine, write_text
+from acclimate.run import Evaluation, Run, locked, write_text
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
@@ -156,7 +156,8 @@ def perform(task: Task, console: Console | None = None) -> None:
     Raises:
         AcclimateError, Interrupted: as the verbs do.
     """
-    with _alone(task.run):
+    # Several calls may share a folder.
+    with locked(task.run, "benchmark", wait=True):
         if task.method and not _undone([task], task.csv):
             return
         made = stages.take_place(task.run, lambda: _train(task, console), console)
@@ -270,7 +271,7 @@ def _facts(task: Task, made: Run, detector: Detector) -> dict[str, Any]:
         "steps": config.train.steps + config.schedule.steps,
         "batch": config.train.batch_size,
         "minutes": f"{made.manifest.seconds / 60:.1f}",
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine()["processor"],
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "role": task.role,
@@ -342,21 +343,6 @@ def _generate(scenes: ScenesConfig, folder: Path, console: Console | None) -> No
         workflow.scenes(
             folder / name, images, scenes.size, 10_000 * number, condition, scenes.strength, console=console
         )
-
-
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Wait until no other process works on this run: several calls may share a folder. A process that dies lets go."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock; there, one call at a time.
-        yield
-        return
-    file = run.with_name(f".{run.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
 
 
 def _some(what: str, known: Any, wanted: Sequence[Any], free: bool = False) -> list[Any]:

@@ -155,7 +155,7 @@ def generate(
         if found == info and _all_there(index):
             return index
         if found != info:
-            raise _occupied(f"{out}: holds another data set; choose another folder, or delete it", found)
+            raise _occupied(f"{out}: holds another data set; choose another folder, or delete it", found, info)
     records = _resume(out, partial, info)
     with writing(out):
         (out / "images").mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,9 @@ def _resume(out: Path, partial: Path, info: dict[str, Any]) -> list[dict[str, An
                     break
             if lines and lines[0] != info:
                 raise _occupied(
-                    f"{out}: holds an unfinished data set of other settings; delete it or choose another", lines[0]
+                    f"{out}: holds an unfinished data set of other settings; delete it or choose another",
+                    lines[0],
+                    info,
                 )
         elif out.exists() and any(out.iterdir()) and not (out / "annotations.json").exists():
             raise AcclimateError(f"{out}: is not empty and is no generated data set; choose another folder")
@@ -274,10 +276,10 @@ def _resume(out: Path, partial: Path, info: dict[str, Any]) -> list[dict[str, An
     return records
 
 
-def _occupied(message: str, found: Any) -> AcclimateError:
-    """What to raise about a folder in which a set says of itself what is in `found`."""
+def _occupied(message: str, found: Any, wanted: dict[str, Any]) -> AcclimateError:
+    """What to raise about a folder in which a set says of itself what is in `found`, and not what is `wanted`."""
     ours = isinstance(found, dict) and found.get("generator") == GENERATOR
-    return OtherInputsError(message, digest(found)) if ours else AcclimateError(message)
+    return OtherInputsError(message, digest(found), digest(wanted)) if ours else AcclimateError(message)
 
 
 class _View:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections import deque
@@ -40,7 +39,7 @@ from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import read_json, stop_signal, write_bytes, write_text, writing
+from acclimate.run import locked, read_json, stop_signal, write_bytes, write_text, writing
 from acclimate.structures import Detections
 
 log = logging.getLogger(__name__)
@@ -168,7 +167,7 @@ def watch(
     with contextlib.ExitStack() as stack:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_alone(out))
+        stack.enter_context(locked(out, "watch"))
         if reset:
             with writing(out):
                 for name in (ADJUSTED, LEARNT):
@@ -506,26 +505,6 @@ class _Loop:
 
     def _tell(self, event: str, **facts: Any) -> None:
         self._events.write({"event": event, "time": _stamp(time.time()), **facts})
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Refuse a second process that would write into the same folder."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with writing(out):
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AcclimateError(f"{out}: another watch is writing there; choose another --out") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _mark(last: dict[str, Any] | None) -> tuple[Mark | None, int]:

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -36,7 +35,7 @@ from acclimate.edge.artifact import (
 from acclimate.edge.engines.base import Network, not_installed
 from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, writing
+from acclimate.run import digest, file_digest, writing_folder
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -238,24 +237,10 @@ def write_artifact(folder: Path, manifest: ArtifactManifest, build: Callable[[Pa
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "artifact.json").exists())):
         raise AcclimateError(f"{folder}: exists and is not an artifact; choose another folder")
-    with writing(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        with writing(folder):
-            half = build(temporary)
-            written = _artifact(temporary, manifest.model_copy(update={"half": half})).manifest
-            written = write_manifest(temporary, written)
-            temporary.chmod(0o755)
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-                folder.replace(old)
-                temporary.replace(folder)
-                shutil.rmtree(old)
-            else:
-                temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing_folder(folder) as temporary:
+        half = build(temporary)
+        written = _artifact(temporary, manifest.model_copy(update={"half": half})).manifest
+        written = write_manifest(temporary, written)
     return Artifact(folder, written)
 
 

@@ -42,7 +42,7 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from acclimate import __version__
+from acclimate import __version__, machine
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.engines import available, engine
@@ -52,7 +52,6 @@ from acclimate.errors import AcclimateError
 from acclimate.remote import closed, worker
 from acclimate.remote.identity import Identity
 from acclimate.remote.store import KINDS, Kind, Store
-from acclimate.run import machine
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ class Agent:
         # One network runs at a time: two would measure each other.
         self._turn = asyncio.Lock()
         self._detector: _Detector | None = None
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._cores = machine.usable_cores()
 
     async def serve(self, host: str, port: int, ready: Callable[[str, int], None], stop: asyncio.Event) -> None:
         """Answer on `host`:`port` until `stop` is set.
@@ -292,7 +291,7 @@ class Agent:
             case ["health"]:
                 request.allow("GET")
                 limits = {name: getattr(self.limits, name) for name in ("package_bytes", "image_bytes", "disk_bytes")}
-                return {"version": __version__, "machine": machine(), "runtimes": available(), **limits}
+                return {"version": __version__, "machine": machine.facts(), "runtimes": available(), **limits}
             case [kind, digest] if kind in KINDS and _DIGEST.fullmatch(digest):
                 if request.allow("GET", "PUT") == "GET":
                     return await self._state(kind, digest)

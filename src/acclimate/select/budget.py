@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from scipy.optimize import nnls
 
+from acclimate import machine
 from acclimate.config import Budget
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, machine
+from acclimate.run import digest
 from acclimate.structures import Image
 
 Width = tuple[float, ...]
@@ -222,7 +223,7 @@ def readable(paths: Iterable[Path], count: int) -> list[Image]:
 
 def table_name(runtime: str, precision: str, threads: int) -> str:
     """The file of a table: another runtime, precision, number of threads or machine is another table."""
-    here = machine()
+    here = machine.facts()
     return f"{runtime}-{precision}-{threads}-{digest(here['processor'], here['cores'])[:8]}.json"
 
 
@@ -262,4 +263,5 @@ def take(
         for width, c, latency in zip(widths, costs, times, strict=True)
     ]
     kept = len(samples) - min(held_out, len(samples) - 1)
-    return fit(samples[:kept], samples[kept:], runtime=runtime, precision=precision, threads=threads, where=machine())
+    where = machine.facts()
+    return fit(samples[:kept], samples[kept:], runtime=runtime, precision=precision, threads=threads, where=where)

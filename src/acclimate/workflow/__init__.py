@@ -9,6 +9,11 @@
 Functions that train need the `train` extra; heavy imports wait until a verb runs.
 """
 
+from acclimate.run import Role
+from acclimate.training.adapt import adapt
+from acclimate.training.distil import distil
+from acclimate.training.slim import slim
+from acclimate.training.train import train
 from acclimate.workflow.asking import Question, ask
 from acclimate.workflow.delivery import (
     Draw,
@@ -22,10 +27,10 @@ from acclimate.workflow.delivery import (
     verify_all,
     watch,
 )
+from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
-from acclimate.workflow.training import Role, adapt, distil, evaluate, slim, train
 
 __all__ = [
     "Draw",

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.errors import AcclimateError, OtherInputsError
+from acclimate.progress import counting
 from acclimate.run import Run, digest, file_digest, read_json, write_text, writing
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _seen(
     paths = choose(unlabelled.paths, LOOKED_AT, seed)
     if console is not None and len(paths) < len(unlabelled):
         console.print(f"{len(paths)} of {len(unlabelled)} frames are looked at, evenly spread", highlight=False)
-    with stages.counting(console, "frames compared") as tick:
+    with counting(console, "frames compared") as tick:
         looks = domain("target", "target", formats.UnlabelledSet(paths), size, tick).looks
     before: Mapping[Path, Look] = {}
     if earlier:
@@ -220,7 +221,7 @@ def _seen(
     source: LabelledSet | None = None
     if pastes and config.source is not None:
         source = formats.read(config.source, detector.spec.classes, reading=detector.spec.reading)
-    with stages.counting(console, "frames looked at") as tick:
+    with counting(console, "frames looked at") as tick:
         return look(detector, left, config.augment, seed, source, tick), repeated
 
 

@@ -17,8 +17,8 @@ from acclimate import stages
 from acclimate.config import Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import Evaluation, Run, digest, file_digest, writing
-from acclimate.workflow.training import Role
+from acclimate.progress import counting
+from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked, writing
 
 if TYPE_CHECKING:
     from acclimate.edge.artifact import Artifact, MixedPrecision
@@ -58,10 +58,25 @@ def export(
         AcclimateError: the run is not finished, the runtime or precision is not to be had, INT8 lacks images, or the
             tolerance does not hold with any layer in INT8.
     """
-    from acclimate import export as exporting
-
     path = Path(path)
     run = stages.finished(path)
+    with locked(path, "export"):
+        return _export(run, runtime, precision, calibration, images, choice, tolerance, console)
+
+
+def _export(
+    run: Run,
+    runtime: str,
+    precision: Precision,
+    calibration: str | Path | None,
+    images: int,
+    choice: Draw,
+    tolerance: float | None,
+    console: Console | None,
+) -> Path:
+    from acclimate import export as exporting
+
+    path = run.path
     exporting.check(runtime, [precision], "--precision")
     if precision != "int8":
         if tolerance is not None:
@@ -194,7 +209,7 @@ def _mixed(
     found: list[MixedPrecision] = []
 
     def choose(quantiser: base.Quantiser) -> Sequence[str]:
-        with stages.counting(console, "layers quantised alone") as tick:
+        with counting(console, "layers quantised alone") as tick:
             agrees = measure(quantiser, detector, compared)
             found.append(mix(quantiser.layers, agrees, tolerance, len(compared), tick))
         return found[-1].in_float
@@ -383,7 +398,9 @@ def _verify_at(
     from acclimate.edge.package import opened
     from acclimate.verify import saved
 
-    with opened(artifact, expected) as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        artifact = stack.enter_context(stages.measured_in(artifact, "verify", console))
+        folder = stack.enter_context(opened(artifact, expected))
         remote = None
         if device is not None:
             packed = artifact if artifact.is_file() else None
@@ -414,7 +431,7 @@ def _on_device(
             carried = [] if runs.missing() else runs.distributions()
             packed = Path(temporary) / "package.zip"
             pack(folder, packed, locked(["acclimate", *carried]))
-        with stages.counting(console, f"bytes of {manifest.name} on {device.name}") as progress:
+        with counting(console, f"bytes of {manifest.name} on {device.name}") as progress:
             unlike = remote.install(packed, len(manifest.output_names), threads, progress)
         if unlike and console is not None:
             console.print(f"{device.name} has other versions than here: {', '.join(unlike)}", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,21 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.config import Config, DataConfig
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, digest
+from acclimate.run import Role, Run, digest, locked
+from acclimate.training import adapt as adapting
+from acclimate.training import train as training
+from acclimate.training.adapt import adapt
+from acclimate.training.recipe import rehearse, specified
+from acclimate.training.train import train
 from acclimate.workflow.delivery import export, verify
+from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.showing import report, scenes
-from acclimate.workflow.training import Role, adapt, evaluate, taught_by, train
 
 if TYPE_CHECKING:
     from acclimate.verify import Verification
 
+FOLDERS = ("source", "baseline", "adapted", "oracle")
+"""The runs of a job."""
 PICTURES = 6
 """Target images that the report shows before and after."""
 
@@ -64,18 +72,29 @@ def run(config: Config, *, console: Console | None = None) -> Job:
     from acclimate import export as exporting
 
     exporting.check(config.export.runtime, config.export.precisions, "export.precisions")
+    with contextlib.ExitStack() as stack:
+        # Nobody else may write into any of its folders until the report is there.
+        for name in ("", *FOLDERS):
+            stack.enter_context(locked(config.out / name, "run"))
+        return _run(config, console)
+
+
+def _run(config: Config, console: Console | None) -> Job:
+    from acclimate.adapt.methods import source_only
+
+    _check_without_data(config)
     config = _with_scenes(config, console)
     target = config.target
     if config.source is None or target is None:
         raise AcclimateError("the config needs a [source] data set and `target`, a folder of unlabelled images")
     tests = _tests(config)
-    _check_early(config, tests)
-    from acclimate.adapt.methods import source_only
+    longer = _oracle(config)
+    # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
+    alone = source_only(config)
+    _check_early(config, alone, longer, tests)
 
     out = config.out
     source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)
-    # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
-    alone = source_only(config)
     baseline = stages.take_place(
         out / "baseline", lambda: adapt(source.path, target, out / "baseline", config=alone, console=console), console
     )
@@ -83,10 +102,7 @@ def run(config: Config, *, console: Console | None = None) -> Job:
         out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console), console
     )
     oracle = None
-    if config.oracle is not None:
-        # The adapted detector has had both schedules' steps; a fair ceiling has them too.
-        steps = config.train.steps + config.schedule.steps
-        longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    if longer is not None:
         oracle = stages.take_place(
             out / "oracle", lambda: train(longer, out / "oracle", role="oracle", console=console), console
         )
@@ -153,22 +169,54 @@ def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
     return tests
 
 
-def _check_early(config: Config, tests: Sequence[tuple[DataConfig, str, Role]]) -> None:
-    """Find a mistake in what the last stages need before the first has trained for hours; opens no target label."""
-    from acclimate.data import formats
+def _oracle(config: Config) -> Config | None:
+    """The configuration of the oracle; None where no labelled target set is named."""
+    if config.oracle is None:
+        return None
+    # The adapted detector has had both schedules' steps; a fair ceiling has them too.
+    steps = config.train.steps + config.schedule.steps
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
 
-    assert config.source is not None
-    assert config.target is not None
-    classes = formats.read(config.source).classes
-    formats.unlabelled(config.target)
-    taught_by(config)
-    for test, _, role in tests:
-        if role == "source":
-            formats.read(test, classes)
-        elif not test.path.exists():
-            raise AcclimateError(f"{test.path}: no such file or folder (target_test)")
-    if config.oracle is not None and not config.oracle.path.exists():
-        raise AcclimateError(f"{config.oracle.path}: no such file or folder (oracle)")
+
+def _check_without_data(config: Config) -> None:
+    """Find a mistake in the detector's options before scenes are generated, or earlier ones moved, for it.
+
+    Raises:
+        AcclimateError: the detector cannot be built.
+    """
+    if config.scenes is not None:
+        from acclimate.data.scenes import CLASSES
+
+        specified(config, CLASSES)
+
+
+def _check_early(
+    config: Config, alone: Config, longer: Config | None, tests: Sequence[tuple[DataConfig, str, Role]]
+) -> None:
+    """Find a mistake in what any stage needs before the first has trained for hours, and before anything is moved.
+
+    Each stage's inputs are read, its detector and its losses are made, and the test sets' classes are held against the
+    detector's. What is read of target labels here is forgotten at once.
+
+    Raises:
+        AcclimateError: as the stages would, later.
+    """
+    from acclimate.data import formats
+    from acclimate.models import detector as models
+
+    recipe = training.recipe(config)
+    assert recipe.inputs.source is not None
+    spec = models.specify(config.model, recipe.inputs.source.classes, recipe.inputs.source.reading)
+    rehearse(recipe)
+    for part in (alone, config):
+        rehearse(adapting.prepared(part, config.out / "source", spec, lambda: models.build(spec), ""))
+    if longer is not None:
+        training.recipe(longer, "oracle")
+    for test, name, _ in tests:
+        try:
+            formats.read(test, spec.classes, reading=spec.reading)
+        except AcclimateError as error:
+            raise AcclimateError(f"{name}: {error}") from None
 
 
 def _evaluate_once(run: Run, data: DataConfig, name: str, role: Role, console: Console | None) -> None:

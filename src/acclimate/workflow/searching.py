@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,12 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Budget, Config, parse
-from acclimate.run import Manifest, Run, digest, file_digest
+from acclimate.inputs import FILE, Inputs
+from acclimate.progress import counting
+from acclimate.run import Manifest, Run, digest, locked
+from acclimate.training.recipe import weights_of
+from acclimate.training.slim import check_slimmable
 from acclimate.workflow.delivery import Precision, artifact_of
-from acclimate.workflow.training import check_slimmable
 
 if TYPE_CHECKING:
     from acclimate.models.slimmable import SlimmableDetector
@@ -69,6 +73,24 @@ def search(
     bank, target, out = Path(bank), Path(target), Path(out)
     parent = stages.finished(bank)
     check_slimmable(parent)
+    with contextlib.ExitStack() as stack:
+        # What is judged and timed is kept in the bank.
+        for folder in (bank, *(out / name for name in budgets)):
+            stack.enter_context(locked(folder, "search"))
+        return _search(parent, target, budgets, out, runtime, precision, evaluations, console)
+
+
+def _search(
+    parent: Run,
+    target: Path,
+    budgets: Mapping[str, Budget],
+    out: Path,
+    runtime: str,
+    precision: Precision,
+    evaluations: int | None,
+    console: Console | None,
+) -> Search:
+    bank = parent.path
     from acclimate import export as exporting
 
     exporting.check(runtime, [precision], "--precision")
@@ -80,22 +102,25 @@ def search(
 
     images = formats.unlabelled(target)
     config = stages.configuration(parent).model_copy(update={"target": target})
-    weights = file_digest(bank / "model.safetensors")
+    weights = weights_of(parent)
     evaluations = searching.EVALUATIONS if evaluations is None else evaluations
     found: dict[str, Run] = {}
-    waiting: dict[str, tuple[Budget, Manifest]] = {}
+    waiting: dict[str, tuple[Budget, Manifest, Inputs]] = {}
     for name, budget in budgets.items():
+        limits = budget.model_dump(mode="json")
         identity = digest(
-            "search", weights, stages.unlabelled_digest(images), budget.model_dump(mode="json"), runtime, precision,
+            "search", weights, stages.unlabelled_digest(images), limits, runtime, precision,
             evaluations, config.seed,
         )  # fmt: skip
         notes = {"role": "adapted", "budget": name}
         manifest = Manifest(verb="search", digest=identity, parents=(str(bank),), seed=config.seed, notes=notes)
-        known = stages.done_before(out / name, manifest, console)
-        if known is None:
-            waiting[name] = budget, manifest
-        else:
+        settings = {"budget": limits, "runtime": runtime, "precision": precision, "evaluations": evaluations}
+        inputs = Inputs({**settings, "seed": config.seed}, {"the bank": weights}, target=images)
+        known = stages.known(out / name, manifest, inputs)
+        if known is not None and stages.done(known, console):
             found[name] = known
+        else:
+            waiting[name] = budget, manifest, inputs
     if not waiting:
         return Search(found, {})
     detector = cast(SlimmableDetector, stages.to_device(models.load(bank)))
@@ -103,22 +128,22 @@ def search(
     paths = choose(images.paths, searching.IMAGES, config.seed)
     ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
     missed: dict[str, str] = {}
-    for threads in sorted({budget.threads for budget, _ in waiting.values()}):
+    for threads in sorted({budget.threads for budget, *_ in waiting.values()}):
         group = {name: one for name, one in waiting.items() if one[0].threads == threads}
         survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(console))
-        if any(budget.latency_ms or budget.size_mb for budget, _ in group.values()):
+        if any(budget.latency_ms or budget.size_mb for budget, *_ in group.values()):
             survey.table = _latency_table(parent, survey, space, paths, runtime, precision, threads, console)
-        searching.greedy(space, survey.judge, [budget for budget, _ in group.values()])
-        for name, (budget, _) in group.items():
+        searching.greedy(space, survey.judge, [budget for budget, *_ in group.values()])
+        for name, (budget, *_) in group.items():
             start = list(survey.judged.values())
             seed = (config.seed, *name.encode())
             searching.evolve(space, survey.judge, survey.cost, budget, start, evaluations, seed)
         judged = [survey.judge(width) for width, _ in list(ledger)]
         parent.write("search/candidates.json", searching.Candidates(target=str(target), candidates=tuple(judged)))
-        for name, (budget, manifest) in group.items():
+        for name, (budget, manifest, inputs) in group.items():
             run, line = _settle(
-                out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, config,
-                runtime, precision, console,
+                out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, inputs,
+                config, runtime, precision, console,
             )  # fmt: skip
             if run is not None:
                 found[name] = run
@@ -153,6 +178,7 @@ def _latency_table(
     if bank.has(name):
         return parse(costs.Table, bank.read(name), where=str(bank.path / name))
     folder = bank.path / "search" / "timed"
+    shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
     widths = costs.representative(space.choices, costs.FITTED + costs.HELD_OUT, bank.manifest.seed)
 
     def export(width: Width) -> tuple[Path, Cost]:
@@ -163,7 +189,7 @@ def _latency_table(
         return artifact.folder, survey.cost(width).model_copy(update={"size_mb": artifact.size_mb})
 
     try:
-        with stages.counting(console, "widths exported for the latency table") as tick:
+        with counting(console, "widths exported for the latency table") as tick:
             table = costs.take(
                 widths, costs.HELD_OUT, export, costs.readable(images, 8),
                 runtime=runtime, precision=precision, threads=threads, progress=tick,
@@ -189,6 +215,7 @@ def _settle(
     table: Table | None,
     budget: Budget,
     manifest: Manifest,
+    inputs: Inputs,
     config: Config,
     runtime: str,
     precision: Precision,
@@ -203,6 +230,7 @@ def _settle(
 
     began = time.monotonic()
     run = Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
+    run.write(FILE, inputs.as_json())
     run.write("config.json", config.model_copy(update={"budget": budget}).model_dump(mode="json"))
     seen = choose(images, IMAGES, config.seed)
     calibration: Sequence[Path] = ()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate import stages
 from acclimate.config import Budget, DataConfig
 from acclimate.errors import AcclimateError
+from acclimate.progress import counting
 from acclimate.run import write_text
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def data(
 
     images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
     if decode:
-        with stages.counting(console if console is not None and console.is_terminal else None, "images") as tick:
+        with counting(console if console is not None and console.is_terminal else None, "images") as tick:
             images = inspect.decoded(images, tick)
     summary = inspect.summary(images)
     if console is not None:
@@ -152,7 +152,7 @@ def compare(
             images = inspect.load(given.path)
         else:
             images = inspect.load(given)
-        with stages.counting(console if console is not None and console.is_terminal else None, name) as tick:
+        with counting(console if console is not None and console.is_terminal else None, name) as tick:
             domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick))
     comparison = comparing.compare(domains, size)
     if console is not None:
@@ -203,5 +203,5 @@ def scenes(
     """
     from acclimate.data.scenes import generate
 
-    with stages.counting(console, f"{Path(out).name} scenes") as tick:
+    with counting(console, f"{Path(out).name} scenes") as tick:
         return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))

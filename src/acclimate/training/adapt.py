@@ -1,0 +1,166 @@
+"""The verb adapt: a trained detector meets unlabelled target images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import AdaptConfig, Config, merge, parse, quantises
+from acclimate.errors import AcclimateError
+from acclimate.inputs import Inputs
+from acclimate.progress import counting
+from acclimate.run import Run, write_bytes
+from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, weights_of
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector, DetectorSpec
+
+
+def adapt(
+    source: str | Path,
+    target: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    config: Config | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Adapt the detector of the run `source` to the unlabelled images in `target`.
+
+    The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
+    the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`). No label of the
+    target is read: the target is an `UnlabelledSet`, which has none.
+
+    A method that uses no target image is the fair source-only baseline, further source training of the same length:
+    it keeps its last checkpoint, and its manifest has the role "baseline" instead of "adapted".
+
+    Raises:
+        AcclimateError: `source` is no finished run, `target` has no image, or an override does not fit.
+        Interrupted: on SIGINT or SIGTERM; the same call goes on.
+    """
+
+    def prepare() -> Recipe:
+        parent = stages.finished(Path(source))
+        return recipe(parent, _configured(parent, config, overrides).model_copy(update={"target": Path(target)}))
+
+    return carry_out("adapt", out, prepare, console)
+
+
+def recipe(parent: Run, config: Config) -> Recipe:
+    """What `adapt` does with the detector of a finished run and a configuration that names a target.
+
+    Raises:
+        AcclimateError: see `adapt`.
+    """
+    from acclimate.models import detector as models
+
+    return prepared(
+        config, parent.path, models.specification(parent.path), lambda: models.load(parent.path), weights_of(parent)
+    )
+
+
+def prepared(
+    config: Config, parent: Path, spec: DetectorSpec, detector: Callable[[], Detector], weights: str
+) -> Recipe:
+    """What `adapt` does with a detector, whether it is trained already or not yet.
+
+    Args:
+        config: names the source and the target.
+        parent: the run folder that the detector is or will be in.
+        spec: the detector's.
+        detector: makes it.
+        weights: SHA-256 of its weights.
+
+    Raises:
+        AcclimateError: see `adapt`.
+    """
+    if config.source is None or config.target is None:
+        raise AcclimateError(
+            f"{parent}: its configuration names no source data set, and adaptation keeps it in the mix"
+        )
+    from acclimate.adapt.methods import method, uses_target
+    from acclimate.data import formats
+
+    adapts = uses_target(config)
+    target = formats.unlabelled(config.target)
+    images = formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
+    settings = stages.plain(config, "seed", "augment", "adapt", "schedule")
+    taught = taught_by(config)
+    return Recipe(
+        verb="adapt",
+        role="adapted" if adapts else "baseline",
+        title="adapt" if adapts else "baseline",
+        config=config,
+        schedule=config.schedule,
+        inputs=Inputs(settings, {"the source run": weights, **taught}, images, target if adapts else None),
+        identity=(
+            "adapt", settings, stages.labelled_digest(images), stages.unlabelled_digest(target) if adapts else None,
+            weights, *taught.values(),
+        ),
+        detector=detector,
+        method=lambda made, source: method(config.adapt, made, source, config.seed),
+        warm=False,
+        start=lambda _: f"the source run {parent}",
+        parents=(str(parent),),
+        keep=lambda run, average, console: _keep(config, parent, images, target.paths, run, average, console)
+        if adapts
+        else None,
+    )  # fmt: skip
+
+
+def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) -> Config:
+    if config is None:
+        config = stages.configuration(parent)
+        if parent.manifest.verb == "distil":
+            # How a run was taught is no way to adapt it: that starts from the default method.
+            config = config.model_copy(update={"adapt": AdaptConfig()})
+        elif parent.manifest.verb == "search":
+            # It was cut from a bank, and has one width.
+            config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"slim": None})})
+    if not overrides:
+        return config
+    values = config.model_dump(mode="json")
+    merged = merge(values, overrides)
+    if quantises(merged) != quantises(values):
+        # Nor is how it was adapted a way to prepare it for INT8, or the other way round.
+        merged = merge({key: value for key, value in values.items() if key not in {"adapt", "schedule"}}, overrides)
+    return parse(Config, merged, where="the source run's config with overrides")
+
+
+def _keep(
+    config: Config,
+    parent: Path,
+    images: LabelledSet,
+    target: tuple[Path, ...],
+    run: Run,
+    average: Detector,
+    console: Console | None,
+) -> None:
+    """Choose the checkpoint without labels, its BatchNorm describing the target alone where that is asked for."""
+    from acclimate.adapt.engine import checkpoint, checkpoints
+    from acclimate.models import detector as models
+    from acclimate.select.score import choose_checkpoint
+
+    if config.adapt.statistics in {"target", "domain"}:
+        for file in checkpoints(run).values():
+            models.load_weights(average, file)
+            recalibrated(average, target, config.seed)
+            models.save_weights(average, file)
+    if config.adapt.quantisation is None:
+        # What it was before is a candidate too: an adaptation that harms is not kept.
+        write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
+    rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
+    with counting(console, "checkpoints scored without labels") as tick:
+        selection = choose_checkpoint(
+            average, checkpoints(run), target, config.augment, config.seed, rates, progress=tick
+        )
+    run.write("selection.json", selection)
+    if console is not None:
+        step = selection.chosen_step
+        note = "" if step else ": the start, as no checkpoint of the adaptation is better by it"
+        console.print(f"chosen: step {step}, by {selection.rule}{note}", highlight=False)

@@ -1,0 +1,152 @@
+"""The verb distil: a small detector learns from a large one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Config, DistillationConfig, merge, overlay, parse, read
+from acclimate.errors import AcclimateError
+from acclimate.inputs import Inputs
+from acclimate.run import Run
+from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified, taught_by, weights_of
+
+if TYPE_CHECKING:
+    from acclimate.adapt.methods import Method
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
+
+
+def distil(
+    teacher: str | Path,
+    student: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    target: str | Path | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train a small detector that learns from the run `teacher`, on its source and the unlabelled images in `target`.
+
+    `student` is the run of a detector to start from, a TOML file with a [model] section (and others where they are to
+    differ), or one `key=value`. A student of its own model has the teacher's kind, canvas, strides and classes unless
+    told otherwise, starts from its backbone's weights and trains for the schedule `train`; one that is a run trains on
+    for `schedule`. Everything else is the teacher's configuration, changed by the `key=value` of `overrides`, but for
+    the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the student
+    learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run keeps the
+    averaged weights of the last step.
+
+    Raises:
+        AcclimateError: a run is not finished, an option does not fit, or the two detectors have different classes or
+            canvases, or no stride in common.
+        Interrupted: on SIGINT or SIGTERM; the same call goes on.
+    """
+
+    def prepare() -> Recipe:
+        parent = stages.finished(Path(teacher))
+        start, config = _student(parent, str(student), overrides)
+        images = Path(target) if target is not None else None
+        return recipe(parent, start, config.model_copy(update={"target": images}))
+
+    return carry_out("distil", out, prepare, console)
+
+
+def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
+    """What `distil` does with a teacher's run, the run that the student starts from, if any, and its configuration.
+
+    Raises:
+        AcclimateError: see `distil`.
+    """
+    if config.adapt.quantisation is not None:
+        raise AcclimateError(
+            "adapt.quantisation fine-tunes a detector that is trained; leave it out here, and then "
+            "`acclimate adapt` the student with it"
+        )
+    if config.source is None:
+        raise AcclimateError(f"{parent.path}: its configuration names no source data set; name one: source.path=FOLDER")
+    from acclimate.data import formats
+    from acclimate.models import detector as models
+
+    target = formats.unlabelled(config.target) if config.target is not None else None
+    known = models.specification((start or parent).path)
+    classes = known.classes
+    images = formats.read(config.source, classes, masks=config.model.has_masks, reading=known.reading)
+    section = "train" if start is None else "schedule"
+    settings = stages.plain(config, "seed", "model", "augment", "adapt", section)
+    taught = taught_by(config)
+    begun = weights_of(start) if start is not None else None
+    spec = specified(config, classes, images.reading) if start is None else models.specification(start.path)
+    return Recipe(
+        verb="distil",
+        role="source" if target is None else "adapted",
+        title="distil",
+        config=config,
+        schedule=config.train if start is None else config.schedule,
+        inputs=Inputs(settings, {**taught, **({"the student": begun} if begun else {})}, images, target),
+        identity=(
+            "distil", settings, stages.labelled_digest(images),
+            stages.unlabelled_digest(target) if target is not None else None, *taught.values(), begun,
+        ),
+        detector=lambda: models.build(spec, config.model.weights) if start is None else models.load(start.path),
+        method=lambda detector, source: _method(config, detector, source),
+        warm=start is None,
+        start=lambda detector: detector.spec.start if start is None else f"the run {start.path}",
+        parents=tuple(str(run.path) for run in (parent, start) if run is not None),
+        facts={"teacher": str(parent.path), "schedule": section},
+        keep=lambda run, average, console: _keep(config, target.paths, average) if target is not None else None,
+    )  # fmt: skip
+
+
+def _method(config: Config, detector: Detector, source: LabelledSet) -> Method:
+    from acclimate.adapt.methods import method
+
+    chosen = method(config.adapt, detector, source, config.seed)
+    blind = [term.name for term in chosen.terms if term.needs_target and any("target" in view for view in term.views)]
+    if config.target is None and blind:
+        raise AcclimateError(f"adapt.{blind[0]} learns from target images; give --target FOLDER, or set it to none")
+    return chosen
+
+
+def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
+    if config.adapt.statistics in {"target", "domain"}:
+        recalibrated(average, target, config.seed)
+
+
+def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run | None, Config]:
+    """The run that a student starts from, if any, and the configuration of its training."""
+    values = stages.configuration(teacher).model_dump(mode="json")
+    spec = teacher.read("spec.json")
+    start: Run | None = None
+    more: dict[str, Any] = {}
+    changes = list(overrides)
+    path = Path(student)
+    if path.is_dir():
+        start = stages.finished(path)
+        values["model"] = stages.configuration(start).model.model_dump(mode="json")
+    else:
+        # A bank's student is a plain detector.
+        kind = "dense" if spec.get("kind", "dense") == "slimmable" else spec.get("kind", "dense")
+        sections = {name: values["model"][name] for name in ("two_stage", "ssd")}
+        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": spec["strides"], **sections}
+        if "=" in student and not path.exists():
+            changes.insert(0, student)
+        else:
+            more = read(path)
+    values["adapt"] = {"teacher": None, "distillation": {"teacher": str(teacher.path)}}
+    where = f"{student} and the teacher's config" if more or start else "the teacher's config with overrides"
+    merged = merge(overlay(values, more), changes)
+    config = parse(Config, merged, where=where)
+    taught = config.adapt.distillation
+    dense = config.model.kind == "dense" and spec.get("kind", "dense") in {"dense", "slimmable"}
+    if dense and taught is not None and not DistillationConfig.LESSONS & taught.model_fields_set:
+        # It taught best, on the heads that it was measured on.
+        config = parse(Config, merge(merged, ["adapt.distillation.imitation={}"]), where=where)
+    if start is not None and config.model != stages.configuration(start).model:
+        raise AcclimateError(f"{student}: the student is this run, so its model stays; leave out model.*")
+    if config.adapt.distillation is None or config.adapt.distillation.teacher != teacher.path:
+        raise AcclimateError("adapt.distillation: the teacher is the first argument of distil; leave it out here")
+    return start, config

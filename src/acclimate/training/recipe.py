@@ -1,0 +1,231 @@
+"""The one way in which a detector is trained: inputs -> digest -> run -> fit -> keep.
+
+A verb says what goes in (`Recipe`); `carry_out` does the rest in the same order for each: everything is read and looked
+through before a folder is touched, a run of the same inputs is taken up where it stopped, and whatever happens leaves a
+run folder that says how it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Config, ScheduleConfig
+from acclimate.edge.images import DEFAULT, Reading
+from acclimate.errors import AcclimateError
+from acclimate.inputs import FILE, Inputs
+from acclimate.run import Manifest, Run, digest, file_digest, locked
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from acclimate.adapt.methods import Method
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
+    from acclimate.models.detector import Detector, DetectorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a training is made of.
+
+    Attributes:
+        verb: the verb, as the manifest has it.
+        role: what the run is for: "source", "oracle", "baseline" or "adapted".
+        title: of the progress bar.
+        config: the resolved configuration.
+        schedule: the schedule that it trains for, one of those in `config`.
+        inputs: all that determines the result; its target is None where no target image is looked at.
+        identity: what the digest is of, in an order that never changes.
+        detector: makes the detector that is trained; called once the seed is set, and only if there is something to do.
+        method: makes the losses, and what happens to gradients, for it and the labelled images.
+        warm: whether the averaged weights start afresh, as the detector's are not trained yet.
+        start: what the detector starts from, for the manifest.
+        parents: the runs that it is made from.
+        facts: more for the manifest.
+        keep: given the run, the averaged detector and the console, does what is left once it is trained.
+    """
+
+    verb: str
+    role: str
+    title: str
+    config: Config
+    schedule: ScheduleConfig
+    inputs: Inputs
+    identity: tuple[Any, ...]
+    detector: Callable[[], Detector]
+    method: Callable[[Detector, LabelledSet], Method]
+    warm: bool
+    start: Callable[[Detector], str]
+    parents: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(
+            verb=self.verb,
+            digest=digest(*self.identity),
+            parents=self.parents,
+            seed=self.config.seed,
+            notes={"role": self.role},
+        )
+
+
+def carry_out(verb: str, out: str | Path, prepare: Callable[[], Recipe], console: Console | None) -> Run:
+    """Do what the recipe says in the run folder `out`, which is this process's until it is done.
+
+    Args:
+        verb: for whoever finds the folder taken.
+        out: the run folder.
+        prepare: reads the inputs and looks them through.
+        console: where progress goes.
+
+    Raises:
+        AcclimateError: as `prepare` does; or `out` holds something else, or another process writes there.
+        Interrupted: on SIGINT or SIGTERM; the same call goes on.
+    """
+    out = Path(out)
+    with locked(out, verb):
+        return _carried_out(prepare(), out, console)
+
+
+def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
+    import torch
+
+    from acclimate.adapt.engine import accelerator, fit
+    from acclimate.adapt.objective import Objective
+    from acclimate.data.dataset import Loader
+    from acclimate.models import detector as models
+
+    config, schedule, inputs = recipe.config, recipe.schedule, recipe.inputs
+    acc = accelerator(schedule.precision)
+    begun = stages.known(out, recipe.manifest, inputs)
+    if begun is not None and stages.done(begun, console):
+        return begun
+    if begun is not None and begun.has(FILE):
+        inputs = inputs.in_the_places_of(begun.read(FILE))
+    assert inputs.source is not None
+    torch.manual_seed(config.seed)
+    detector = recipe.detector()
+    method = recipe.method(detector, inputs.source)
+    by_domain = inputs.target is not None and config.adapt.statistics == "domain"
+    objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
+    teacher = config.adapt.teacher if inputs.target is not None else None
+    loader = Loader(
+        inputs.source, inputs.target, detector.spec.image_size, config.augment, schedule, config.seed,
+        acc.process_index, acc.num_processes,
+        large=teacher.scale if teacher is not None else 1.0,
+        weights=_drawn(detector, inputs.source, inputs.target, config),
+    )  # fmt: skip
+    run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
+    facts = {**_facts(recipe, detector, inputs), "method": method.names}
+    with stages.running(run, acc, config, facts):
+        fit(
+            run, objective, loader, schedule, acc,
+            transforms=method.transforms, console=console, title=recipe.title,
+        )  # fmt: skip
+        if acc.is_main_process:
+            recipe.keep(run, objective.average, console)
+            models.save(objective.average, run.path)
+    return run
+
+
+def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]:
+    """What the manifest says of a training: what it started from, the sets and the detector."""
+    from acclimate.models import detector as models
+
+    assert inputs.source is not None
+    facts = {
+        "start": recipe.start(detector),
+        **recipe.facts,
+        "source": stages.describe(inputs.source),
+        "class_boxes": stages.class_boxes(inputs.source),
+        "parameters": models.parameters(detector),
+        "repeat": stages.repeat(),
+    }
+    if inputs.target is not None:
+        problems = [str(problem) for problem in inputs.target.problems]
+        facts["target"] = {"images": len(inputs.target), "problems": problems[:20]}
+    return facts
+
+
+def _drawn(
+    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+) -> NDArray[np.float64] | None:
+    """How often each source image is drawn, (N,), as `augment.balance` says; None for all alike."""
+    from acclimate.data.balance import by_class, by_counts
+
+    boxes = [image.annotations for image in images.images]
+    if config.augment.balance == "classes":
+        return by_class(boxes, len(images.classes))
+    if config.augment.balance == "none" or target is None:
+        return None
+    from acclimate.adapt.teacher import counted
+
+    return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
+
+
+def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAULT) -> DetectorSpec:
+    """The specification that a configuration asks for, of a detector that can be built.
+
+    Raises:
+        AcclimateError: it cannot: an option does not fit, there is no such backbone, or no such file of weights.
+    """
+    import torch
+
+    from acclimate.models import detector as models
+
+    spec = models.specify(config.model, classes, reading)
+    # On this device tensors have a shape and no memory, so that a mistake is found before anything is moved or loaded.
+    with torch.device("meta"):
+        models.build(spec, "none")
+    if isinstance(config.model.weights, Path) and not config.model.weights.is_file():
+        raise AcclimateError(f"model.weights: {config.model.weights}: no such file")
+    return spec
+
+
+def rehearse(recipe: Recipe) -> None:
+    """Make what the recipe trains, on one image, to find what would stop it later.
+
+    Raises:
+        AcclimateError: the method is not for this detector, or an option does not fit.
+    """
+    import torch
+
+    from acclimate.adapt.objective import Objective
+
+    source = recipe.inputs.source
+    assert source is not None
+    state = torch.random.get_rng_state()
+    detector = recipe.detector()
+    method = recipe.method(detector, replace(source, images=source.images[:1]))
+    Objective(detector, method.terms, recipe.schedule.ema, warm=recipe.warm)
+    torch.random.set_rng_state(state)
+
+
+def weights_of(run: Run) -> str:
+    """SHA-256 of a run's weights."""
+    return file_digest(run.path / "model.safetensors")
+
+
+def taught_by(config: Config) -> dict[str, str]:
+    """The weights of the runs that the configuration's method learns from, which must be finished, by what they are.
+
+    Raises:
+        AcclimateError: one is not.
+    """
+    return {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+
+
+def recalibrated(average: Detector, paths: tuple[Path, ...], seed: int) -> None:
+    """Take BatchNorm's running statistics of a detector anew, from a draw of these images."""
+    from acclimate.data.dataset import choose
+    from acclimate.models.statistics import IMAGES, recalibrate
+
+    recalibrate(average, choose(paths, IMAGES, seed))

@@ -1,0 +1,54 @@
+"""The verb slim: all widths of a slimmable detector are adapted together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Config, merge, parse
+from acclimate.errors import AcclimateError
+from acclimate.run import Run
+from acclimate.training import adapt as adapting
+from acclimate.training.recipe import Recipe, carry_out
+
+
+def slim(
+    source: str | Path,
+    target: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    console: Console | None = None,
+) -> Run:
+    """Adapt all widths of the slimmable detector of the run `source` at once: `adapt` with the section `adapt.slim`.
+
+    Raises:
+        AcclimateError: the detector has one width alone, or as `adapt`.
+        Interrupted: on SIGINT or SIGTERM; the same call goes on.
+    """
+
+    def prepare() -> Recipe:
+        parent = stages.finished(Path(source))
+        check_slimmable(parent)
+        values = stages.configuration(parent).model_dump(mode="json")
+        values["adapt"]["slim"] = values["adapt"]["slim"] or {}
+        config = parse(Config, merge(values, overrides), where="the source run's config with overrides")
+        return adapting.recipe(parent, config.model_copy(update={"target": Path(target)}))
+
+    return carry_out("slim", out, prepare, console)
+
+
+def check_slimmable(run: Run) -> None:
+    """Refuse a run whose detector is no bank.
+
+    Raises:
+        AcclimateError: it has one width.
+    """
+    kind = run.read("spec.json").get("kind", "dense")
+    if kind != "slimmable":
+        raise AcclimateError(
+            f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable and start there"
+        )

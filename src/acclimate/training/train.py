@@ -1,0 +1,78 @@
+"""The verb train: a detector from labelled source images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import Config
+from acclimate.errors import AcclimateError
+from acclimate.inputs import Inputs
+from acclimate.run import Run
+from acclimate.training.recipe import Recipe, carry_out, specified
+
+if TYPE_CHECKING:
+    from acclimate.adapt.methods import Method
+    from acclimate.models.detector import Detector
+
+
+def train(
+    config: Config, out: str | Path, *, role: Literal["source", "oracle"] = "source", console: Console | None = None
+) -> Run:
+    """Train a detector on the labelled source images of `config`, or go on with a run that was interrupted.
+
+    A slimmable detector trains at `model.slimmable.models` widths a step (the sandwich rule, see `adapt.slim`).
+    With `role="oracle"` it trains on `config.oracle`, the labelled target images, for comparison alone. The run keeps
+    the averaged weights of the last step: no labelled image chooses a checkpoint.
+
+    Raises:
+        AcclimateError: the configuration or the data cannot be used, or `out` holds something else.
+        Interrupted: on SIGINT or SIGTERM; the same call goes on.
+    """
+    return carry_out("train", out, lambda: recipe(config, role), console)
+
+
+def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Recipe:
+    """What `train` does with a configuration.
+
+    Raises:
+        AcclimateError: see `train`.
+    """
+    data = config.source if role == "source" else config.oracle
+    if data is None:
+        raise AcclimateError(f"the config names no `{role}` data set to train on; add a [{role}] section with a path")
+    from acclimate.data import formats
+    from acclimate.models import detector as models
+
+    images = formats.read(data, masks=config.model.has_masks)
+    spec = specified(config, images.classes, images.reading)
+    settings = stages.plain(config, "seed", "model", "augment", "train")
+    return Recipe(
+        verb="train",
+        role=role,
+        title="train" if role == "source" else "oracle",
+        config=config,
+        schedule=config.train,
+        inputs=Inputs(settings, source=images),
+        identity=("train", role, settings, stages.labelled_digest(images)),
+        detector=lambda: models.build(spec, config.model.weights),
+        method=lambda detector, source: _method(config, detector),
+        warm=True,
+        start=lambda detector: detector.spec.start,
+    )
+
+
+def _method(config: Config, detector: Detector) -> Method:
+    from acclimate.adapt.methods import Method
+    from acclimate.adapt.objective import Term
+    from acclimate.adapt.slim import Slim
+    from acclimate.adapt.supervised import Supervised
+    from acclimate.config import SlimConfig
+
+    terms: list[Term] = [Supervised()]
+    if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
+        terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
+    return Method(tuple(terms), ())

@@ -1,0 +1,102 @@
+"""The verb evaluate: how well a run's detector does on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+
+from acclimate import stages
+from acclimate.config import DataConfig, parse
+from acclimate.progress import counting
+from acclimate.run import Evaluation, Role, Run, digest, locked
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
+    from acclimate.models.slimmable import SlimmableDetector
+
+
+def evaluate(
+    path: str | Path,
+    data: DataConfig,
+    name: str = "target_test",
+    role: Role = "target",
+    *,
+    hindsight: bool = False,
+    console: Console | None = None,
+) -> Evaluation:
+    """AP of a run's eager detector on a labelled set; saved as evaluations/NAME.json of the run.
+
+    With `hindsight` every checkpoint of the run is evaluated too, and selection.json learns how well each label-free
+    score ranked them. This is the place, with `verify`, where target labels are read; nothing chooses by it.
+
+    Raises:
+        AcclimateError: the run is not finished or the set cannot be used.
+    """
+    run = stages.finished(Path(path))
+    with locked(run.path, "evaluate"):
+        return _evaluate(run, data, name, role, hindsight, console)
+
+
+def _evaluate(
+    run: Run, data: DataConfig, name: str, role: Role, hindsight: bool, console: Console | None
+) -> Evaluation:
+    from acclimate.adapt.engine import checkpoints
+    from acclimate.data import formats
+    from acclimate.evaluate import evaluate_detector
+    from acclimate.models import detector as models
+    from acclimate.select.score import rank
+
+    detector = stages.to_device(models.load(run.path))
+    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
+    result = evaluate_detector(detector, truth, name, role)
+    run.write(f"evaluations/{name}.json", result)
+    selection = run.selection()
+    if hindsight and selection is not None:
+        scores = {}
+        for step, file in checkpoints(run).items():
+            models.load_weights(detector, file)
+            scores[step] = evaluate_detector(detector, truth, name, role).ap50
+        run.write("selection.json", rank(selection, scores))
+    if hindsight and run.has("search/candidates.json"):
+        _widths_in_hindsight(run, detector, truth, name, role, console)
+    run.note(evaluated={**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))})
+    if console is not None:
+        console.print(
+            f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f} ({result.images} images)",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    return result
+
+
+def _widths_in_hindsight(
+    run: Run, detector: Detector, truth: LabelledSet, name: str, role: Role, console: Console | None
+) -> None:
+    """AP of widths that a search judged, and how well UPEM ordered them, into search/hindsight.json of the bank."""
+    from acclimate.data import formats
+    from acclimate.data.dataset import choose
+    from acclimate.evaluate import evaluate_detector
+    from acclimate.models.statistics import IMAGES, recalibrate
+    from acclimate.select import search as searching
+
+    judged = parse(
+        searching.Candidates, run.read("search/candidates.json"), where=str(run.path / "search/candidates.json")
+    )
+    config = stages.configuration(run)
+    seen = choose(formats.unlabelled(Path(judged.target)).paths, IMAGES, config.seed)
+    known = []
+    chosen = searching.spread(judged.candidates, searching.EVALUATIONS)
+    with counting(console, "widths evaluated in hindsight") as tick:
+        for done, candidate in enumerate(chosen, 1):
+            plain = cast("SlimmableDetector", detector).extract(candidate.width)
+            recalibrate(plain, seen)
+            measured = evaluate_detector(plain, truth, name, role)
+            known.append((candidate, measured.ap, measured.ap50))
+            tick(done, len(chosen))
+    result = searching.hindsight(name, known)
+    run.write("search/hindsight.json", result)
+    if console is not None and result.tau:
+        told = ", ".join(f"{order} {tau:.2f}" for order, tau in result.tau.items())
+        console.print(f"Kendall's tau with AP50 over {len(known)} widths: {told}", highlight=False)

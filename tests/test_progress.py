@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from acclimate.progress import counting
+
+
+def told(lines: int, total: int, note: str = "") -> list[str]:
+    text = io.StringIO()
+    with counting(Console(file=text, width=120), "[b] train", lines=lines) as tick:
+        for done in range(1, total + 1):
+            tick(done, total, note)
+    return text.getvalue().splitlines()
+
+
+def test_elsewhere_than_on_a_terminal_the_end_is_told() -> None:
+    assert told(1, 7) == ["[b] train: 7"]
+
+
+@pytest.mark.parametrize(("total", "lines"), [(100, 10), (25, 13), (3, 3)])
+def test_or_a_line_at_every_tenth_of_the_way(total: int, lines: int) -> None:
+    found = told(10, total, "loss 0.5")
+    assert len(found) == lines
+    assert found[-1] == f"[b] train: step {total}/{total}, loss 0.5"
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=120, force_terminal=True)
+    with counting(console, "train", start=2) as tick:
+        tick(4, 4, "loss 0.5")
+    assert "4/4" in text.getvalue()
+    assert "loss 0.5" in text.getvalue()
+
+
+def test_without_a_console_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting(None, "train") as tick:
+        tick(1, 1)
+    assert capsys.readouterr() == ("", "")
