@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from acclimate import __version__
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, WaitingError
 from acclimate.installation import hint
 
 if TYPE_CHECKING:
@@ -182,11 +182,17 @@ def adapt(
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
+    ] = None,
 ) -> None:
     """Adapt a detector to unlabelled target images. An interrupted run goes on."""
     from acclimate import workflow
 
-    done = workflow.adapt(source, target, out, overrides or (), console=_out)
+    own = [text for text in overrides or () if text.startswith("labelled.") and labelled is not None]
+    others = [text for text in overrides or () if text not in own]
+    frames = _set(labelled, [text.removeprefix("labelled.") for text in own]) if labelled is not None else None
+    done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
     _say("run", done.path)
 
 
@@ -719,8 +725,8 @@ def _say_missed(verifications: Sequence[Verification]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.
 
-    0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, and 130 an
-    interrupted verb whose work is kept.
+    0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, 3 a
+    question that a person has to answer first, and 130 an interrupted verb whose work is kept.
     """
     for stream in (sys.stdout, sys.stderr):
         # A file name that is not UTF-8, or a terminal that is not, must not end a verb that has its answer.
@@ -729,6 +735,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=arguments, prog_name="acclimate", standalone_mode=False)
         return status if isinstance(status, int) else 0
+    except WaitingError as waiting:
+        _err.print(str(waiting), markup=False, highlight=False)
+        return 3
     except AcclimateError as error:
         return _fail(str(error))
     except (_Stopped, KeyboardInterrupt) as stop:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from acclimate import stages
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.progress import counting
-from acclimate.run import Run, digest, file_digest, read_json, write_text, writing
+from acclimate.run import Run, digest, file_digest, write_text, writing
+from acclimate.select.ask.question import FILE, Asked, AskedBox, AskedFrame, Question, labels_digest, read
 
 if TYPE_CHECKING:
     from acclimate.data.compare import Look
@@ -23,58 +22,10 @@ if TYPE_CHECKING:
     from acclimate.models.detector import Detector
     from acclimate.select.ask.seen import Choice, Seen
 
-FILE = "ask.json"
 LOOKED_AT = 2000
 """Frames that the detector looks at, at most; evenly spread over more."""
 SHOWN = 0.25
 """Score from which a box is a pre-annotation: a box that is false is removed faster than one is drawn."""
-
-
-class AskedBox(BaseModel):
-    """A pre-annotation: x1, y1, x2, y2 in pixels of the frame."""
-
-    box: tuple[float, float, float, float]
-    label: str
-    score: float
-
-
-class AskedFrame(BaseModel):
-    """A frame that a person should label.
-
-    `file` is its name in the folders of the formats, `path` where it was found, and `sha256` what it is.
-    """
-
-    file: str
-    path: str
-    sha256: str
-    why: str
-    scores: dict[str, float]
-    boxes: tuple[AskedBox, ...]
-
-
-class Asked(BaseModel):
-    """What `ask` writes as ask.json."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    run: str
-    target: str
-    way: str
-    seed: int
-    digest: str
-    classes: tuple[str, ...]
-    looked_at: int
-    near_duplicates: int
-    """Frames that were left out because another, or one that was asked before, shows the same."""
-    frames: tuple[AskedFrame, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A folder that `ask` has written, and what is in it."""
-
-    path: Path
-    asked: Asked
 
 
 def ask(
@@ -146,26 +97,9 @@ def ask(
         looked_at=len(seen.paths),
         near_duplicates=repeated,
         frames=_frames(seen, choices, images, threshold),
+        written={},
     )
-    _write(out, images, answer)
-    return Question(out, answer)
-
-
-def read(folder: Path) -> Question:
-    """A folder that `ask` has written.
-
-    Raises:
-        AcclimateError: it is none, or damaged.
-    """
-    values = read_json(folder / FILE)
-    try:
-        return Question(folder, Asked.model_validate(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise AcclimateError(
-            f"{folder / FILE}: damaged ({key}: {first['msg']}); ask again, into another folder"
-        ) from None
+    return Question(out, _write(out, images, answer))
 
 
 def _known(out: Path, identity: str, console: Console | None) -> Question | None:
@@ -179,6 +113,7 @@ def _known(out: Path, identity: str, console: Console | None) -> Question | None
             f"{out}: holds frames that were asked of {known.asked.target} before; choose another --out, and name this "
             "folder with --asked so that they are not asked again",
             known.asked.digest,
+            identity,
         )
     if console is not None:
         console.print(f"{out}: asked already; nothing to do", markup=False, highlight=False)
@@ -269,7 +204,7 @@ def _frames(seen: Seen, choices: Sequence[Choice], images: LabelledSet, threshol
     return tuple(frames)
 
 
-def _write(out: Path, images: LabelledSet, answer: Asked) -> None:
+def _write(out: Path, images: LabelledSet, answer: Asked) -> Asked:
     """The folder, whole or not at all."""
     from acclimate.data.inspect import contact_sheet
     from acclimate.data.write import FORMATS, write
@@ -280,6 +215,7 @@ def _write(out: Path, images: LabelledSet, answer: Asked) -> None:
             made.mkdir(parents=True)
             for format_ in FORMATS:
                 write(images, format_, made / format_, drafts=True)
+            answer = answer.model_copy(update={"written": {one: labels_digest(made / one) for one in FORMATS}})
             contact_sheet(images, made / "sheet.jpg", len(images))
             write_text(made / "why.txt", _told(answer))
             write_text(made / FILE, answer.model_dump_json(indent=1) + "\n")
@@ -288,6 +224,7 @@ def _write(out: Path, images: LabelledSet, answer: Asked) -> None:
             made.rename(out.absolute())
     finally:
         shutil.rmtree(made, ignore_errors=True)
+    return answer
 
 
 def _told(answer: Asked) -> str:

@@ -458,6 +458,13 @@ def _verify(
 
         classes, reading = loaded.manifest.classes, loaded.manifest.reading
         sets = [(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
+        run = folder.absolute().parent.parent
+        if (run / "run.json").is_file():
+            from acclimate.data.labelled import refuse_tested
+
+            learnt_from = stages.labelled_frames(Run.open(run))
+            for truth, name, _ in sets:
+                refuse_tested(learnt_from, truth.paths, name)
     threads = (budget or Budget()).threads
     measured_on = [device.address.fingerprint] if device is not None else []
     inputs = digest(
