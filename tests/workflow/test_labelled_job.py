@@ -48,7 +48,7 @@ def test_a_job_that_asks_waits_and_says_for_what(waited: Path, capsys: pytest.Ca
     assert file_digest(waited / "job" / "ask" / "ask.json") == before
     assert not (waited / "job" / "adapted").exists()
     config = Config.model_validate({**asking(waited), "labelled": {"path": str(waited / "not-yet")}})
-    with pytest.raises(WaitingError, match="with the labels in .*not-yet"):
+    with pytest.raises(WaitingError, match=r"with the labels in .*not-yet"):
         workflow.run(config)
 
 

@@ -19,8 +19,8 @@ from acclimate.models.statistics import unheard
 from acclimate.structures import Annotations, Batch
 
 View = Literal["source_weak", "source_strong", "target_weak", "target_strong", "labelled_strong", "mixed"]
-"""`labelled` images are those of the target that a person has labelled. `mixed` images hold parts of both domains; a term
-makes them (`Term.prepare`)."""
+"""`labelled` images are those of the target that a person has labelled. `mixed` images hold parts of both domains; a
+term makes them (`Term.prepare`)."""
 
 GradientTransform = Callable[[nn.Module], None]
 """Edits the gradients of a module in place, between backward (after unscaling) and the optimiser's step."""
