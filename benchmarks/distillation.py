@@ -360,7 +360,9 @@ class Record:
                 "test_images": target.images,
                 "run_minutes": f"{run.manifest.seconds / 60:.1f}",
                 "minutes": f"{spent / 60:.1f}",
-                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"],
+                "processor": (
+                    torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"]
+                ),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             },

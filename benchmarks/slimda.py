@@ -38,6 +38,7 @@ from acclimate.models import detector as models
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import IMAGES, recalibrate
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_text
+from acclimate.select import record
 from acclimate.select import search as searching
 from acclimate.select.budget import Cost, Table, Width, table_name
 
@@ -294,7 +295,7 @@ class Experiment:
                 found[width] = None
         return list(found)
 
-    def rank(self, draw: str, candidate: searching.Candidate, bank: SlimmableDetector) -> None:
+    def rank(self, draw: str, candidate: record.Candidate, bank: SlimmableDetector) -> None:
         """A row, unless it is there; a width that was drawn before is not measured again."""
         width = _text(candidate.width)
         found = [r for r in rows.read(self.file("ranking")) if (r["pair"], r["seed"]) == (self.pair, str(self.seed))]
@@ -351,7 +352,7 @@ class Experiment:
                 self.console.print(done.missed[name], markup=False, highlight=False, soft_wrap=True)
             else:
                 run = done.found[name]
-                found = searching.Found.model_validate(run.read("search.json"))
+                found = record.Found.model_validate(run.read("search.json"))
                 result = evaluate_detector(models.load(run.path), self.truth, self.target, "target")
                 row |= {
                     "width": _text(found.width),
@@ -441,9 +442,9 @@ def ranking_table(folder: Path) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _known(row: dict[str, str]) -> tuple[searching.Candidate, float, float]:
+def _known(row: dict[str, str]) -> tuple[record.Candidate, float, float]:
     width = tuple(float(one) for one in row["width"].split("/"))
-    candidate = searching.Candidate(width=width, upem=float(row["upem"]), cost=Cost(macs_m=float(row["macs_m"])))
+    candidate = record.Candidate(width=width, upem=float(row["upem"]), cost=Cost(macs_m=float(row["macs_m"])))
     return candidate, float(row["target_ap"]), float(row["target_ap50"])
 
 

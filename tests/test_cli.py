@@ -435,7 +435,7 @@ def test_a_run_stands_for_its_artifacts_and_fails_when_none_of_them_holds(
 ) -> None:
     shutil.copytree(ARTIFACT, "source/artifacts/damaged")
     Path("source/artifacts/damaged/model.onnx").write_bytes(b"")
-    said = accepted(capsys, "verify", "source", "--budget", "size_mb=100")
+    said = accepted(capsys, "verify", "source", "--budget", "size_mb=100,max_ap50_drop=none")
     verdicts = {line.split()[0]: line for line in said.splitlines() if line.startswith(("damaged", "onnx-int8"))}
     assert "not measured" in verdicts["damaged"]
     assert "passed" in verdicts["onnx-int8"]
@@ -449,25 +449,56 @@ def test_a_run_stands_for_its_artifacts_and_fails_when_none_of_them_holds(
 
 
 def test_a_budget_that_holds_exits_with_0(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = accepted(capsys, "verify", ARTIFACT, "--budget", "latency_ms=1e5,size_mb=100")
+    said = accepted(capsys, "verify", ARTIFACT, "--budget", "latency_ms=1e5,size_mb=100,max_ap50_drop=none")
     assert "PASSED" in said
     assert said.splitlines()[-1] == f"verification: {ARTIFACT}/verification.json"
+
+
+def test_a_limit_that_was_not_measured_exits_with_3_and_says_how_to_measure_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", ARTIFACT, "--budget", "latency_ms=1e5,size_mb=100"]) == 3
+    said = capsys.readouterr()
+    assert "INCOMPLETE" in said.out
+    assert said.err.startswith("incomplete; onnx-int8: max_ap50_drop: it was not compared with the model before export")
+    assert "--data" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_verify_without_data_takes_the_sets_that_the_run_was_evaluated_on(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("data/clear-test", "data/other")
+    accepted(capsys, "evaluate", "source", "--source", "data/other")
+    assert main(["verify", ARTIFACT, "--budget", "max_ap50_drop=1"]) == 0
+    written = json.loads((project / ARTIFACT / "verification.json").read_text())
+    assert {name: one["role"] for name, one in written["accuracy"].items()} == {"source_test": "source"}
+    assert written["parity"]["images"] > 0
+    shutil.rmtree("data/other")
+    said = accepted(capsys, "verify", ARTIFACT, "--budget", "max_ap50_drop=1")
+    assert "note: source_test, which the run was evaluated on, was not measured: data/other: no such file" in said
+    again = json.loads((project / ARTIFACT / "verification.json").read_text())
+    assert again["accuracy"] == written["accuracy"], "what was measured of the artifact stays"
 
 
 def test_run_says_where_the_report_is_last(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from acclimate import verify, workflow
+    from acclimate import workflow
+    from acclimate.verification import measure
 
-    known = verify.verify(project / ARTIFACT, [], runs=5)
+    known = measure.verify(project / ARTIFACT, [], runs=5)
     run = Run.open(Path("source"))
 
     def job(config: Any, **options: Any) -> workflow.Job:
-        judged = verify.judge(project / ARTIFACT, known, config.budget)
+        judged = known.model_copy(update={"budget": config.budget})
         return workflow.Job(Path("job/report.html"), run, run, run, None, (judged, judged))
 
     monkeypatch.setattr(workflow, "run", job)
-    assert accepted(capsys, "run", "job.toml").splitlines()[-1] == "report: job/report.html"
+    said = accepted(capsys, "run", "job.toml", "budget.max_ap50_drop=none")
+    assert said.splitlines()[-1] == "report: job/report.html"
+    assert main(["run", "job.toml"]) == 3
+    assert capsys.readouterr().err.startswith("incomplete; nearest is onnx-int8: max_ap50_drop: it was not compared")
     assert main(["run", "job.toml", "budget.size_mb=0.001"]) == 1
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == "report: job/report.html"
@@ -488,7 +519,7 @@ def test_report_and_scenes_name_their_result(project: Path, capsys: pytest.Captu
         (["train", "job.toml", "--out", "x"], "acclimate.adapt.engine", "fit"),
         (["adapt", "source", "--target", TARGET, "--out", "x"], "acclimate.adapt.engine", "fit"),
         (["export", "source", "--precision", "fp32"], "acclimate.export.onnx", "write_graph"),
-        (["verify", ARTIFACT], "acclimate.verify", "bench_apart"),
+        (["verify", ARTIFACT], "acclimate.verification.measure", "bench_apart"),
         (["predict", ARTIFACT, TARGET, "--out", "x"], "acclimate.edge.predict", "draw"),
         (["scenes", "x", "--images", "2"], "acclimate.data.scenes", "_write_scene"),
         (["run", "job.toml"], "acclimate.adapt.engine", "fit"),

@@ -213,3 +213,61 @@ def test_an_image_that_cannot_be_read_takes_no_part(tmp_path: Path) -> None:
     one = evaluate_detector(BrightnessDetector(), detector_truth, "d", "source", report=told.append)
     assert (one.images, one.unreadable) == (1, 1)
     assert "1.png" in told[0]
+
+
+def scattered(count: int) -> tuple[LabelledSet, list[Detections]]:
+    """Three classes with ignored boxes, and detections of distinct scores, some near boxes and some anywhere."""
+    rng = np.random.default_rng(3)
+    images, found = [], []
+    for index in range(count):
+        boxes = int(rng.integers(1, 8))
+        corner, side = rng.uniform(0, 80, (boxes, 2)), rng.uniform(5, 20, (boxes, 2))
+        xyxy = np.concatenate([corner, corner + side], 1).astype(np.float32)
+        labels = rng.integers(0, 3, boxes)
+        images.append(LabelledImage(Path(f"{index}.png"), 100, 100, Annotations(xyxy, labels, rng.random(boxes) < 0.1)))
+        anywhere = np.sort(rng.uniform(0, 100, (6, 2, 2)), axis=1).reshape(-1, 4)
+        near = xyxy + rng.normal(0, 2, xyxy.shape)
+        scores = np.sort(rng.random(boxes + 6).astype(np.float32))[::-1]
+        order = rng.permutation(boxes + 6)
+        every, names = np.concatenate([near, anywhere]).astype(np.float32), np.append(labels, rng.integers(0, 3, 6))
+        found.append(Detections(every[order], names[order], scores))
+    return labelled_set(("a", "b", "c"), images), found
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_accumulating_anew_is_what_the_evaluator_says_of_the_drawn_images(drawn: bool) -> None:
+    from acclimate import evaluate
+
+    truth, found = scattered(40)
+    weights = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40)) if drawn else np.ones(40, np.int64)
+    chosen = np.repeat(np.arange(40), weights)
+    repeated = labelled_set(truth.classes, [truth.images[index] for index in chosen])
+    expected = average_precision([found[index] for index in chosen], repeated, data="d", role="source")
+    _, matched = evaluate._evaluated(found, truth)
+    for name, one in matched.items():
+        (ours,) = evaluate.accumulate(one.image, one.right, one.counts, one.boxes, weights[None])
+        assert ours.mean() == pytest.approx(expected.classes[name].ap)
+        assert ours[0] == pytest.approx(expected.classes[name].ap50)
+
+
+def test_differences_are_paired_and_only_of_the_same_images() -> None:
+    from acclimate.evaluate import ap50_interval, compare
+
+    truth, found = scattered(40)
+    one = average_precision(found, truth, data="d", role="source")
+    again = average_precision(found[::-1], labelled_set(truth.classes, truth.images[::-1]), data="d", role="source")
+    spread = ap50_interval(one)
+    assert spread is not None
+    assert spread[0] < one.ap50 < spread[1]
+    same = compare(one, again)
+    assert same is not None
+    assert same.ap50.interval == pytest.approx((0, 0), abs=2e-5), "the draws go by names, not by the order"
+    assert not compare(one, one).ap50.clear  # type: ignore[union-attr]
+    blind = average_precision([Detections.empty()] * 40, truth, data="d", role="source")
+    lost = compare(one, blind)
+    assert lost is not None
+    assert lost.ap50.clear
+    assert lost.classes["a"].difference == -one.classes["a"].ap50  # type: ignore[operator]
+    assert compare(one, one.model_copy(update={"digest": "other"})) is None
+    few, found_few = scattered(5)
+    assert average_precision(found_few, few, data="d", role="source").resamples is None

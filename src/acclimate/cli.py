@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from acclimate.config import Budget, DataConfig
     from acclimate.edge.package import Expected
     from acclimate.remote.identity import Address
-    from acclimate.verify import Verification
+    from acclimate.verification.record import Verification
 
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
@@ -71,7 +71,12 @@ Signer = Annotated[
     typer.Option("--require-signature", metavar="KEY.pub", help="of a package: refuse it unless this key signed it"),
 ]
 Limits = Annotated[
-    str, typer.Option("--budget", help="latency_ms=10,size_mb=4,memory_mb=200,macs_m=500,threads=1,max_ap50_drop=0.01")
+    str,
+    typer.Option(
+        "--budget",
+        help="latency_ms=10,size_mb=4,memory_mb=200,macs_m=500,threads=1,max_ap50_drop=0.01,min_ap50=0.3,"
+        "min_gain_ap50=0.02,max_class_drop_ap50=0.05",
+    ),
 ]
 
 
@@ -88,7 +93,7 @@ def run(
         _say_missed(done.verifications)
     _say("report", done.report)
     if not done.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(_status(done.verifications))
 
 
 @app.command()
@@ -383,19 +388,24 @@ def verify(
         str, typer.Option(help="measure there: the device file of an agent, or HOST[:PORT] with --fingerprint")
     ] = "",
     fingerprint: Annotated[str, typer.Option(help="the agent's; its token is in $ACCLIMATE_TOKEN then")] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="measure accuracy and parity too where they are known of these images")
+    ] = False,
 ) -> None:
-    """Measure artifacts on their runtimes. Exit status 1 when the budget or the accuracy tolerance is broken, by all of
-    them where there are several."""
+    """Measure artifacts on their runtimes. Exit status 1 when a limit is broken, 3 when none is but one could not be
+    measured; of several artifacts, 0 when one of them passes."""
     from acclimate import workflow
-    from acclimate.verify import print_compared, print_verification, saved, stored
+    from acclimate.verification.record import saved, stored
+    from acclimate.verification.show import print_compared, print_verification
 
     limits = _budget(budget)
     others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
     sets = _sets(source, data, [text for text in more or () if Path(text) not in others])
     there = _device(device, fingerprint)
+    anew: Literal["all", "latency"] = "all" if again else "latency"
     expected = _expected(digest, require_signature)
     if not others and not (artifact / "run.json").is_file():
-        results = [workflow.verify(artifact, sets, limits, expected=expected, device=there, console=_out)]
+        results = [workflow.verify(artifact, sets, limits, anew=anew, expected=expected, device=there, console=_out)]
         print_verification(results[0], _out)
         if stored(artifact, results[0].machine) == results[0]:
             _say("verification", saved(artifact, results[0].machine))
@@ -403,12 +413,12 @@ def verify(
         if digest or require_signature:
             given = f"--digest {digest}" if digest else "--require-signature"
             raise AcclimateError(f"{given}: is of one package; name that alone")
-        compared = workflow.verify_all([artifact, *others], sets, limits, device=there, console=_out)
+        compared = workflow.verify_all([artifact, *others], sets, limits, anew=anew, device=there, console=_out)
         print_compared(compared, _out)
         results = [one.verification for one in compared if one.verification is not None]
     if not any(result.passed for result in results):
         _say_missed(results)
-        raise typer.Exit(1)
+        raise typer.Exit(_status(results))
 
 
 @app.command()
@@ -706,27 +716,42 @@ def _say(what: str, where: Path) -> None:
     _out.print(f"{what}: {where}", markup=False, highlight=False)
 
 
+def _status(verifications: Sequence[Verification]) -> int:
+    """The exit status where none passes: 3 where one could yet, once all of it is measured, else 1."""
+    return 3 if any(one.verdict == "incomplete" for one in verifications) else 1
+
+
 def _say_missed(verifications: Sequence[Verification]) -> None:
-    """One line: which artifact comes nearest, and by which limits it fails."""
+    """One line: which artifact comes nearest, and by which limits it fails or what was not measured of it."""
 
-    def factors(one: Verification) -> list[float]:
-        return [check.value / check.limit for check in one.checks if not check.passed and check.value and check.limit]
+    def distance(one: Verification) -> tuple[bool, float]:
+        broken = [check for check in one.checks if check.passed is False and check.value is not None]
+        factors = [_share(check.value, check.limit) for check in broken if check.value is not None]
+        return bool(broken), max(factors, default=0.0)
 
-    nearest = min(verifications, key=lambda one: max(factors(one), default=0.0))
-    broken = ", ".join(
-        f"{check.name} is {'not measured' if check.value is None else f'{check.value:.4g}'}, allowed {check.limit:.4g}"
+    nearest = min(verifications, key=distance)
+    told = [
+        f"{check.name} is {check.value:.4g}, allowed {check.limit:.4g}"
         for check in nearest.checks
-        if not check.passed
-    )
+        if check.passed is False and check.value is not None
+    ]
+    said = "budget missed" if told else "incomplete"
+    told = told or [f"{check.name}: {check.reason}" for check in nearest.checks if check.passed is None]
     which = "nearest is " if len(verifications) > 1 else ""
-    _err.print(f"budget missed; {which}{nearest.artifact}: {broken}", style="red", markup=False, highlight=False)
+    _err.print(f"{said}; {which}{nearest.artifact}: {', '.join(told)}", style="red", markup=False, highlight=False)
+
+
+def _share(value: float, limit: float) -> float:
+    """How far a limit is broken, whichever side is good."""
+    return max(abs(value), abs(limit)) / max(min(abs(value), abs(limit)), 1e-9)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.
 
-    0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, 3 a
-    question that a person has to answer first, and 130 an interrupted verb whose work is kept.
+    0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, 3 a limit that
+    could not be measured where none is broken, 4 a question that a person has to answer first, and 130 an interrupted
+    verb whose work is kept.
     """
     for stream in (sys.stdout, sys.stderr):
         # A file name that is not UTF-8, or a terminal that is not, must not end a verb that has its answer.
@@ -737,7 +762,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except WaitingError as waiting:
         _err.print(str(waiting), markup=False, highlight=False)
-        return 3
+        return 4
     except AcclimateError as error:
         return _fail(str(error))
     except (_Stopped, KeyboardInterrupt) as stop:

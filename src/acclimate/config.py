@@ -586,8 +586,14 @@ class Budget(Options):
     memory_mb: float | None = Field(default=None, gt=0)
     macs_m: float | None = Field(default=None, gt=0)
     threads: int = Field(default=1, ge=1, le=MOST_THREADS)
-    max_ap50_drop: float = Field(default=0.01, ge=0, le=1)
-    """Accuracy tolerance: how much AP50 the artifact may lose against the eager model."""
+    max_ap50_drop: float | None = Field(default=0.01, ge=0, le=1)
+    """Accuracy tolerance: how much AP50 the artifact may lose against the eager model, on any labelled set."""
+    min_ap50: Annotated[float | None, Added(None)] = Field(default=None, ge=0, le=1)
+    """AP50 that the artifact must reach on the target's labelled set."""
+    min_gain_ap50: Annotated[float | None, Added(None)] = Field(default=None, ge=-1, le=1)
+    """How much more that must be than the AP50 of the source-only detector."""
+    max_class_drop_ap50: Annotated[float | None, Added(None)] = Field(default=None, ge=0, le=1)
+    """How much AP50 any class may lose there against the source-only detector."""
 
     def limits(self) -> dict[str, float]:
         """The limits on cost that are set."""

@@ -28,7 +28,7 @@ class OtherInputsError(AcclimateError):
 
 
 class WaitingError(AcclimateError):
-    """A person has to do something before the same call can go on; the command line exits with status 3."""
+    """A person has to do something before the same call can go on; the command line exits with status 4."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,21 +1,24 @@
-"""COCO average precision.
+"""COCO average precision, and how far chance could have moved it.
 
 AP is the COCO protocol (101 recall points, IoU 0.50:0.05:0.95, all areas, at most 100 detections an image) as
-hotcoco computes it; the tests hold it against pycocotools.
+hotcoco computes it; the tests hold it against pycocotools. Its uncertainty is the percentile bootstrap over images
+(Efron 1979): images are drawn with replacement, and precision is accumulated anew from the detections that the
+evaluator has matched once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from acclimate.errors import AcclimateError
-from acclimate.run import ClassAP, Evaluation
+from acclimate.run import ClassAP, Evaluation, Resamples
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
@@ -23,6 +26,45 @@ if TYPE_CHECKING:
     from acclimate.models.detector import Detector
 
 log = logging.getLogger(__name__)
+
+RESAMPLES = 300
+"""Draws of the bootstrap."""
+SEED = 0
+"""Of the draws. It is the same everywhere: draws of two models on the same images belong together, pair by pair."""
+FEWEST_IMAGES = 10
+"""Of fewer images, draws are too alike to say anything about other images."""
+CONFIDENCE = 0.95
+CELLS = 4_000_000
+"""Numbers that the bootstrap holds in one array, so that large sets fit into memory."""
+
+Interval = tuple[float, float]
+
+
+class Change(BaseModel):
+    """A difference of AP between two models on the same images, 0..1."""
+
+    before: float
+    after: float
+    interval: Interval | None = None
+    """Of the difference, 95 %; None where it cannot be told."""
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval is on one side of zero: another draw of images would hardly turn it round."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+class Comparison(BaseModel):
+    """What changed from one model to another."""
+
+    ap: Change
+    ap50: Change
+    classes: dict[str, Change]
+    """AP50 of each class that the set has a box of."""
 
 
 def average_precision(
@@ -68,7 +110,7 @@ def average_precision(
     if not boxes.any():
         raise AcclimateError(f"{data}: has no labelled box of the classes {', '.join(truth.classes)}; AP is undefined")
 
-    precision = _precision(detections, truth)
+    precision, matched = _evaluated(detections, truth)
     per_class = {}
     for index, name in enumerate(truth.classes):
         curves = precision[:, :, index]
@@ -89,6 +131,56 @@ def average_precision(
         ap50=float(present_curves[0].mean()),
         ap75=float(present_curves[5].mean()),
         classes=per_class,
+        digest=truth.digest,
+        resamples=_bootstrap(matched, truth),
+    )
+
+
+def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
+    """The middle 95 % of the draws; None where more than half of them have no value."""
+    values = _decoded(resamples) if isinstance(resamples, str) else resamples
+    known = values[np.isfinite(values)]
+    if 2 * len(known) <= len(values):
+        return None
+    low, high = np.percentile(known, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(low), float(high)
+
+
+def ap50_interval(evaluation: Evaluation) -> Interval | None:
+    """Of the AP50; None where it cannot be told."""
+    return interval(evaluation.resamples.ap50) if evaluation.resamples is not None else None
+
+
+def ap_interval(evaluation: Evaluation) -> Interval | None:
+    """Of the AP; None where it cannot be told."""
+    return interval(evaluation.resamples.ap) if evaluation.resamples is not None else None
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison | None:
+    """What changed, with intervals where both were drawn from the same images; None for sets that are known to differ.
+
+    Differences are paired: in each draw both models are seen on the same images.
+    """
+    if before.digest and after.digest and before.digest != after.digest:
+        return None
+    first, second = before.resamples, after.resamples
+    paired = first is not None and second is not None and before.digest == after.digest != ""
+
+    def change(old: float, new: float, pick: Callable[[Resamples], str | None]) -> Change:
+        told = [pick(one) for one in (first, second) if one is not None] if paired else []
+        texts = [text for text in told if text is not None]
+        spread = interval(_decoded(texts[1]) - _decoded(texts[0])) if len(texts) == 2 else None
+        return Change(before=old, after=new, interval=spread)
+
+    classes = {}
+    for name, new in after.classes.items():
+        old = before.classes.get(name)
+        if old is not None and old.ap50 is not None and new.ap50 is not None:
+            classes[name] = change(old.ap50, new.ap50, lambda one, name=name: one.classes.get(name))  # type: ignore[misc]
+    return Comparison(
+        ap=change(before.ap, after.ap, lambda one: one.ap),
+        ap50=change(before.ap50, after.ap50, lambda one: one.ap50),
+        classes=classes,
     )
 
 
@@ -141,8 +233,28 @@ def relabel(
     return renamed
 
 
-def _precision(predictions: Sequence[Detections], truth: LabelledSet) -> NDArray[np.float64]:
-    """Interpolated precision (10 IoU thresholds, 101 recalls, classes); -1 where it is undefined."""
+@dataclass(frozen=True)
+class _Matched:
+    """The detections of one class, best first, as the evaluator matched them at its T IoU thresholds.
+
+    Attributes:
+        image: (D,) index of the image of each.
+        right: (T, D) whether it is the one that found a box.
+        counts: (T, D) whether it counts, for or against.
+        boxes: (N,) how many boxes of the class each image has that count.
+    """
+
+    image: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    counts: NDArray[np.bool_]
+    boxes: NDArray[np.int64]
+
+
+def _evaluated(
+    predictions: Sequence[Detections], truth: LabelledSet
+) -> tuple[NDArray[np.float64], dict[str, _Matched]]:
+    """Interpolated precision (10 IoU thresholds, 101 recalls, classes), -1 where it is undefined; and what was matched
+    of each class."""
     from hotcoco import COCO, COCOeval
 
     names = [{"id": index, "name": name} for index, name in enumerate(truth.classes)]
@@ -164,6 +276,9 @@ def _precision(predictions: Sequence[Detections], truth: LabelledSet) -> NDArray
         corner_and_size,
         iscrowd=np.array([ignored for _, _, _, ignored in rows], np.int64),
     )
+    boxes = np.zeros((len(names), len(images)), np.int64)
+    for index, label, _, ignored in rows:
+        boxes[label, index] += not ignored
     table = np.concatenate(
         [np.zeros((0, 7))]
         + [
@@ -172,13 +287,117 @@ def _precision(predictions: Sequence[Detections], truth: LabelledSet) -> NDArray
         ]
     )
     if not len(table):
-        undefined = np.bincount([label for _, label, _, ignored in rows if not ignored], minlength=len(names)) == 0
-        return np.where(undefined, -1.0, np.zeros((10, 101, 1)))
+        nothing = np.zeros((10, 0), bool)
+        matched = {
+            name: _Matched(np.zeros(0, np.int64), nothing, nothing, boxes[label])
+            for label, name in enumerate(truth.classes)
+        }
+        return np.where(boxes.sum(1) == 0, -1.0, np.zeros((10, 101, 1))), matched
     evaluator = COCOeval(gold, gold.load_res(table), "bbox")
+    # One range of areas: the smaller ones would be matched likewise, and nobody reads them.
+    evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0.0, 1e10]], ["all"]
     evaluator.evaluate()
     evaluator.accumulate()
     curves: Any = evaluator.eval
-    return np.asarray(curves["precision"], np.float64)[:, :, :, 0, -1]
+    found = _matched(evaluator.eval_imgs, truth.classes, boxes)
+    return np.asarray(curves["precision"], np.float64)[:, :, :, 0, -1], found
+
+
+def _matched(
+    cells: Sequence[Mapping[str, Any] | None], classes: Sequence[str], boxes: NDArray[np.int64]
+) -> dict[str, _Matched]:
+    """What the evaluator says of each image and class, class by class."""
+    grouped: dict[int, list[Mapping[str, Any]]] = {label: [] for label in range(len(classes))}
+    for cell in cells:
+        if cell is not None and cell["dtScores"]:
+            grouped[cell["category_id"]].append(cell)
+    found = {}
+    for label, name in enumerate(classes):
+        own = sorted(grouped[label], key=lambda cell: cell["image_id"])
+        image = np.repeat([cell["image_id"] for cell in own], [len(cell["dtScores"]) for cell in own]).astype(np.int64)
+        scores = np.concatenate([np.zeros(0), *(np.asarray(cell["dtScores"], np.float64) for cell in own)])
+        nothing = np.zeros((10, 0), bool)
+        ignored = np.concatenate([nothing, *(np.asarray(cell["dtIgnore"], bool) for cell in own)], axis=1)
+        right = np.concatenate([nothing, *(np.asarray(cell["dtMatched"], bool) for cell in own)], axis=1) & ~ignored
+        # As the protocol sorts: equal scores stay in the order of the images.
+        order = np.argsort(-scores, kind="stable")
+        found[name] = _Matched(image[order], right[:, order], ~ignored[:, order], boxes[label])
+    return found
+
+
+def _bootstrap(matched: Mapping[str, _Matched], truth: LabelledSet) -> Resamples | None:
+    """The APs of `RESAMPLES` draws of images; None for too few images.
+
+    Which images a draw holds goes by their names, in whatever order a reader lists them.
+    """
+    count = len(truth.images)
+    if count < FEWEST_IMAGES:
+        return None
+    draws = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    weights = np.empty_like(draws)
+    weights[:, np.argsort([image.path.name for image in truth.images], kind="stable")] = draws
+    present = {name: one for name, one in matched.items() if one.boxes.any()}
+    # (classes, draws, thresholds), NaN for a draw without a box of the class.
+    found = np.stack([accumulate(one.image, one.right, one.counts, one.boxes, weights) for one in present.values()])
+    absent = np.asarray(np.isnan(found[:, :, 0]).all(axis=0), bool)
+    some = np.where(absent[None, :, None], 0.0, found)
+    ap, ap50 = np.nanmean(some, axis=(0, 2)), np.nanmean(some[:, :, 0], axis=0)
+    return Resamples(
+        ap=_encoded(np.where(absent, np.nan, ap)),
+        ap50=_encoded(np.where(absent, np.nan, ap50)),
+        classes={name: _encoded(found[index, :, 0]) for index, name in enumerate(present)},
+    )
+
+
+def accumulate(
+    image: NDArray[np.int64],
+    right: NDArray[np.bool_],
+    counts: NDArray[np.bool_],
+    boxes: NDArray[np.int64],
+    weights: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """AP of one class where each image counts several times or not at all.
+
+    Args:
+        image: (D,) the image of each detection, best detection first.
+        right: (T, D) whether it found a box, at each of T IoU thresholds.
+        counts: (T, D) whether it counts, for or against.
+        boxes: (N,) boxes of the class that count, by image.
+        weights: (B, N) how often each image counts, in B draws.
+
+    Returns:
+        (B, T); NaN where a draw has no box.
+    """
+    result = np.zeros((len(weights), len(right)))
+    recalls = np.linspace(0, 1, 101)
+    chunk = max(1, CELLS // max(1, len(image)))
+    for start in range(0, len(weights), chunk):
+        drawn = weights[start : start + chunk]
+        total = (drawn @ boxes).astype(np.float64)
+        often = drawn[:, image]
+        all_count = bool(counts.all())
+        seen = np.cumsum(often, axis=1) if all_count else None
+        for level in range(len(right)):
+            # Precision is highest, and recall grows, at detections that are right; no other place matters.
+            at = np.flatnonzero(right[level])
+            if not len(at):
+                continue
+            hits = np.cumsum(often[:, at], axis=1)
+            shown = (seen if seen is not None else np.cumsum(often * counts[level], axis=1))[:, at]
+            precision = hits / np.maximum(shown, 1)
+            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            reached = np.searchsorted(recalls, hits / np.maximum(total, 1)[:, None], side="right")
+            result[start : start + chunk, level] = (best * np.diff(reached, axis=1, prepend=0)).sum(1) / len(recalls)
+        result[start : start + chunk][total == 0] = np.nan
+    return result
+
+
+def _encoded(values: NDArray[np.float64]) -> str:
+    return " ".join("-" if np.isnan(value) else str(round(1e5 * value)) for value in values)
+
+
+def _decoded(text: str) -> NDArray[np.float64]:
+    return np.array([np.nan if word == "-" else int(word) / 1e5 for word in text.split()])
 
 
 def _boxes(annotations: Annotations, classes: int) -> Iterator[tuple[int, NDArray[np.float32], bool]]:

@@ -85,6 +85,20 @@ class ClassAP(BaseModel):
     boxes: int
 
 
+class Resamples(BaseModel):
+    """The APs of an evaluation on sets of as many images, drawn from its images with replacement: the bootstrap.
+
+    The draws are the same for every model that is evaluated on the same images, so that the difference of two models'
+    lists is the bootstrap of their difference (`evaluate.compare`). A list is whole numbers of 1e-5 with a space
+    between; `-` is a draw without a box of that class.
+    """
+
+    ap: str
+    ap50: str
+    classes: dict[str, str]
+    """AP50 of each class that the set has a box of."""
+
+
 class Evaluation(BaseModel):
     """AP of one model on one labelled set. AP values are in 0..1 (COCO: 101 points, mean over classes present).
 
@@ -102,6 +116,10 @@ class Evaluation(BaseModel):
     ap50: float
     ap75: float
     classes: dict[str, ClassAP]
+    digest: str = ""
+    """Of the set's image names and labels; empty where an earlier version measured."""
+    resamples: Resamples | None = None
+    """None for fewer images than an interval can be told from, and where an earlier version measured."""
 
 
 class Candidate(BaseModel):

@@ -25,7 +25,8 @@ from acclimate.errors import AcclimateError
 from acclimate.export import base, exporter, litert, ncnn, onnx, openvino
 from acclimate.models.detector import Detector, build, specify
 from acclimate.models.predict import network
-from acclimate.verify import Pair, _pairs
+from acclimate.verification.parity import pairs as paired
+from acclimate.verification.record import Pair
 
 CANVAS = (96, 128)
 KINDS: Mapping[str, dict[str, Any]] = {
@@ -78,7 +79,7 @@ def compare(artifact: Artifact, detector: Detector, paths: list[Path]) -> list[P
     for path in paths:
         canvas, placed = predictor.prepare(read_image(path))
         theirs, ours = (predictor.finish(run(canvas), placed) for run in (reference, predictor.run))
-        found += _pairs(theirs, ours, path.name, artifact.manifest.classes)
+        found += paired(theirs, ours, path.name, artifact.manifest.classes)
     return found
 
 

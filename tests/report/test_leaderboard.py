@@ -23,7 +23,7 @@ from acclimate.errors import AcclimateError
 from acclimate.report import leaderboard
 from acclimate.report.leaderboard import SORTS, Leaderboard, Row, gather
 from acclimate.run import Manifest, Run, file_digest
-from acclimate.verify import Accuracy, Verification, judge, saved, score
+from acclimate.verification.record import Accuracy, Verification, save, saved
 
 HERE = {"processor": "Desk CPU", "cores": "4", "memory_gb": "15.6", "runtime": "onnxruntime 1.32.0"}
 EDGE = {"processor": "Small core", "cores": "4", "device": "edge-7:7443", "fingerprint": "ab" * 32}
@@ -67,15 +67,18 @@ def measure(
     opened = Artifact.open(folder)
     accuracy = {}
     if ap50 is not None:
-        found = Accuracy(role="target", images=images, digest=digest, artifact_ap=ap50 / 2, artifact_ap50=ap50)
+        found = Accuracy(
+            role="target", images=images, digest=digest, artifact_ap=ap50 / 2, artifact_ap50=ap50, difference_ap50=0
+        )
         accuracy = {"target_test": found}
     verification = Verification(
         artifact=folder.name, runtime=opened.manifest.runtime, precision=opened.manifest.precision,
-        digest=opened.digest, passed=False, checks=(), budget=Budget(), accuracy=accuracy,
+        digest=opened.digest, budget=budget or Budget(), accuracy=accuracy,
         latency=bench(latency_ms, threads, energy_mj), other_threads=others, size_mb=size_mb, peak_memory_mb=100,
         machine=machine,
     )  # fmt: skip
-    return judge(folder, verification, budget or Budget())
+    save(folder, verification)
+    return verification
 
 
 def make_run(path: Path, *artifacts: str) -> Path:
@@ -107,7 +110,7 @@ def test_rows_of_several_runs_and_runtimes_are_ranked_in_one_table(tmp_path: Pat
     text = shown(board)
     lines = [line.split() for line in text.splitlines()]
     assert lines[2][:6] == ["1", "*", str(one), "openvino", "int8", "passed"]
-    assert lines[3][:7] == ["2", "*", str(one), "onnx", "int8", "broken:", "size_mb"]
+    assert lines[3][:7] == ["2", "*", str(one), "onnx", "int8", "failed:", "size_mb"]
     assert "4.00 (5.00)" in text.splitlines()[3]
     assert "* on the Pareto front" in text
     assert "do not compare" not in text
@@ -163,11 +166,11 @@ def test_other_images_machines_and_threads_have_tables_of_their_own(tmp_path: Pa
 def test_the_front_is_what_no_other_row_dominates(points: list[tuple[int, int]]) -> None:
     def row(number: int, ap50: int, latency: int) -> Row:
         verification = Verification(
-            artifact="a", runtime="onnx", precision="int8", digest="", passed=True, checks=(), budget=Budget(),
+            artifact="a", runtime="onnx", precision="int8", digest="", budget=Budget(),
             accuracy={"t": Accuracy(role="target", images=1, artifact_ap=0, artifact_ap50=ap50 / 4)},
             latency=bench(latency), size_mb=1, peak_memory_mb=1, machine=HERE,
         )  # fmt: skip
-        return Row(Path(str(number)), None, verification.model_copy(update={"score": score(verification)}))
+        return Row(Path(str(number)), None, verification)
 
     ranked = list(leaderboard._ranked([row(n, *point) for n, point in enumerate(points)], "ap50"))
     for found in ranked:
@@ -240,7 +243,7 @@ def test_files_hold_every_row_and_what_was_left_out(
     measure(run / "artifacts/onnx-int8", 0.5, 10, others=(bench(4, 4),))
     slow = measure(run / "artifacts/onnx-fp32", None, 20)
     disturbed = slow.model_copy(update={"latency": slow.latency.model_copy(update={"cpu_ms": 15.0})})
-    judge(run / "artifacts/onnx-fp32", disturbed, Budget())
+    save(run / "artifacts/onnx-fp32", disturbed)
     assert cli.main(["leaderboard", "run", "--sort", "latency", "--json", "b.json", "--csv", "b.csv"]) == 0
     told = capsys.readouterr().out
     assert "not verified: run/artifacts/ncnn-fp32" in told

@@ -13,7 +13,8 @@ from acclimate.config import Budget
 from acclimate.errors import AcclimateError
 from acclimate.run import Run
 from acclimate.select.budget import Cost
-from acclimate.select.search import Candidate, Found, Try, hindsight
+from acclimate.select.record import Candidate, Found, Try
+from acclimate.select.search import hindsight
 
 MakeRun = Callable[..., Path]
 CANDIDATES = [
@@ -79,5 +80,5 @@ def test_without_a_search_the_page_has_no_such_part(make_run: MakeRun, tmp_path:
 def test_a_damaged_search_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     folder = found(make_run("fast", "adapt"))
     Run.open(folder).write("search.json", {"name": "fast"})
-    with pytest.raises(AcclimateError, match=r"search\.json: damaged \(budget: Field required\)"):
+    with pytest.raises(AcclimateError, match=r"search\.json: damaged \(bank: Field required\)"):
         report.write([folder], tmp_path / "report.html")

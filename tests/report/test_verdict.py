@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acclimate.report.content import Check
 from acclimate.report.verdict import Gap, against, check_row, percent, points, quantity, signed
+from acclimate.verification.judge import Check
 
 
 def test_the_gap_is_the_textbook_fraction() -> None:
@@ -56,10 +56,19 @@ def test_a_measurement_never_reads_as_its_limit_unless_it_is_close_to_a_milliont
 def test_the_tolerance_is_told_in_points_and_a_gain_as_no_loss() -> None:
     row = check_row(Check(name="max_ap50_drop", limit=0.01, value=0.0104, passed=False))
     assert (row.value, row.limit) == ("1.04 points", "1 point")
-    assert check_row(Check(name="max_ap50_drop", limit=0.01, value=-0.01)).value.startswith("none")
-    assert check_row(Check(name="max_ap50_drop", limit=0.01)).value == "not measured"
+    assert check_row(Check(name="max_ap50_drop", limit=0.01, value=-0.01, passed=True)).value.startswith("none")
+    assert check_row(Check(name="max_ap50_drop", limit=0.01, value=None, passed=None)).value == "not measured"
 
 
 def test_a_check_that_nobody_knows_is_shown_as_it_is() -> None:
     row = check_row(Check(name="energy_mj", limit=5, value=4, passed=True))
     assert (row.title, row.value, row.limit) == ("energy mj", "4", "5")
+
+
+def test_limits_on_accuracy_are_told_in_points() -> None:
+    row = check_row(Check(name="min_ap50", limit=0.3, value=0.011, passed=False))
+    assert (row.title, row.value, row.limit) == ("AP50 on the target", "1.1 points", "at least 30 points")
+    row = check_row(Check(name="min_gain_ap50", limit=0.02, value=-0.013, passed=False))
+    assert (row.value, row.limit) == ("\u22121.3 points", "at least 2 points")
+    row = check_row(Check(name="max_class_drop_ap50", limit=0.05, value=0.122, passed=False))
+    assert (row.title, row.value) == ("AP50 lost by a class against source-only", "12.2 points")

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from acclimate import load_config, locks, stages, workflow
-from acclimate.config import Budget, Config, DataConfig
+from acclimate.config import Config, DataConfig
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.run import Run
 from acclimate.select.score import preference
@@ -59,11 +59,11 @@ def changed(config: Config, **sections: Any) -> Config:
 @pytest.fixture
 def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever takes time fails the test."""
-    from acclimate import verify
     from acclimate.adapt import engine
     from acclimate.export.onnx import Onnx
     from acclimate.models import predict
     from acclimate.select import score
+    from acclimate.verification import measure
 
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         pytest.fail("a stage was repeated")
@@ -73,7 +73,9 @@ def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
         (score, "choose_checkpoint"),
         (predict, "predict"),
         (Onnx, "export"),
-        (verify, "verify"),
+        (measure, "_accuracy"),
+        (measure, "bench_apart"),
+        (measure.parities, "compare"),
     ):
         monkeypatch.setattr(place, name, refuse)
 
@@ -235,17 +237,19 @@ def test_a_changed_budget_is_judged_without_measuring_again(copy: Config) -> Non
 
 
 def test_a_latency_that_broke_the_budget_is_measured_again(copy: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acclimate import verify
+    from acclimate.verification import measure
 
-    seen: list[Budget | None] = []
+    seen: list[int] = []
+    known = workflow.run(copy).verifications[0]
 
-    def measure(folder: Path, sets: Any, budget: Budget | None, **options: Any) -> Any:
-        seen.append(budget)
-        return verify.stored(folder)
+    def again(folder: Path, paths: Any, threads: int, runs: int) -> Any:
+        seen.append(threads)
+        return known.latency.model_copy(update={"median_ms": 5.0, "cpu_ms": 5.0, "waited_ms": 0.0})
 
-    monkeypatch.setattr(verify, "verify", measure)
-    workflow.run(changed(copy, budget={**LOOSE, "latency_ms": 1e-6}))
-    assert len(seen) == 1
+    monkeypatch.setattr(measure, "bench_apart", again)
+    judged = workflow.run(changed(copy, budget={**LOOSE, "latency_ms": 1e-6})).verifications[0]
+    assert seen == [1]
+    assert (judged.verdict, judged.accuracy, judged.latency.median_ms) == ("failed", known.accuracy, 5.0)
 
 
 @pytest.mark.usefixtures("nothing_is_repeated")
@@ -537,11 +541,11 @@ def test_a_tolerance_that_cannot_be_measured_leaves_the_earlier_artifact(copy: C
 
 
 def test_an_interrupted_verification_leaves_the_earlier_one(copy: Config) -> None:
-    from acclimate import verify
+    from acclimate.verification import measure
 
     folder = copy.out / "adapted" / "artifacts" / "onnx-int8"
     before = (folder / "verification.json").read_bytes()
-    with failing(verify, "bench_apart", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+    with failing(measure, "bench_apart", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         workflow.verify(folder)
     assert (folder / "verification.json").read_bytes() == before
 

@@ -37,13 +37,13 @@ def waited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("asked")
     make_data(folder)
     (folder / "job.json").write_text(json.dumps(asking(folder)))
-    assert cli.main(["run", str(folder / "job.json")]) == 3
+    assert cli.main(["run", str(folder / "job.json")]) == 4
     return folder
 
 
 def test_a_job_that_asks_waits_and_says_for_what(waited: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = file_digest(waited / "job" / "ask" / "ask.json")
-    assert cli.main(["run", str(waited / "job.json")]) == 3
+    assert cli.main(["run", str(waited / "job.json")]) == 4
     assert f"waiting for 2 frames; annotate {waited / 'job' / 'ask'} and run again" in capsys.readouterr().err
     assert file_digest(waited / "job" / "ask" / "ask.json") == before
     assert not (waited / "job" / "adapted").exists()

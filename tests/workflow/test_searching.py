@@ -17,8 +17,9 @@ from acclimate.models import detector as detectors
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.run import Manifest, Run
 from acclimate.select import budget as costs
+from acclimate.select import record
 from acclimate.select import search as searching
-from acclimate.verify import Verification
+from acclimate.verification.record import Verification, save
 from acclimate.workflow import training
 from acclimate.workflow.searching import _nearest
 from coloured_squares import write_scenes
@@ -63,7 +64,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "ROUNDS", 1)
 
     def verify(folder: Path, sets: object, budget: Budget, **options: object) -> Verification:
-        from acclimate import verify as verification
         from acclimate.edge.artifact import Artifact
 
         artifact = Artifact.open(folder)
@@ -73,13 +73,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             load_ms=1, peak_memory_mb=100, idle_memory_mb=50,
         )  # fmt: skip
         measured = Verification(
-            artifact=artifact.manifest.name, runtime="eager", precision="fp32", digest=artifact.digest, passed=False,
-            checks=(), budget=budget, latency=latency, size_mb=artifact.size_mb, peak_memory_mb=100, macs_m=macs,
+            artifact=artifact.manifest.name, runtime="eager", precision="fp32", digest=artifact.digest,
+            budget=budget, latency=latency, size_mb=artifact.size_mb, peak_memory_mb=100, macs_m=macs,
             machine={},
         )  # fmt: skip
-        return verification.judge(folder, measured, budget)
+        save(folder, measured)
+        return measured
 
-    monkeypatch.setattr("acclimate.verify.verify", verify)
+    monkeypatch.setattr("acclimate.verification.measure.verify", verify)
 
 
 @pytest.mark.slow
@@ -102,7 +103,7 @@ def test_each_budget_becomes_a_run_with_an_artifact_that_holds_it(bank: Path, im
 
     half = Run.open(tmp_path / "small" / "half")
     assert half.done
-    found = searching.Found.model_validate(half.read("search.json"))
+    found = record.Found.model_validate(half.read("search.json"))
     assert found.measured.macs_m <= budgets["half"].macs_m  # type: ignore[operator]
     # No width that was judged and fits is nearer to the anchor.
     fitting = [one for one in found.candidates if not one.cost.over(budgets["half"])]
@@ -171,7 +172,7 @@ def test_hindsight_evaluates_widths_that_were_judged(bank: Path, images: Path, t
     names = ["car", "person"]
     config = DataConfig(path=tmp_path / "test", classes=dict(zip(names, ["red", "blue"], strict=True)), drop=_others())
     workflow.evaluate(bank, config, hindsight=True)
-    known = searching.Hindsight.model_validate(Run.open(bank).read("search/hindsight.json"))
+    known = record.Hindsight.model_validate(Run.open(bank).read("search/hindsight.json"))
     assert len(known.candidates) == len((bank / "search" / "judged.jsonl").read_text().splitlines()) >= 3
 
 
@@ -249,7 +250,7 @@ def test_a_wrong_budget_is_one_line(tmp_path: Path, text: str, said: str) -> Non
 @pytest.mark.parametrize(("measured", "busy"), [(6.0, False), (18.0, True)])
 def test_a_budget_that_a_busy_machine_broke_says_so(measured: float, busy: bool) -> None:
     predicted = costs.Cost(macs_m=1, latency_ms=4.5)
-    tried = searching.Try(
+    tried = record.Try(
         width=(0.5,), upem=0.1, predicted=predicted, measured=predicted.model_copy(update={"latency_ms": measured})
     )
     line = _nearest("fast", Budget(latency_ms=5), searching.Outcome((tried,), False))

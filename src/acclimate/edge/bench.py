@@ -49,6 +49,9 @@ class Bench(BaseModel):
     """Largest resident memory of the process, in 10^6 bytes, with the interpreter and all libraries."""
     idle_memory_mb: float
     """The same before the artifact was loaded."""
+    waited_ms: float | None = None
+    """Time an image that threads were ready to run and others had the processor, mean over the runs and sum over the
+    threads; None where the system does not tell."""
     energy_mj: float | None = None
     """Of the processor packages for one image, with whatever else ran; None where the machine does not tell."""
 
@@ -70,9 +73,10 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
     used: set[int] = set()
     times = np.zeros((runs, 3))
     cpu = 0.0
+    queued = 0.0
     for index in range(-warmup, runs):
         count, image = next(images)
-        cpu_before = time.process_time()
+        cpu_before, queued_before = time.process_time(), _queued_ms()
         begin = time.perf_counter()
         canvas, placed = predictor.prepare(image)
         prepared = time.perf_counter()
@@ -84,6 +88,7 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
             times[index] = prepared - begin, computed - prepared, end - computed
             used.add(count)
             cpu += time.process_time() - cpu_before
+            queued += (_queued_ms() or 0.0) - (queued_before or 0.0)
     energy_mj = _energy_mj(predictor, image, runs)
     times *= 1e3
     total = times.sum(axis=1)
@@ -96,6 +101,7 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
         p95_ms=high,
         iqr_ms=upper - lower,
         cpu_ms=1e3 * cpu / runs,
+        waited_ms=None if _queued_ms() is None else queued / runs,
         parts=dict(zip(("prepare", "network", "finish"), np.median(times, axis=0).tolist(), strict=True)),
         load_ms=load_ms,
         peak_memory_mb=_peak_mb(),
@@ -167,6 +173,16 @@ def _endless(paths: Sequence[Path]) -> Iterator[tuple[int, Image]]:
         yield from itertools.repeat((-1, noise))
     for number, path in itertools.cycle(readable):
         yield number, read_image(path)
+
+
+def _queued_ms() -> float | None:
+    """How long this process's threads have waited in run queues so far; None where the system does not tell."""
+    # The second number of schedstat is the time on a run queue, in nanoseconds (Linux, sched-stats).
+    try:
+        files = Path("/proc/self/task").glob("*/schedstat")
+        return sum(int(file.read_text().split()[1]) for file in files) / 1e6 or None
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _peak_mb() -> float:

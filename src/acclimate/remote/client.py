@@ -128,18 +128,18 @@ class Remote:
         return int(told) if told.isdecimal() else 1
 
     def detect(self, path: Path) -> Detections:
-        """See `verify.Device`."""
+        """See `verification.measure.Device`."""
         return self._found(path, raw=False)[1]
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        """See `verify.Device`."""
+        """See `verification.measure.Device`."""
         found = self._found(path, raw=True)
         if len(found[0]) != self._outputs:
             raise DeviceError(f"{self.address.name}: answered with {len(found[0])} outputs instead of {self._outputs}")
         return found
 
     def bench(self, paths: Sequence[Path], threads: int, runs: int) -> Bench:
-        """See `verify.Device`."""
+        """See `verification.measure.Device`."""
         images = [self._upload("images", path) for path in paths]
         question = json.dumps({"threads": threads, "runs": runs, "images": images}).encode()
         facts = self._told_of(*self._ask("POST", f"/packages/{self._package}/bench", question, patience=BENCH_S))

@@ -14,99 +14,25 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from acclimate.config import Budget
+from acclimate.config import Budget, parse
+from acclimate.edge.artifact import Artifact as OnDisk
+from acclimate.edge.artifact import ArtifactManifest
 from acclimate.errors import AcclimateError
+from acclimate.evaluate import Change, Comparison, Interval, ap50_interval, compare
 from acclimate.report import pictures
 from acclimate.run import ClassAP, Evaluation, Run, Selection, read_json
-from acclimate.verify import verifications
+from acclimate.select.record import Found, Hindsight
+from acclimate.verification.judge import TOLERANCE, Check, Verdict, verdict
+from acclimate.verification.record import Accuracy, Verification, load, verifications
 
-TOLERANCE = "max_ap50_drop"
-"""The check of the accuracy tolerance, which holds without a budget for the device too."""
 Kind = Literal["source", "baseline", "adapted", "artifact", "oracle"]
 """A baseline is the source run trained on for as long as adaptation takes, without anything of the target."""
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=BaseModel)
 _NAMES = {"source": "Source-only", "baseline": "Source-only", "adapted": "Adapted", "oracle": "Oracle"}
 _GENERIC = {"test", "val", "valid", "validation", "train", "images", "annotations", "labels", "instances", "data"}
-
-
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class Check(_Lenient):
-    """One limit of the budget and what was measured; `passed` is None where nothing was measured."""
-
-    name: str
-    limit: float | None = None
-    value: float | None = None
-    passed: bool | None = None
-
-
-class Verified(_Lenient):
-    """A verification (`verify.saved`) as far as the report reads it; every part may be missing."""
-
-    passed: bool | None = None
-    checks: list[Check] = Field(default_factory=list)
-    accuracy: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    latency: dict[str, Any] = Field(default_factory=dict)
-    size_mb: float | None = None
-    peak_memory_mb: float | None = None
-    macs_m: float | None = None
-    notes: list[str] = Field(default_factory=list)
-    parity: dict[str, Any] | None = None
-    machine: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def latency_ms(self) -> float | None:
-        value = self.latency.get("median_ms")
-        return float(value) if isinstance(value, int | float) else None
-
-    @property
-    def threads(self) -> int | None:
-        """Of the latency measurement."""
-        return _whole(self.latency.get("threads"))
-
-    @property
-    def ap50_drop(self) -> float | None:
-        """The largest loss of AP50 against the eager model over the test sets; negative where there is a gain."""
-        drops = [
-            a["eager_ap50"] - a["artifact_ap50"]
-            for a in self.accuracy.values()
-            if isinstance(a.get("eager_ap50"), int | float) and isinstance(a.get("artifact_ap50"), int | float)
-        ]
-        return max(drops, default=None)
-
-
-class Priced(_Lenient):
-    """A width that a search judged: its distance to the bank's largest model, and its cost as predicted."""
-
-    width: tuple[float, ...]
-    upem: float
-    cost: dict[str, float | None]
-
-
-class Searched(_Lenient):
-    """`search.json` as far as the report reads it."""
-
-    name: str
-    budget: Budget
-    width: tuple[float, ...]
-    upem: float
-    predicted: dict[str, float | None]
-    measured: dict[str, float | None]
-    candidates: list[Priced] = Field(default_factory=list)
-    tries: list[Any] = Field(default_factory=list)
-    latency_error: float | None = None
-
-
-class Widths(_Lenient):
-    """`search/hindsight.json` of a bank: widths with their AP and AP50, 0..1, and Kendall's tau of each order."""
-
-    candidates: list[tuple[Priced, float, float]]
-    tau: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +54,14 @@ class Score:
     ap75: float | None = None
     images: int | None = None
     classes: Mapping[str, ClassAP] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    """What it was read from; None where a verification alone tells it."""
+    known_interval: Interval | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the AP50, 95 %; None where it cannot be told."""
+        return self.known_interval if self.evaluation is None else ap50_interval(self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -139,12 +73,22 @@ class Artifact:
     precision: str
     classes: tuple[str, ...]
     notes: Mapping[str, Any]
-    verified: Verified | None
+    verified: Verification | None
     checks: tuple[Check, ...]
-    passed: bool | None
-    """None where it was not verified, or there is no limit to verify against."""
+    stale: bool = False
+    """It was verified, and replaced since."""
     device: str = ""
     """Where it was verified; empty for the machine of the run folder. On each it is an artifact of its own."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """None where it was not verified."""
+        return verdict(self.checks) if self.verified is not None else None
+
+    @property
+    def passed(self) -> bool | None:
+        """None where that is not known, or there is no limit."""
+        return {"passed": True, "failed": False}.get(self.verdict or "")
 
     @property
     def model(self) -> str:
@@ -191,9 +135,9 @@ class RunPart:
     metrics: Sequence[Mapping[str, Any]]
     selection: Selection | None
     albums: Mapping[str, pictures.Album]
-    found: Searched | None = None
+    found: Found | None = None
     """How a search came to this run's width; None for other runs."""
-    hindsight: Widths | None = None
+    hindsight: Hindsight | None = None
     """Of a bank that was searched: true accuracy of its widths, where it was measured."""
 
     @property
@@ -256,16 +200,16 @@ def _rank(subject: Subject) -> tuple[int, int, float]:
     artifact = subject.artifact
     assert artifact is not None
     verified = artifact.verified
-    latency = verified.latency_ms if verified and verified.latency_ms is not None else math.inf
-    order = {True: 0, False: 1, None: 2 if verified else 3}[artifact.passed]
+    latency = verified.latency.median_ms if verified else math.inf
+    order = ["passed", "measured", "incomplete", "failed", None].index(artifact.verdict)
     return order, sum(c.passed is not True for c in artifact.checks), latency
 
 
 def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget | None = None) -> Content:
     """Read the run folders, in the order source, baseline, adapted, oracle, whatever order they are given in.
 
-    `budget` takes the place of the budget the artifacts were verified against: its limits are checked against the
-    recorded measurements.
+    `budget` takes the place of the budget of the runs' own configuration, and that of the one that the artifacts were
+    verified against last: its limits are held against the recorded measurements.
 
     Raises:
         AcclimateError: no run is given, a folder is no run, or a file in it is damaged.
@@ -332,8 +276,8 @@ def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
         [line for line in _checked(run.path / "metrics.jsonl", run.metrics) if isinstance(line, dict)],
         _checked(run.path / "selection.json", run.selection),
         albums,
-        _model(run.path / "search.json", Searched),
-        _model(run.path / "search" / "hindsight.json", Widths),
+        _model(run.path / "search.json", Found),
+        _model(run.path / "search" / "hindsight.json", Hindsight),
     )
 
 
@@ -344,21 +288,22 @@ def _model(file: Path, model: type[_M]) -> _M | None:
 def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
     run = part.run
     evaluations = _checked(run.path / "evaluations", run.evaluations)
-    artifacts = {folder.name: _artifacts(folder, budget) for folder in run.artifacts()}
-    by_name = {artifact.model: artifact for found in artifacts.values() for artifact in found}
+    own = part.config.get("budget")
+    if budget is None and isinstance(own, dict):
+        known = {key: value for key, value in own.items() if key in Budget.model_fields}
+        budget = parse(Budget, known, where=str(run.path / "config.json"))
+    exported = {folder.name: _artifacts(folder, budget) for folder in run.artifacts()}
+    by_name = {artifact.model: artifact for found in exported.values() for artifact in found}
     scores: dict[str, dict[tuple[str, str], Score]] = {"eager": {}}
     for e in evaluations:
-        model = artifacts[e.model][0].name if e.model in artifacts else e.model
+        model = exported[e.model][0].name if e.model in exported else e.model
         scores.setdefault(model, {})[e.role, e.data] = _score(e)
     for artifact in by_name.values():
         scores.setdefault(artifact.model, {})
         for data, values in (artifact.verified.accuracy if artifact.verified else {}).items():
-            role, images = str(values.get("role", "target")), _whole(values.get("images"))
-            for model, who in (("eager", "eager"), (artifact.model, "artifact")):
-                ap50, ap = values.get(f"{who}_ap50"), values.get(f"{who}_ap")
-                if isinstance(ap50, int | float):
-                    score = Score(float(ap50), float(ap) if isinstance(ap, int | float) else None, images=images)
-                    scores[model].setdefault((role, data), score)
+            for model, score in (("eager", _eager(values)), (artifact.model, _exported(values))):
+                if score is not None:
+                    scores[model].setdefault((values.role, data), score)
     subjects = []
     shades = iter(("artifact-1", "artifact-2", "artifact-3", "artifact-4"))
     for model, found in scores.items():
@@ -375,7 +320,26 @@ def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
 
 
 def _score(e: Evaluation) -> Score:
-    return Score(e.ap50, e.ap, e.ap75, e.images, e.classes)
+    return Score(e.ap50, e.ap, e.ap75, e.images, e.classes, e)
+
+
+def _eager(a: Accuracy) -> Score | None:
+    return Score(a.eager_ap50, a.eager_ap, images=a.images) if a.eager_ap50 is not None else None
+
+
+def _exported(a: Accuracy) -> Score:
+    return Score(a.artifact_ap50, a.artifact_ap, images=a.images, known_interval=a.ap50_interval)
+
+
+def changed(before: Score | None, after: Score | None) -> Comparison | None:
+    """From one score to another on the same images; without an interval where one of them tells none, and None where
+    the images are known to differ."""
+    if before is None or after is None:
+        return None
+    if before.evaluation is not None and after.evaluation is not None:
+        return compare(before.evaluation, after.evaluation)
+    ap50 = Change(before=before.ap50, after=after.ap50)
+    return Comparison(ap=Change(before=before.ap or 0.0, after=after.ap or 0.0), ap50=ap50, classes={})
 
 
 def _whole(value: Any) -> int | None:
@@ -384,63 +348,31 @@ def _whole(value: Any) -> int | None:
 
 def _artifacts(folder: Path, budget: Budget | None) -> list[Artifact]:
     """The artifact as each machine has verified it, this one first; once where none has."""
-    found = [_model(file, Verified) for file in verifications(folder)]
-    return [_artifact(folder, verified, budget) for verified in found or [None]]
+    manifest = _model(folder / "artifact.json", ArtifactManifest)
+    assert manifest is not None
+    there = OnDisk(folder, manifest).digest
+    found = [load(file) for file in verifications(folder)]
+    current: list[Verification | None] = [one for one in found if one.digest == there]
+    return [
+        _artifact(manifest, verified, budget, stale=bool(found) and verified is None) for verified in current or [None]
+    ]
 
 
-def _artifact(folder: Path, verified: Verified | None, budget: Budget | None) -> Artifact:
-    manifest = _mapping(folder / "artifact.json")
-    checks, passed = _judged(verified, budget)
-    notes = manifest.get("notes")
-    calibration = manifest.get("calibration")
-    facts = dict(notes) if isinstance(notes, dict) else {}
-    if isinstance(calibration, dict):
-        facts["calibration"] = calibration
-    mixed = manifest.get("mixed")
-    if isinstance(mixed, dict):
-        facts["mixed precision"] = {key: value for key, value in mixed.items() if key != "alone"}
+def _artifact(
+    manifest: ArtifactManifest, verified: Verification | None, budget: Budget | None, *, stale: bool
+) -> Artifact:
+    facts = manifest.notes.model_dump(exclude_none=True)
+    if manifest.calibration is not None:
+        facts["calibration"] = manifest.calibration.model_dump()
+    if manifest.mixed is not None:
+        facts["mixed precision"] = manifest.mixed.model_dump(exclude={"alone"})
+    checks: tuple[Check, ...] = ()
+    if verified is not None:
+        checks = verified.checks if budget is None else verified.against(budget)
     return Artifact(
-        str(manifest.get("name") or folder.name),
-        str(manifest.get("runtime") or ""),
-        str(manifest.get("precision") or folder.name),
-        tuple(str(name) for name in manifest.get("classes") or ()),
-        facts,
-        verified,
-        checks,
-        passed,
+        manifest.name, manifest.runtime, manifest.precision, manifest.classes, facts, verified, checks, stale,
         str(verified.machine.get("device") or "") if verified else "",
-    )
-
-
-def _judged(verified: Verified | None, budget: Budget | None) -> tuple[tuple[Check, ...], bool | None]:
-    if verified is None:
-        return (), None
-    if budget is None:
-        checks = tuple(verified.checks)
-    else:
-        measured = {
-            "latency_ms": verified.latency_ms,
-            "size_mb": verified.size_mb,
-            "memory_mb": verified.peak_memory_mb,
-            "macs_m": verified.macs_m,
-            "max_ap50_drop": verified.ap50_drop,
-        }
-        limits = {name: getattr(budget, name) for name in measured}
-        checks = tuple(
-            Check(name=name, limit=limit, value=measured[name], passed=_within(measured[name], limit))
-            for name, limit in limits.items()
-            if limit is not None
-        )
-    if not checks:
-        return checks, verified.passed
-    if budget is None and verified.passed is not None:
-        return checks, verified.passed
-    return checks, all(check.passed for check in checks)
-
-
-def _within(value: float | None, limit: float) -> bool | None:
-    # Differences of AP carry rounding errors of about 1e-16; a limit is not broken by one.
-    return None if value is None else value <= limit + 1e-9 * max(1.0, limit)
+    )  # fmt: skip
 
 
 def _domains(subjects: Sequence[Subject], parts: Sequence[RunPart]) -> list[Domain]:
@@ -556,7 +488,7 @@ def domain_critics(part: RunPart) -> dict[str, list[tuple[float, float]]]:
 def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:
     missing = []
     kinds = {part.kind for part in parts}
-    artifacts = [s.artifact for s in subjects if s.artifact]
+    exported = [s.artifact for s in subjects if s.artifact]
     folder = next((p.run.path for kind in ("adapted", "source") for p in parts if p.kind == kind), parts[-1].run.path)
     if not kinds & {"source", "baseline"}:
         missing.append("The source-only run was not given, so what adaptation gained cannot be said.")
@@ -571,14 +503,17 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
             "Make the fair baseline, measure it with acclimate evaluate, and name it here too: "
             f"acclimate adapt {source.run.path} --target FOLDER_OF_IMAGES --out runs/baseline {_alone(source)}"
         )
-    if not artifacts:
+    if not exported:
         missing.append(f"No artifact was exported. Make one: acclimate export {folder}")
-    elif not any(artifact.verified for artifact in artifacts):
+    elif not any(artifact.verified for artifact in exported):
         missing.append(
             "No artifact was verified. Do it: acclimate verify ARTIFACT --data TARGET_TEST --budget latency_ms=10"
         )
-    elif not any(check.name != TOLERANCE for artifact in artifacts for check in artifact.checks):
+    elif not any(check.name != TOLERANCE for artifact in exported for check in artifact.checks):
         missing.append("No budget was given, so there is no limit to pass. Give one: --budget latency_ms=10,size_mb=4")
+    for artifact in exported:
+        if artifact.stale:
+            missing.append(f"{artifact.title} was exported anew after it was verified: verify it again.")
     if not any(d.role == "target" for d in domains):
         missing.append("No accuracy on the target was measured: no labelled target test set was given (target_test).")
     if not any(d.role == "source" for d in domains):

@@ -21,7 +21,9 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.package import opened
 from acclimate.errors import AcclimateError
 from acclimate.run import Run
-from acclimate.verify import Verification, busy, cells, headings, load, print_rows, verifications
+from acclimate.verification.judge import disturbance
+from acclimate.verification.record import Verification, load, verifications
+from acclimate.verification.show import cells, headings, print_rows, verdict
 
 NAMED = 8
 """So many paths of a kind are named in one line; of more, the rest is counted."""
@@ -265,7 +267,7 @@ def show(board: Leaderboard, console: Console) -> None:
 
 
 def _busy(board: Leaderboard) -> tuple[Path, ...]:
-    found = (row.path for group in board.groups for row in group.rows if busy(row.verification.latency))
+    found = (row.path for group in board.groups for row in group.rows if disturbance(row.verification.latency))
     return tuple(dict.fromkeys(found))
 
 
@@ -287,8 +289,8 @@ def _record(group: Group, row: Row) -> dict[str, Any]:
         "artifact": str(row.path),
         "runtime": row.verification.runtime,
         "precision": row.verification.precision,
-        "verdict": cells(row.verification, ())[0],
-        "busy": busy(row.verification.latency),
+        "verdict": verdict(row.verification),
+        "busy": bool(disturbance(row.verification.latency)),
         **_numbers(row.verification),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shlex
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from acclimate import __version__
 from acclimate.config import Budget
 from acclimate.errors import AcclimateError
+from acclimate.evaluate import Change
 from acclimate.installation import hint
 from acclimate.report import content as gathering
 from acclimate.report import pictures, verdict
@@ -28,7 +30,7 @@ PICTURES = 12
 PICTURE_BYTES = 2_500_000
 """At most so many bytes of pictures are embedded."""
 _PROBLEM_KEYS = {"problems", "warnings", "problem", "warning"}
-_LEFT_OUT = _PROBLEM_KEYS | {"evaluated", "repeat"}
+_LEFT_OUT = _PROBLEM_KEYS | {"evaluated", "evaluated_on", "repeat"}
 
 
 def write(
@@ -74,6 +76,8 @@ def _environment() -> Environment:
         quantity=verdict.quantity,
         fact=_fact,
         measured=_measured,
+        tone=_tone,
+        interval=verdict.interval,
     )
     return environment
 
@@ -92,6 +96,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "figures": _figures(content),
         "accuracy_bars": [_accuracy_bars(content, domain) for domain in content.domains],
         "base": content.source_only,
+        "change": functools.partial(_change, content),
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
         "health": [alive for part in content.parts if (alive := health(part)) is not None],
@@ -136,12 +141,13 @@ def _figures(content: Content) -> list[Figure]:
     judged = verdict.judge(content)
     gap = judged.gap
     if gap is not None and content.target is not None:
-        tone = "bad" if gap.gain <= -verdict.NO_CHANGE else "good" if gap.gain >= verdict.NO_CHANGE else "neutral"
+        tone = ("good" if gap.gain > 0 else "bad") if gap.clear else "neutral"
+        spread = verdict.interval(gap.change)
         figures.append(
             Figure(
                 f"AP50 on {content.target.name}",
                 f"{verdict.signed(gap.gain)}",
-                f"points: {verdict.points(gap.before)} \u2192 {verdict.points(gap.after)}",
+                f"points: {verdict.points(gap.before)} \u2192 {verdict.points(gap.after)}{'; ' * bool(spread)}{spread}",
                 tone,
             )
         )
@@ -157,8 +163,11 @@ def _figures(content: Content) -> list[Figure]:
     for row in judged.checks:
         if row.name in {"latency_ms", "size_mb"} and row.used is not None:
             name = {"latency_ms": "Latency", "size_mb": "Model size"}[row.name]
-            figures.append(Figure(name, row.value, f"{row.limit} allowed", "good" if row.passed else "bad"))
+            figures.append(Figure(name, row.value, f"{row.limit} allowed", _TONES[row.passed]))
     return figures
+
+
+_TONES = {True: "good", False: "bad", None: "neutral"}
 
 
 def _accuracy_bars(content: Content, domain: Domain) -> dict[str, Any]:
@@ -190,8 +199,24 @@ def _class_table(content: Content, domain: Domain) -> dict[str, Any] | None:
     for name in names:
         cells = [classes.get(name) for classes in scores]
         boxes = next((cell.boxes for cell in cells if cell is not None), 0)
-        rows.append({"name": name, "boxes": boxes, "ap50": [cell.ap50 if cell else None for cell in cells]})
+        cleared = [_change(content, s, domain, name) for s in columns]
+        values = zip([cell.ap50 if cell else None for cell in cells], map(_tone, cleared), strict=True)
+        rows.append({"name": name, "boxes": boxes, "ap50": list(values)})
     return {"domain": domain, "columns": columns, "rows": rows}
+
+
+def _change(content: Content, subject: Subject, domain: Domain, name: str = "") -> Change | None:
+    """The change of AP50 from source-only, of a class where one is named; None where there is nothing to compare."""
+    base = content.source_only
+    if base is None or subject is base or subject.kind in {"source", "oracle"}:
+        return None
+    found = gathering.changed(base.on(domain), subject.on(domain))
+    return None if found is None else found.classes.get(name) if name else found.ap50
+
+
+def _tone(change: Change | None) -> str:
+    """How a change is coloured: only one that chance would hardly have made."""
+    return "" if change is None or not change.clear else "good" if change.difference > 0 else "bad"
 
 
 def _training(part: RunPart) -> dict[str, Any]:
@@ -332,8 +357,8 @@ def _search(content: Content) -> dict[str, Any] | None:
     for part, found in landed:
         limits = found.budget.limits()
         costs = [
-            f"{verdict.quantity(found.measured.get(name))} of {verdict.quantity(limit)} "
-            f"(predicted {verdict.quantity(found.predicted.get(name))})"
+            f"{verdict.quantity(getattr(found.measured, name))} of {verdict.quantity(limit)} "
+            f"(predicted {verdict.quantity(getattr(found.predicted, name))})"
             for name, limit in limits.items()
         ]
         subject = next((s for s in content.subjects if s.run is part.run and s.model == "eager"), None)
@@ -358,19 +383,19 @@ def _search(content: Content) -> dict[str, Any] | None:
         ):
             marks = []
             for one, _, ap50 in widths.candidates:
-                x = one.upem if key == "upem" else one.cost.get(key)
+                x = one.upem if key == "upem" else getattr(one.cost, key)
                 told = f"{' / '.join(f'{share:g}' for share in one.width)}: AP50 {verdict.points(ap50)} points"
                 if x is not None:
                     marks.append(plot.Mark("", x, 100 * ap50, "c", told))
             for row in rows:
-                x = row["found"].upem if key == "upem" else row["found"].measured.get(key)
+                x = row["found"].upem if key == "upem" else getattr(row["found"].measured, key)
                 if row["ap50"] is not None and x is not None:
                     marks.append(plot.Mark(row["name"], x, 100 * row["ap50"], "adapted"))
             if marks:
                 told = f"{title}, {len(marks)} widths, known only in hindsight"
                 charts.append({"title": title, "plot": plot.scatter(marks, label=told)})
     elif landed[0][1].candidates:
-        judged = sorted((one.cost.get("macs_m") or 0.0, one.upem) for one in landed[0][1].candidates)
+        judged = sorted((one.cost.macs_m, one.upem) for one in landed[0][1].candidates)
         front: list[tuple[float, float]] = []
         for macs, upem in judged:
             if not front or upem < front[-1][1]:
@@ -407,7 +432,7 @@ def _selection(part: RunPart) -> dict[str, Any]:
     plots = [
         {
             "name": _readable(name),
-            "decided": name == selection.rule,
+            "decided": name == selection.rule and len(candidates) > 1,
             "plot": plot.lines(
                 [
                     plot.Line(
@@ -445,7 +470,7 @@ def _selection(part: RunPart) -> dict[str, Any]:
         "chosen": chosen,
         "best": best,
         "ranking": [
-            (_readable(name), tau, _ranked(tau), name == selection.rule)
+            (_readable(name), tau, _ranked(tau), name == selection.rule and len(candidates) > 1)
             for name, tau in sorted(selection.rank_correlation.items(), key=lambda item: -item[1])
         ],
     }
@@ -461,6 +486,14 @@ def _ranked(tau: float) -> str:
     return "ranked them the wrong way round"
 
 
+_STATES = {
+    "passed": "meets the budget",
+    "failed": "misses the budget",
+    "incomplete": "not measured in full",
+    "measured": "no budget",
+}
+
+
 def _speed(content: Content) -> dict[str, Any] | None:
     """The latency-accuracy plot of the verified artifacts, on the target where it was measured."""
     from acclimate.report import plot
@@ -470,9 +503,10 @@ def _speed(content: Content) -> dict[str, Any] | None:
     several = len({s.artifact.runtime for s in content.subjects if s.artifact}) > 1
     for s in content.subjects:
         score = s.on(domain)
-        latency = s.artifact.verified.latency_ms if s.artifact and s.artifact.verified else None
-        if s.artifact and score and latency is not None:
-            state = {True: "meets the budget", False: "misses the budget", None: "no budget"}[s.artifact.passed]
+        verified = s.artifact.verified if s.artifact else None
+        if s.artifact and score and verified is not None:
+            latency = verified.latency.median_ms
+            state = _STATES[s.artifact.verdict or "measured"]
             detail = f"{s.label}: {verdict.quantity(latency)} ms, AP50 {verdict.points(score.ap50)} points, {state}"
             where = f"on {s.artifact.device}" if s.artifact.device else ""
             name = " ".join(filter(None, [s.artifact.precision.upper(), s.artifact.runtime * several, where]))
@@ -502,10 +536,11 @@ def _speed(content: Content) -> dict[str, Any] | None:
 def _details(subject: Subject) -> list[tuple[str, str]]:
     artifact = subject.artifact
     assert artifact is not None
-    left_out = {"machine", "notes", "checks"}
-    measured = artifact.verified.model_dump(exclude=left_out, exclude_none=True) if artifact.verified else {}
-    if artifact.verified and artifact.verified.parity:
-        measured["parity"] = {key: value for key, value in artifact.verified.parity.items() if key != "worst"}
+    measured: dict[str, Any] = {}
+    if artifact.verified is not None:
+        left_out = {"machine", "notes", "checks"}
+        measured = artifact.verified.model_dump(exclude=left_out, exclude_none=True)
+        measured.get("parity", {}).pop("worst", None)
     return [*_flat(measured), *_flat(dict(artifact.notes))]
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from acclimate.errors import AcclimateError
-from acclimate.report.content import TOLERANCE, Artifact, Check, Content, Score, Subject
+from acclimate.evaluate import Change
+from acclimate.report.content import Artifact, Content, Score, Subject, changed
 from acclimate.run import Run
+from acclimate.verification.judge import TOLERANCE, Check, not_learnt
 
 Tone = Literal["good", "bad", "neutral"]
 NO_GAP = 0.01
@@ -22,6 +24,10 @@ NO_GAP = 0.01
 NO_CHANGE = 0.005
 """Half a point of AP50: a smaller change is called none."""
 
+MUCH = 0.05
+"""Five points of AP50: a class that loses as many is named even where chance may have done it."""
+CLASSES = 6
+"""So many classes are named in one sentence."""
 OTHERS = 3
 """So many artifacts besides the headline's are told of in the verdict."""
 
@@ -29,9 +35,15 @@ _CHECKS = {
     "latency_ms": ("Latency, median of one image", "ms"),
     "size_mb": ("Size of the model file", "MB"),
     "memory_mb": ("Peak memory", "MB"),
-    "peak_memory_mb": ("Peak memory", "MB"),
     "macs_m": ("Multiply-adds per image", "million"),
 }
+_ACCURACY = {
+    TOLERANCE: ("AP50 lost against the model before export", "of AP50 lost in export"),
+    "min_ap50": ("AP50 on the target", "of AP50 on the target"),
+    "min_gain_ap50": ("AP50 gained over source-only", "of AP50 gained over source-only"),
+    "max_class_drop_ap50": ("AP50 lost by a class against source-only", "of AP50 lost by a class"),
+}
+"""Limits on accuracy, told in points: as a row of the table, and in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class CheckRow:
     """Share of the limit that is used, 1 = all of it; None where that makes no sense."""
     passed: bool | None
     name: str
+    reason: str = ""
+    """Why it is not known whether the limit holds."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +75,22 @@ class Gap:
 
     Source-only is `Content.source_only`.
     AP50 in 0..1. `size` is None without an oracle; `closed` is None as well where `size` is below `NO_GAP`.
+    `change` has the interval of the gain.
     """
 
     before: float
     after: float
     oracle: float | None = None
+    change: Change | None = None
 
     @property
     def gain(self) -> float:
         return self.after - self.before
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether another draw of images would hardly turn the gain round; None where that cannot be told."""
+        return self.change.clear if self.change is not None and self.change.interval is not None else None
 
     @property
     def size(self) -> float | None:
@@ -125,29 +146,32 @@ def against(value: float, limit: float) -> str:
 
 
 def check_row(check: Check) -> CheckRow:
-    """A check as text; accuracy tolerances (names with `ap50` in them) are told in points."""
-    if "ap50" in check.name or "drop" in check.name:
-        value = "not measured" if check.value is None else _drop(check.value, check.limit)
-        limit = "\u2013" if check.limit is None else _count(100 * check.limit, "point")
-        _, found, where = check.name.partition("/")
-        title = "AP50 lost against the model before export" + (f", {where}" if found else "")
-        return CheckRow(title, value, limit, None, check.passed, check.name)
+    """A check as text; limits on accuracy are told in points."""
+    if check.name in _ACCURACY:
+        title, _ = _ACCURACY[check.name]
+        told = _lost if check.name.startswith("max_") else _reached
+        value = "not measured" if check.value is None else told(check.value, check.limit)
+        least = "at least " if check.name.startswith("min_") else ""
+        return CheckRow(
+            title, value, least + _count(100 * check.limit, "point"), None, check.passed, check.name, check.reason
+        )
     title, unit = _CHECKS.get(check.name, (check.name.replace("_", " "), ""))
-    if check.value is None:
-        value = "not measured"
-    else:
-        value = against(check.value, check.limit) if check.limit is not None else quantity(check.value)
-        value = f"{value} {unit}".strip()
-    limit = "\u2013" if check.limit is None else f"{quantity(check.limit, 4)} {unit}".strip()
+    value = "not measured" if check.value is None else f"{against(check.value, check.limit)} {unit}".strip()
+    limit = f"{quantity(check.limit, 4)} {unit}".strip()
     used = check.value / check.limit if check.value is not None and check.limit else None
-    return CheckRow(title, value, limit, used, check.passed, check.name)
+    return CheckRow(title, value, limit, used, check.passed, check.name, check.reason)
 
 
-def _drop(value: float, limit: float | None) -> str:
+def _lost(value: float, limit: float) -> str:
     lost = 100 * value
     if lost < 0.005:
         return f"none ({signed(-value)} points)" if signed(-value) != "0.0" else "none"
     text = against(lost, 100 * limit) if limit else quantity(lost, 2)
+    return f"{text} point{'s' * (text != '1')}"
+
+
+def _reached(value: float, limit: float) -> str:
+    text = against(100 * value, 100 * limit)
     return f"{text} point{'s' * (text != '1')}"
 
 
@@ -158,7 +182,7 @@ def _count(value: float, unit: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What stands at the top of the page."""
+    """What stands at the top of the page; `first` before all else, where there is something that comes first."""
 
     state: Literal["pass", "fail", "open"]
     badge: str
@@ -167,18 +191,18 @@ class Verdict:
     more: tuple[Sentence, ...]
     checks: tuple[CheckRow, ...]
     gap: Gap | None
+    first: Sentence | None = None
 
 
 def judge(content: Content) -> Verdict:
     """The verdict against the budget, and what adaptation won or lost."""
     headline = content.headline
     gap = _gap(content)
-    adaptation = _adaptation(content, gap)
     more = (
         *_what_source_only_is(content),
+        *_classes(content),
         *_drop_between(content),
         *_on_device(content, headline),
-        *_threads(content, headline),
         *_source_after(content),
         *_several(content),
         *_others(content, headline),
@@ -186,51 +210,72 @@ def judge(content: Content) -> Verdict:
         *_unfinished(content),
     )
     artifact = headline.artifact if headline else None
+    state, badge, budget = _budget(artifact)
     rows = _rows(artifact) if artifact else ()
+    return Verdict(state, badge, budget, _adaptation(content, gap), more, rows, gap, _first(content, artifact))
+
+
+def _first(content: Content, artifact: Artifact | None) -> Sentence | None:
+    """That the source detector has learnt next to nothing, where that is so: then nothing else means much."""
+    source = content.eager("source")
+    score = source.on(content.source) if source else None
+    known = score.ap50 if score else artifact.verified.source_ap50 if artifact and artifact.verified else None
+    text = not_learnt(known)
+    return Sentence(f"{text[0].upper()}{text[1:]}.", "bad") if text else None
+
+
+def _budget(artifact: Artifact | None) -> tuple[Literal["pass", "fail", "open"], str, Sentence]:
+    """State, badge and sentence about the artifact's limits."""
     if artifact is None:
         text = "There is no artifact yet, so nothing was checked against a budget."
-        return Verdict("open", "No artifact", Sentence(text, "neutral"), adaptation, more, rows, gap)
+        return "open", "No artifact", Sentence(text, "neutral")
     precision, _, runtime = artifact.title.partition(" ")
     name = f"The {precision} artifact {runtime}"
     if artifact.verified is None:
         text = f"{name} was exported but not verified: whether it meets a budget is not known."
-        return Verdict("open", "Not verified", Sentence(text, "neutral"), adaptation, more, rows, gap)
-    if artifact.passed is None or not rows:
+        return "open", "Not verified", Sentence(text, "neutral")
+    rows = _rows(artifact)
+    if artifact.verdict == "measured":
         text = f"{name} was measured, but no budget was given: there is no limit it could meet or miss."
-        return Verdict("open", "No budget", Sentence(text, "neutral"), adaptation, more, rows, gap)
-    failed = [row for row in rows if row.passed is not True]
+        return "open", "No budget", Sentence(text, "neutral")
+    unknown = [f"{row.title.lower()}: {row.reason}" for row in rows if row.passed is None]
+    if artifact.verdict == "incomplete":
+        met = [_used(row) for row in rows if row.passed]
+        rest = f" Of what was measured, it keeps {_listed(met)}." if met else ""
+        text = f"Whether {name[0].lower()}{name[1:]} meets the budget is not known. {'; '.join(unknown)}.{rest}"
+        return "open", "Incomplete", Sentence(text, "neutral")
     if all(row.name == TOLERANCE for row in rows):
         kept = "keeps its accuracy" if artifact.passed else "loses more accuracy in export than is tolerated"
         text = f"{name} {kept}: {_listed([_used(row) for row in rows])}. No budget was given for the device."
         if artifact.passed:
-            return Verdict("open", "No budget", Sentence(text, "neutral"), adaptation, more, rows, gap)
-        return Verdict("fail", "Tolerance missed", Sentence(text, "bad"), adaptation, more, rows, gap)
+            return "open", "No budget", Sentence(text, "neutral")
+        return "fail", "Tolerance missed", Sentence(text, "bad")
     if artifact.passed:
-        text = f"{name} meets the budget: {_listed([_used(row) for row in rows])}."
-        return Verdict("pass", "Budget met", Sentence(text, "good"), adaptation, more, rows, gap)
-    broken = [row for row in failed if row.passed is False]
-    unknown = [row for row in failed if row.passed is None]
-    told = [_used(row) for row in broken] + [f"{row.title.lower()} was not measured" for row in unknown]
-    text = f"{name} misses the budget: {_listed(told) or 'its verification failed'}."
-    return Verdict("fail", "Budget missed", Sentence(text, "bad"), adaptation, more, rows, gap)
+        return "pass", "Budget met", Sentence(f"{name} meets the budget: {_listed([_used(r) for r in rows])}.", "good")
+    broken = [_used(row) for row in rows if row.passed is False]
+    more = f" Not known: {'; '.join(unknown)}." if unknown else ""
+    return "fail", "Budget missed", Sentence(f"{name} misses the budget: {_listed(broken)}.{more}", "bad")
 
 
 def _rows(artifact: Artifact) -> tuple[CheckRow, ...]:
     """The checks as text; the latency says how many threads it was measured with."""
-    threads = artifact.verified.threads if artifact.verified else None
+    threads = artifact.verified.latency.threads if artifact.verified else None
     rows = (check_row(check) for check in artifact.checks)
     told = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
     return tuple(replace(row, title=row.title + told) if row.name == "latency_ms" else row for row in rows)
 
 
 def _used(row: CheckRow) -> str:
-    if "ap50" in row.name or "drop" in row.name:
-        lost = "no AP50 lost" if row.value.startswith("none") else f"{row.value} of AP50 lost"
-        return f"{lost} in export ({row.limit} allowed)"
-    words = {"latency_ms": "", "size_mb": " of model", "memory_mb": " of memory", "peak_memory_mb": " of memory"}
+    if row.name in _ACCURACY:
+        _, words = _ACCURACY[row.name]
+        value = "no" if row.value.startswith("none") else row.value
+        words = words.removeprefix("of ") if value == "no" else words
+        asked = "allowed" if row.name.startswith("max_") else "asked for"
+        return f"{value} {words} ({row.limit} {asked})"
+    named = {"latency_ms": "", "size_mb": " of model", "memory_mb": " of memory"}.get(row.name)
     value, space, unit = row.value.partition(" ")
     limit = row.limit.removesuffix(f" {unit}") if space else row.limit
-    suffix = words.get(row.name, f" ({row.title.lower()})")
+    suffix = f" ({row.title.lower()})" if named is None else named
     return f"{value} of {limit}{space}{unit}{suffix}"
 
 
@@ -244,10 +289,20 @@ def _ap50(subject: Subject | None, content: Content) -> float | None:
 
 
 def _gap(content: Content) -> Gap | None:
-    before, after = _ap50(content.source_only, content), _ap50(content.eager("adapted"), content)
-    if before is None or after is None:
+    first, second = content.source_only, content.eager("adapted")
+    before, after = _ap50(first, content), _ap50(second, content)
+    if before is None or after is None or first is None or second is None:
         return None
-    return Gap(before, after, _ap50(content.eager("oracle"), content))
+    found = changed(first.on(content.target), second.on(content.target))
+    return Gap(before, after, _ap50(content.eager("oracle"), content), found.ap50) if found is not None else None
+
+
+def interval(change: Change | None) -> str:
+    """The interval of a difference in points, "95 %: +1.0 to +4.2"; empty where it is not known."""
+    if change is None or change.interval is None:
+        return ""
+    low, high = change.interval
+    return f"95\u00a0%: {signed(low)} to {signed(high)}"
 
 
 def _adaptation(content: Content, gap: Gap | None) -> Sentence:
@@ -256,6 +311,12 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
         known = next((value for value in both if value is not None), None)
         if known is None:
             return Sentence("What adaptation gains cannot be said: no accuracy on the target was measured.", "neutral")
+        if None not in both:
+            return Sentence(
+                "What adaptation gains cannot be said: the two models were measured on other images; evaluate both on "
+                "the same set.",
+                "bad",
+            )
         return Sentence(
             f"What adaptation gains cannot be said: only one of the two models was measured on the target "
             f"(AP50 {points(known)} points).",
@@ -263,9 +324,21 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
         )
     assert content.target is not None
     where = content.target.name
-    change = f"AP50 on {where} went from {points(gap.before)} to {points(gap.after)} points ({signed(gap.gain)})"
+    spread = interval(gap.change)
+    told = f"{signed(gap.gain)}; {spread}" if spread else signed(gap.gain)
+    change = f"AP50 on {where} went from {points(gap.before)} to {points(gap.after)} points ({told})"
+    # A colour is a claim, which needs an interval that leaves out zero.
+    good: Tone = "good" if gap.clear else "neutral"
+    bad: Tone = "bad" if gap.clear else "neutral"
+    if gap.clear is False:
+        count = f" on {content.target.images} images" if content.target.images else ""
+        return Sentence(
+            f"Whether adaptation helped cannot be told{count}: {change}, which chance may have done. Measure on more "
+            "images, or train more seeds.",
+            "neutral",
+        )
     if gap.gain <= -NO_CHANGE:
-        return Sentence(f"Adaptation hurt: {change}. Use the source-only model, or adapt with other settings.", "bad")
+        return Sentence(f"Adaptation hurt: {change}. Use the source-only model, or adapt with other settings.", bad)
     if gap.size is not None and gap.size < NO_GAP:
         return Sentence(
             f"There was no gap to close: even a model trained on {where} with labels reaches "
@@ -273,18 +346,18 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
             "neutral",
         )
     if gap.gain < NO_CHANGE:
-        return Sentence(f"Adaptation made no difference worth the name: {change}.", "bad")
+        return Sentence(f"Adaptation made no difference worth the name: {change}.", "neutral")
     if gap.closed is None:
-        return Sentence(f"Adaptation helped: {change}.", "good")
+        return Sentence(f"Adaptation helped: {change}.", good)
     source = content.source.name if content.source else "source"
     if gap.closed > 1:
         return Sentence(
             f"Adaptation closed the whole gap between {source} and {where} and went past the oracle "
             f"({percent(gap.closed)}): {change}; the oracle reaches {points(gap.oracle)}.",
-            "good",
+            good,
         )
-    tone: Tone = "good" if gap.closed >= 0.25 else "neutral"
-    little = "" if tone == "good" else "only "
+    tone: Tone = good if gap.closed >= 0.25 else "neutral"
+    little = "" if gap.closed >= 0.25 else "only "
     return Sentence(
         f"Adaptation closed {little}{percent(gap.closed)} of the gap between {source} and {where}: {change}; "
         f"the oracle, trained with {where} labels, reaches {points(gap.oracle)}.",
@@ -323,6 +396,34 @@ def _what_source_only_is(content: Content) -> list[Sentence]:
     return [Sentence(f"{text}; {reached}.", "neutral")]
 
 
+def _classes(content: Content) -> list[Sentence]:
+    """Classes that changed with the adaptation: those that chance would hardly have changed, and large losses."""
+    source, adapted = content.source_only, content.eager("adapted")
+    found = changed(source.on(content.target), adapted.on(content.target)) if source and adapted else None
+    if found is None or content.target is None:
+        return []
+    where = content.target.name
+    fell = {name: one for name, one in found.classes.items() if one.clear and one.difference < 0}
+    rose = {name: one for name, one in found.classes.items() if one.clear and one.difference > 0}
+    perhaps = {name: one for name, one in found.classes.items() if not one.clear and one.difference <= -MUCH}
+    told = []
+    if fell:
+        told.append(Sentence(f"Classes that lost AP50 on {where}: {_by_class(fell)}.", "bad"))
+    if perhaps:
+        unknown = all(one.interval is None for one in perhaps.values())
+        why = "no interval is known" if unknown else "chance may have done it"
+        told.append(Sentence(f"Classes that lost AP50 on {where}, though {why}: {_by_class(perhaps)}.", "neutral"))
+    if rose:
+        told.append(Sentence(f"Classes that gained AP50 on {where}: {_by_class(rose)}.", "good"))
+    return told
+
+
+def _by_class(changes: Mapping[str, Change]) -> str:
+    order = sorted(changes.items(), key=lambda item: -abs(item[1].difference))
+    told = [f"{n} {points(c.before)} \u2192 {points(c.after)} ({signed(c.difference)})" for n, c in order[:CLASSES]]
+    return ", ".join(told) + (f" and {len(order) - CLASSES} more" if len(order) > CLASSES else "")
+
+
 def _drop_between(content: Content) -> list[Sentence]:
     """What the change of domain costs the detector that nobody adapted."""
     subject = content.source_only
@@ -347,21 +448,10 @@ def _on_device(content: Content, headline: Subject | None) -> list[Sentence]:
     text = f"On the runtime itself the {precision} artifact reaches {points(on_device)} points on {content.target.name}"
     if before is None or not headline.adapted:
         return [Sentence(text + ".", "neutral")]
-    tone: Tone = "bad" if on_device < before - NO_CHANGE else "neutral"
+    source = content.source_only
+    found = changed(source.on(content.target), headline.on(content.target)) if source else None
+    tone: Tone = "bad" if found is not None and found.ap50.clear and on_device < before else "neutral"
     return [Sentence(f"{text}, {signed(on_device - before)} against the source-only model before export.", tone)]
-
-
-def _threads(content: Content, headline: Subject | None) -> list[Sentence]:
-    verified = headline.artifact.verified if headline and headline.artifact else None
-    if content.budget is None or verified is None or verified.threads in {None, content.budget.threads}:
-        return []
-    return [
-        Sentence(
-            f"The latency was measured with {verified.threads} thread(s), but the budget is for "
-            f"{content.budget.threads}: verify the artifact again with that budget.",
-            "bad",
-        )
-    ]
 
 
 def _source_after(content: Content) -> list[Sentence]:
@@ -372,11 +462,12 @@ def _source_after(content: Content) -> list[Sentence]:
     if before is None or after is None or content.source is None or before.ap50 - after.ap50 < 0.01:
         return []
     name = content.source.name
+    found = changed(before, after)
     return [
         Sentence(
             f"The price: on {name} AP50 fell from {points(before.ap50)} to {points(after.ap50)} points "
             f"({signed(after.ap50 - before.ap50)}).",
-            "bad",
+            "bad" if found is not None and found.ap50.clear else "neutral",
         )
     ]
 
@@ -404,10 +495,12 @@ def _others(content: Content, headline: Subject | None) -> list[Sentence]:
     too = headline is not None and headline.artifact is not None and headline.artifact.passed is False
     for subject in content.subjects:
         artifact = subject.artifact
-        if artifact is None or subject is headline or artifact.verified is None or artifact.passed is None:
+        if artifact is None or subject is headline or artifact.verdict in {None, "measured"}:
             continue
         device = any(check.name != TOLERANCE for check in artifact.checks)
-        if artifact.passed:
+        if artifact.passed is None:
+            verb = f"was not measured in full: {_listed([c.name for c in artifact.checks if c.passed is None])}"
+        elif artifact.passed:
             verb = "also meets the budget" if device else "keeps its accuracy"
         else:
             verb = f"misses it{' too' * too}" if device else "loses more accuracy in export than is tolerated"

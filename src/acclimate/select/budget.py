@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from scipy.optimize import nnls
 
 from acclimate import machine
 from acclimate.config import Budget
@@ -29,6 +28,7 @@ from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
 from acclimate.structures import Image
+from acclimate.verification.judge import Measured, judge
 
 Width = tuple[float, ...]
 """The share of its channels that each stage of a bank keeps, in 0..1."""
@@ -54,8 +54,14 @@ class Cost(BaseModel):
         return {name: known[name] / limit for name, limit in budget.limits().items() if known[name] is not None}
 
     def over(self, budget: Budget) -> dict[str, float]:
-        """The shares that are above 1."""
-        return {name: share for name, share in self.shares(budget).items() if share > 1}
+        """The shares of limits that are broken, as `verification.judge` says."""
+        broken = {check.name for check in judge(self.measured, budget) if check.passed is False}
+        return {name: share for name, share in self.shares(budget).items() if name in broken}
+
+    @property
+    def measured(self) -> Measured:
+        """These costs, for the judge."""
+        return Measured(latency_ms=self.latency_ms, size_mb=self.size_mb, memory_mb=self.memory_mb, macs_m=self.macs_m)
 
     def excess(self, budget: Budget) -> float:
         """The largest share; 0 where no limit is set and known."""
@@ -147,6 +153,8 @@ def _traits(width: Width, macs_m: float) -> NDArray[np.float64]:
 
 def _relative(traits: NDArray[np.float64], values: NDArray[np.float64]) -> Any:
     """Non-negative shares whose sums come nearest to `values`, in relative terms."""
+    from scipy.optimize import nnls
+
     rows = traits / values[:, None]
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0] = 1.0

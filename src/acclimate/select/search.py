@@ -19,7 +19,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 from scipy.stats import kendalltau
 from torch import Tensor
 
@@ -32,6 +31,8 @@ from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import recalibrate
 from acclimate.run import writing
 from acclimate.select.budget import Cost, Limit, Table, Width
+from acclimate.select.record import Candidate, Hindsight, Try
+from acclimate.verification.judge import within
 
 LOCATIONS = 32
 """The anchor's best locations that are compared, for each image on average."""
@@ -44,61 +45,6 @@ FRESH = 0.2
 """Chance that a child has no parents, so that evolution does not end in its first corner."""
 TRIES = 6
 """Artifacts that are measured for a budget before it counts as missed."""
-
-
-class Candidate(BaseModel):
-    """One width that was judged: its distance to the anchor (smaller is better) and its predicted cost."""
-
-    width: Width
-    upem: float
-    cost: Cost
-
-
-class Try(BaseModel):
-    """A candidate that was exported and measured."""
-
-    width: Width
-    upem: float
-    predicted: Cost
-    measured: Cost
-
-
-class Found(BaseModel):
-    """What a search found for one budget; written as search.json into the run that it made."""
-
-    name: str
-    bank: str
-    budget: Budget
-    runtime: str
-    precision: str
-    width: Width
-    upem: float
-    predicted: Cost
-    measured: Cost
-    tries: tuple[Try, ...]
-    """In order; the last one is what was chosen."""
-    candidates: tuple[Candidate, ...]
-    """All widths that were judged."""
-    latency_error: float | None = None
-    """Of the latency table, on widths that it was not fitted on; relative."""
-
-
-class Candidates(BaseModel):
-    """What searches have judged of a bank; search/candidates.json in its run."""
-
-    target: str
-    """The unlabelled images that they were judged on."""
-    candidates: tuple[Candidate, ...]
-
-
-class Hindsight(BaseModel):
-    """True accuracy of judged widths, from labels that played no part in the search."""
-
-    data: str
-    candidates: tuple[tuple[Candidate, float, float], ...]
-    """Each with its AP and AP50, 0..1."""
-    tau: dict[str, float] = Field(default_factory=dict)
-    """Kendall's tau with AP50: of the order by UPEM, and of the trivial order by multiply-accumulates."""
 
 
 class Upem:
@@ -375,7 +321,7 @@ def _ruled_out(other: Cost, predicted: Cost, measured: Cost, over: Mapping[str, 
             # Memory is not predicted; a network that computes as much needs as much.
             if other.macs_m >= predicted.macs_m:
                 return True
-        elif theirs * getattr(measured, name) / ours > limit:
+        elif not within(theirs * getattr(measured, name) / ours, limit):
             return True
     return False
 

@@ -88,6 +88,7 @@ def prepared(
     Raises:
         AcclimateError: see `adapt`.
     """
+    config = _with_labels(config)
     if config.source is None or config.target is None:
         raise AcclimateError(
             f"{parent}: its configuration names no source data set, and adaptation keeps it in the mix"
@@ -95,7 +96,6 @@ def prepared(
     from acclimate.adapt.methods import method, uses_target
     from acclimate.data import formats
 
-    config = _with_labels(config)
     adapts = uses_target(config)
     target = formats.unlabelled(config.target)
     frames = _labelled(config, spec, target)

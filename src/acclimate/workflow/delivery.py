@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from acclimate import stages
@@ -21,12 +22,15 @@ from acclimate.progress import counting
 from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked, writing
 
 if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
     from acclimate.edge.artifact import Artifact, MixedPrecision
     from acclimate.edge.package import Expected, Package
     from acclimate.edge.watch import Summary
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
-    from acclimate.verify import Compared, Verification
+    from acclimate.verification.measure import Anew
+    from acclimate.verification.record import Verification
+    from acclimate.verification.show import Compared
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +305,7 @@ def verify(
     data: Sequence[tuple[DataConfig, str, Role]] = (),
     budget: Budget | None = None,
     *,
-    again: bool = True,
+    anew: Anew = "latency",
     expected: Expected = "",
     device: Address | None = None,
     console: Console | None = None,
@@ -310,10 +314,10 @@ def verify(
 
     Args:
         artifact: an artifact's folder, or a package.
-        data: labelled sets, each with a name and its domain; none measures latency and size alone.
+        data: labelled sets, each with a name and its domain; none means those that its run was evaluated on.
         budget: what must hold; None holds the accuracy tolerance alone.
-        again: False takes what was measured before on the same inputs, and holds it against `budget`; a latency that
-            broke the budget is measured again all the same, as the machine may have been busy.
+        anew: what is measured although it is known: `latency`, `all` (accuracy and parity too), or `nothing` that
+            holds: a latency that breaks the budget is measured again all the same.
         expected: the digest that the package must have, or by whom it must be signed.
         device: where to measure; `remote.identity.address` makes it of a device file. None means here.
         console: where progress goes.
@@ -321,7 +325,7 @@ def verify(
     Raises:
         AcclimateError: the artifact is damaged, a set cannot be used, or the device fails.
     """
-    return _verify_at(Path(artifact), data, budget, again=again, expected=expected, device=device, console=console)
+    return _verify_at(Path(artifact), data, budget, anew=anew, expected=expected, device=device, console=console)
 
 
 def verify_all(
@@ -329,6 +333,7 @@ def verify_all(
     data: Sequence[tuple[DataConfig, str, Role]] = (),
     budget: Budget | None = None,
     *,
+    anew: Anew = "latency",
     device: Address | None = None,
     console: Console | None = None,
 ) -> list[Compared]:
@@ -341,6 +346,7 @@ def verify_all(
         paths: artifacts' folders, packages, and run folders, which stand for all artifacts in them.
         data: as in `verify`.
         budget: as in `verify`.
+        anew: as in `verify`.
         device: as in `verify`.
         console: where progress goes.
 
@@ -349,7 +355,7 @@ def verify_all(
             fails.
     """
     from acclimate.remote.client import DeviceError
-    from acclimate.verify import Compared
+    from acclimate.verification.show import Compared
 
     artifacts = list(dict.fromkeys(found for path in paths for found in _artifacts(Path(path))))
     for one, _, _ in data:
@@ -359,7 +365,9 @@ def verify_all(
     compared = []
     for path in artifacts:
         try:
-            result = _verify_at(path, data, budget, device=device, all_threads=True, eager=eager, console=console)
+            result = _verify_at(
+                path, data, budget, anew=anew, device=device, all_threads=True, eager=eager, console=console
+            )
         except DeviceError:
             raise
         except AcclimateError as error:
@@ -388,28 +396,92 @@ def _verify_at(
     data: Sequence[tuple[DataConfig, str, Role]],
     budget: Budget | None,
     *,
-    again: bool = True,
+    anew: Anew,
     expected: Expected = "",
     device: Address | None = None,
     all_threads: bool = False,
     eager: dict[tuple[Path, str], Evaluation] | None = None,
     console: Console | None,
 ) -> Verification:
+    from acclimate.edge.artifact import Artifact
     from acclimate.edge.package import opened
-    from acclimate.verify import saved
+    from acclimate.verification import measure
+    from acclimate.verification.record import saved, verifications
 
     with contextlib.ExitStack() as stack:
         artifact = stack.enter_context(stages.measured_in(artifact, "verify", console))
         folder = stack.enter_context(opened(artifact, expected))
+        packed = artifact if artifact.is_file() else None
+        if packed is not None:
+            for file in verifications(packed):
+                shutil.copyfile(file, folder / file.name.removeprefix(f"{packed.stem}."))
         remote = None
         if device is not None:
-            packed = artifact if artifact.is_file() else None
             remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
-        result = _verify(folder, data, budget, again, remote, all_threads, eager, console)
-        if artifact.is_file():
-            with writing(artifact.parent):
-                shutil.copyfile(saved(folder, result.machine), saved(artifact, result.machine))
+        loaded = Artifact.open(folder)
+        sets, notes = _sets(loaded, data)
+        result = measure.verify(
+            folder, sets, budget, device=remote, all_threads=all_threads, eager=eager, anew=anew, console=console,
+            notes=notes,
+        )  # fmt: skip
+        if packed is not None:
+            with writing(packed.parent):
+                shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
     return result
+
+
+def _sets(
+    artifact: Artifact, data: Sequence[tuple[DataConfig, str, Role]]
+) -> tuple[list[tuple[LabelledSet, str, Role]], list[str]]:
+    """The labelled sets that are named, or else those that the artifact's run was evaluated on as far as they are
+    here; and what is said of those that are not.
+
+    Raises:
+        AcclimateError: a set that is named cannot be used.
+    """
+    from acclimate.verification.measure import source_run
+
+    classes, reading = artifact.manifest.classes, artifact.manifest.reading
+    run = source_run(artifact)
+    if data:
+        from acclimate.data import formats
+        from acclimate.data.labelled import refuse_tested
+
+        named = [(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
+        for truth, name, _ in named if run is not None else ():
+            assert run is not None
+            refuse_tested(stages.labelled_frames(run), truth.paths, name)
+        return named, []
+    sets: list[tuple[LabelledSet, str, Role]] = []
+    notes = []
+    for name, (one, role) in (_evaluated_on(run) if run is not None else {}).items():
+        try:
+            from acclimate.data import formats
+
+            sets.append((formats.read(one, classes, reading=reading), name, role))
+        except (AcclimateError, ModuleNotFoundError) as error:
+            notes.append(f"{name}, which the run was evaluated on, was not measured: {error}")
+    return sets, notes
+
+
+def _evaluated_on(run: Run) -> dict[str, tuple[DataConfig, Role]]:
+    """The sets that a run was evaluated on, as it notes them; of an earlier version's run, those of its job."""
+    noted = run.manifest.notes.get("evaluated_on")
+    if not isinstance(noted, dict):
+        evaluated = run.manifest.notes.get("evaluated")
+        known = evaluated if isinstance(evaluated, dict) else {}
+        config = run.read("config.json") if known and run.has("config.json") else {}
+        noted = {
+            f"{role}_test": {**config[f"{role}_test"], "role": role}
+            for role in ("source", "target")
+            if isinstance(config, dict) and isinstance(config.get(f"{role}_test"), dict) and f"{role}_test" in known
+        }
+    found: dict[str, tuple[DataConfig, Role]] = {}
+    for name, values in noted.items():
+        with contextlib.suppress(ValidationError):
+            role: Role = "source" if values.get("role") == "source" else "target"
+            found[name] = DataConfig.model_validate({k: v for k, v in values.items() if k != "role"}), role
+    return found
 
 
 @contextlib.contextmanager
@@ -436,48 +508,6 @@ def _on_device(
         if unlike and console is not None:
             console.print(f"{device.name} has other versions than here: {', '.join(unlike)}", highlight=False)
         yield remote
-
-
-def _verify(
-    folder: Path,
-    data: Sequence[tuple[DataConfig, str, Role]],
-    budget: Budget | None,
-    again: bool,
-    device: Remote | None,
-    all_threads: bool,
-    eager: dict[tuple[Path, str], Evaluation] | None,
-    console: Console | None,
-) -> Verification:
-    from acclimate import verify as verification
-    from acclimate.edge.artifact import Artifact
-
-    loaded = Artifact.open(folder)
-    sets = []
-    if data:
-        from acclimate.data import formats
-
-        classes, reading = loaded.manifest.classes, loaded.manifest.reading
-        sets = [(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
-        run = folder.absolute().parent.parent
-        if (run / "run.json").is_file():
-            from acclimate.data.labelled import refuse_tested
-
-            learnt_from = stages.labelled_frames(Run.open(run))
-            for truth, name, _ in sets:
-                refuse_tested(learnt_from, truth.paths, name)
-    threads = (budget or Budget()).threads
-    measured_on = [device.address.fingerprint] if device is not None else []
-    inputs = digest(
-        loaded.digest, threads, [(stages.labelled_digest(s), name, role) for s, name, role in sets], *measured_on
-    )
-    known = None if again else verification.stored(loaded.folder, device.machine if device is not None else None)
-    if known is not None and (known.digest, known.inputs) == (loaded.digest, inputs):
-        judged = verification.judge(loaded.folder, known, budget or Budget())
-        if all(check.passed for check in judged.checks if check.name == "latency_ms"):
-            return judged
-    return verification.verify(
-        loaded.folder, sets, budget, inputs=inputs, device=device, all_threads=all_threads, eager=eager, console=console
-    )
 
 
 def agent(

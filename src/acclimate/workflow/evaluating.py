@@ -64,7 +64,9 @@ def _evaluate(
         run.write("selection.json", rank(selection, scores))
     if hindsight and run.has("search/candidates.json"):
         _widths_in_hindsight(run, detector, truth, name, role, console)
-    run.note(evaluated={**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))})
+    sets = {**run.manifest.notes.get("evaluated_on", {}), name: {**data.model_dump(mode="json"), "role": role}}
+    evaluated = {**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))}
+    run.note(evaluated=evaluated, evaluated_on=sets)
     if console is not None:
         console.print(
             f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f} ({result.images} images)",
@@ -82,10 +84,9 @@ def _widths_in_hindsight(
     from acclimate.evaluate import evaluate_detector
     from acclimate.models.statistics import IMAGES, recalibrate
     from acclimate.select import search as searching
+    from acclimate.select.record import Candidates
 
-    judged = parse(
-        searching.Candidates, run.read("search/candidates.json"), where=str(run.path / "search/candidates.json")
-    )
+    judged = parse(Candidates, run.read("search/candidates.json"), where=str(run.path / "search/candidates.json"))
     config = stages.configuration(run)
     seen = choose(formats.unlabelled(Path(judged.target)).paths, IMAGES, config.seed)
     known = []

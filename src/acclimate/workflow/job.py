@@ -26,7 +26,7 @@ from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.showing import report, scenes
 
 if TYPE_CHECKING:
-    from acclimate.verify import Verification
+    from acclimate.verification.record import Verification
 
 FOLDERS = ("source", "baseline", "adapted", "oracle")
 """The runs of a job."""
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def passed(self) -> bool:
-        """An artifact meets the budget and the accuracy tolerance."""
+        """An artifact meets the budget and the accuracy tolerance, and all of it was measured."""
         return any(one.passed for one in self.verifications)
 
 
@@ -129,9 +129,9 @@ def _run(config: Config, console: Console | None) -> Job:
             tolerance=config.export.tolerance if precision == "int8" else None,
             console=console,
         )
-        verifications.append(verify(folder, tests, config.budget, again=False, console=console))
+        verifications.append(verify(folder, tests, config.budget, anew="nothing", console=console))
         if console is not None:
-            from acclimate.verify import print_verification
+            from acclimate.verification.show import print_verification
 
             print_verification(verifications[-1], console)
     _pictures(runs, config)

@@ -24,7 +24,8 @@ from acclimate.workflow.delivery import Precision, artifact_of
 if TYPE_CHECKING:
     from acclimate.models.slimmable import SlimmableDetector
     from acclimate.select.budget import Cost, Table, Width
-    from acclimate.select.search import Candidate, Outcome, Space, Survey
+    from acclimate.select.record import Candidate
+    from acclimate.select.search import Outcome, Space, Survey
 
 BUSY = 1.5
 """A measured latency that is so many times what the latency table says of it was taken on a busier machine."""
@@ -98,6 +99,7 @@ def _search(
     from acclimate.data.dataset import choose
     from acclimate.models import detector as models
     from acclimate.models.slimmable import SlimmableDetector
+    from acclimate.select import record
     from acclimate.select import search as searching
 
     images = formats.unlabelled(target)
@@ -107,11 +109,10 @@ def _search(
     found: dict[str, Run] = {}
     waiting: dict[str, tuple[Budget, Manifest, Inputs]] = {}
     for name, budget in budgets.items():
-        limits = budget.model_dump(mode="json")
+        limits = stages.plain(config.model_copy(update={"budget": budget}), "budget")["budget"]
         identity = digest(
-            "search", weights, stages.unlabelled_digest(images), limits, runtime, precision,
-            evaluations, config.seed,
-        )  # fmt: skip
+            "search", weights, stages.unlabelled_digest(images), limits, runtime, precision, evaluations, config.seed
+        )
         notes = {"role": "adapted", "budget": name}
         manifest = Manifest(verb="search", digest=identity, parents=(str(bank),), seed=config.seed, notes=notes)
         settings = {"budget": limits, "runtime": runtime, "precision": precision, "evaluations": evaluations}
@@ -139,7 +140,7 @@ def _search(
             seed = (config.seed, *name.encode())
             searching.evolve(space, survey.judge, survey.cost, budget, start, evaluations, seed)
         judged = [survey.judge(width) for width, _ in list(ledger)]
-        parent.write("search/candidates.json", searching.Candidates(target=str(target), candidates=tuple(judged)))
+        parent.write("search/candidates.json", record.Candidates(target=str(target), candidates=tuple(judged)))
         for name, (budget, manifest, inputs) in group.items():
             run, line = _settle(
                 out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, inputs,
@@ -222,11 +223,12 @@ def _settle(
     console: Console | None,
 ) -> tuple[Run | None, str]:
     """The run of the best width whose verified artifact holds `budget`; else None, and which come nearest."""
-    from acclimate import verify as verification
     from acclimate.data.dataset import choose, draw
     from acclimate.models import detector as models
     from acclimate.models.statistics import IMAGES, recalibrate
+    from acclimate.select import record
     from acclimate.select import search as searching
+    from acclimate.verification import measure as measuring
 
     began = time.monotonic()
     run = Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
@@ -242,12 +244,7 @@ def _settle(
         recalibrate(plain, seen)
         models.save(plain, run.path)
         folder = artifact_of(run, runtime, precision, calibration, console, domain=seen)
-        result = verification.verify(folder, [], budget, images=seen, run=run)
-        if not result.passed:
-            # The machine may have been busy.
-            again = verification.verify(folder, [], budget, images=seen, run=run)
-            result = min(result, again, key=lambda one: one.latency.median_ms)
-        verification.judge(folder, result, budget)
+        result = measuring.verify(folder, [], budget, images=seen, run=run, console=console)
         measured = candidate.cost.model_copy(
             update={
                 "latency_ms": result.latency.median_ms,
@@ -267,7 +264,7 @@ def _settle(
         chosen = outcome.tries[-1]
         run.write(
             "search.json",
-            searching.Found(
+            record.Found(
                 name=name,
                 bank=str(bank.path),
                 budget=budget,

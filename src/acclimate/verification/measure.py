@@ -1,0 +1,493 @@
+"""Measuring an artifact: here, or on a device; anew, or the part of it that is not known yet.
+
+Accuracy and parity belong to the artifact and to the images: what was measured of them once is kept for as long as the
+artifact, the eager model, the images and the engine are the same, whatever budget is asked for next. Latency belongs to
+the moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from numpy.typing import NDArray
+from rich.console import Console
+
+from acclimate import machine
+from acclimate.config import Budget
+from acclimate.edge.artifact import Artifact, ArtifactManifest
+from acclimate.edge.bench import Bench, bench_apart
+from acclimate.edge.engines import engine
+from acclimate.edge.images import read_image
+from acclimate.edge.predict import Predictor
+from acclimate.errors import AcclimateError
+from acclimate.evaluate import ap50_interval, ap_interval, compare
+from acclimate.remote.client import DeviceError
+from acclimate.run import Evaluation, Run, file_digest
+from acclimate.structures import Detections
+from acclimate.verification import parity as parities
+from acclimate.verification.judge import disturbance, within
+from acclimate.verification.record import Accuracy, Parity, Role, Verification, save, stored, where
+
+if TYPE_CHECKING:
+    from acclimate.data.formats import LabelledSet
+    from acclimate.models.detector import Detector
+
+log = logging.getLogger(__name__)
+
+Anew = Literal["all", "latency", "nothing"]
+"""What is measured though it is known: everything; the latency, which belongs to the moment; or nothing that holds."""
+PAUSES_S = (2.0, 5.0, 10.0)
+"""So long is waited before a latency that a busy machine has spoilt is measured again."""
+
+
+class Device(Protocol):
+    """Where the artifact that is verified runs: here, or on a device (`remote.client.Remote`)."""
+
+    @property
+    def machine(self) -> Mapping[str, str]:
+        """Facts for a reader of the measurement."""
+
+    @property
+    def cores(self) -> int:
+        """How many threads it can run at once."""
+
+    def detect(self, path: Path) -> Detections:
+        """What is in the image at `path`: boxes in its pixels, best first, down to the decoding threshold.
+
+        Raises:
+            AcclimateError: the image cannot be read; a `DeviceError` where the device is at fault.
+        """
+
+    def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
+        """The network's raw outputs for the image at `path`, and what `detect` makes of them.
+
+        Raises:
+            AcclimateError: as in `detect`.
+        """
+
+    def bench(self, paths: Sequence[Path], threads: int, runs: int) -> Bench:
+        """Latency and memory, in a process of its own; on noise where there are no paths.
+
+        Raises:
+            AcclimateError: the process failed.
+        """
+
+
+class Here:
+    """This machine."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self._predictor = Predictor(artifact, threads)
+        self.machine: Mapping[str, str] = {**machine.facts(), "runtime": engine(artifact.manifest.runtime).version()}
+
+    @property
+    def cores(self) -> int:
+        return machine.usable_cores()
+
+    def detect(self, path: Path) -> Detections:
+        return self._predictor(read_image(path, self._predictor.manifest.reading))
+
+    def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
+        canvas, placed = self._predictor.prepare(read_image(path, self._predictor.manifest.reading))
+        outputs = self._predictor.run(canvas)
+        return outputs, self._predictor.finish(outputs, placed)
+
+    def bench(self, paths: Sequence[Path], threads: int, runs: int) -> Bench:
+        return bench_apart(self._predictor.artifact.folder, paths, threads, runs)
+
+
+@dataclass
+class _Eager:
+    """The model before export, loaded when it is needed first.
+
+    Attributes:
+        run: the run that the artifact came from; None where it is not here.
+        weights: SHA-256 of its weights; empty without them.
+        known: evaluations that need not be repeated, by run and name of the set; those that are made are added.
+        notes: why nothing can be compared.
+    """
+
+    run: Run | None
+    artifact: Artifact
+    known: MutableMapping[tuple[Path, str], Evaluation]
+    weights: str = ""
+    notes: list[str] = field(default_factory=list)
+    _detector: Detector | None = None
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.run.has("model.safetensors"):
+            self.weights = file_digest(self.run.path / "model.safetensors")
+
+    @property
+    def detector(self) -> Detector | None:
+        """None where there is none, which the notes say.
+
+        Raises:
+            AcclimateError: the run's detector is not what the artifact came from.
+        """
+        if self._detector is None and not self.notes:
+            self._detector = self._load()
+        return self._detector
+
+    def _load(self) -> Detector | None:
+        if self.run is None:
+            self.notes.append(
+                "the run that this artifact came from is not here: nothing was compared with the eager model"
+            )
+            return None
+        try:
+            from acclimate.models import detector as detectors
+        except ModuleNotFoundError as error:
+            self.notes.append(f"{error.name} is not installed: nothing was compared with the eager model")
+            return None
+        detector, manifest = detectors.load(self.run.path), self.artifact.manifest
+        if (detector.spec.classes, detector.spec.image_size) != (manifest.classes, manifest.image_size):
+            raise AcclimateError(
+                f"{self.artifact.folder}: does not come from {self.run.path} (other classes or canvas); export it from "
+                "that run again"
+            )
+        return detector
+
+    def evaluate(self, truth: LabelledSet, name: str, role: Role) -> Evaluation | None:
+        """What the eager model reaches on a set; None without one."""
+        detector = self.detector
+        if detector is None or self.run is None:
+            return None
+        key = (self.run.path, name)
+        if key not in self.known:
+            from acclimate.evaluate import evaluate_detector
+
+            self.known[key] = evaluate_detector(detector, truth, name, role, report=log.debug)
+        return self.known[key]
+
+    @property
+    def has_source_only(self) -> bool:
+        return self.run is not None and source_only(self.run) is not None
+
+    def source_only(self, truth: LabelledSet, name: str, role: Role, measure: bool) -> tuple[Evaluation, str] | None:
+        """What the source-only detector reaches on a set, and its run's folder; None where there is none.
+
+        What its run was evaluated with is taken where it was the same set, else it is measured if `measure` says so.
+        """
+        run = source_only(self.run) if self.run is not None else None
+        if run is None:
+            return None
+        key = (run.path, name)
+        if key not in self.known:
+            written = [one for one in run.evaluations() if (one.model, one.digest) == ("eager", truth.digest)]
+            if written:
+                self.known[key] = written[0]
+            elif measure:
+                from acclimate.evaluate import evaluate_detector
+                from acclimate.models import detector as detectors
+
+                self.known[key] = evaluate_detector(detectors.load(run.path), truth, name, role, report=log.debug)
+        found = self.known.get(key)
+        return (found, str(run.path)) if found is not None else None
+
+
+def verify(
+    artifact: Path,
+    sets: Sequence[tuple[LabelledSet, str, Role]],
+    budget: Budget | None = None,
+    *,
+    images: Sequence[Path] = (),
+    run: Run | None = None,
+    runs: int = 200,
+    device: Device | None = None,
+    all_threads: bool = False,
+    eager: MutableMapping[tuple[Path, str], Evaluation] | None = None,
+    anew: Anew = "all",
+    console: Console | None = None,
+    notes: Sequence[str] = (),
+) -> Verification:
+    """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
+
+    Saves `verification.json` in the artifact's folder (under the name of the device where there is one, see
+    `record.saved`) and, where it belongs to a run, one evaluation a set there. Without labelled sets, parity and
+    latency are measured on `images`; without the run that the artifact came from, nothing is compared with the eager
+    model. What was measured before of other sets stays in the record.
+
+    Args:
+        artifact: its folder.
+        sets: labelled test sets, each with a name and its domain.
+        budget: the limits; None means the accuracy tolerance alone.
+        images: image files for parity and latency where `sets` is empty.
+        run: the run it came from; None means the one it lies in or names.
+        runs: timed images.
+        device: where it runs; None means here.
+        all_threads: measure latency on one and on all threads too.
+        eager: what eager models reached, by run and name of the set; what is there is not measured again, and what is
+            measured is put there.
+        anew: what is measured although the record has it.
+        console: where progress goes.
+        notes: what the caller could not do, for the record.
+
+    Raises:
+        AcclimateError: the artifact is damaged, or a set has a class that it does not know.
+    """
+    loaded = Artifact.open(Path(artifact))
+    manifest = loaded.manifest
+    budget = budget or Budget()
+    device = device or Here(loaded, budget.threads)
+    reference = _Eager(run or source_run(loaded), loaded, {} if eager is None else eager)
+    record = _usable(loaded, device, reference.weights) if anew != "all" else None
+    paths = [path for truth, _, role in sorted(sets, key=lambda one: one[2] != "target") for path in truth.paths]
+    paths = (paths or list(images))[: parities.PARITY_IMAGES]
+    said = [*notes]
+
+    accuracy = dict(record.accuracy) if record is not None else {}
+    gains = budget.min_gain_ap50 is not None or budget.max_class_drop_ap50 is not None
+    for truth, name, role in sets:
+        content = contents(truth.paths, truth.digest)
+        kept = accuracy.get(name)
+        lacks = gains and role == "target" and kept is not None and kept.gain is None and reference.has_source_only
+        if kept is not None and (kept.content, kept.role) == (content, role) and not lacks:
+            continue
+        _say(console, f"verifying {manifest.name} on {name}: {len(truth.images)} images")
+        accuracy[name] = _accuracy(device, manifest, reference, truth, name, role, content, gains)
+    parity = _parity(device, manifest, reference, paths, record, console)
+    if not paths and parity is None:
+        said.append("no images were given: latency was measured on noise, and there is no parity")
+
+    latency, others = _latencies(device, paths, budget, runs, record, all_threads, anew, said, console)
+    if busy := disturbance(latency):
+        said.append(f"{busy}; measure the latency again when nothing else runs")
+    verification = Verification(
+        artifact=manifest.name,
+        runtime=manifest.runtime,
+        precision=manifest.precision,
+        digest=loaded.digest,
+        budget=budget,
+        accuracy=accuracy,
+        parity=parity,
+        reference=reference.weights or (record.reference if record is not None else ""),
+        source_ap50=_on_own_domain(reference.run),
+        latency=latency,
+        other_threads=tuple(others),
+        size_mb=loaded.size_mb,
+        peak_memory_mb=latency.peak_memory_mb,
+        macs_m=manifest.notes.macs_m,
+        mixed=manifest.mixed,
+        machine=dict(device.machine),
+        notes=tuple(dict.fromkeys([*reference.notes, *(n for one in accuracy.values() for n in one.notes), *said])),
+    )
+    return keep(loaded.folder, verification)
+
+
+def keep(folder: Path, verification: Verification) -> Verification:
+    """Save a verification; where that cannot be, it says so in its notes."""
+    try:
+        save(folder, verification)
+    except AcclimateError as error:
+        note = f"this verification was not stored: {error}"
+        return verification.model_copy(update={"notes": (*verification.notes, note)})
+    return verification
+
+
+def _usable(artifact: Artifact, device: Device, weights: str) -> Verification | None:
+    """The record whose accuracy and parity still hold: of this artifact, engine, processor and eager model."""
+    record = stored(artifact.folder, device.machine)
+    if record is None or record.digest != artifact.digest:
+        return None
+    same = all(record.machine.get(key) == device.machine.get(key) for key in ("runtime", "processor"))
+    return record if same and (not weights or record.reference == weights) else None
+
+
+def contents(paths: Sequence[Path], *facts: str) -> str:
+    """A digest of the bytes of files, and of what is said of them."""
+    state = hashlib.blake2b("\n".join(facts).encode(), digest_size=16)
+    for path in sorted(paths, key=lambda one: one.name):
+        try:
+            with open(path, "rb") as file:
+                state.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError:
+            state.update(b"unreadable")
+    return state.hexdigest()
+
+
+def _latencies(
+    device: Device,
+    paths: Sequence[Path],
+    budget: Budget,
+    runs: int,
+    record: Verification | None,
+    all_threads: bool,
+    anew: Anew,
+    notes: list[str],
+    console: Console | None,
+) -> tuple[Bench, list[Bench]]:
+    """On the budget's threads, and where it is asked for on one and on all of them."""
+    known = {bench.threads: bench for bench in record.benches} if record is not None and anew == "nothing" else {}
+    latency = known.get(budget.threads)
+    if latency is None or (budget.latency_ms is not None and not within(latency.median_ms, budget.latency_ms)):
+        _say(console, f"measuring the latency on {budget.threads} thread{'s' * (budget.threads > 1)}")
+        latency = _quiet(device, paths, budget, runs, console)
+    others = []
+    for threads in sorted({1, device.cores} - {budget.threads}) if all_threads else ():
+        try:
+            others.append(known.get(threads) or device.bench(paths, threads, runs))
+        except DeviceError:
+            raise
+        except AcclimateError as error:
+            notes.append(f"latency on {threads} threads was not measured: {error}")
+    return latency, others
+
+
+def _quiet(device: Device, paths: Sequence[Path], budget: Budget, runs: int, console: Console | None) -> Bench:
+    """The latency; again after a pause where something else ran and the limit did not hold, a few times at most."""
+    limit = budget.latency_ms
+    best = device.bench(paths, budget.threads, runs)
+    for pause in PAUSES_S:
+        reason = disturbance(best)
+        if limit is None or within(best.median_ms, limit) or not reason:
+            break
+        _say(console, f"{reason}; measuring the latency again in {pause:g} s")
+        time.sleep(pause)
+        again = device.bench(paths, budget.threads, runs)
+        best = min(
+            best, again, key=lambda one: (not within(one.median_ms, limit), bool(disturbance(one)), one.median_ms)
+        )
+    return best
+
+
+def _accuracy(
+    device: Device,
+    manifest: ArtifactManifest,
+    reference: _Eager,
+    truth: LabelledSet,
+    name: str,
+    role: Role,
+    content: str,
+    gains: bool,
+) -> Accuracy:
+    from acclimate.evaluate import average_precision, relabel
+
+    on, called = device.machine.get("device"), manifest.name
+    found: list[Detections | None] = []
+    notes = []
+    for path in truth.paths:
+        try:
+            found.append(device.detect(path))
+        except DeviceError:
+            raise
+        except AcclimateError as error:
+            notes.append(f"{error} (left out of the accuracy)")
+            found.append(None)
+    renamed = relabel(found, manifest.classes, truth.classes, name)
+    ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {on}" if on else called)
+    if reference.run is not None:
+        try:
+            reference.run.write(f"evaluations/{'.'.join([name, called, *where(device.machine)])}.json", ours)
+        except AcclimateError as error:
+            notes.append(f"the evaluation was not stored: {error}")
+    accuracy = Accuracy(
+        role=role,
+        images=ours.images,
+        digest=truth.digest,
+        content=content,
+        artifact_ap=ours.ap,
+        artifact_ap50=ours.ap50,
+        ap_interval=ap_interval(ours),
+        ap50_interval=ap50_interval(ours),
+        notes=tuple(notes),
+    )
+    eager = reference.evaluate(truth, name, role)
+    if eager is not None:
+        accuracy = accuracy.model_copy(
+            update={
+                "eager_ap": eager.ap,
+                "eager_ap50": eager.ap50,
+                "difference_ap": ours.ap - eager.ap,
+                "difference_ap50": ours.ap50 - eager.ap50,
+                "export": compare(eager, ours),
+            }
+        )
+    before = reference.source_only(truth, name, role, measure=gains) if role == "target" else None
+    if before is not None:
+        accuracy = accuracy.model_copy(update={"gain": compare(before[0], ours), "source_only": before[1]})
+    return accuracy
+
+
+def _parity(
+    device: Device,
+    manifest: ArtifactManifest,
+    reference: _Eager,
+    paths: Sequence[Path],
+    record: Verification | None,
+    console: Console | None,
+) -> Parity | None:
+    """What is known of it, or else of the images at `paths`; None without images or an eager model."""
+    known = record.parity if record is not None else None
+    content = contents(paths)
+    if not paths or (known is not None and known.content == content):
+        return known
+    detector = reference.detector
+    if detector is None:
+        return known
+    _say(console, f"verifying {manifest.name}: parity with the eager model")
+    return parities.compare(manifest, detector, paths, device.outputs).model_copy(update={"content": content})
+
+
+def source_run(artifact: Artifact) -> Run | None:
+    """The run that the artifact's folder lies in, or else the one that its manifest names."""
+    named = artifact.manifest.source_run
+    for folder in [artifact.folder.resolve().parent.parent, *([Path(named)] if named else [])]:
+        if (folder / "run.json").is_file():
+            return Run.open(folder)
+    return None
+
+
+def _lineage(run: Run) -> Iterator[Run]:
+    """The run, the one that it started from, and so on, as far as they are here."""
+    seen: set[Path] = set()
+    while run.path.resolve() not in seen:
+        seen.add(run.path.resolve())
+        yield run
+        for parent in run.manifest.parents[:1]:
+            # A job may have been moved as a whole.
+            for folder in (Path(parent), run.path.resolve().parent / Path(parent).name):
+                if (folder / "run.json").is_file():
+                    run = Run.open(folder)
+                    break
+
+
+def source_only(run: Run) -> Run | None:
+    """The run that says what this one would be without the target: the baseline beside it, or the source run itself.
+
+    None for a run that has seen no target, and where neither is here.
+    """
+    if run.manifest.verb not in {"adapt", "slim", "search"} or run.manifest.notes.get("role") == "baseline":
+        return None
+    lineage = list(_lineage(run))
+    for one in lineage:
+        start = {Path(parent).name for parent in one.manifest.parents}
+        for file in sorted(one.path.resolve().parent.glob("*/run.json")):
+            try:
+                beside = Run.open(file.parent)
+            except AcclimateError:
+                continue
+            same = start & {Path(parent).name for parent in beside.manifest.parents}
+            if beside.done and beside.manifest.notes.get("role") == "baseline" and same:
+                return beside
+    return lineage[-1] if lineage[-1].manifest.verb == "train" else None
+
+
+def _on_own_domain(run: Run | None) -> float | None:
+    """AP50 of the source detector that a run comes from, on the source's test set; None where it was not evaluated."""
+    source = list(_lineage(run))[-1] if run is not None else None
+    if source is None or source.manifest.verb != "train" or source.manifest.notes.get("role") == "oracle":
+        return None
+    found = [one.ap50 for one in source.evaluations() if (one.role, one.model) == ("source", "eager")]
+    return max(found, default=None)
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False)
