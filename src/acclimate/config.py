@@ -155,7 +155,7 @@ class TwoStageConfig(Options):
     """Sides of the anchors in strides of their level; by default 4, and 2, 4, 8, 16 where there is one level."""
     canonical: Annotated[float | None, Added(None)] = Field(default=None, gt=0)
     """Side in pixels of the boxes that are pooled from the level of stride 16; twice as large, from stride 32. By
-    default as much of the canvas as the paper's 224 are of an image of 800: 90 at 320."""
+    default as much of the canvas as the paper's 224 are of an image of 800, and 112 at least: 7 cells for 7 bins."""
     masks: bool = False
     """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
 

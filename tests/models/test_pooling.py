@@ -90,15 +90,18 @@ def test_levels_are_those_of_torchvision(strides: tuple[int, ...], canonical: fl
     assert len(set(reference.tolist())) == len(strides)
 
 
-@pytest.mark.parametrize(("canvas", "canonical"), [(192, 53.76), (320, 89.6), (800, 224.0)])
+@pytest.mark.parametrize(("canvas", "canonical"), [(192, 112.0), (320, 112.0), (480, 134.4), (800, 224.0)])
 def test_by_default_a_small_canvas_uses_its_levels(canvas: int, canonical: float) -> None:
     config = ModelConfig(kind="two-stage", image_size=(canvas, canvas), weights="none")
     spec = specify(config, ["a"])
     assert spec.two_stage is not None
     assert spec.two_stage.canonical == pytest.approx(canonical)
-    shares = torch.tensor([0.1, 0.3, 0.6])
-    boxes = torch.stack([torch.zeros(3), torch.zeros(3), shares * canvas, shares * canvas], 1)
-    assert pooling.levels(boxes[None], (8, 16, 32), spec.two_stage.canonical)[0].tolist() == [0, 1, 2]
+    sides = torch.tensor([0.9, 1.1, 2.1]) * canonical
+    boxes = torch.stack([torch.zeros(3), torch.zeros(3), sides, sides], 1)
+    found = pooling.levels(boxes[None], (8, 16, 32), spec.two_stage.canonical)[0]
+    assert found.tolist() == [0, 1, 2]
+    # As many cells as bins, or more.
+    assert all(side / stride >= 7 for side, stride in zip(sides.tolist(), (8, 16, 32), strict=True))
     asked = config.model_copy(update={"two_stage": TwoStageConfig(canonical=100.0)})
     chosen = specify(asked, ["a"]).two_stage
     assert chosen is not None
@@ -107,9 +110,9 @@ def test_by_default_a_small_canvas_uses_its_levels(canvas: int, canonical: float
 
 @pytest.mark.parametrize("head", ["sibling", "disentangled", "separate-fcs", "separate-backbone"])
 def test_every_head_pools_by_the_detectors_levels(head: str) -> None:
-    """A box of 40 px is read from stride 8 by the paper's rule and from stride 16 by that of a canvas of 64; a detector
+    """A box of 40 px is read from stride 8 by the paper's rule and from stride 16 by a canonical side of 18; a detector
     saved before it could be told has the paper's."""
-    options = TwoStageConfig(head=head, hidden=16, proposals=4, masks=True)  # type: ignore[arg-type]
+    options = TwoStageConfig(head=head, hidden=16, proposals=4, masks=True, canonical=18)  # type: ignore[arg-type]
     config = ModelConfig(
         kind="two-stage", image_size=(64, 64), strides=(8, 16), backbone="test_efficientnet", channels=8, norm="group",
         weights="none", two_stage=options,

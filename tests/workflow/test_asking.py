@@ -139,7 +139,8 @@ for task in tasks:
     task["annotations"] = [{"id": task["id"], **task.pop("predictions")[0]}]
 (out / "annotated.json").write_text(json.dumps(tasks))
 converter = Converter((folder / "interface.xml").read_text(), str(folder), download_resources=False)
-converter.convert_to_coco(str(out / "annotated.json"), str(out / "coco"), output_image_dir=str(out / "coco" / "images"), is_dir=False)
+images = str(out / "coco" / "images")
+converter.convert_to_coco(str(out / "annotated.json"), str(out / "coco"), output_image_dir=images, is_dir=False)
 """
     done = subprocess.run(
         [python, "-c", code, str(tmp_path / "ask" / "labelstudio"), str(tmp_path)],

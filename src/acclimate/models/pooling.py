@@ -20,6 +20,8 @@ CANONICAL_SIDE, CANONICAL_STRIDE = 224.0, 16.0
 """A box of this side (pixels) is pooled from the level of this stride (Lin et al., FPN, CVPR 2017, equation 1)."""
 CANONICAL_CANVAS = 800.0
 """The shorter side of the images that this was chosen for, pixels."""
+SMALLEST_SIDE = 7 * CANONICAL_STRIDE
+"""Below this a box of the canonical side would have fewer cells a side than bins it is pooled into, 7 in every head."""
 LARGEST_PRODUCT = 2**12
 """Above so many cells a level the operator is used in eager mode: products touch every cell for every box."""
 
@@ -69,9 +71,10 @@ def pool(
 def canonical_side(image_size: tuple[int, int]) -> float:
     """Of a canvas (height, width): the side of a box, in pixels, that fills as much of it as in the paper.
 
-    224 px of an image of 800 would send every box of a small canvas to the finest level.
+    224 px of an image of 800 would send every box of a small canvas to the finest level. It is `SMALLEST_SIDE` at
+    least: a box is not pooled from fewer cells than there are bins for the sake of a coarser level.
     """
-    return CANONICAL_SIDE * min(image_size) / CANONICAL_CANVAS
+    return max(SMALLEST_SIDE, CANONICAL_SIDE * min(image_size) / CANONICAL_CANVAS)
 
 
 def levels(boxes: Tensor, strides: Sequence[int], canonical: float = CANONICAL_SIDE) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -77,10 +78,21 @@ class _Normed(torch.autograd.Function):
         raw, factor = ctx.saved_tensors
         gradient = gradients[0]
         exact = torch.promote_types(raw.dtype, torch.float32)
-        wide, live = gradient.to(exact), torch.where(gradient != 0, raw, 0).to(exact)
+        wide, live = gradient.to(exact), torch.where(_alive(gradient), raw, 0).to(exact)
         along, square = (live.mul(other).sum(ctx.dims, keepdim=True) for other in (wide, live))
         rest = wide - live * (along / square.clamp_min(torch.finfo(torch.float32).tiny))
         return (rest * factor).to(raw.dtype), None, None
+
+
+def _alive(gradient: Tensor) -> Tensor:
+    """Which entries have a gradient, in whatever process: the projection has to be the same in all of them."""
+    alive = gradient != 0
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # Every process goes through its layers in the same order.
+        known = alive.to(torch.uint8)
+        dist.all_reduce(known, dist.ReduceOp.MAX)
+        alive = known.bool()
+    return alive
 
 
 class _Multiple(nn.Module):
