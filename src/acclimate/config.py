@@ -42,6 +42,10 @@ else:
     Format = Literal[("auto", *FORMATS)]
 
 
+class Prose:
+    """Marks an option that holds sentences for a reader, in place of a name: `note: Annotated[str, Prose()]`."""
+
+
 class Options(BaseModel):
     """Base of all options: immutable, and an unknown key, a NaN or an infinity is an error.
 
@@ -52,8 +56,9 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _within_reason(self) -> Self:
-        for name in type(self).model_fields:
-            if name != "seed" and (problem := _unreasonable(getattr(self, name))):
+        for name, field in type(self).model_fields.items():
+            prose = any(isinstance(mark, Prose) for mark in field.metadata)
+            if name != "seed" and not prose and (problem := _unreasonable(getattr(self, name))):
                 raise ValueError(f"{name}: {problem}")
         return self
 

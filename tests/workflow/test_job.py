@@ -374,7 +374,7 @@ def test_a_mistake_at_the_end_of_a_job_is_found_at_its_beginning(
     for mistake, said in (
         ({"export": {"runtime": "tflite"}}, "unknown runtime 'tflite'"),
         ({"export": {"precisions": ["fp32", "fp16"]}}, "export.precisions: onnx does not export fp16; choose fp32 or"),
-        ({"export": {"runtime": "eager"}}, "export.precisions: eager does not export int8; choose fp32"),
+        ({"export": {"runtime": "ncnn"}}, "export.precisions: ncnn does not export int8; choose fp32 or"),
         ({"target_test": {"path": str(tmp_path / "none")}}, "target_test"),
         ({"source_test": {"path": str(tmp_path / "none")}}, "none: no such file or folder"),
         ({"target": str(tmp_path)}, "no image found"),
