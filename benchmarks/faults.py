@@ -43,6 +43,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import faults_foreign
 import rows
 from acclimate import __version__, cli, machine
 
@@ -333,7 +334,8 @@ def pair(name: str) -> Trial:
             place = bench.copy()
             first = bench.start(place, verb.arguments, lambda: None)
             time.sleep(rng.random() * 0.5)
-            both = [bench.finish(one) for one in (first, bench.start(place, verb.arguments, lambda: None))]
+            second = bench.start(place, verb.arguments, lambda: None)
+            both = [bench.finish(one) for one in (first, second)]
             problem = next((one.problem for one in both if one.problem), "")
             refused = [one for one in both if one.status == 2]
             if not problem and (len(refused) > 1 or any("writes there" not in one.text for one in refused)):
@@ -351,10 +353,9 @@ TRIALS: dict[str, Trial] = {
     **{f"full-{name}": full(name) for name in VERBS},
     **{f"pair-{name}": pair(name) for name in VERBS},
 }
-"""Name -> trial; faults_foreign.py has `TRIALS` of its own, which come on top."""
-
-if importlib.util.find_spec("faults_foreign") is not None:
-    TRIALS |= importlib.import_module("faults_foreign").TRIALS
+"""Name -> trial."""
+FOREIGN = "foreign"
+"""All that `faults_foreign` tries, which has rows of its own."""
 
 
 def run(names: Sequence[str], tries: int, seed: int, out: Path) -> None:
@@ -372,21 +373,31 @@ def run(names: Sequence[str], tries: int, seed: int, out: Path) -> None:
         bench = Bench(Path(folder), tries, seed)
         for name in names:
             began = time.monotonic()
+            if name == FOREIGN:
+                for one in faults_foreign.rows():
+                    _record(out, one.name, one.tries, one.lost, "", seed, time.monotonic() - began)
+                    began = time.monotonic()
+                continue
             problems = list(TRIALS[name](bench))
             lost = [problem for problem in problems if problem]
-            row = {
-                "trial": name,
-                "tries": len(problems),
-                "survived": len(problems) - len(lost),
-                "lost": len(lost),
-                "first": lost[0].replace(folder, "") if lost else "",
-                "seed": seed,
-                "seconds": round(time.monotonic() - began),
-                "version": __version__,
-                "processor": machine.processor(),
-            }
-            rows.append(out, row)
-            print(json.dumps(row), flush=True)
+            first = lost[0].replace(folder, "") if lost else ""
+            _record(out, name, len(problems), len(lost), first, seed, time.monotonic() - began)
+
+
+def _record(out: Path, name: str, tries: int, lost: int, first: str, seed: int, seconds: float) -> None:
+    row = {
+        "trial": name,
+        "tries": tries,
+        "survived": tries - lost,
+        "lost": lost,
+        "first": first,
+        "seed": seed,
+        "seconds": round(seconds),
+        "version": __version__,
+        "processor": machine.processor(),
+    }
+    rows.append(out, row)
+    print(json.dumps(row), flush=True)
 
 
 def summary(file: Path) -> Iterator[str]:
@@ -401,7 +412,7 @@ def summary(file: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What is lost when things break.")
-    parser.add_argument("--trials", nargs="+", default=list(TRIALS), choices=list(TRIALS), metavar="TRIAL")
+    parser.add_argument("--trials", nargs="+", default=[*TRIALS, FOREIGN], choices=[*TRIALS, FOREIGN], metavar="TRIAL")
     parser.add_argument("--tries", type=int, default=TRIES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CSV)
