@@ -149,7 +149,7 @@ def test_a_missing_path_is_named(project: Path, capsys: pytest.CaptureFixture[st
         (["verify", "empty"], "empty: not an artifact"),
         (["verify", ARTIFACT, "--data", "nowhere"], "nowhere: no such file or folder"),
         (["predict", ARTIFACT, "empty", "--out", "x"], "empty: no image found"),
-        (["predict", ARTIFACT, "nowhere", "--out", "x"], "nowhere: no such image"),
+        (["predict", ARTIFACT, "nowhere", "--out", "x"], "nowhere: no such file or folder"),
         (["report", "empty"], "empty: not a run folder"),
         (["evaluate", "empty", "--data", "data/fog-test"], "empty: not a run folder"),
         (["data", "empty"], "empty: no image found"),
@@ -243,7 +243,7 @@ def _without_target() -> None:
         (_damage("source/spec.json", b"{}"), ["export", "source", "--calibration", TARGET], "spec.json"),
         (_damage("source/model.safetensors", b"a"), ["export", "source", "--precision", "fp32"], "model.safetensors"),
         (_status("interrupted"), ["export", "source"], "source: the run is not finished (interrupted)"),
-        (_status("running"), ["evaluate", "source", "--data", "data/fog-test"], "is not finished (running)"),
+        (_status("running"), ["evaluate", "source", "--data", "data/fog-test"], "is not finished (interrupted)"),
         (_without_target, ["export", "source"], "source: INT8 needs images to calibrate on; give --calibration"),
         (_damage(f"{ARTIFACT}/model.onnx", b"a"), ["verify", ARTIFACT], "model.onnx: is not the file that was"),
         (_damage(f"{ARTIFACT}/model.onnx", b"a"), ["predict", ARTIFACT, TARGET, "--out", "x"], "model.onnx"),
@@ -587,10 +587,13 @@ def test_a_full_disk_is_told_in_one_line(
         ["predict", ARTIFACT, TARGET, "--out", "y"],
         ["report", "source"],
         ["data", "data/fog-test"],
-        ["verify", ARTIFACT],
         ["export", "source", "--precision", "fp32"],
     ):
         assert "the disk is full" in refused(capsys, *arguments)
+    # What was measured is told even where it cannot be kept.
+    capsys.readouterr()
+    assert main(["verify", ARTIFACT]) in {0, 3}
+    assert "the disk is full" in " ".join(capsys.readouterr().out.split())
     assert {file: file.read_bytes() for file in before} == before
 
 
@@ -653,7 +656,7 @@ def test_a_job_that_was_killed_while_it_adapted_goes_on(project: Path) -> None:
     process.kill()
     assert process.wait() == -signal.SIGKILL
     adapted = Run.open(project / "job" / "adapted")
-    assert adapted.manifest.status == "running"
+    assert adapted.manifest.status == "interrupted"
     assert not adapted.has("model.safetensors")
     began = adapted.manifest.created
     whole = {file: file.stat().st_mtime_ns for file in project.glob("job/*/model.safetensors")}

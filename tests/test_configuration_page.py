@@ -15,7 +15,7 @@ from acclimate import config
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 SECTIONS: dict[str, type[BaseModel]] = {
     "The job": config.Config,
-    "[source], [source_test], [target_test], [oracle]": config.DataConfig,
+    "[source], [source_test], [target_test], [oracle], [labelled]": config.DataConfig,
     "[model]": config.ModelConfig,
     "[model.two_stage]": config.TwoStageConfig,
     "[model.ssd]": config.SsdConfig,
@@ -23,6 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[augment]": config.AugmentConfig,
     "[train] and [schedule]": config.ScheduleConfig,
     "[adapt]": config.AdaptConfig,
+    "[adapt.labelled]": config.LabelledConfig,
     "[adapt.teacher]": config.TeacherConfig,
     "[adapt.adversarial]": config.AdversarialConfig,
     "[adapt.suppression]": config.SuppressionConfig,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[adapt.distillation.channel]": config.ChannelConfig,
     "[adapt.quantisation]": config.QuantisationConfig,
     "[adapt.slim]": config.SlimConfig,
+    "[ask]": config.AskConfig,
     "[export]": config.ExportConfig,
     "[budget]": config.Budget,
     "[scenes]": config.ScenesConfig,

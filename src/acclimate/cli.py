@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from acclimate import __version__
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, WaitingError
 from acclimate.installation import hint
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ def data(
     sheet: Annotated[
         Path | None, typer.Option(help="where the contact sheet goes; default: NAME-sheet.jpg, outside of the set")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="write what was read as coco, yolo or voc, into a folder")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="write what was read as coco, yolo, voc, cvat or labelstudio, into a folder")
+    ] = None,
     decode: Annotated[bool, typer.Option(help="look whether every image can be decoded, or believe headers")] = True,
     image_size: Annotated[
         str | None, typer.Option("--input", help="HEIGHTxWIDTH of the network's input, for comparing")
@@ -216,12 +218,43 @@ def adapt(
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
+    ] = None,
 ) -> None:
     """Adapt a detector to unlabelled target images. An interrupted run goes on."""
     from acclimate import workflow
 
-    done = workflow.adapt(source, target, out, overrides or (), console=_out)
+    own = [text for text in overrides or () if text.startswith("labelled.") and labelled is not None]
+    others = [text for text in overrides or () if text not in own]
+    frames = _set(labelled, [text.removeprefix("labelled.") for text in own]) if labelled is not None else None
+    done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
     _say("run", done.path)
+
+
+@app.command()
+def ask(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a detector, adapted or not")],
+    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images, such as what `watch` collected")],
+    out: Annotated[Path, typer.Option(help="the folder to write, for annotation tools")],
+    frames: Annotated[int, typer.Option(min=1, help="how many, at most")] = 16,
+    way: Annotated[
+        str | None,
+        typer.Option(help="combined, uncertainty, disagreement, diversity, mining or random; default: combined"),
+    ] = None,
+    asked: Annotated[
+        list[Path] | None, typer.Option(help="a folder of frames that were asked before; may be repeated")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
+    seed: Annotated[int | None, typer.Option(min=0, help="of everything random; default: the run's")] = None,
+) -> None:
+    """Choose the frames that a person should label, and write them with the detector's boxes for annotation tools."""
+    from acclimate import workflow
+
+    done = workflow.ask(
+        path, target, out, frames=frames, way=way, asked=asked or (), threshold=threshold, seed=seed, console=_out
+    )
+    _say("frames to label", done.path)
 
 
 @app.command()
@@ -748,7 +781,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.
 
     0 is success, 1 a broken budget or tolerance, 2 a problem of the user's, told in one line on stderr, 3 a limit that
-    could not be measured where none is broken, and 130 an interrupted verb whose work is kept.
+    could not be measured where none is broken, 4 a question that a person has to answer first, and 130 an interrupted
+    verb whose work is kept.
     """
     for stream in (sys.stdout, sys.stderr):
         # A file name that is not UTF-8, or a terminal that is not, must not end a verb that has its answer.
@@ -757,6 +791,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=arguments, prog_name="acclimate", standalone_mode=False)
         return status if isinstance(status, int) else 0
+    except WaitingError as waiting:
+        _err.print(str(waiting), markup=False, highlight=False)
+        return 4
     except AcclimateError as error:
         return _fail(str(error))
     except (_Stopped, KeyboardInterrupt) as stop:

@@ -31,7 +31,8 @@ MOST_WORKERS = 128
 MOST_THREADS = 1024
 
 FORMATS = (
-    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "yolo", "voc", "labelme", "coco",
+    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo", "voc",
+    "labelme", "coco",
 )  # fmt: skip
 """Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     Format = str
 else:
     Format = Literal[("auto", *FORMATS)]
+
+
+class Prose:
+    """Marks an option that holds sentences for a reader, in place of a name: `note: Annotated[str, Prose()]`."""
 
 
 class Options(BaseModel):
@@ -51,8 +56,9 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _within_reason(self) -> Self:
-        for name in type(self).model_fields:
-            if name != "seed" and (problem := _unreasonable(getattr(self, name))):
+        for name, field in type(self).model_fields.items():
+            prose = any(isinstance(mark, Prose) for mark in field.metadata)
+            if name != "seed" and not prose and (problem := _unreasonable(getattr(self, name))):
                 raise ValueError(f"{name}: {problem}")
         return self
 
@@ -515,6 +521,23 @@ class QuantisationConfig(Options):
     """Weight of the difference from the fp32 detector's features, beside that from its outputs."""
 
 
+class LabelledConfig(Options):
+    """Target images that a person has labelled (`adapt/labelled.py`)."""
+
+    share: float = Field(default=0.25, gt=0, le=1)
+    """How many of them come with each batch, as a part of its size: at least one."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of the mean loss over them, beside `supervised` of that over the source's."""
+
+
+class AskConfig(Options):
+    """Frames of the target that `run` asks a person to label (`select/ask`)."""
+
+    frames: int = Field(default=16, ge=1)
+    way: str | None = None
+    """How they are chosen; by default as `acclimate ask` does."""
+
+
 class AdaptConfig(Options):
     """An adaptation is a list of terms; a field that is None is a term that is not there."""
 
@@ -530,6 +553,8 @@ class AdaptConfig(Options):
     distillation: DistillationConfig | None = None
     quantisation: QuantisationConfig | None = None
     """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
+    labelled: Annotated[LabelledConfig | None, Added(None)] = None
+    """How labelled target images take part; on with its defaults wherever there are some."""
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
 
@@ -615,6 +640,10 @@ class Config(Options):
     source_test: DataConfig | None = None
     target_test: DataConfig | None = None
     oracle: DataConfig | None = None
+    labelled: DataConfig | None = None
+    """A few images of the target that a person has labelled; the adaptation learns from them."""
+    ask: AskConfig | None = None
+    """Ask for them: `run` waits until they are labelled."""
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
     train: ScheduleConfig = ScheduleConfig()

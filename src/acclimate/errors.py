@@ -27,6 +27,10 @@ class OtherInputsError(AcclimateError):
         self.wanted = wanted
 
 
+class WaitingError(AcclimateError):
+    """A person has to do something before the same call can go on; the command line exits with status 4."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The user or the system asked to stop; the state up to `step` is on disk and the same call goes on from there."""
 

@@ -29,21 +29,24 @@ class Inputs:
         weights: SHA-256 of the weights that it starts or learns from, by what they are.
         source: labelled images.
         target: images without labels.
+        labelled: a few others of the target, with labels.
     """
 
     settings: dict[str, Any]
     weights: dict[str, str] = field(default_factory=dict)
     source: LabelledSet | None = None
     target: UnlabelledSet | None = None
+    labelled: LabelledSet | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What inputs.json holds; of each file its size in bytes (-1 where it is gone) and what is labelled in it."""
         sets: dict[str, Any] = {}
-        if self.source is not None:
-            sets["source"] = {
-                "classes": list(self.source.classes),
-                "files": {str(one.path): [_size(one.path), _labels(one.annotations)] for one in self.source.images},
-            }
+        for name, labels in (("source", self.source), ("labelled", self.labelled)):
+            if labels is not None:
+                sets[name] = {
+                    "classes": list(labels.classes),
+                    "files": {str(one.path): [_size(one.path), _labels(one.annotations)] for one in labels.images},
+                }
         if self.target is not None:
             sets["target"] = {"files": {str(path): [_size(path), ""] for path in self.target.paths}}
         return {"settings": self.settings, "weights": self.weights, "sets": sets}
@@ -78,16 +81,19 @@ class Inputs:
         """
         from acclimate.data.formats import LabelledImage
 
-        source, target = self.source, self.target
-        if source is not None:
-            there = {str(image.path): image for image in source.images}
+        def placed(name: str, labels: LabelledSet | None) -> LabelledSet | None:
+            if labels is None:
+                return None
+            there = {str(image.path): image for image in labels.images}
             empty = LabelledImage(Path(), 1, 1, Annotations.empty())
-            files = before["sets"]["source"]["files"]
+            files = before["sets"][name]["files"]
             images = tuple(there.get(text) or replace(empty, path=Path(text)) for text in files)
-            source = replace(source, images=images)
+            return replace(labels, images=images)
+
+        source, target = placed("source", self.source), self.target
         if target is not None:
             target = replace(target, paths=tuple(map(Path, before["sets"]["target"]["files"])))
-        return replace(self, source=source, target=target)
+        return replace(self, source=source, target=target, labelled=placed("labelled", self.labelled))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

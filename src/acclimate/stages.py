@@ -348,6 +348,24 @@ def _leave_out_added(options: Options, values: dict[str, Any]) -> None:
             _leave_out_added(value, values[name])
 
 
+def labelled_frames(run: Run) -> dict[str, str]:
+    """SHA-256 of the target frames that a run, or one that it was made from, has learnt from with their labels; and
+    which run that was."""
+    found: dict[str, str] = {}
+    waiting, seen = [run.path], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not (path / "run.json").is_file():
+            continue
+        seen.add(path)
+        manifest = Run.open(path).manifest
+        labelled = manifest.notes.get("labelled")
+        for content in labelled.get("sha256", ()) if isinstance(labelled, dict) else ():
+            found.setdefault(content, str(path))
+        waiting += map(Path, manifest.parents)
+    return found
+
+
 def labelled_digest(images: LabelledSet) -> str:
     """Of a set's classes, files, boxes and outlines."""
     state = hashlib.sha256(repr(images.classes).encode())

@@ -247,7 +247,7 @@ def test_thresholds_follow_the_rate_of_boxes_inside_their_bounds() -> None:
 
 def test_the_mean_follows_slowly_not_far_and_not_during_an_alarm() -> None:
     reference = learn(rows(64))
-    adjustment = Adjustment(manifest(()), reference)
+    adjustment = Adjustment(manifest(), reference)
     centre, spread = np.array(reference.mean), np.array(reference.spread)
     adjustment.update(Detections.empty(), centre + 100 * spread, "alarm")
     np.testing.assert_array_equal(adjustment.mean, centre)

@@ -34,6 +34,7 @@ from acclimate.edge.source import Source
 from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
+from acclimate.installation import hint
 
 PATIENCE_S = 60
 
@@ -253,7 +254,7 @@ def test_without_river_it_says_so(
     monkeypatch.setitem(sys.modules, "river.drift", None)
     watched.put_images(tmp_path / "in", range(2))
     watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
-    assert any("acclimate[watch]" in record.getMessage() for record in caplog.records)
+    assert any(hint("watch") in record.getMessage() for record in caplog.records)
 
 
 def test_a_signal_ends_it_with_a_summary(artifact: Path, tmp_path: Path) -> None:

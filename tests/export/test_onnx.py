@@ -207,7 +207,9 @@ def test_a_real_detector_on_real_images(tmp_path: Path, shared_data: Path) -> No
     from acclimate.models.detector import build, specify
 
     torch.manual_seed(0)
-    detector = build(specify(ModelConfig(size="nano", image_size=(160, 160)), ("a", "b")))
+    detector = build(
+        specify(ModelConfig(size="nano", backbone="mobilenetv4_conv_small_050", image_size=(160, 160)), ("a", "b"))
+    )
     paths = sorted((shared_data / "blood-cells" / "bccd" / "images" / "test").iterdir())[:8]
     images = [to_input(letterbox(read_image(path), (160, 160))[0]) for path in paths]
     with torch.no_grad():

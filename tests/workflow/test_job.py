@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -68,10 +68,16 @@ def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         pytest.fail("a stage was repeated")
 
+    real = predict.predict
+
+    def one_image(detector: Any, paths: Sequence[Path], *arguments: Any, **options: Any) -> Any:
+        """Rehearsing a method may look at one image."""
+        return real(detector, paths, *arguments, **options) if len(paths) == 1 else refuse()
+
+    monkeypatch.setattr(predict, "predict", one_image)
     for place, name in (
         (engine, "fit"),
         (score, "choose_checkpoint"),
-        (predict, "predict"),
         (Onnx, "export"),
         (measure, "_accuracy"),
         (measure, "bench_apart"),
@@ -374,7 +380,7 @@ def test_a_mistake_at_the_end_of_a_job_is_found_at_its_beginning(
     for mistake, said in (
         ({"export": {"runtime": "tflite"}}, "unknown runtime 'tflite'"),
         ({"export": {"precisions": ["fp32", "fp16"]}}, "export.precisions: onnx does not export fp16; choose fp32 or"),
-        ({"export": {"runtime": "eager"}}, "export.precisions: eager does not export int8; choose fp32"),
+        ({"export": {"runtime": "ncnn"}}, "export.precisions: ncnn does not export int8; choose fp32 or"),
         ({"target_test": {"path": str(tmp_path / "none")}}, "target_test"),
         ({"source_test": {"path": str(tmp_path / "none")}}, "none: no such file or folder"),
         ({"target": str(tmp_path)}, "no image found"),

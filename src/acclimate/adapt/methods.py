@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TERMS = {
     "supervised": "acclimate.adapt.supervised:Supervised",
+    "labelled": "acclimate.adapt.labelled:Labelled",
     "teacher": "acclimate.adapt.teacher:Teacher",
     "adversarial": "acclimate.adapt.adversarial:Adversarial",
     "distillation": "acclimate.adapt.distillation:Distillation",
@@ -86,7 +87,7 @@ def uses_target(config: Config) -> bool:
     ensemble = config.adapt.slim is not None and config.adapt.slim.ensemble > 0
     views_of = config.augment
     styled = max(views_of.style, views_of.fourier, views_of.weather) > 0 or views_of.balance == "target"
-    return styled or ensemble or any(view.startswith("target") for view in views)
+    return styled or ensemble or any(view.startswith(("target", "labelled")) for view in views)
 
 
 def source_only(config: Config) -> Config:
@@ -101,7 +102,7 @@ def source_only(config: Config) -> Config:
     if config.augment.balance == "target":
         of_target["balance"] = "none"
     views = config.augment.model_copy(update=of_target)
-    return config.model_copy(update={"adapt": alone, "augment": views})
+    return config.model_copy(update={"adapt": alone, "augment": views, "labelled": None})
 
 
 def _class(where: str) -> Any:

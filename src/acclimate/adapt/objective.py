@@ -18,8 +18,9 @@ from acclimate.models.reparametrise import folded, folded_state
 from acclimate.models.statistics import unheard
 from acclimate.structures import Annotations, Batch
 
-View = Literal["source_weak", "source_strong", "target_weak", "target_strong", "mixed"]
-"""`mixed` images hold parts of both domains; a term makes them (`Term.prepare`)."""
+View = Literal["source_weak", "source_strong", "target_weak", "target_strong", "labelled_strong", "mixed"]
+"""`labelled` images are those of the target that a person has labelled. `mixed` images hold parts of both domains; a
+term makes them (`Term.prepare`)."""
 
 GradientTransform = Callable[[nn.Module], None]
 """Edits the gradients of a module in place, between backward (after unscaling) and the optimiser's step."""
@@ -97,6 +98,8 @@ class Step:
             return self._made[view][0]
         domain, _, strength = view.partition("_")
         batch = self.source if domain == "source" else self.target
+        if domain == "labelled" and batch is not None:
+            batch = batch.labelled
         if batch is None:
             raise ValueError(f"this step has no target images, so there is no view {view!r}")
         return batch.weak if strength == "weak" else batch.strong

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -478,7 +478,7 @@ class _Ray:
             raise AcclimateError(f"--ray needs the fleet extra (ray is missing): {hint('fleet')}") from None
         self._ray = ray
         ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
-        resources = ray.cluster_resources()
+        resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         gpus = int(resources.get("GPU", 0))
         self.slots = gpus or max(1, int(resources.get("CPU", 1)))
         self._perform = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_on_ray)

@@ -14,11 +14,11 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from acclimate.config import AdaptConfig, Config, DataConfig, Options, ScenesConfig, parse
+from acclimate.config import AdaptConfig, Config, DataConfig, Options, Prose, ScenesConfig, parse
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
 
@@ -97,7 +97,7 @@ class Suite(Sections):
 
     name: str
     title: str = ""
-    note: str = ""
+    note: Annotated[str, Prose()] = Field(default="", max_length=4000)
     """Printed below the table: what a reader must know to judge it."""
     root: Path = Path("data")
     csv: Path | None = None
@@ -112,7 +112,7 @@ class Suite(Sections):
     methods: dict[str, Method] = Field(min_length=1)
     published: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Pair -> method -> published AP50 in points; methods that the suite does not run have a row of their own."""
-    published_from: str = ""
+    published_from: Annotated[str, Prose()] = Field(default="", max_length=4000)
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Suite:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 POOL = 8
 """A diverse draw looks at so many times the images that it takes."""
-_SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER, _CLIMATE = range(5)
+_SOURCE, _TARGET, _SOURCE_ORDER, _TARGET_ORDER, _CLIMATE, _LABELLED, _LABELLED_ORDER = range(7)
 """Streams of random numbers, kept apart in the seeds."""
 
 
@@ -131,6 +131,8 @@ class Loader:
         world: number of processes.
         large: above 1, target batches also have the weak view with so many times the pixels a side (`Batch.large`).
         weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
+        labelled: target images that a person has labelled, where there are any, and
+        share: how many of them come with each batch, as a part of its size; at least one in each process.
 
     Raises:
         AcclimateError: the batch size cannot be shared out evenly.
@@ -149,6 +151,8 @@ class Loader:
         *,
         large: float = 1.0,
         weights: NDArray[np.float64] | None = None,
+        labelled: LabelledSet | None = None,
+        share: float = 0.25,
     ) -> None:
         if schedule.batch_size % world:
             raise AcclimateError(
@@ -159,11 +163,12 @@ class Loader:
         self._target = target
         self._image_size = image_size
         self._augment = augment
-        self._batch_size = schedule.batch_size
         self._workers = schedule.workers
         self._seed = seed
-        share = schedule.batch_size // world
-        self._positions = range(rank * share, (rank + 1) * share)
+        own = schedule.batch_size // world
+        self._sizes = {_SOURCE: own, _TARGET: own, _LABELLED: max(1, round(share * own))}
+        self._rank, self._world = rank, world
+        self._labelled = labelled
         # A little more than the largest scale shows, so that nothing is enlarged that has pixels to give.
         self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
         self._large = large if target is not None else 1.0
@@ -202,15 +207,20 @@ class Loader:
     def batch(self, step: int) -> tuple[Batch, Batch | None]:
         """The batch of one step, made in the calling thread."""
         source = self._load(step, _SOURCE)
-        return source, None if self._target is None else self._load(step, _TARGET)
+        if self._target is None:
+            return source, None
+        target = self._load(step, _TARGET)
+        if self._labelled is not None:
+            target.labelled = self._load(step, _LABELLED)
+        return source, target
 
     def _load(self, step: int, stream: int) -> Batch:
-        count = len(self._positions)
+        count = self._sizes[stream]
         weak = np.empty((count, *self._image_size, 3), np.float32)
         other = np.empty_like(weak)
         targets: list[Annotations] = []
         enlarged = []
-        for slot, position in enumerate(self._positions):
+        for slot, position in enumerate(range(self._rank * count, (self._rank + 1) * count)):
             rng = np.random.default_rng([self._seed, stream, step, position])
             image, annotations = self._sample(step, position, stream)
             if stream == _SOURCE and self._target is not None:
@@ -225,7 +235,7 @@ class Loader:
             other[slot] = view
             targets.append(annotations)
         large = _tensor(np.stack(enlarged).astype(np.float32)) if enlarged else None
-        return Batch(_tensor(weak), _tensor(other), targets if stream == _SOURCE else None, large)
+        return Batch(_tensor(weak), _tensor(other), None if stream == _TARGET else targets, large)
 
     def _enlarged(self, image: Image, rng: np.random.Generator) -> Image:
         """The view that `geometry` is about to draw, on a canvas of more pixels."""
@@ -261,12 +271,12 @@ class Loader:
 
     def _sample(self, step: int, position: int, stream: int) -> tuple[Image, Annotations]:
         """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
-        epoch, offset = divmod(step * self._batch_size + position, self._length(stream))
+        epoch, offset = divmod(step * self._sizes[stream] * self._world + position, self._length(stream))
         index = int(self._order(stream, epoch)[offset])
         index, image = self._readable(index, stream)
-        if stream != _SOURCE:
+        if stream == _TARGET:
             return image, Annotations.empty()
-        item = self._source.images[index]
+        item = self._with_labels(stream).images[index]
         sx, sy = image.shape[1] / item.width, image.shape[0] / item.height
         if sx == sy == 1.0:
             return image, item.annotations
@@ -291,7 +301,7 @@ class Loader:
             raise AcclimateError(self._mostly_damaged(stream))
 
     def _mostly_damaged(self, stream: int) -> str:
-        kind = "source" if stream == _SOURCE else "target"
+        kind = {_SOURCE: "source", _TARGET: "target", _LABELLED: "labelled target"}[stream]
         return (
             f"{self.cache.damaged[0]}: this and more than half of the {self._length(stream)} {kind} images cannot be "
             "read; copy the data again"
@@ -304,19 +314,25 @@ class Loader:
         return found
 
     def _path(self, index: int, stream: int) -> Path:
-        if stream == _SOURCE:
-            return self._source.images[index].path
+        if stream != _TARGET:
+            return self._with_labels(stream).images[index].path
         assert self._target is not None
         return self._target.paths[index]
 
-    def _length(self, stream: int) -> int:
+    def _with_labels(self, stream: int) -> LabelledSet:
         if stream == _SOURCE:
-            return len(self._source)
+            return self._source
+        assert self._labelled is not None
+        return self._labelled
+
+    def _length(self, stream: int) -> int:
+        if stream != _TARGET:
+            return len(self._with_labels(stream))
         assert self._target is not None
         return len(self._target)
 
     def _permutation(self, stream: int, epoch: int) -> NDArray[np.int64]:
-        order = _SOURCE_ORDER if stream == _SOURCE else _TARGET_ORDER
+        order = {_SOURCE: _SOURCE_ORDER, _TARGET: _TARGET_ORDER, _LABELLED: _LABELLED_ORDER}[stream]
         rng = np.random.default_rng([self._seed, order, epoch])
         if stream == _SOURCE and self._weights is not None:
             return drawn(self._weights, rng)

@@ -1,13 +1,16 @@
-"""Writing what was read as a COCO, YOLO or Pascal VOC set, to check it elsewhere or to take it along."""
+"""Writing what was read as a COCO, YOLO, Pascal VOC, CVAT or Label Studio set, to check, correct or take it along."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from acclimate.data.formats import LabelledImage, LabelledSet, Problem
 from acclimate.data.formats.raw import IGNORED_NAME
@@ -17,7 +20,7 @@ from acclimate.run import writing
 _SPLIT = "train"
 
 
-def write(images: LabelledSet, format_: str, out: Path) -> tuple[Problem, ...]:
+def write(images: LabelledSet, format_: str, out: Path, *, drafts: bool = False) -> tuple[Problem, ...]:
     """Write a set with copies of its image files.
 
     Boxes are those of the pictures as they are seen: a reader that ignores EXIF tags needs `orientation = "stored"`.
@@ -26,6 +29,8 @@ def write(images: LabelledSet, format_: str, out: Path) -> tuple[Problem, ...]:
         images: the set.
         format_: one of `FORMATS`.
         out: a new or an empty folder.
+        drafts: whether the boxes are a detector's, for a person to correct. A format that has a word for that says
+            so (Label Studio's predictions).
 
     Returns:
         What the format has no words for, and so was left out.
@@ -39,8 +44,10 @@ def write(images: LabelledSet, format_: str, out: Path) -> tuple[Problem, ...]:
         raise AcclimateError(f"{out}: is there and not empty; choose a new folder")
     if any(image.path.absolute().is_relative_to(out.absolute()) for image in images.images):
         raise AcclimateError(f"{out}: holds the set that is read; choose another folder")
-    names = _names(images.images)
+    names = file_names(images.images)
     folder, labelled = FORMATS[format_]
+    if drafts:
+        labelled = _DRAFTS.get(format_, labelled)
     # A set that is there is whole: it is made under another name.
     made = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -57,7 +64,7 @@ def write(images: LabelledSet, format_: str, out: Path) -> tuple[Problem, ...]:
     return tuple(Problem(str(out), problem) for problem in problems)
 
 
-def _names(images: Sequence[LabelledImage]) -> list[str]:
+def file_names(images: Sequence[LabelledImage]) -> list[str]:
     """A file name for each image, with a stem that no other has: label files are named by it."""
     names = []
     taken: set[str] = set()
@@ -121,7 +128,7 @@ def _yolo(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
         _text(out / "labels" / _SPLIT / f"{Path(name).stem}.txt", "".join(f"{row}\n" for row in rows))
     listed = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(images.classes))
     _text(out / "data.yaml", f"path: .\ntrain: images/{_SPLIT}\nval: images/{_SPLIT}\nnames:\n{listed}")
-    return [f"{lost} ignored boxes are left out: YOLO has no word for them"] if lost else []
+    return _without_ignored(lost, "YOLO")
 
 
 def _voc(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
@@ -146,6 +153,86 @@ def _voc(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
     return []
 
 
+def _cvat(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
+    """CVAT's XML 1.1 for images, which a task that holds the images takes by "upload annotations"."""
+    lost = 0
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    for key, value in (("name", out.name), ("size", str(len(images))), ("mode", "annotation"), ("overlap", "0")):
+        ElementTree.SubElement(task, key).text = value
+    labels = ElementTree.SubElement(task, "labels")
+    for name in images.classes:
+        label_node = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label_node, "name").text = name
+        ElementTree.SubElement(label_node, "attributes")
+    for number, (image, name) in enumerate(zip(images.images, names, strict=True)):
+        size = {"width": str(image.width), "height": str(image.height)}
+        node = ElementTree.SubElement(root, "image", {"id": str(number), "name": name, **size})
+        a = image.annotations
+        lost += int(a.ignore.sum())
+        for box, label in zip(a.boxes[~a.ignore].tolist(), a.labels[~a.ignore], strict=True):
+            corners = {key: f"{value:.3f}" for key, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
+            more = {"source": "auto", "occluded": "0", **corners, "z_order": "0"}
+            ElementTree.SubElement(node, "box", {"label": images.classes[label], **more})
+    ElementTree.indent(root)
+    _text(out / "annotations.xml", ElementTree.tostring(root, "unicode", xml_declaration=True))
+    return _without_ignored(lost, "CVAT")
+
+
+def _labelstudio(
+    images: LabelledSet, names: Sequence[str], out: Path, part: Literal["annotations", "predictions"] = "annotations"
+) -> list[str]:
+    """Label Studio's tasks, and the labelling interface that they are for. A box is in percent of the picture.
+
+    Images are named as Label Studio serves them from local files, below the folder that is its document root.
+    """
+    lost = 0
+    tasks = []
+    for number, (image, name) in enumerate(zip(images.images, names, strict=True), 1):
+        a = image.annotations
+        lost += int(a.ignore.sum())
+        results = []
+        for row, (box, label) in enumerate(zip(a.boxes[~a.ignore].tolist(), a.labels[~a.ignore], strict=True)):
+            left, top, right, bottom = box
+            value = {
+                "x": 100 * left / image.width,
+                "y": 100 * top / image.height,
+                "width": 100 * (right - left) / image.width,
+                "height": 100 * (bottom - top) / image.height,
+                "rotation": 0,
+                "rectanglelabels": [images.classes[label]],
+            }
+            results.append(
+                {
+                    "id": f"{number}-{row}",
+                    "type": "rectanglelabels",
+                    "from_name": "label",
+                    "to_name": "image",
+                    "original_width": image.width,
+                    "original_height": image.height,
+                    "image_rotation": 0,
+                    "value": value,
+                }
+            )
+        model = {"model_version": "acclimate"} if part == "predictions" else {}
+        address = f"/data/local-files/?d={urllib.parse.quote(f'images/{name}')}"
+        tasks.append({"id": number, "data": {"image": address}, part: [{**model, "result": results}]})
+    _text(out / "tasks.json", json.dumps(tasks, indent=1))
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", {"name": "image", "value": "$image", "zoom": "true"})
+    choices = ElementTree.SubElement(view, "RectangleLabels", {"name": "label", "toName": "image"})
+    for name in images.classes:
+        ElementTree.SubElement(choices, "Label", {"value": name})
+    ElementTree.indent(view)
+    _text(out / "interface.xml", ElementTree.tostring(view, "unicode"))
+    return _without_ignored(lost, "Label Studio")
+
+
+def _without_ignored(count: int, format_: str) -> list[str]:
+    return [f"{count} ignored boxes are left out: {format_} has no word for them"] if count else []
+
+
 def _text(file: Path, content: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content, encoding="utf-8")
@@ -157,5 +244,9 @@ FORMATS: dict[str, tuple[str, _Writer]] = {
     "coco": ("images", _coco),
     "yolo": (f"images/{_SPLIT}", _yolo),
     "voc": ("JPEGImages", _voc),
+    "cvat": ("images", _cvat),
+    "labelstudio": ("images", _labelstudio),
 }
 """Where a format has its images, and what writes its labels."""
+_DRAFTS: dict[str, _Writer] = {"labelstudio": functools.partial(_labelstudio, part="predictions")}
+"""What writes them where they are to be corrected, if that is another thing."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import AdaptConfig, Config, merge, parse, quantises
+from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, merge, parse, quantises
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
@@ -17,7 +17,8 @@ from acclimate.run import Run, write_bytes
 from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, weights_of
 
 if TYPE_CHECKING:
-    from acclimate.data.formats import LabelledSet
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
+    from acclimate.data.labelled import LabelledFrames
     from acclimate.models.detector import Detector, DetectorSpec
 
 
@@ -27,6 +28,7 @@ def adapt(
     out: str | Path,
     overrides: Sequence[str] = (),
     *,
+    labelled: DataConfig | None = None,
     config: Config | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -35,6 +37,10 @@ def adapt(
     The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
     the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`). No label of the
     target is read: the target is an `UnlabelledSet`, which has none.
+
+    `labelled` is the exception that a person makes: a few target images that came back from an annotation tool. They
+    are a type of their own (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set,
+    and never looked at to choose the checkpoint.
 
     A method that uses no target image is the fair source-only baseline, further source training of the same length:
     it keeps its last checkpoint, and its manifest has the role "baseline" instead of "adapted".
@@ -46,7 +52,10 @@ def adapt(
 
     def prepare() -> Recipe:
         parent = stages.finished(Path(source))
-        return recipe(parent, _configured(parent, config, overrides).model_copy(update={"target": Path(target)}))
+        update: dict[str, Any] = {"target": Path(target)}
+        if labelled is not None:
+            update["labelled"] = labelled
+        return recipe(parent, _configured(parent, config, overrides).model_copy(update=update))
 
     return carry_out("adapt", out, prepare, console)
 
@@ -79,6 +88,7 @@ def prepared(
     Raises:
         AcclimateError: see `adapt`.
     """
+    config = _with_labels(config)
     if config.source is None or config.target is None:
         raise AcclimateError(
             f"{parent}: its configuration names no source data set, and adaptation keeps it in the mix"
@@ -88,6 +98,9 @@ def prepared(
 
     adapts = uses_target(config)
     target = formats.unlabelled(config.target)
+    frames = _labelled(config, spec, target)
+    if frames is not None:
+        target = frames.rest
     images = formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
     settings = stages.plain(config, "seed", "augment", "adapt", "schedule")
     taught = taught_by(config)
@@ -97,20 +110,61 @@ def prepared(
         title="adapt" if adapts else "baseline",
         config=config,
         schedule=config.schedule,
-        inputs=Inputs(settings, {"the source run": weights, **taught}, images, target if adapts else None),
+        inputs=Inputs(settings, {"the source run": weights, **taught}, images, target if adapts else None,
+            frames.images if frames is not None else None),
         identity=(
             "adapt", settings, stages.labelled_digest(images), stages.unlabelled_digest(target) if adapts else None,
-            weights, *taught.values(),
+            weights, *taught.values(), *([stages.labelled_digest(frames.images)] if frames is not None else []),
         ),
         detector=detector,
         method=lambda made, source: method(config.adapt, made, source, config.seed),
         warm=False,
         start=lambda _: f"the source run {parent}",
         parents=(str(parent),),
+        facts=_facts(frames),
         keep=lambda run, average, console: _keep(config, parent, images, target.paths, run, average, console)
         if adapts
         else None,
     )  # fmt: skip
+
+
+def _with_labels(config: Config) -> Config:
+    """The configuration with the term that learns from labelled frames where there are some.
+
+    Raises:
+        AcclimateError: that term is asked for, and there are none.
+    """
+    if config.labelled is None:
+        if config.adapt.labelled is not None:
+            raise AcclimateError("adapt.labelled learns from labelled target images; name them with --labelled SET")
+        return config
+    if config.adapt.labelled is not None or config.adapt.quantisation is not None:
+        return config
+    return config.model_copy(update={"adapt": config.adapt.model_copy(update={"labelled": LabelledConfig()})})
+
+
+def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> LabelledFrames | None:
+    """The labelled frames of the target, matched to it and held against the test set's files."""
+    if config.labelled is None or config.adapt.labelled is None:
+        return None
+    from acclimate.data import formats
+    from acclimate.data.labelled import match, refuse_early
+    from acclimate.select.ask.question import refuse_untouched
+
+    refuse_untouched(config.labelled.path)
+    images = formats.read(config.labelled, spec.classes, masks=spec.has_masks, reading=spec.reading)
+    frames = match(images, target)
+    if config.target_test is not None:
+        refuse_early(frames, config.target_test)
+    return frames
+
+
+def _facts(frames: LabelledFrames | None) -> dict[str, Any]:
+    """What the manifest says of labelled frames; their contents, so that no test set ever holds them."""
+    if frames is None:
+        return {}
+    told = {**stages.describe(frames.images), "matched": frames.matched, "sha256": list(frames.contents)}
+    return {"labelled": told}
 
 
 def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) -> Config:

@@ -122,6 +122,8 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         acc.process_index, acc.num_processes,
         large=teacher.scale if teacher is not None else 1.0,
         weights=_drawn(detector, inputs.source, inputs.target, config),
+        labelled=inputs.labelled,
+        share=config.adapt.labelled.share if config.adapt.labelled is not None else 0.0,
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}

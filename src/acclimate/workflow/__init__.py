@@ -10,10 +10,12 @@ Functions that train need the `train` extra; heavy imports wait until a verb run
 """
 
 from acclimate.run import Role
+from acclimate.select.ask.question import Question
 from acclimate.training.adapt import adapt
 from acclimate.training.distil import distil
 from acclimate.training.slim import slim
 from acclimate.training.train import train
+from acclimate.workflow.asking import ask
 from acclimate.workflow.delivery import (
     Draw,
     Precision,
@@ -36,10 +38,12 @@ __all__ = [
     "Draw",
     "Job",
     "Precision",
+    "Question",
     "Role",
     "Search",
     "adapt",
     "agent",
+    "ask",
     "compare",
     "convert",
     "data",

@@ -439,21 +439,26 @@ def _sets(
     Raises:
         AcclimateError: a set that is named cannot be used.
     """
-    classes = artifact.manifest.classes
-    if data:
-        from acclimate.data import formats
-
-        return [(formats.read(one, classes), name, role) for one, name, role in data], []
     from acclimate.verification.measure import source_run
 
+    classes, reading = artifact.manifest.classes, artifact.manifest.reading
     run = source_run(artifact)
+    if data:
+        from acclimate.data import formats
+        from acclimate.data.labelled import refuse_tested
+
+        named = [(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
+        for truth, name, _ in named if run is not None else ():
+            assert run is not None
+            refuse_tested(stages.labelled_frames(run), truth.paths, name)
+        return named, []
     sets: list[tuple[LabelledSet, str, Role]] = []
     notes = []
     for name, (one, role) in (_evaluated_on(run) if run is not None else {}).items():
         try:
             from acclimate.data import formats
 
-            sets.append((formats.read(one, classes), name, role))
+            sets.append((formats.read(one, classes, reading=reading), name, role))
         except (AcclimateError, ModuleNotFoundError) as error:
             notes.append(f"{name}, which the run was evaluated on, was not measured: {error}")
     return sets, notes

@@ -45,12 +45,14 @@ def _evaluate(
 ) -> Evaluation:
     from acclimate.adapt.engine import checkpoints
     from acclimate.data import formats
+    from acclimate.data.labelled import refuse_tested
     from acclimate.evaluate import evaluate_detector
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
     detector = stages.to_device(models.load(run.path))
     truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
+    refuse_tested(stages.labelled_frames(run), truth.paths, name)
     result = evaluate_detector(detector, truth, name, role)
     run.write(f"evaluations/{name}.json", result)
     selection = run.selection()

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Config, DataConfig
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, WaitingError
 from acclimate.run import Role, Run, digest, locked
 from acclimate.training import adapt as adapting
 from acclimate.training import train as training
 from acclimate.training.adapt import adapt
 from acclimate.training.recipe import rehearse, specified
 from acclimate.training.train import train
+from acclimate.workflow.asking import ask
 from acclimate.workflow.delivery import export, verify
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.showing import report, scenes
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("source", "baseline", "adapted", "oracle")
 """The runs of a job."""
+ASKED = "ask"
+"""The folder of its frames to label."""
 PICTURES = 6
 """Target images that the report shows before and after."""
 
@@ -66,6 +69,7 @@ def run(config: Config, *, console: Console | None = None) -> Job:
     what was there before moves to `previous/`.
 
     Raises:
+        WaitingError: the config asks for labels ([ask]), and they are not there yet.
         AcclimateError, Interrupted: as the stages do.
     """
     stages.one_process("run")
@@ -89,12 +93,16 @@ def _run(config: Config, console: Console | None) -> Job:
         raise AcclimateError("the config needs a [source] data set and `target`, a folder of unlabelled images")
     tests = _tests(config)
     longer = _oracle(config)
+    place = config.labelled.path if config.labelled is not None else None
+    config = _answered(config)
     # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
     alone = source_only(config)
     _check_early(config, alone, longer, tests)
 
     out = config.out
     source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)
+    if config.ask is not None and config.labelled is None:
+        _ask(config, source, target, place, console)
     baseline = stages.take_place(
         out / "baseline", lambda: adapt(source.path, target, out / "baseline", config=alone, console=console), console
     )
@@ -160,6 +168,49 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
     )
 
 
+def _answered(config: Config) -> Config:
+    """The configuration with the labels that a person was asked for; without any where they are not there yet.
+
+    They are in the set `labelled`, or, where none is named, in the one folder of the question that somebody changed.
+
+    Raises:
+        AcclimateError: several were.
+    """
+    if config.ask is None:
+        return config
+    if config.labelled is not None:
+        there = config.labelled if config.labelled.path.exists() else None
+        return config.model_copy(update={"labelled": there})
+    from acclimate.select.ask import question
+
+    folder = config.out / ASKED
+    if not (folder / question.FILE).is_file():
+        return config
+    touched = question.read(folder).touched()
+    if len(touched) > 1:
+        names = " and ".join(str(path) for path in touched)
+        raise AcclimateError(f"{names}: both were annotated; say which with labelled.path={touched[0]}")
+    return config.model_copy(update={"labelled": DataConfig(path=touched[0]) if touched else None})
+
+
+def _ask(config: Config, source: Run, target: Path, place: Path | None, console: Console | None) -> None:
+    """Ask for labels, and end.
+
+    Raises:
+        WaitingError: always; the same call goes on once they are there.
+    """
+    assert config.ask is not None
+    wanted = config.ask
+    folder = config.out / ASKED
+    asked = stages.take_place(
+        folder,
+        lambda: ask(source.path, target, folder, frames=wanted.frames, way=wanted.way, console=console),
+        console,
+    ).asked
+    where = "" if place is None else f", with the labels in {place}"
+    raise WaitingError(f"waiting for {len(asked.frames)} frames; annotate {folder} and run again{where}")
+
+
 def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
     tests: list[tuple[DataConfig, str, Role]] = []
     if config.source_test is not None:
@@ -202,6 +253,7 @@ def _check_early(
         AcclimateError: as the stages would, later.
     """
     from acclimate.data import formats
+    from acclimate.data.labelled import refuse_tested
     from acclimate.models import detector as models
 
     recipe = training.recipe(config)
@@ -209,12 +261,15 @@ def _check_early(
     spec = models.specify(config.model, recipe.inputs.source.classes, recipe.inputs.source.reading)
     rehearse(recipe)
     for part in (alone, config):
-        rehearse(adapting.prepared(part, config.out / "source", spec, lambda: models.build(spec), ""))
+        adaptation = adapting.prepared(part, config.out / "source", spec, lambda: models.build(spec), "")
+        rehearse(adaptation)
+    contents = adaptation.facts.get("labelled", {}).get("sha256", ())
     if longer is not None:
         training.recipe(longer, "oracle")
     for test, name, _ in tests:
         try:
-            formats.read(test, spec.classes, reading=spec.reading)
+            truth = formats.read(test, spec.classes, reading=spec.reading)
+            refuse_tested(dict.fromkeys(contents, "the labelled set"), truth.paths, str(test.path))
         except AcclimateError as error:
             raise AcclimateError(f"{name}: {error}") from None
 

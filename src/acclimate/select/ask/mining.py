@@ -1,0 +1,115 @@
+"""Self-supervised sample mining: regions that a detector does not find again where they are pasted in.
+
+Wang et al. 2018, "Towards Human-Machine Cooperation: Self-Supervised Sample Mining for Object Detection". A region that
+is found in one frame is pasted into labelled images; the share of these in which the detector finds the same class
+there again is its consistency (cross image validation). Where it is high the detection can be believed, where it is low
+a person should look. Regions keep their place and size on the canvas.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import from_numpy
+from torchvision.ops import box_iou
+
+from acclimate.data.dataset import choose as drawn
+from acclimate.data.dataset import plain_images
+from acclimate.errors import AcclimateError
+from acclimate.models.detector import device_of, evaluating
+from acclimate.select.ask.seen import Choice, Seen, batch, highest, rarest
+from acclimate.structures import Detections, Image
+
+IMAGES = 5
+"""Labelled images that each region is pasted into."""
+REGIONS = 8
+"""Regions of a frame that are looked at: the surest that do not overlap."""
+LEAST = 0.1
+"""Score of a region that is looked at."""
+FOUND = 0.5
+"""IoU from which a region is found again; it has the same class, and half of the score that it had."""
+
+
+def choose(seen: Seen, count: int) -> list[Choice]:
+    """See `ask.choose`."""
+    regions, consistencies = validated(seen)
+    wanted = np.array(
+        [
+            float(((1 - share) * seen.weights[one.labels]).sum())
+            for one, share in zip(regions, consistencies, strict=True)
+        ]
+    )
+    return [
+        Choice(
+            index,
+            f"{int((consistencies[index] < FOUND).sum())} of {len(regions[index])} regions are not found again in "
+            "labelled images" + rarest(seen, index),
+            {"inconsistency": float(wanted[index])},
+        )
+        for index in highest(wanted, count)
+    ]
+
+
+def validated(seen: Seen) -> tuple[list[Detections], list[NDArray[np.float64]]]:
+    """The regions of each frame, and of each region the share of labelled images in which it is found again.
+
+    Raises:
+        AcclimateError: there are no source images.
+    """
+    if seen.source is None:
+        raise AcclimateError(
+            "ask: mining pastes into labelled source images, and the run's are not there; name another way"
+        )
+    spec, device = seen.detector.spec, device_of(seen.detector)
+    labelled = drawn(seen.source.paths, IMAGES, seen.seed)
+    grounds = [canvas for _, canvas, _ in plain_images(labelled, spec.image_size, seen.source.reading)]
+    regions: list[Detections] = []
+    shares: list[NDArray[np.float64]] = []
+    frames = plain_images(seen.paths, spec.image_size, spec.reading)
+    with evaluating(seen.detector):
+        for found, (_, canvas, _) in zip(seen.plain, frames, strict=True):
+            own = _apart(found.above(LEAST))
+            regions.append(own)
+            if not len(own):
+                shares.append(np.zeros(0))
+                continue
+            images = batch([pasted(ground, canvas, own) for ground in grounds], device)
+            again = seen.detector.decode(seen.detector(images))
+            shares.append(np.mean([found_again(own, one) for one in again], axis=0))
+    return regions, shares
+
+
+def pasted(ground: Image, frame: Image, regions: Detections) -> Image:
+    """A labelled image (H, W, 3) with the regions of a frame of the same size in their places."""
+    image = ground.copy()
+    height, width = image.shape[:2]
+    for left, top, right, bottom in regions.boxes:
+        rows = slice(max(0, int(top)), min(height, int(np.ceil(bottom))))
+        columns = slice(max(0, int(left)), min(width, int(np.ceil(right))))
+        image[rows, columns] = frame[rows, columns]
+    return image
+
+
+def found_again(regions: Detections, found: Detections) -> NDArray[np.float64]:
+    """(N,) 1 for each region where a box of its class, and at least half of its score, lies; else 0."""
+    if not len(found):
+        return np.zeros(len(regions))
+    iou = box_iou(from_numpy(regions.boxes), from_numpy(found.boxes)).numpy()
+    there = (
+        (iou >= FOUND)
+        & (regions.labels[:, None] == found.labels[None])
+        & (found.scores[None] >= regions.scores[:, None] / 2)
+    )
+    return np.asarray(there.any(axis=1).astype(np.float64))
+
+
+def _apart(found: Detections) -> Detections:
+    """The surest regions of which none covers a part of another, so that all can be pasted at once."""
+    if not len(found):
+        return found
+    iou = box_iou(from_numpy(found.boxes), from_numpy(found.boxes)).numpy()
+    chosen: list[int] = []
+    for index in range(len(found)):
+        if len(chosen) < REGIONS and not (iou[index, chosen] > 0).any():
+            chosen.append(index)
+    return found[np.array(chosen)]

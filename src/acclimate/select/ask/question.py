@@ -1,0 +1,122 @@
+"""The folder that `ask` writes: which frames, why, and with which boxes to start from; and whether someone has been
+at work in it. Loads without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from acclimate.errors import AcclimateError
+from acclimate.run import read_json
+
+FILE = "ask.json"
+LABELS = frozenset({".txt", ".json", ".xml", ".yaml"})
+
+
+class AskedBox(BaseModel):
+    """A pre-annotation: x1, y1, x2, y2 in pixels of the frame."""
+
+    box: tuple[float, float, float, float]
+    label: str
+    score: float
+
+
+class AskedFrame(BaseModel):
+    """A frame that a person should label.
+
+    `file` is its name in the folders of the formats, `path` where it was found, and `sha256` what it is.
+    """
+
+    file: str
+    path: str
+    sha256: str
+    why: str
+    scores: dict[str, float]
+    boxes: tuple[AskedBox, ...]
+
+
+class Asked(BaseModel):
+    """What `ask` writes as ask.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    run: str
+    target: str
+    way: str
+    seed: int
+    digest: str
+    classes: tuple[str, ...]
+    looked_at: int
+    near_duplicates: int
+    """Frames that were left out because another, or one that was asked before, shows the same."""
+    frames: tuple[AskedFrame, ...]
+    written: dict[str, str]
+    """Format -> digest of its label files as they were written; another one tells that a person has been there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A folder that `ask` has written, and what is in it."""
+
+    path: Path
+    asked: Asked
+
+    def touched(self) -> list[Path]:
+        """The formats' folders in which labels are not what they were."""
+        return [
+            folder
+            for format_, before in self.asked.written.items()
+            if (folder := self.path / format_).is_dir() and labels_digest(folder) != before
+        ]
+
+
+def read(folder: Path) -> Question:
+    """A folder that `ask` has written.
+
+    Raises:
+        AcclimateError: it is none, or damaged.
+    """
+    file = folder / FILE
+    values = read_json(file)
+    try:
+        return Question(folder, Asked.model_validate(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); ask again, into another folder") from None
+
+
+def labels_digest(folder: Path) -> str:
+    """Of the names and the content of the label files below a folder."""
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in LABELS and path.is_file():
+            state.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            state.update(hashlib.sha256(path.read_bytes()).digest())
+    return state.hexdigest()[:16]
+
+
+def refuse_untouched(path: Path) -> None:
+    """Refuse pre-annotations that nobody has looked at: they are what the detector believes already.
+
+    Args:
+        path: a labelled set, or its index.
+
+    Raises:
+        AcclimateError: it is a folder of `ask`'s, as it was written.
+    """
+    resolved = path.resolve()
+    for folder in resolved.parents:
+        if not (folder / FILE).is_file():
+            continue
+        question = read(folder)
+        own = folder / resolved.relative_to(folder).parts[0]
+        if own.name in question.asked.written and own not in question.touched():
+            raise AcclimateError(
+                f"{path}: holds the detector's own boxes, and nobody has changed one; correct them first, or, where "
+                "all of them are right, copy the folder elsewhere"
+            )
+        return
