@@ -11,10 +11,12 @@ What all of them look at is made once (`seen.look`), of frames that differ: of n
 from __future__ import annotations
 
 import importlib
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from acclimate.errors import AcclimateError
-from acclimate.select.ask.seen import Choice, Seen
+
+if TYPE_CHECKING:
+    from acclimate.select.ask.seen import Choice, Seen
 
 WAYS = {
     "combined": "acclimate.select.ask.combined",
