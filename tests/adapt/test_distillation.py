@@ -568,7 +568,7 @@ def test_a_teacher_that_teaches_nothing_is_refused() -> None:
         DistillationConfig(teacher=Path("x"), response=-1)
     with pytest.raises(ValidationError, match="threshold is a score"):
         DistillationConfig(teacher=Path("x"), threshold=1.5)
-    with pytest.raises(ValidationError, match="width is a number of channels or 'map'"):
+    with pytest.raises(ValidationError, match="width is a number of channels, up to 16384, or 'map'"):
         GanConfig(width=0)
     alone = DistillationConfig(teacher=Path("x"), response=0, gan=GanConfig())
     with pytest.raises(ValidationError, match="nothing is learnt once critics end"):
