@@ -118,6 +118,13 @@ def drift_table() -> Iterator[str]:
     )  # fmt: skip
 
 
+def reading_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "reading.csv"),
+        {"reader": "reader", "cpu_s": "processor, s", "memory_mb": "MB", "ratio": "times pycocotools"},
+    )
+
+
 def soak_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "soak.csv"),
@@ -146,6 +153,7 @@ TABLES = {
     "tsd": tsd_table,
     "drift": drift_table,
     "soak": soak_table,
+    "reading": reading_table,
 }
 
 
