@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     config = acclimate.Config.model_validate(
         {
             "source": clear,
-            "model": {"size": "nano", "image_size": [96, 128], "weights": "none"},
+            "model": {"size": "nano", "image_size": [96, 128]},
             "train": {"steps": 40, "batch_size": 8, "warmup": 5, "ema": 0.9, "checkpoint_every": 20},
             "schedule": {"steps": 20, "warmup": 2, "ema": 0.9, "checkpoint_every": 10},
         }

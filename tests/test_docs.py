@@ -173,7 +173,7 @@ def command_lines(code: str) -> list[str]:
 
 SMALL: dict[str, dict[str, Any]] = {
     "scenes": {"images": 12, "test_images": 6, "size": [96, 128]},
-    "model": {"size": "nano", "image_size": [96, 128], "weights": "none"},
+    "model": {"backbone": "lcnet_050", "channels": 32, "depth": 1, "image_size": [96, 128], "weights": "none"},
     "train": {"steps": 6, "batch_size": 4, "warmup": 2, "checkpoint_every": 3, "log_every": 1, "workers": 0},
     "schedule": {"steps": 6, "batch_size": 4, "warmup": 2, "checkpoint_every": 3, "log_every": 1, "workers": 0},
     "export": {"calibration_images": 12},
