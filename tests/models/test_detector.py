@@ -71,7 +71,7 @@ def test_what_is_given_overrides_the_preset() -> None:
     assert (made.norm, made.freeze, made.classes) == ("group", 1, ("a", "b"))
 
 
-@pytest.mark.parametrize("size", [(320, 330), (100, 320), (0, 320), (-32, 320)])
+@pytest.mark.parametrize("size", [(320, 330), (100, 320)])
 def test_a_canvas_that_the_largest_stride_does_not_divide_is_an_error(size: tuple[int, int]) -> None:
     with pytest.raises(AcclimateError, match=rf"model\.image_size: {size[0]} x {size[1]}.*32"):
         specify(ModelConfig(image_size=size), ["a"])

@@ -25,8 +25,8 @@ def test_predict_keeps_order_pixels_and_modes(tmp_path: Path) -> None:
     assert detector.training
     assert detector.norm.training
     assert not detector.frozen.training
-    assert [len(one) for one in found] == [1, 1, 0, 1, 1, 1]
-    scores = [float(one.scores[0]) for one in found if len(one)]
+    assert [None if one is None else len(one) for one in found] == [1, 1, None, 1, 1, 1]
+    scores = [float(one.scores[0]) for one in found if one is not None]
     expected = [1 / (1 + np.exp(-(40 * index + 10) / 50)) for index in range(5)]
     assert scores == pytest.approx(expected, rel=1e-6)
     side = 2 * 32 * np.log(2)  # twice as large as the canvas; softplus(0) = log 2

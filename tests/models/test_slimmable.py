@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from acclimate.config import ModelConfig, SlimmableConfig
+from acclimate.edge.engines import engine
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.export.onnx import Onnx
@@ -278,7 +279,7 @@ def test_what_a_bank_exports_is_the_slice_of_its_width(tmp_path: Path) -> None:
     made = bank("lcnet_050")
     made.set_width((0.5, 0.5, 0.75, 0.5, 0.25, 1.0))
     artifact = Onnx().export(made, tmp_path, "fp32", [])
-    found = Onnx().load(artifact, 1)(IMAGES[:1].numpy())
+    found = engine("onnx").load(artifact, 1)(IMAGES[:1].numpy())
     assert artifact.manifest.notes.macs_m == round(macs(made) / 1e6, 3)
     assert artifact.manifest.notes.parameters == parameters(made.extract())
     with torch.no_grad():

@@ -20,7 +20,6 @@ from acclimate.select import budget as costs
 from acclimate.select import record
 from acclimate.select import search as searching
 from acclimate.verification.record import Verification, save
-from acclimate.workflow import training
 from acclimate.workflow.searching import _nearest
 from coloured_squares import write_scenes
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t
-
 from acclimate.benchmark.suite import Suite
 from acclimate.errors import AcclimateError
 from acclimate.run import write_bytes, writing
@@ -182,6 +180,8 @@ def _difference(paired: dict[str, float]) -> str:
     scaled = [100 * value for value in paired.values()]
     if not scaled:
         return "-"
+    from scipy.stats import t
+
     half = (
         float(t.ppf(0.975, len(scaled) - 1)) * statistics.stdev(scaled) / len(scaled) ** 0.5 if len(scaled) > 1 else 0
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -18,14 +19,15 @@ from torch.distributed.nn.functional import all_reduce
 def synchronise(module: nn.Module) -> None:
     """Let every BatchNorm below `module` take its batch statistics over all processes, where there are several.
 
-    Names, weights and what it computes in eval mode stay as they are.
+    Names, weights and what it computes in eval mode stay as they are. torch's layer and timm's with an activation are
+    meant; a layer that computes otherwise, as a slimmable one does, normalises by its own process's part.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     classes: dict[type[nn.Module], Any] = {}
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d) and not isinstance(part, _Synchronised):
-            own = type(part)
+        own = type(part)
+        if own in (nn.BatchNorm2d, BatchNormAct2d):
             part.__class__ = classes.setdefault(own, type(f"Synchronised{own.__name__}", (_Synchronised, own), {}))
 
 
