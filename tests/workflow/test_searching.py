@@ -19,6 +19,7 @@ from acclimate.run import Manifest, Run
 from acclimate.select import budget as costs
 from acclimate.select import record
 from acclimate.select import search as searching
+from acclimate.training import slim as slimming
 from acclimate.verification.record import Verification, save
 from acclimate.workflow.searching import _nearest
 from coloured_squares import write_scenes
@@ -72,7 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             load_ms=1, peak_memory_mb=100, idle_memory_mb=50,
         )  # fmt: skip
         measured = Verification(
-            artifact=artifact.manifest.name, runtime="eager", precision="fp32", digest=artifact.digest,
+            artifact=artifact.manifest.name, runtime="onnx", precision="fp32", digest=artifact.digest,
             budget=budget, latency=latency, size_mb=artifact.size_mb, peak_memory_mb=100, macs_m=macs,
             machine={},
         )  # fmt: skip
@@ -93,7 +94,7 @@ def test_each_budget_becomes_a_run_with_an_artifact_that_holds_it(bank: Path, im
         "half": Budget(macs_m=(full + least) / 2, memory_mb=200),
         "none": Budget(macs_m=least / 2),
     }
-    options = {"runtime": "eager", "precision": "fp32", "evaluations": 4}
+    options = {"runtime": "onnx", "precision": "fp32", "evaluations": 4}
     done = workflow.search(bank, images, budgets, tmp_path / "small", **options)  # type: ignore[arg-type]
     assert list(done.found) == ["all", "half"]
     whole = Run.open(tmp_path / "small" / "all")
@@ -111,7 +112,7 @@ def test_each_budget_becomes_a_run_with_an_artifact_that_holds_it(bank: Path, im
     assert (spec.kind, spec.widths) == ("dense", found.width)
     (artifact,) = half.artifacts()
     assert (artifact / "verification.json").is_file()
-    assert workflow.export(half.path, runtime="eager", precision="fp32") == artifact
+    assert workflow.export(half.path, runtime="onnx", precision="fp32") == artifact
 
     assert list(done.missed) == ["none"]
     nearest = "/".join(f"{one:g}" for one in narrowest)
@@ -139,9 +140,9 @@ def test_a_search_goes_on_from_what_was_judged_and_timed(
     bank: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets = {"": Budget(latency_ms=1e5, size_mb=100)}
-    options = {"runtime": "eager", "precision": "fp32", "evaluations": 2}
+    options = {"runtime": "onnx", "precision": "fp32", "evaluations": 2}
     workflow.search(bank, images, budgets, tmp_path / "one", **options)  # type: ignore[arg-type]
-    (table,) = (bank / "search").glob("eager-fp32-1-*.json")
+    (table,) = (bank / "search").glob("onnx-fp32-1-*.json")
     assert len(costs.Table.model_validate_json(table.read_text()).fitted) == 4
     assert not (bank / "search" / "timed").exists()
     assert Run.open(tmp_path / "one").read("search.json")["latency_error"] is not None
@@ -167,7 +168,7 @@ def test_hindsight_evaluates_widths_that_were_judged(bank: Path, images: Path, t
 
     generate(tmp_path / "test", 2, (64, 64), 0, None)
     budget = {"": Budget(macs_m=1e6)}
-    workflow.search(bank, images, budget, tmp_path / "s", runtime="eager", precision="fp32", evaluations=3)
+    workflow.search(bank, images, budget, tmp_path / "s", runtime="onnx", precision="fp32", evaluations=3)
     names = ["car", "person"]
     config = DataConfig(path=tmp_path / "test", classes=dict(zip(names, ["red", "blue"], strict=True)), drop=_others())
     workflow.evaluate(bank, config, hindsight=True)
@@ -194,11 +195,11 @@ def test_a_detector_of_one_width_is_told_what_to_do(images: Path, tmp_path: Path
 def test_slim_is_an_adaptation_of_all_widths(bank: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def adapt(source: Path, target: Path, out: Path, *, config: Config, console: object) -> Run:
+    def recipe(parent: Run, config: Config) -> None:
         asked["config"] = config
-        return Run.open(bank)
 
-    monkeypatch.setattr(training, "adapt", adapt)
+    monkeypatch.setattr(slimming.adapting, "recipe", recipe)
+    monkeypatch.setattr(slimming, "carry_out", lambda verb, out, prepare, console: prepare())
     workflow.slim(bank, images, "out", ["adapt.slim.models=3", "schedule.steps=5"])
     assert asked["config"].adapt.slim.models == 3
     assert asked["config"].schedule.steps == 5
