@@ -1,0 +1,1 @@
+"""Options of the methods of adaptation, a file each; none of them needs torch."""
