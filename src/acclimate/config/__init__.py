@@ -3,10 +3,10 @@
 An unknown key or a wrong value is an error that names the key, the file and what would be right.
 """
 
-from acclimate.config.adapt import AdaptConfig
+from acclimate.config.adapt import AdaptConfig, finishing, nothing
 from acclimate.config.data import FORMATS, AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_budget
-from acclimate.config.job import AskConfig, Config, load, quantises
+from acclimate.config.job import AskConfig, Config, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
@@ -50,12 +50,13 @@ __all__ = [
     "SuppressionConfig",
     "TeacherConfig",
     "TwoStageConfig",
+    "finishing",
     "load",
     "load_budgets",
     "merge",
+    "nothing",
     "overlay",
     "parse",
     "parse_budget",
-    "quantises",
     "read",
 ]

@@ -104,6 +104,16 @@ class AugmentConfig(Options):
     """How often a source image is drawn: all alike, more often with classes that few images show, or (adaptation only)
     so that classes come up as often as the detector finds them on the target (`data/balance.py`)."""
 
+    @property
+    def looks_at_target(self) -> bool:
+        """Whether a source image is changed by what the target looks like."""
+        return max(self.style, self.fourier, self.weather) > 0 or self.balance == "target"
+
+    def without_target(self) -> AugmentConfig:
+        """These views without anything of the target."""
+        balance = "none" if self.balance == "target" else self.balance
+        return self.model_copy(update={"style": 0.0, "fourier": 0.0, "weather": 0.0, "mask": 0.0, "balance": balance})
+
     @field_validator("scale")
     @classmethod
     def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -8,13 +8,16 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from acclimate.config.adapt import AdaptConfig
+from acclimate.config.adapt import AdaptConfig, finishing
 from acclimate.config.data import AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig
 from acclimate.config.model import ModelConfig
 from acclimate.config.options import Options
 from acclimate.config.reading import merge, parse, read
 from acclimate.config.schedule import ScheduleConfig
+
+ADAPTATION: dict[str, Any] = {"steps": 1000, "lr": 5e-4, "warmup": 50}
+"""What the schedule of an adaptation has other defaults for than that of a training."""
 
 
 class AskConfig(Options):
@@ -60,42 +63,44 @@ class Config(Options):
     """Schedule of the source training; see `[train]` and `[schedule]`."""
     adapt: AdaptConfig = AdaptConfig()
     """See `[adapt]`."""
-    schedule: ScheduleConfig = ScheduleConfig(steps=1000, lr=5e-4, warmup=50)
+    schedule: ScheduleConfig = ScheduleConfig(**ADAPTATION)
     """The schedule of the adaptation; `train` is the schedule of the source training."""
     export: ExportConfig = ExportConfig()
     """See `[export]`."""
     budget: Budget | None = None
     """See `[budget]`; without it the accuracy tolerance alone must hold."""
 
+    def source_only(self) -> Config:
+        """This job without anything of the target: the source trained on for the same schedule, with the same views.
+
+        It is the baseline that an adaptation must beat: what needs no target image, both have. A bank is trained on as
+        one.
+        """
+        alone = {"adapt": self.adapt.without_target(), "augment": self.augment.without_target(), "labelled": None}
+        return self.model_copy(update=alone)
+
     @model_validator(mode="before")
     @classmethod
     def _adapt_schedule_inherits(cls, values: Any) -> Any:
         """The adaptation's schedule starts from `train`'s loader settings, so that one place sets them."""
-        if not isinstance(values, dict):
+        if not isinstance(values, Mapping):
             return values
-        train, given = values.get("train"), values.get("schedule")
+        train, given, adapt = values.get("train"), values.get("schedule"), values.get("adapt")
         if isinstance(train, ScheduleConfig):
             train = train.model_dump(exclude_unset=True)
-        if given is not None and not isinstance(given, dict):
+        if given is not None and not isinstance(given, Mapping):
             return values
         inherited = {
             key: value
-            for key, value in (train if isinstance(train, dict) else {}).items()
+            for key, value in (train if isinstance(train, Mapping) else {}).items()
             if key in {"batch_size", "precision", "workers", "cache_mb"}
         }
-        default: dict[str, Any] = {"steps": 1000, "lr": 5e-4, "warmup": 50}
-        if quantises(values):
-            # Short, and with small steps: the detector is trained already. It keeps its last weights.
-            default = {"steps": 200, "lr": 5e-5, "warmup": 20, "ema": 0.98}
+        default = dict(ADAPTATION)
+        for options in finishing(adapt.methods if isinstance(adapt, AdaptConfig) else adapt).values():
+            default |= options.schedule
+            # It keeps its last weights.
             default["checkpoint_every"] = (given or {}).get("steps", default["steps"])
         return {**values, "schedule": {**default, **inherited, **(given or {})}}
-
-
-def quantises(values: Mapping[str, Any]) -> bool:
-    """Whether a configuration, not looked at yet, asks for `adapt.quantisation`."""
-    adapt = values.get("adapt")
-    asked = adapt.get("quantisation") if isinstance(adapt, Mapping) else getattr(adapt, "quantisation", None)
-    return asked is not None
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

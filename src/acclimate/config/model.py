@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
@@ -57,9 +57,3 @@ class ModelConfig(Options):
         if self.start is not None and isinstance(self.weights, Path):
             raise ValueError("start and weights both name what to start from; leave one out")
         return self
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _no_weights(cls, value: Any) -> Any:
-        """On the command line a bare `none` is the absent value everywhere; here it is a choice."""
-        return "none" if value is None else value

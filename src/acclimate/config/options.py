@@ -6,11 +6,14 @@ An unknown key or a wrong value is an error that names the key and what would be
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
 
@@ -24,6 +27,8 @@ MOST_NAMES = 10_000
 MOST_WORKERS = 128
 """Loader threads of a process; each holds a batch."""
 MOST_THREADS = 1024
+NONE = ("none", "None")
+"""The word that takes an option away."""
 
 
 class Prose:
@@ -39,6 +44,15 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _absent(cls, values: Any) -> Any:
+        """The word none, or false, takes an option away that may be absent: the one way to write that in TOML and as
+        `key=value`, which have no null. An option that has the word among its choices keeps it."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: said(cls.model_fields.get(key), value) for key, value in values.items()}
+
     @model_validator(mode="after")
     def _within_reason(self) -> Self:
         for name, field in type(self).model_fields.items():
@@ -46,6 +60,29 @@ class Options(BaseModel):
             if name != "seed" and not prose and (problem := _unreasonable(getattr(self, name))):
                 raise ValueError(f"{name}: {problem}")
         return self
+
+
+def said(field: FieldInfo | None, value: Any) -> Any:
+    """What a value means for an option: None where it takes the option away."""
+    if field is None or not (value is False or (isinstance(value, str) and value in NONE)):
+        return value
+    allowed = set(choices(field.annotation))
+    if value is False:
+        return None if type(None) in allowed and bool not in allowed else value
+    return "none" if "none" in allowed else None if type(None) in allowed else value
+
+
+def choices(annotation: Any) -> Iterator[Any]:
+    """The types and the literal values that an annotation allows, one by one."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in {Union, UnionType}:
+        for part in get_args(annotation):
+            yield from choices(part)
+    elif get_origin(annotation) is Annotated:
+        yield from choices(get_args(annotation)[0])
+    else:
+        yield get_origin(annotation) or annotation
 
 
 def _unreasonable(value: Any) -> str:

@@ -88,8 +88,6 @@ def parse(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
 
 
 def _value(text: str) -> Any:
-    if text in {"none", "None"}:
-        return None
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

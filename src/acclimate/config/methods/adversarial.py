@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from acclimate.config.options import Options
+from acclimate.config.methods import MethodOptions
 
 
-class AdversarialConfig(Options):
+class AdversarialConfig(MethodOptions):
     """Domain critics behind a gradient reversal (`adapt/adversarial.py`)."""
 
     kind: Literal["da-faster", "swda"] = "swda"

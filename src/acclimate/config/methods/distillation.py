@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from acclimate.config.methods import MethodOptions
 from acclimate.config.options import Factor, Options
 
 
@@ -60,11 +61,8 @@ class ChannelConfig(Options):
     """The higher, the more places count."""
 
 
-class DistillationConfig(Options):
+class DistillationConfig(MethodOptions):
     """A larger, frozen detector teaches the one that is trained (`adapt/distillation.py`)."""
-
-    LESSONS: ClassVar = frozenset({"response", "gan", "imitation", "channel"})
-    """What can be learnt from a teacher; where none is named, `distil` chooses."""
 
     teacher: Path
     """Its run folder; `acclimate distil` fills it in."""
@@ -85,6 +83,24 @@ class DistillationConfig(Options):
     """Score from which a detection of the teacher is an object; `source` measures it as `teacher.threshold` does."""
     doubt: float = Field(default=0.2, ge=0, le=1)
     """Fraction of it from which a detection is at least ignored rather than taken for background."""
+
+    @property
+    def names_a_lesson(self) -> bool:
+        """Whether it says what is learnt from the teacher; where it does not, `distil` chooses."""
+        return bool(self.model_fields_set & {"response", "gan", "imitation", "channel"})
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        return (self.teacher,)
+
+    @property
+    def until(self) -> float:
+        ends = self.gan is not None and not (self.response or self.imitation or self.channel)
+        return self.gan.until if ends and self.gan is not None else 1.0
+
+    @property
+    def ends_by(self) -> str:
+        return "gan.until"
 
     @model_validator(mode="after")
     def _something_to_teach(self) -> DistillationConfig:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from acclimate.config.options import Options
+from acclimate.config.methods import MethodOptions
 
 
-class SlimConfig(Options):
+class SlimConfig(MethodOptions):
     """The widths of a slimmable detector, adapted together (`adapt/slim.py`)."""
+
+    of_kind: ClassVar[str] = "slimmable"
 
     models: int = Field(default=4, ge=2, le=64)
     """Models a step: the largest, the smallest, and others at random between."""
@@ -37,6 +39,14 @@ class SlimConfig(Options):
     """Whether the ensemble teaches a head of its own, which gets nothing else and is the one that is kept (OSTC)."""
     reaches_features: bool = True
     """`third`: whether what the ensemble teaches trains the features too, or that head alone."""
+
+    @property
+    def until(self) -> float:
+        return 1.0 if self.ensemble > 0 else 0.0
+
+    def without_target(self) -> SlimConfig:
+        """The bank is trained on as one; its ensemble predicts target images."""
+        return self.model_copy(update={"ensemble": 0.0, "third": False, "reaches_features": True})
 
     @model_validator(mode="after")
     def _ensemble_teaches_the_third(self) -> SlimConfig:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from acclimate.config.options import Options
+from acclimate.config.methods import MethodOptions
 
 
-class SuppressionConfig(Options):
+class SuppressionConfig(MethodOptions):
     """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
 
     form: Literal["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
@@ -22,6 +22,10 @@ class SuppressionConfig(Options):
     """One projection (or norm) a weight, or one for each of its output channels."""
     layers: tuple[str, ...] = ("*",)
     """Which convolutions of the backbone, as patterns of their names."""
+
+    @property
+    def until(self) -> float:
+        return 0.0
 
     @model_validator(mode="after")
     def _strength_of_a_projection(self) -> SuppressionConfig:

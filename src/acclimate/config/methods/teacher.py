@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from acclimate.config.options import Added, Options
+from acclimate.config.methods import MethodOptions
+from acclimate.config.options import Added
 
 
-class TeacherConfig(Options):
+class TeacherConfig(MethodOptions):
     """The mean teacher (`adapt/teacher.py`): its view of a weak target image teaches the strong view."""
 
     boxes: float = Field(default=1.0, ge=0)
@@ -39,6 +40,10 @@ class TeacherConfig(Options):
     (`adapt/mixing.py`)."""
     mix_part: Annotated[Literal["confident", "random"], Added("confident")] = "confident"
     """Which part: the quarter where the teacher is surest (ConfMix), or a random rectangle (CutMix)."""
+
+    @property
+    def largest_view(self) -> float:
+        return self.scale
 
     @model_validator(mode="after")
     def _some_target(self) -> TeacherConfig:
