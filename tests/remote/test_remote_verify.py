@@ -29,7 +29,7 @@ from acclimate.workflow import delivery
 
 @pytest.fixture(autouse=True)
 def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
+    monkeypatch.setitem(detectors.MODULES, "squares", "coloured_squares")
 
 
 @pytest.fixture(scope="module")

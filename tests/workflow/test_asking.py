@@ -27,7 +27,7 @@ from tiny_job import make_data, settings
 
 @pytest.fixture(autouse=True)
 def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.KINDS, "squares", "coloured_squares:SquareDetector")
+    monkeypatch.setitem(models.MODULES, "squares", "coloured_squares")
 
 
 @pytest.fixture

@@ -68,15 +68,15 @@ def test_it_goes_on_when_the_labels_are_there(waited: Path, tmp_path: Path, monk
     with pytest.raises(_EnoughError):
         workflow.run(Config.model_validate(values))
     adapted = Run.open(tmp_path / "job" / "adapted")
-    told = adapted.manifest.notes["labelled"]
+    told = adapted.manifest.notes.labelled
     asked = json.loads((tmp_path / "job" / "ask" / "ask.json").read_text())
-    assert (told["images"], told["boxes"], told["matched"]) == (2, 2, 2)
-    assert sorted(told["sha256"]) == sorted(frame["sha256"] for frame in asked["frames"])
-    assert adapted.manifest.notes["target"]["images"] == 4
-    assert "labelled" in adapted.manifest.notes["method"]
+    assert (told.images, told.boxes, told.matched) == (2, 2, 2)
+    assert sorted(told.sha256) == sorted(frame["sha256"] for frame in asked["frames"])
+    assert adapted.manifest.notes.target.images == 4
+    assert "labelled" in adapted.manifest.notes.method
     assert all(line["labelled/class"] > 0 for line in adapted.metrics() if "supervised/class" in line)
     # The baseline has nothing of the target, so none of its labels.
-    assert "labelled" not in Run.open(tmp_path / "job" / "baseline").manifest.notes
+    assert Run.open(tmp_path / "job" / "baseline").manifest.notes.labelled is None
     # Whoever measures on what was learnt from is told so.
     with pytest.raises(AcclimateError, match="is a labelled frame that was trained on"):
         workflow.evaluate(adapted.path, DataConfig(path=waited / "fog-train"))

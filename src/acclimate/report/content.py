@@ -144,7 +144,7 @@ class RunPart:
     def steps(self) -> int | None:
         """Of this run alone, without those of the run it started from."""
         known = "schedule" if self.kind in {"baseline", "adapted"} else "train"
-        section = self.config.get(self.run.manifest.notes.get("schedule", known))
+        section = self.config.get(self.run.manifest.notes.schedule or known)
         return _whole(section.get("steps")) if isinstance(section, dict) else None
 
 
@@ -231,7 +231,7 @@ def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget |
 
 
 def _kind(run: Run, *, forced: bool = False) -> Kind:
-    role = run.manifest.notes.get("role")
+    role = run.manifest.notes.role
     if forced or role == "oracle":
         return "oracle"
     if run.manifest.verb not in {"adapt", "search", "distil"}:

@@ -44,7 +44,7 @@ def write(
     """Write the report of `runs` to `out` (a file, or a folder that gets `report.html`); returns the file.
 
     The page fetches nothing and needs no script. `oracle` names the oracle's run where its manifest does not say so
-    (notes["role"] == "oracle"); `budget` takes the place of the one the artifacts were verified against.
+    (its note `role`); `budget` takes the place of the one the artifacts were verified against.
 
     Raises:
         AcclimateError: no run is given, a folder is no run or is damaged, `out` cannot be written, or jinja2 is not
@@ -119,7 +119,9 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "gallery": _gallery(content),
         "problems": _all_problems(content),
         "data_sets": [row for part in content.parts for row in _data_sets(part)],
-        "facts": {part.label: list(_flat(part.run.manifest.notes, skip=_LEFT_OUT)) for part in content.parts},
+        "facts": {
+            part.label: list(_flat(part.run.manifest.notes.model_dump(), skip=_LEFT_OUT)) for part in content.parts
+        },
         "configs": {part.label: list(_flat(part.config)) for part in content.parts},
         "commands": _commands(content),
         "machines": _machines(content),
@@ -635,25 +637,24 @@ def _view(label: str, picture: pictures.Picture, album: pictures.Album, classes:
 def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
     """The data sets that a run learned from, as its manifest notes them."""
     for role in ("source", "target"):
-        facts = part.run.manifest.notes.get(role)
-        if not isinstance(facts, Mapping):
+        facts = part.run.manifest.notes.source if role == "source" else part.run.manifest.notes.target
+        if facts is None:
             continue
-        images, boxes, found = facts.get("images"), facts.get("boxes"), facts.get("problems")
-        labelled = boxes is not None
+        labelled = facts.boxes is not None
         yield {
             "run": part.label,
             "role": "target, with labels" if part.kind == "oracle" else role if labelled else f"{role}, without labels",
-            "name": _fact(facts.get("name", "\u2013")),
-            "images": _fact(images) if images is not None else "\u2013",
-            "boxes": _fact(boxes) if labelled else "\u2013",
-            "classes": _fact(facts.get("classes", "\u2013")),
-            "problems": str(facts.get("problem_count", len(found) if isinstance(found, list) else 0)),
+            "name": facts.name or "\u2013",
+            "images": _fact(facts.images) if facts.images is not None else "\u2013",
+            "boxes": _fact(facts.boxes) if labelled else "\u2013",
+            "classes": _fact(facts.classes or "\u2013"),
+            "problems": str(facts.problem_count or len(facts.problems)),
         }
 
 
 def _all_problems(content: Content) -> list[tuple[str, str]]:
     """What the runs and the verifications noted, each once."""
-    found = [(part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes)]
+    found = [(part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes.model_dump())]
     for s in content.subjects:
         if s.artifact and s.artifact.verified:
             found += [(s.label, text) for text in s.artifact.verified.notes]
@@ -671,7 +672,7 @@ def _problems(notes: Any) -> Iterator[str]:
             else:
                 yield from _problems(value)
         listed, count = notes.get("problems"), notes.get("problem_count")
-        if isinstance(listed, list) and isinstance(count, int) and count > len(listed):
+        if isinstance(listed, list | tuple) and isinstance(count, int) and count > len(listed):
             yield f"{count - len(listed)} more problems in this data set (acclimate data lists them all)"
 
 

@@ -13,7 +13,7 @@ from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, fi
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
-from acclimate.run import Run, write_bytes
+from acclimate.run import Notes, Run, write_bytes
 from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, weights_of
 
 if TYPE_CHECKING:
@@ -159,12 +159,12 @@ def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> Labe
     return frames
 
 
-def _facts(frames: LabelledFrames | None) -> dict[str, Any]:
+def _facts(frames: LabelledFrames | None) -> Notes:
     """What the manifest says of labelled frames; their contents, so that no test set ever holds them."""
     if frames is None:
-        return {}
-    told = {**stages.describe(frames.images), "matched": frames.matched, "sha256": list(frames.contents)}
-    return {"labelled": told}
+        return Notes()
+    told = {"matched": frames.matched, "sha256": tuple(frames.contents)}
+    return Notes(labelled=stages.describe(frames.images).model_copy(update=told))
 
 
 def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) -> Config:

@@ -19,7 +19,7 @@ from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
-from acclimate.run import Manifest, Run, digest, file_digest, locked
+from acclimate.run import Manifest, Notes, Run, SetNotes, digest, file_digest, locked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ class Recipe:
     warm: bool
     start: Callable[[Detector], str]
     parents: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Notes = field(default_factory=Notes)
     keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
 
     @property
@@ -73,7 +73,7 @@ class Recipe:
             digest=digest(*self.identity),
             parents=self.parents,
             seed=self.config.seed,
-            notes={"role": self.role},
+            notes=Notes(role=self.role),
         )
 
 
@@ -125,7 +125,7 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         share=config.adapt.labelled_share,
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
-    facts = {**_facts(recipe, detector, inputs), "method": method.names}
+    facts = _facts(recipe, detector, inputs) | Notes(method=tuple(method.names))
     with stages.running(run, acc, config, facts):
         fit(
             run, objective, loader, schedule, acc,
@@ -137,23 +137,22 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     return run
 
 
-def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]:
+def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> Notes:
     """What the manifest says of a training: what it started from, the sets and the detector."""
     from acclimate.models import detector as models
 
     assert inputs.source is not None
-    facts = {
-        "start": recipe.start(detector),
-        **recipe.facts,
-        "source": stages.describe(inputs.source),
-        "class_boxes": stages.class_boxes(inputs.source),
-        "parameters": models.parameters(detector),
-        "repeat": stages.repeat(),
-    }
-    if inputs.target is not None:
-        problems = [str(problem) for problem in inputs.target.problems]
-        facts["target"] = {"images": len(inputs.target), "problems": problems[:20]}
-    return facts
+    facts = recipe.facts | Notes(
+        start=recipe.start(detector),
+        source=stages.describe(inputs.source),
+        class_boxes=stages.class_boxes(inputs.source),
+        parameters=models.parameters(detector),
+        repeat=stages.repeat(),
+    )
+    if inputs.target is None:
+        return facts
+    problems = tuple(str(problem) for problem in inputs.target.problems[:20])
+    return facts | Notes(target=SetNotes(images=len(inputs.target), problems=problems))
 
 
 def _drawn(

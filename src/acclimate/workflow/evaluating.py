@@ -10,7 +10,7 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.config import DataConfig, parse
 from acclimate.progress import counting
-from acclimate.run import Evaluation, Role, Run, digest, locked
+from acclimate.run import Evaluation, Notes, Role, Run, digest, locked
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -64,9 +64,10 @@ def _evaluate(
         run.write("selection.json", rank(selection, scores))
     if hindsight and run.has("search/candidates.json"):
         _widths_in_hindsight(run, detector, truth, name, role, console)
-    sets = {**run.manifest.notes.get("evaluated_on", {}), name: {**data.model_dump(mode="json"), "role": role}}
-    evaluated = {**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))}
-    run.note(evaluated=evaluated, evaluated_on=sets)
+    noted = run.manifest.notes
+    sets = {**noted.evaluated_on, name: {**data.model_dump(mode="json"), "role": role}}
+    evaluated = {**noted.evaluated, name: digest(stages.labelled_digest(truth))}
+    run.note(Notes(evaluated=evaluated, evaluated_on=sets))
     if console is not None:
         console.print(
             f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f} ({result.images} images)",
