@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acclimate.models import boxes as box_math
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS
 from acclimate.models.detector import LossKind
 from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels, pool
 from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, predictors
@@ -219,7 +220,7 @@ def box_constraint(boxes: Tensor, sibling: Tensor, matched: Tensor, margin: floa
         matched: (N, 4), the labelled ones.
         margin: in intersection over union.
     """
-    own, beside = _overlap(boxes, matched), _overlap(sibling.detach(), matched)
+    own, beside = tensors.paired(boxes, matched), tensors.paired(sibling.detach(), matched)
     short = F.relu(beside - own + (1 - beside).clamp(max=margin))
     return short.sum() / max(1, len(short))
 
@@ -352,11 +353,4 @@ def _extractor(channels: int, hidden: int, layers: int) -> nn.Sequential:
 
 
 def _decoded(offsets: Tensor, anchors: Tensor) -> Tensor:
-    return box_math.decode(offsets.float(), anchors.float(), box_math.ROI_WEIGHTS)
-
-
-def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """(N,): intersection over union of boxes (N, 4), pair by pair."""
-    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    shared = sides.clamp(min=0).prod(-1)
-    return shared / (box_math.area(a) + box_math.area(b) - shared).clamp(min=1e-9)
+    return tensors.decode(offsets.float(), anchors.float(), ROI_WEIGHTS)

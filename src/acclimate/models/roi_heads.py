@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acclimate.models import boxes as box_math
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS
 from acclimate.models.detector import LossKind
 from acclimate.models.pooling import CANONICAL_SIDE, pool
 
@@ -152,6 +153,6 @@ def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor, 
     used = (labels >= 0).sum().clamp(min=1)
     image, row = torch.nonzero(labels > 0, as_tuple=True)
     own = offsets[image, row, labels[image, row]].float()
-    wanted = box_math.encode(matched[image, row], anchors[image, row].float(), box_math.ROI_WEIGHTS)
+    wanted = tensors.encode(matched[image, row], anchors[image, row].float(), ROI_WEIGHTS)
     loss = F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
     return (loss if weight is None else loss * weight[image, row]).sum() / used

@@ -22,6 +22,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from acclimate.boxes.tensors import paired
 from acclimate.config import Budget
 from acclimate.data.dataset import plain_images
 from acclimate.errors import AcclimateError
@@ -101,11 +102,7 @@ def distance(scores: Tensor, boxes: Tensor, anchor_scores: Tensor, anchor_boxes:
         scores: (Q, C) class probabilities p, and `anchor_scores` p_a.
         boxes: (Q, 4) xyxy pixels b, and `anchor_boxes` b_a.
     """
-    low, high = torch.maximum(boxes[:, :2], anchor_boxes[:, :2]), torch.minimum(boxes[:, 2:], anchor_boxes[:, 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, anchor_boxes)]
-    iou = inter / (areas[0] + areas[1] - inter).clamp(min=1e-9)
-    return float(((scores - anchor_scores).norm(dim=-1) + 1 - iou).mean())
+    return float(((scores - anchor_scores).norm(dim=-1) + 1 - paired(boxes, anchor_boxes)).mean())
 
 
 @dataclass(frozen=True)
