@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 import math
-import mmap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from acclimate.data.formats.looked import current
 from acclimate.errors import AcclimateError
 
 _YES = frozenset({"true", "yes", "y", "t", "on"})
@@ -62,7 +62,7 @@ def text(file: Path, names: bool = False) -> str | None:
     Bytes that are not UTF-8 are replaced; in a text of file `names` they stay what the file system has.
     """
     try:
-        content = file.read_bytes()
+        content = current().content(file)
     except OSError:
         return None
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
@@ -74,6 +74,16 @@ def lines(content: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(content.splitlines(), 1):
         if stripped := line.strip():
             yield number, stripped
+
+
+def first_line(file: Path) -> str:
+    """The first line of a text file, of which no more is read; empty where it is missing."""
+    try:
+        content = current().mapped(file)
+    except (OSError, ValueError):
+        return ""
+    end = content.find(b"\n")
+    return content[: min(end if end >= 0 else len(content), 1 << 16)].decode("utf-8-sig", errors="replace")
 
 
 def numbers(words: list[str]) -> list[float] | None:
@@ -93,10 +103,10 @@ def finite(word: str) -> bool:
 
 
 def mentions(file: Path, *words: bytes) -> bool:
-    """Whether all `words` are in a file. It is mapped, not read, as indices may be large."""
+    """Whether all `words` are in a file. A large one is mapped, not read."""
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(content.find(word) >= 0 for word in words)
+        content = current().mapped(file)
+        return all(content.find(word) >= 0 for word in words)
     except (OSError, ValueError):
         return False
 
@@ -108,7 +118,7 @@ def json_of(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> 
         AcclimateError: it cannot be read or is damaged.
     """
     try:
-        content = file.read_bytes()
+        content = current().content(file)
         decoded = content.decode(json.detect_encoding(content), "surrogatepass")
         del content
         return json.loads(decoded.removeprefix("\ufeff"), object_hook=hook)
@@ -127,7 +137,7 @@ def yaml_of(file: Path) -> Any:
     from acclimate.data import safe_yaml
 
     try:
-        return safe_yaml.load(file.read_bytes())
+        return safe_yaml.load(current().content(file))
     except OSError as error:
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -142,7 +152,7 @@ def xml_of(file: Path) -> ElementTree.Element:
         AcclimateError: it cannot be read or parsed.
     """
     try:
-        return ElementTree.parse(file).getroot()
+        return ElementTree.fromstring(current().content(file))
     except FileNotFoundError:
         raise
     # An encoding that Python does not know is a LookupError.

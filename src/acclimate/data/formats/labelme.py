@@ -21,7 +21,7 @@ _BOXED = frozenset({"rectangle", "polygon", "circle", "rotation", "mask"})
 
 def find(path: Path) -> bool:
     """A json file with shapes and an imagePath, or a folder with one in it or in its subfolders."""
-    if path.is_file():
+    if places.is_file(path):
         return path.suffix.lower() == ".json" and _is_label(path)
     some = places.files_in(path, ".json")[:_LOOKED_AT]
     for folder in places.folders_in(path) if not some else ():
@@ -35,14 +35,16 @@ def _is_label(file: Path) -> bool:
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the files say; see `formats.read`."""
-    root = config.path.parent if config.path.is_file() else config.path
+    root = config.path.parent if places.is_file(config.path) else config.path
     if config.split is not None:
         folder = next((f for f in places.folders_in(root) if places.same_split(config.split, f.name)), None)
         if folder is None:
             there = ", ".join(f.name for f in places.folders_in(root)) or "none"
             raise AcclimateError(f"{root}: no folder {config.split} (there: {there}); set `split`")
         root = folder
-    labels = [config.path] if config.path.is_file() else [f for f in places.files_below(root, ".json") if _is_label(f)]
+    labels = (
+        [config.path] if places.is_file(config.path) else [f for f in places.files_below(root, ".json") if _is_label(f)]
+    )
     if not labels:
         raise AcclimateError(f"{root}: no LabelMe json (one with `shapes` and `imagePath`) in this folder")
     raw = Raw(
@@ -72,7 +74,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         sample = raw.sample(path, file, size)
         for number, shape in enumerate(shapes, 1):
             _shape(sample, shape, number, raw)
-    if not config.path.is_file():
+    if not places.is_file(config.path):
         places.tell_unlabelled(raw, config.images or root, labels)
     return raw
 

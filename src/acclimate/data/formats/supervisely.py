@@ -17,7 +17,7 @@ FILES = "Supervisely's ann and img"
 
 def find(path: Path) -> bool:
     """A folder with ann/ and img/, or a project with meta.json whose data sets have them."""
-    return path.is_dir() and bool(_sets(path))
+    return places.is_dir(path) and bool(_sets(path))
 
 
 def _sets(path: Path) -> list[Path]:
