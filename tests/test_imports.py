@@ -262,3 +262,22 @@ def test_every_declared_dependency_is_pinned() -> None:
         (pin,) = pins[name].specifier
         assert pin.operator == "=="
         assert wanted.specifier.contains(pin.version), f"{name}: {pin.version} is not {wanted.specifier}"
+
+
+def test_the_device_is_chosen_in_one_place() -> None:
+    """Elsewhere a network would be trained on one device and measured on another."""
+    asks = ("torch.accelerator.", "torch.cuda.is_available", "torch.backends.mps", "torch.xpu.is_available")
+    wrong = [name for name, file in modules().items() if any(ask in file.read_text() for ask in asks)]
+    assert wrong == ["acclimate.models.detector"]
+
+
+def test_generated_scenes_are_a_room_of_their_own() -> None:
+    """Their verb, a job and a suite enter it."""
+    entered = {
+        module
+        for module, targets in edges().items()
+        if not module.startswith("acclimate.scenes")
+        for target, _ in targets
+        if target.startswith("acclimate.scenes")
+    }
+    assert {part(module) for module in entered} == {"workflow", "benchmark"}

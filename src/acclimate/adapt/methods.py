@@ -5,7 +5,7 @@ A field that is None (or a weight of 0) is a method that is not there. `docs/ext
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,5 +106,4 @@ def source_only(config: Config) -> Config:
 
 
 def _class(where: str) -> Any:
-    module, name = where.split(":")
-    return getattr(importlib.import_module(module), name)
+    return pkgutil.resolve_name(where)

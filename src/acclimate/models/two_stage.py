@@ -7,7 +7,7 @@ NMS (`select`).
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, cast
@@ -459,9 +459,8 @@ def _convolution(before: int, after: int, side: int, norm: Literal["none", "batc
 
 
 def _head_class(name: str) -> type[RoiHead]:
-    module, attribute = HEADS[name].split(":")
-    found: type[RoiHead] = getattr(importlib.import_module(module), attribute)
-    return found
+    head: type[RoiHead] = pkgutil.resolve_name(HEADS[name])
+    return head
 
 
 BACKBONES = (
