@@ -17,9 +17,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from acclimate import load_config, locks, stages, workflow
+from acclimate.adapt.engine import checkpoints
 from acclimate.config import Config, DataConfig
 from acclimate.data.formats import looked
 from acclimate.errors import AcclimateError, Interrupted
@@ -137,6 +140,18 @@ def test_a_job_leaves_runs_an_artifact_and_a_report(job: workflow.Job) -> None:
         assert names == {("source_test", "source"), ("target_test", "target")}
         assert not run.has("state")
     assert not (job.report.parent / "previous").exists()
+
+
+def test_a_run_keeps_the_average_of_the_weights(job: workflow.Job) -> None:
+    """Of a run that chooses no checkpoint the last, of one that does the chosen: both hold the average."""
+    for run in (job.source, job.adapted):
+        selection = run.selection()
+        files = checkpoints(run)
+        step = max(files) if selection is None else selection.chosen_step
+        kept, written = (load_file(file) for file in (run.path / "model.safetensors", files[step]))
+        assert kept.keys() == written.keys()
+        assert all(torch.equal(kept[name], written[name]) for name in kept)
+    assert job.adapted.selection() is not None
 
 
 def test_the_oracle_is_marked_and_trained_on_the_target(job: workflow.Job, data: Path) -> None:

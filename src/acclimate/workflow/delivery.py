@@ -308,6 +308,8 @@ def verify(
     anew: Anew = "latency",
     expected: Expected = "",
     device: Address | None = None,
+    all_threads: bool = False,
+    eager: dict[tuple[Path, str], Evaluation] | None = None,
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact on its own runtime: accuracy against the eager model, parity, latency, size, memory.
@@ -320,12 +322,38 @@ def verify(
             holds: a latency that breaks the budget is measured again all the same.
         expected: the digest that the package must have, or by whom it must be signed.
         device: where to measure; `remote.identity.address` makes it of a device file. None means here.
+        all_threads: measure latency on one and on all threads too.
+        eager: see `verification.measure.verify`.
         console: where progress goes.
 
     Raises:
         AcclimateError: the artifact is damaged, a set cannot be used, or the device fails.
     """
-    return _verify_at(Path(artifact), data, budget, anew=anew, expected=expected, device=device, console=console)
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.package import opened
+    from acclimate.verification import measure
+    from acclimate.verification.record import saved, verifications
+
+    with contextlib.ExitStack() as stack:
+        artifact = stack.enter_context(stages.measured_in(Path(artifact), "verify", console))
+        folder = stack.enter_context(opened(artifact, expected))
+        packed = artifact if artifact.is_file() else None
+        if packed is not None:
+            for file in verifications(packed):
+                shutil.copyfile(file, folder / file.name.removeprefix(f"{packed.stem}."))
+        remote = None
+        if device is not None:
+            remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
+        loaded = Artifact.open(folder)
+        sets, notes = _sets(loaded, data)
+        result = measure.verify(
+            folder, sets, budget, device=remote, all_threads=all_threads, eager=eager, anew=anew, console=console,
+            notes=notes,
+        )  # fmt: skip
+        if packed is not None:
+            with writing(packed.parent):
+                shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
+    return result
 
 
 def verify_all(
@@ -365,7 +393,7 @@ def verify_all(
     compared = []
     for path in artifacts:
         try:
-            result = _verify_at(
+            result = verify(
                 path, data, budget, anew=anew, device=device, all_threads=True, eager=eager, console=console
             )
         except DeviceError:
@@ -389,45 +417,6 @@ def _artifacts(path: Path) -> list[Path]:
     if not found:
         raise AcclimateError(f"{path}: has no artifact; make one with acclimate export {path}")
     return found
-
-
-def _verify_at(
-    artifact: Path,
-    data: Sequence[tuple[DataConfig, str, Role]],
-    budget: Budget | None,
-    *,
-    anew: Anew,
-    expected: Expected = "",
-    device: Address | None = None,
-    all_threads: bool = False,
-    eager: dict[tuple[Path, str], Evaluation] | None = None,
-    console: Console | None,
-) -> Verification:
-    from acclimate.edge.artifact import Artifact
-    from acclimate.edge.package import opened
-    from acclimate.verification import measure
-    from acclimate.verification.record import saved, verifications
-
-    with contextlib.ExitStack() as stack:
-        artifact = stack.enter_context(stages.measured_in(artifact, "verify", console))
-        folder = stack.enter_context(opened(artifact, expected))
-        packed = artifact if artifact.is_file() else None
-        if packed is not None:
-            for file in verifications(packed):
-                shutil.copyfile(file, folder / file.name.removeprefix(f"{packed.stem}."))
-        remote = None
-        if device is not None:
-            remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
-        loaded = Artifact.open(folder)
-        sets, notes = _sets(loaded, data)
-        result = measure.verify(
-            folder, sets, budget, device=remote, all_threads=all_threads, eager=eager, anew=anew, console=console,
-            notes=notes,
-        )  # fmt: skip
-        if packed is not None:
-            with writing(packed.parent):
-                shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
-    return result
 
 
 def _sets(
