@@ -1,4 +1,4 @@
-"""The verbs from a run to its device: export, package, verify, agent; predict and watch run there."""
+"""The verbs from a run to its device: export, package, verify, agent; predict runs there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.edge.artifact import Artifact, MixedPrecision
     from acclimate.edge.package import Expected, Package
-    from acclimate.edge.watch import Summary
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
     from acclimate.verification.measure import Anew
@@ -565,18 +564,3 @@ def predict(
 
     with opened(Path(artifact), expected) as folder:
         return predict_folder(folder, Path(images), Path(out), threshold=threshold, threads=threads, console=console)
-
-
-def watch(
-    artifact: str | Path, source: str, out: str | Path, *, console: Console | None = None, **options: Any
-) -> Summary:
-    """Detect in what a camera, a stream, a video or a folder gives until asked to stop. Needs no torch.
-
-    See `edge.watch.watch` for the options and for what is written.
-
-    Raises:
-        AcclimateError: the artifact cannot be used, `out` cannot be written, or options do not go together.
-    """
-    from acclimate.edge.watch import watch
-
-    return watch(artifact, source, out, console=console, **options)
