@@ -31,7 +31,7 @@ from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import recalibrate
 from acclimate.run import writing
-from acclimate.select.budget import Cost, Limit, Table, Width
+from acclimate.select.budget import Cost, Table, Width
 from acclimate.select.record import Candidate, Hindsight, Try
 from acclimate.verification.judge import within
 
@@ -249,19 +249,6 @@ def _fitted(
             while (wider := space.moved(width, int(stage), 1)) is not None and not cost(wider).over(budget):
                 width = wider
     return width
-
-
-def pareto(candidates: Iterable[Candidate], by: Limit = "macs_m") -> list[Candidate]:
-    """Those to which no other is at least as near to the anchor and at most as costly, and better in one; cheap first.
-
-    Of equals one stays. A candidate whose cost in `by` is not known is left out.
-    """
-    known = [one for one in candidates if getattr(one.cost, by) is not None]
-    front: list[Candidate] = []
-    for one in sorted(known, key=lambda one: (getattr(one.cost, by), one.upem)):
-        if not front or one.upem < front[-1].upem:
-            front.append(one)
-    return front
 
 
 @dataclass(frozen=True)
