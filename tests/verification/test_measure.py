@@ -28,24 +28,13 @@ from acclimate.verification.show import Compared, cells, print_compared, print_v
 RUNS = 5
 
 
-@pytest.fixture(autouse=True)
-def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
+pytestmark = pytest.mark.usefixtures("squares_are_a_kind")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory):
     """A finished run with an fp32 and an int8 artifact, and a labelled set."""
-    root = tmp_path_factory.mktemp("verify")
-    scenes = squares.write_scenes(root / "scenes", 6, scale=2)
-    run = Run.create(root / "run", Manifest(verb="train"))
-    detector = squares.SquareDetector()
-    detectors.save(detector, run.path)
-    run.finish("done")
-    for precision in ("fp32", "int8"):
-        folder = run.path / "artifacts" / f"onnx-{precision}"
-        exporter("onnx").export(detector, folder, precision, scenes.paths)
-    return run, scenes
+    return squares.exported(tmp_path_factory.mktemp("verify"), 6, "fp32", "int8")
 
 
 def copy(made, tmp_path: Path) -> tuple[Run, Path]:

@@ -55,18 +55,14 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         if image is None:
             raw.problem(file, f"no image {stem}_leftImg8bit in {folder}; left out")
             continue
-        try:
-            content = files.json_of(file)
-            size = (int(content["imgHeight"]), int(content["imgWidth"]))
-            items = list(content["objects"])
-        except AcclimateError:
-            raw.problem(file, "damaged JSON; the image is left out")
-            continue
-        except (TypeError, KeyError, ValueError, OverflowError):
-            raw.problem(file, "no imgHeight, imgWidth and objects; the image is left out")
-            continue
-        _polygons(raw.sample(image, file, size), file, items, raw)
+        if (taken := files.of_image(raw, file, _taken, "imgHeight, imgWidth and objects")) is not None:
+            size, items = taken
+            _polygons(raw.sample(image, file, size), file, items, raw)
     return raw
+
+
+def _taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
+    return (int(content["imgHeight"]), int(content["imgWidth"])), list(content["objects"])
 
 
 def _polygons(sample: int, file: Path, items: Sequence[Any], raw: Raw) -> None:

@@ -8,10 +8,15 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from acclimate.data.formats.looked import current
 from acclimate.errors import AcclimateError
+
+if TYPE_CHECKING:
+    from acclimate.data.formats.raw import Raw
+
+T = TypeVar("T")
 
 _YES = frozenset({"true", "yes", "y", "t", "on"})
 _NO = frozenset(
@@ -126,6 +131,27 @@ def json_of(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> 
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise AcclimateError(f"{file}: damaged JSON ({error}); copy the file again") from None
+
+
+def of_image(raw: Raw, file: Path, take: Callable[[Any], T], lacks: str) -> T | None:
+    """What `take` makes of the JSON file of one image.
+
+    Args:
+        raw: hears of the image that is left out.
+        file: the file.
+        take: raises TypeError, KeyError, ValueError or OverflowError where the file is of another kind.
+        lacks: what it then lacks.
+
+    Returns:
+        None where the image is left out.
+    """
+    try:
+        return take(json_of(file))
+    except AcclimateError:
+        raw.problem(file, "damaged JSON; the image is left out")
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raw.problem(file, f"no {lacks}; the image is left out")
+    return None
 
 
 def yaml_of(file: Path) -> Any:

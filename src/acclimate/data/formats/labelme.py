@@ -56,15 +56,12 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     for file in labels:
         bases = [config.images] if config.images is not None else [file.parent, root]
         resolver = resolvers.setdefault(file.parent, places.Images(bases, below, split=config.split or ""))
-        try:
-            content = files.json_of(file)
-            shapes, written = list(content["shapes"]), str(content["imagePath"])
-        except AcclimateError:
-            raw.problem(file, "damaged JSON; the image is left out")
+        taken = files.of_image(
+            raw, file, lambda it: (list(it["shapes"]), str(it["imagePath"]), it), "list of shapes and imagePath"
+        )
+        if taken is None:
             continue
-        except (TypeError, KeyError):
-            raw.problem(file, "no list of shapes and imagePath; the image is left out")
-            continue
+        shapes, written, content = taken
         by_tag, by_name = resolver.find(written), resolver.find(file.stem)
         if by_tag is not None and by_name is not None and by_tag != by_name:
             raw.problem(file, f"imagePath is {written}, though {by_name.name} is there too; read with {by_tag.name}")
