@@ -137,7 +137,7 @@ def average_precision(
 
 
 def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
-    """The middle 95 % of the draws; None where more than half of them have no value."""
+    """The middle 95 % of the draws (R,); None where more than half of them have no value."""
     values = _decoded(resamples) if isinstance(resamples, str) else resamples
     known = values[np.isfinite(values)]
     if 2 * len(known) <= len(values):
@@ -194,7 +194,16 @@ def evaluate_detector(
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
 ) -> Evaluation:
-    """COCO AP of an eager detector, where it is; see `models.predict` and `average_precision`.
+    """COCO AP of an eager detector; see `models.predict` and `average_precision`.
+
+    Args:
+        detector: as it is, on its device.
+        truth: the labelled images.
+        data: the set's name.
+        role: whose domain it is of.
+        model: the name under which the numbers are shown.
+        batch_size: images a forward pass.
+        report: told of images that cannot be read.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know, or no box that counts.
@@ -209,10 +218,16 @@ def evaluate_detector(
 def relabel(
     predictions: Sequence[Detections | None], classes: Sequence[str], wanted: Sequence[str], data: str
 ) -> list[Detections | None]:
-    """Predictions with labels into `wanted` instead of `classes`, matched by name; other classes' boxes go.
+    """Predictions with the labels of another list of classes, matched by name; other classes' boxes go.
+
+    Args:
+        predictions: one an image; None for one that could not be read.
+        classes: what their labels mean.
+        wanted: the classes of the set.
+        data: the set's name, for the message.
 
     Raises:
-        AcclimateError: `wanted`, the classes of the set named `data`, has one that is not in `classes`.
+        AcclimateError: the set has a class that is not in `classes`.
     """
     unknown = [name for name in wanted if name not in classes]
     if unknown:

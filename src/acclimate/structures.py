@@ -146,6 +146,7 @@ class Annotations:
         return Annotations(self.boxes[index], self.labels[index], self.ignore[index], outlines)
 
     def with_boxes(self, boxes: NDArray[np.float32]) -> Annotations:
+        """The same objects with other boxes, (N, 4)."""
         return replace(self, boxes=boxes)
 
     def moved(self, scale: tuple[float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Annotations:

@@ -56,7 +56,7 @@ DEFAULT = Reading()
 
 
 def read_image(path: str | Path, reading: Reading = DEFAULT) -> Image:
-    """Decode an image file; see `decode_image`.
+    """Decode an image file to (H, W, 3) RGB; see `decode_image`.
 
     Raises:
         AcclimateError: the file is missing, no regular file, or see `decode_image`.

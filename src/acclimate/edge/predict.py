@@ -122,7 +122,7 @@ class Predictor:
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The network's raw outputs.
+        """The network's raw outputs, (1, ...) each in the manifest's order, for a canvas (1, 3, H, W) of 0..255.
 
         Raises:
             AcclimateError: the runtime fails on the artifact.
@@ -138,7 +138,7 @@ class Predictor:
             ) from None
 
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
-        """Detections in the image's pixels, from raw outputs."""
+        """Detections in the image's pixels, from raw outputs (1, ...)."""
         return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
 
 

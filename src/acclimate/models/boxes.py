@@ -15,7 +15,7 @@ ROI_WEIGHTS = OFFSET_SCALES
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Offsets (..., 4) that turn `anchors` into `boxes`: of the centre in anchor sizes, of the size as a logarithm.
 
-    Both have positive width and height. Ren et al. 2015 (Faster R-CNN), equation 2.
+    Boxes and anchors are (..., 4) xyxy of positive width and height. Ren et al. 2015 (Faster R-CNN), equation 2.
     """
     size, centre = _size_and_centre(anchors)
     wanted_size, wanted_centre = _size_and_centre(boxes)
@@ -24,7 +24,8 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
 
 
 def decode(offsets: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """The boxes (..., 4) that `offsets` make of `anchors`; the inverse of `encode`. Shapes broadcast."""
+    """The boxes (..., 4) that `offsets` (..., 4) make of `anchors` (..., 4); the inverse of `encode`. Shapes
+    broadcast."""
     size, centre = _size_and_centre(anchors)
     x, y, w, h = weights
     moved = centre + offsets[..., :2] / offsets.new_tensor((x, y)) * size
@@ -34,13 +35,13 @@ def decode(offsets: Tensor, anchors: Tensor, weights: tuple[float, float, float,
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Boxes cut at the border of a canvas of (height, width) pixels."""
+    """Boxes (..., 4) cut at the border of a canvas of (height, width) pixels."""
     height, width = image_size
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def area(boxes: Tensor) -> Tensor:
-    """(...,): square pixels."""
+    """Square pixels (N,) of boxes (N, 4), or of any number of dimensions before the last."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 

@@ -95,7 +95,14 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
     own_var: Tensor | None
 
     def __init__(self, channels: int, drop: nn.Module | None = None, act: nn.Module | None = None, **options: Any):
-        """As `nn.BatchNorm2d`, followed by `drop` and `act` where they are given."""
+        """BatchNorm at full width.
+
+        Args:
+            channels: of the full width.
+            drop: what follows it, if anything, and
+            act: what follows that.
+            options: of `nn.BatchNorm2d`.
+        """
         super().__init__(channels, **options)
         self.drop = drop or nn.Identity()
         self.act = act or nn.Identity()
@@ -123,7 +130,7 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
         self._forget()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance (n,) that the current width is evaluated with."""
+        """Mean and variance (C,) that the current width is evaluated with."""
         if self.own_mean is not None and self.own_var is not None:
             return self.own_mean, self.own_var
         assert self.running_mean is not None
@@ -181,7 +188,7 @@ class SlimmableLinear(nn.Linear):
         self.active = count
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n) -> (..., m)."""
+        """The leading outputs (..., M) of the leading inputs (..., N)."""
         weight = self.weight[: self.active, : x.shape[-1]].contiguous()
         return F.linear(x, weight, None if self.bias is None else self.bias[: self.active])
 
@@ -434,7 +441,17 @@ class SlimmableClassifier(Slimmable, Classifier):
         choices: Sequence[float] = HALVINGS,
         divisor: int = 4,
     ) -> None:
-        """See `Classifier`.
+        """Build with random weights.
+
+        Args:
+            kind: as of `Classifier`.
+            classes: as of `Classifier`.
+            image_size: as of `Classifier`.
+            inputs: as of `Classifier`.
+            size: as of `Classifier`, at full width.
+            depth: as of `Classifier`.
+            choices: ratios of its channels that each stage may keep, rising to 1.
+            divisor: channel counts are rounded to a multiple of it.
 
         Raises:
             AcclimateError: `choices` do not rise to 1.

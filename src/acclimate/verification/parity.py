@@ -77,7 +77,14 @@ def compare(manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path
 
 
 def pairs(eager: Detections, artifact: Detections, image: str, classes: Sequence[str]) -> Iterator[Pair]:
-    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object."""
+    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object.
+
+    Args:
+        eager: what the eager model finds in an image.
+        artifact: what the artifact finds there.
+        image: its name.
+        classes: the names of their labels.
+    """
     overlap = iou(eager.boxes, artifact.boxes)
     overlap = np.where(eager.labels[:, None] == artifact.labels[None], overlap, 0)
     partner = np.full(len(eager), -1)
