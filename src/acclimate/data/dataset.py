@@ -74,7 +74,8 @@ class ImageCache:
         return None if found is None else found[0]
 
     def canvas(self, path: Path, image_size: tuple[int, int]) -> tuple[Image, Letterbox] | None:
-        """The image at `path` letterboxed onto a canvas (H, W, 3) of `image_size`, read-only; None where it is damaged."""
+        """The image at `path` letterboxed onto a canvas (H, W, 3) of `image_size`, read-only; None where it is
+        damaged."""
         return self._look_up((path, *image_size), lambda image: letterbox(image, image_size))
 
     def _look_up(self, key: tuple[Any, ...], make: Callable[[Image], tuple[Image, _T]]) -> tuple[Image, _T] | None:
