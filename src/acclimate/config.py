@@ -693,6 +693,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Relative paths in the file are relative to the working directory, as on the command line.
 
+    Examples:
+        >>> from acclimate.config import load
+        >>> load("job.toml", ["train.steps=500"]).train.steps
+        500
+
     Raises:
         AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
     """
@@ -772,6 +777,11 @@ def parse(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
 
 def parse_budget(text: str) -> Budget:
     """Read `latency_ms=10,size_mb=4`.
+
+    Examples:
+        >>> from acclimate.config import parse_budget
+        >>> parse_budget("latency_ms=10,size_mb=4").limits()
+        {'latency_ms': 10.0, 'size_mb': 4.0}
 
     Raises:
         AcclimateError: an unknown limit or a value that is not a positive number.

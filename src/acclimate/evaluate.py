@@ -88,6 +88,18 @@ def average_precision(
         role: which domain the set is.
         model: what made the predictions, "eager" or an artifact's name.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from acclimate import DataConfig, Detections
+        >>> from acclimate.data import formats
+        >>> from acclimate.evaluate import average_precision
+        >>> truth = formats.read(DataConfig(path=Path("scenes/fog-test")))
+        >>> counted = [image.annotations[~image.annotations.ignore] for image in truth.images]
+        >>> perfect = [Detections(one.boxes, one.labels, np.ones(len(one), np.float32)) for one in counted]
+        >>> average_precision(perfect, truth, data="fog-test", role="target").ap50
+        1.0
+
     Raises:
         AcclimateError: the set has no box that counts, so AP is not defined; or no image could be read.
         ValueError: not one prediction an image, or a label outside the classes.

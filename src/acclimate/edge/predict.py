@@ -49,7 +49,17 @@ PROGRESS = "detections.jsonl"
 
 
 class Predictor:
-    """An artifact ready to run: image in, detections out."""
+    """An artifact ready to run: image in, detections out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import Predictor
+        >>> predictor = Predictor.load(Path("runs/adapted/artifacts/onnx-int8"))
+        >>> found = predictor("scenes/fog-test/images/000000.jpg").above(0.35)
+        >>> names = [predictor.manifest.classes[label] for label in found.labels]
+        >>> found.boxes.shape == (len(names), 4)
+        True
+    """
 
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
         """Load `artifact` on `threads` threads, and try it on an empty canvas.

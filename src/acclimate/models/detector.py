@@ -393,6 +393,15 @@ def save_weights(detector: Detector, file: Path) -> None:
 def load(folder: Path, weights: Path | None = None) -> Detector:
     """The detector of a run folder, in eval mode on the CPU; `weights` picks another checkpoint of the run.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from acclimate.models import detector as models
+        >>> detector = models.load(Path("runs/adapted"))
+        >>> scores, distances = detector(torch.zeros(1, 3, *detector.spec.image_size))
+        >>> scores.shape[2] == len(detector.spec.classes)
+        True
+
     Raises:
         AcclimateError: a file is missing, damaged, or from another architecture.
     """
