@@ -8,7 +8,7 @@ Three parts, each with its own CSV: `detection` (slimda.csv) adapts one bank, an
 (slimda_ranking.csv) compares the order by UPEM with the true one; `search` (slimda_search.csv) makes an artifact for
 each of three latency budgets. Every training is a run folder below runs/slimda and is taken up where it stopped; a row
 that is there is not made again. `--quick` does a few steps of everything below runs/slimda-quick, CSVs included.
-Target labels are read by the evaluation alone. What a row holds is in docs/benchmarks.md.
+Target labels are read by the evaluation alone. What a row holds is in docs/benchmarks/slimda.md.
 """
 
 from __future__ import annotations

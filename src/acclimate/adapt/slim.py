@@ -90,7 +90,8 @@ def confidence(kind: Confidence, macs: Sequence[float], distances: Sequence[floa
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """p^(1 / temperature), scaled to sum to 1 over the last dimension (Berthelot et al. 2019, MixMatch, equation 7)."""
+    """p^(1 / temperature) of probabilities (..., K), scaled to sum to 1 over the last dimension (Berthelot et al. 2019,
+    MixMatch, equation 7)."""
     return (probabilities.clamp(min=1e-12).log() / temperature).softmax(-1)
 
 
@@ -117,7 +118,8 @@ def dense_ensemble(
 
 
 def dense_distance(raw: tuple[Tensor, ...], largest: tuple[Tensor, ...]) -> float:
-    """How differently two dense detectors see the same images: 0 where they agree.
+    """How differently two dense detectors see the same images, from their raw outputs (B, A, C) and (B, A, 4): 0 where
+    they agree.
 
     The mean over locations, weighted by the largest model's best score, of ||p - p_largest||_2 + (1 - IoU).
     """
@@ -176,6 +178,12 @@ class Slim(Wrapper):
     @classmethod
     def create(cls, options: SlimConfig, detector: Detector, terms: Sequence[Term], seed: int) -> Slim:
         """Wrap `terms` for a slimmable detector.
+
+        Args:
+            options: of the section `adapt.slim`.
+            detector: the slimmable detector that is about to be adapted.
+            terms: what each of its widths learns by.
+            seed: of the widths that are drawn.
 
         Raises:
             AcclimateError: `detector` has one width, or a term depends on its number of channels.

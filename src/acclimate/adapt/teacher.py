@@ -248,6 +248,12 @@ def counted(detector: Detector, source: LabelledSet, target: UnlabelledSet, seed
     """Boxes of each of the source's classes that the detector is sure of on `MEASURED` target images.
 
     Sure by the thresholds that `measure` finds on the source; a class that is never sure there counts nothing.
+
+    Args:
+        detector: what looks.
+        source: labelled images, which say what is sure.
+        target: images without labels.
+        seed: of the draw of images.
     """
     thresholds = measure(detector, source).thresholds
     counts = [0] * len(source.classes)

@@ -99,8 +99,10 @@ def distance(scores: Tensor, boxes: Tensor, anchor_scores: Tensor, anchor_boxes:
     """Mean over Q locations of ||p - p_a||_2 + (1 - IoU(b, b_a)).
 
     Args:
-        scores: (Q, C) class probabilities p, and `anchor_scores` p_a.
-        boxes: (Q, 4) xyxy pixels b, and `anchor_boxes` b_a.
+        scores: (Q, C) class probabilities p.
+        boxes: (Q, 4) xyxy pixels b.
+        anchor_scores: (Q, C) p_a, what is compared with.
+        anchor_boxes: (Q, 4) b_a.
     """
     return float(((scores - anchor_scores).norm(dim=-1) + 1 - paired(boxes, anchor_boxes)).mean())
 
@@ -269,6 +271,12 @@ def settle(
     First comes the one with the smallest UPEM among those predicted to hold. Where its artifact breaks a limit, the
     prediction was too low by a factor that is now known, and those that it rules out are passed over. Where nothing is
     left, the one that comes nearest by prediction gets a chance before the budget counts as missed.
+
+    Args:
+        candidates: widths that were judged and priced.
+        budget: what has to hold.
+        measure: makes and measures a width's artifact.
+        tries: artifacts that are made at most.
     """
     pool = sorted(candidates, key=lambda one: (one.upem, one.cost.macs_m))
     waiting = [one for one in pool if not one.cost.over(budget)]

@@ -62,7 +62,8 @@ def search(
         target: unlabelled images.
         budgets: by name; the run of a budget is out/NAME, or `out` for the name "".
         out: where the runs go.
-        runtime, precision: what is exported and measured.
+        runtime: what the artifacts run on.
+        precision: their arithmetic.
         evaluations: widths that evolution judges for each budget; None means `select.search.EVALUATIONS`.
         console: where progress goes.
 
