@@ -39,7 +39,7 @@ from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import locked, read_json, stop_signal, write_bytes, write_text, writing
+from acclimate.run import listed, locked, read_json, stop_signal, write_bytes, write_text, writing
 from acclimate.structures import Detections
 
 log = logging.getLogger(__name__)
@@ -431,7 +431,7 @@ class _Loop:
             self._keep_for_alarm(f"before-{number}", data)
         self._before.clear()
         self._after = AFTER
-        for old in sorted((self._out / ALARMS).glob("*"))[:-ALARM_FOLDERS]:
+        for old in listed(self._out / ALARMS, "*")[:-ALARM_FOLDERS]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _keep_for_alarm(self, name: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from acclimate.edge.artifact import MixedPrecision
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Comparison, Interval
-from acclimate.run import read_json, write_text
+from acclimate.run import listed, read_json, write_text
 from acclimate.verification.judge import Check, Measured, Verdict, at_least, disturbance, judge, not_learnt, verdict
 
 Role = Literal["source", "target"]
@@ -260,7 +260,7 @@ def saved(artifact: Path, machine: Mapping[str, str] | None = None) -> Path:
 def verifications(artifact: Path) -> list[Path]:
     """The files of an artifact's or a package's verifications that are there: this machine's first."""
     here = saved(artifact)
-    return [*([here] if here.is_file() else []), *sorted(here.parent.glob(f"{glob.escape(here.stem)}.*.json"))]
+    return [*([here] if here.is_file() else []), *listed(here.parent, f"{glob.escape(here.stem)}.*.json")]
 
 
 def load(file: Path) -> Verification:
