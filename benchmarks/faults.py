@@ -318,8 +318,11 @@ def _files(place: Path) -> dict[str, str]:
     found = {}
     for path in sorted(place.rglob("*")):
         if path.is_file():
-            same = path.suffix in SAME or path.name in SAME_NAMES
-            found[str(path.relative_to(place))] = hashlib.sha256(path.read_bytes()).hexdigest() if same else ""
+            content = b""
+            if path.suffix in SAME or path.name in SAME_NAMES:
+                # Lists of images have whole paths.
+                content = path.read_bytes().replace(str(place).encode(), b"")
+            found[str(path.relative_to(place))] = hashlib.sha256(content).hexdigest()
     return found
 
 

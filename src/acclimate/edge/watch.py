@@ -165,13 +165,11 @@ def watch(
     out = Path(out)
     predictor = Predictor.load(Path(artifact), threads, expected)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(out, "watch"))
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(out, "watch"))
-        if reset:
-            with writing(out):
-                for name in (ADJUSTED, LEARNT):
-                    (out / name).unlink(missing_ok=True)
+            for name in (ADJUSTED, LEARNT) if reset else ():
+                (out / name).unlink(missing_ok=True)
         detections = stack.enter_context(Journal(out / DETECTIONS, round(1e6 * file_mb), files))
         events = stack.enter_context(Journal(out / EVENTS, 1_000_000, 4))
         mark, until = _mark(detections.last)
