@@ -1,7 +1,8 @@
 """What is lost when things break: a table of trials, and how many tries each survives, in faults.csv.
 
-    python benchmarks/faults.py                              # every trial that has no row yet, or lost something
-    python benchmarks/faults.py --trials kill-train --tries 3
+    python benchmarks/faults.py                              # what has no row yet, or lost something, or too few tries
+    python benchmarks/faults.py --part 0.25                  # a quarter of the tries
+    python benchmarks/faults.py --trials kill-train
     python benchmarks/faults.py --summary
 
 A trial is a function of a `Bench` that gives one line a try: empty where it was survived, else what was lost. The ones
@@ -144,13 +145,15 @@ class Bench:
 
     Attributes:
         folder: of its own.
-        tries: how many times it tries; None is as often as `TRIES` says.
+        part: of the tries that `TRIES` says.
         seed: of what is random.
+        undisturbed: what `_undisturbed` found out, by command.
     """
 
     folder: Path
-    tries: int | None = None
+    part: float = 1.0
     seed: int = 0
+    undisturbed: dict[tuple[str, ...], tuple[Ended, int, dict[str, str]]] = field(default_factory=dict)
     _project: Path | None = field(default=None)
     _count: int = 0
 
@@ -164,7 +167,7 @@ class Bench:
 
     def times(self, kind: str) -> range:
         """One for each try."""
-        return range(TRIES[kind] if self.tries is None else self.tries)
+        return range(max(1, round(self.part * TRIES[kind])))
 
     def copy(self) -> Path:
         """A fresh copy of the project."""
@@ -299,7 +302,9 @@ def _events(then: Callable[[int], None]) -> Callable[[], None]:
 
 
 def _undisturbed(bench: Bench, verb: Verb) -> tuple[Ended, int, dict[str, str]]:
-    """How the verb ends, how many events it has, and what is there afterwards."""
+    """How the verb ends, how many events it has, and what is there afterwards; found out once."""
+    if verb.arguments in bench.undisturbed:
+        return bench.undisturbed[verb.arguments]
     place = bench.copy()
     ours, theirs = os.pipe()
     done = bench.call(place, verb.arguments, _events(lambda count: os.write(theirs, b"x") and None))
@@ -310,6 +315,7 @@ def _undisturbed(bench: Bench, verb: Verb) -> tuple[Ended, int, dict[str, str]]:
     shutil.rmtree(place)
     if done.problem or (verb.status is not None and done.status != verb.status):
         sys.exit(f"{' '.join(verb.arguments)}: status {done.status}, undisturbed: {done.text}")
+    bench.undisturbed[verb.arguments] = done, count, left
     return done, count, left
 
 
@@ -426,13 +432,13 @@ FOREIGN = ("foreign", "")
 """All that `faults_foreign` tries, which has rows of its own."""
 
 
-def run(trials: Sequence[tuple[str, str]], tries: int | None, seed: int, out: Path) -> None:
+def run(trials: Sequence[tuple[str, str]], part: float, seed: int, out: Path) -> None:
     """Do the trials, each in the same project, and write a row for each."""
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="acclimate-faults-") as folder:
-        bench = Bench(Path(folder), tries, seed)
+        bench = Bench(Path(folder), part, seed)
         for kind, name in trials:
             began = time.monotonic()
             if (kind, name) == FOREIGN:
@@ -476,8 +482,12 @@ def summary(file: Path) -> Iterator[str]:
 
 
 def left_to_do(file: Path) -> list[tuple[str, str]]:
-    """The trials that have no row, or lost something."""
-    fine = {(row["kind"], row["what"]) for row in rows.read(file) if row["lost"] == "0"}
+    """The trials that have no row, or lost something, or were tried less often than they are to be."""
+    fine = {
+        (row["kind"], row["what"])
+        for row in rows.read(file)
+        if row["lost"] == "0" and int(row["tries"]) >= TRIES.get(row["kind"], 1)
+    }
     foreign = [FOREIGN] if not fine >= set(faults_foreign.KINDS) else []
     return [*(trial for trial in TRIALS if trial not in fine), *foreign]
 
@@ -486,14 +496,14 @@ def main() -> None:
     named = {"-".join(filter(None, trial)).replace(" ", "-"): trial for trial in (*TRIALS, FOREIGN)}
     parser = argparse.ArgumentParser(description="What is lost when things break.")
     parser.add_argument("--trials", nargs="+", choices=named, metavar="TRIAL", help="default: what is left to do")
-    parser.add_argument("--tries", type=int, help=f"of each; default: {TRIES}")
+    parser.add_argument("--part", type=float, default=1.0, help=f"of the tries {TRIES}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--summary", action="store_true", help="print the table and do nothing")
     options = parser.parse_args()
     if not options.summary:
         wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out)
-        run(wanted, options.tries, options.seed, options.out)
+        run(wanted, options.part, options.seed, options.out)
     print("\n".join(summary(options.out)))
 
 
