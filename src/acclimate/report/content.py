@@ -79,6 +79,8 @@ class Artifact:
     """It was verified, and replaced since."""
     device: str = ""
     """Where it was verified; empty for the machine of the run folder. On each it is an artifact of its own."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against how it was calibrated."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -372,6 +374,7 @@ def _artifact(
     return Artifact(
         manifest.name, manifest.runtime, manifest.precision, manifest.classes, facts, verified, checks, stale,
         str(verified.machine.get("device") or "") if verified else "",
+        tuple(manifest.calibration.doubts()) if manifest.calibration is not None else (),
     )  # fmt: skip
 
 

@@ -275,6 +275,7 @@ def verify(
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
+        calibration=manifest.calibration,
         machine=dict(device.machine),
         notes=tuple(dict.fromkeys([*reference.notes, *(n for one in accuracy.values() for n in one.notes), *said])),
     )

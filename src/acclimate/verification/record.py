@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, computed_field
 
 from acclimate import __version__
 from acclimate.config import Budget
-from acclimate.edge.artifact import MixedPrecision
+from acclimate.edge.artifact import Calibration, MixedPrecision
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Comparison, Interval
@@ -143,6 +143,8 @@ class Verification(BaseModel):
     macs_m: float | None = None
     mixed: MixedPrecision | None = None
     """Of an INT8 artifact that was exported with a tolerance."""
+    calibration: Calibration | None = None
+    """Of a quantised artifact."""
     machine: dict[str, str]
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
@@ -220,6 +222,11 @@ class Verification(BaseModel):
         """What the artifact loses of the eager model's AP50, on the worst set; None where that was not measured."""
         drops = [-a.difference_ap50 for a in self.accuracy.values() if a.difference_ap50 is not None]
         return max(drops, default=None)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against how the artifact was calibrated, a line each."""
+        return tuple(self.calibration.doubts()) if self.calibration is not None else ()
 
     @property
     def first(self) -> str:
