@@ -627,11 +627,12 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0, help="sets of different seeds share no scene")] = 0,
     condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera", show_default="clear")] = None,
     strength: Annotated[float, typer.Option(min=0.05, help="of the condition; 1 is strong")] = 1.0,
+    field_of_view: Annotated[float, typer.Option(min=10, max=110, help="of the camera, horizontal, degrees")] = 52.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
     from acclimate import workflow
 
-    made = workflow.scenes(out, images, (height, width), seed, condition, strength, console=_out)
+    made = workflow.scenes(out, images, (height, width), seed, condition, strength, field_of_view, console=_out)
     _say("data set", made.path)
 
 

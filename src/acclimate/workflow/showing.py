@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate.config import Budget, DataConfig
+from acclimate.config import FIELD_OF_VIEW, Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import write_text
@@ -206,6 +206,7 @@ def scenes(
     seed: int = 0,
     condition: str | None = None,
     strength: float = 1.0,
+    field_of_view: float = FIELD_OF_VIEW,
     *,
     console: Console | None = None,
 ) -> DataConfig:
@@ -218,6 +219,7 @@ def scenes(
         seed: sets of different seeds share no scene.
         condition: `fog`, `rain`, `night` or `camera`; None is clear.
         strength: of the condition; 1 is strong.
+        field_of_view: of the camera, horizontal, degrees.
         console: where progress goes.
 
     Raises:
@@ -226,4 +228,5 @@ def scenes(
     from acclimate.scenes.sets import generate
 
     with counting(console, f"{Path(out).name} scenes") as tick:
-        return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))
+        index = generate(Path(out), images, size, seed, condition, strength, field_of_view, progress=tick)
+    return DataConfig(path=index)
