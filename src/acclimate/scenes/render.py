@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.data import street
+from acclimate.scenes import street
 from acclimate.structures import Annotations, Image
 
 CLASSES = street.CLASSES
