@@ -5,7 +5,7 @@
 
 Every training is a run folder below runs/adaptation and is taken up where it stopped; a pair and seed whose rows are
 in the CSV is not run again. Processes with different --pairs may write at once. Target labels are read by the oracle
-and by the evaluation at the end, never by the adaptation. What a row holds is in docs/benchmarks.md.
+and by the evaluation at the end, never by the adaptation. What a row holds is in docs/benchmarks/adaptation.md.
 
 How much of a gap can be closed at all is bounded by the better of two oracles, each trained for as many steps as the
 others: one on the target's labels alone, and one on the source's and the target's together.

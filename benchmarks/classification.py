@@ -113,7 +113,14 @@ class Bank(nn.Module):
     """
 
     def __init__(self, network: nn.Module, dimension: int, classes: int, options: BankOptions) -> None:
-        """`network` is a `SlimmableNetwork` with `dimension` features at full width."""
+        """Classifiers on a network's features.
+
+        Args:
+            network: a `SlimmableNetwork`.
+            dimension: how many features it has at full width.
+            classes: K, how many there are.
+            options: what the paper leaves open.
+        """
         super().__init__()
         self.network = network
         self.options = options

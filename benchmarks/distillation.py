@@ -8,7 +8,7 @@ Every training is a run folder below runs/distillation and is taken up where it 
 run again. Processes with different --sets, --pairs or --seeds may write at once. On one domain, teacher and student
 learn from all of its training images; across two, from the labelled source and the unlabelled target. Labels of the
 target are read by the evaluation at the end alone. Weights of the losses were chosen on a set of their own, which
-`--blocks weights` goes over. What a row holds is in docs/benchmarks.md.
+`--blocks weights` goes over. What a row holds is in docs/benchmarks/distillation.md.
 """
 
 from __future__ import annotations

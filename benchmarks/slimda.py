@@ -8,7 +8,7 @@ Three parts, each with its own CSV: `detection` (slimda.csv) adapts one bank, an
 (slimda_ranking.csv) compares the order by UPEM with the true one; `search` (slimda_search.csv) makes an artifact for
 each of three latency budgets. Every training is a run folder below runs/slimda and is taken up where it stopped; a row
 that is there is not made again. `--quick` does a few steps of everything below runs/slimda-quick, CSVs included.
-Target labels are read by the evaluation alone. What a row holds is in docs/benchmarks.md.
+Target labels are read by the evaluation alone. What a row holds is in docs/benchmarks/slimda.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from rich.console import Console
 import adaptation
 import rows
 from acclimate import machine, workflow
-from acclimate.adapt.methods import source_only
 from acclimate.config import AdaptConfig, Budget, Config, SlimConfig, SlimmableConfig, TeacherConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
@@ -143,7 +142,7 @@ class Experiment:
         config = self.settings.model_copy(update={"adapt": AdaptConfig(teacher=TeacherConfig(), slim=slim)})
         images = self.images
         if slim is None:
-            config = source_only(config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}))
+            config = config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}).source_only()
             images = adaptation.target_list(self.family, self.source, self.plan.runs)
         path = self.plan.runs / f"{self.start.path.name}-{self.target}-{method.replace(' + ', '-').replace(' ', '-')}"
         return self.adapted(self.start, path, config, images)

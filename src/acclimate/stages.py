@@ -132,6 +132,12 @@ def running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -
 
     Its note `sessions` says from which step on each process worked on the run, and what it computed with: processes,
     threads and device change the order of sums, and so the last digits of what is learnt.
+
+    Args:
+        run: whose manifest it is.
+        acc: what the run computes with.
+        config: the run's configuration.
+        facts: of the manifest's notes.
     """
     import torch
 

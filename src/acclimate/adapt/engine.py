@@ -74,6 +74,16 @@ def fit(
 
     Writes metrics.jsonl, checkpoints/step_N.safetensors (averaged weights) and state/ into the run folder.
 
+    Args:
+        run: the folder that is written; where it holds a state, training goes on from it.
+        objective: the detector, its average and the terms.
+        loader: the batches.
+        schedule: how long and how fast.
+        acc: device, precision and processes; see `accelerator`.
+        transforms: of the gradients, in this order, between the backward pass and clipping.
+        console: where progress goes.
+        title: of the progress bar.
+
     Raises:
         Interrupted: on SIGINT or SIGTERM, once the state is saved.
         AcclimateError: the loss is not finite, or the disk refuses.

@@ -64,6 +64,11 @@ class Teacher(Term):
             own: tuple[View, ...] = ("target_strong",) if config.boxes > 0 or config.soft > 0 else ()
             self.views = (*own, "mixed")  # type: ignore[misc]
 
+    @property
+    def one_width(self) -> str:
+        mixes = "teacher.mix: images of both domains are not made for several widths; set it to 0"
+        return mixes if "mixed" in self.views else ""
+
     @classmethod
     def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
         """With the configured threshold, or those measured on `MEASURED` labelled source images.
@@ -243,6 +248,12 @@ def counted(detector: Detector, source: LabelledSet, target: UnlabelledSet, seed
     """Boxes of each of the source's classes that the detector is sure of on `MEASURED` target images.
 
     Sure by the thresholds that `measure` finds on the source; a class that is never sure there counts nothing.
+
+    Args:
+        detector: what looks.
+        source: labelled images, which say what is sure.
+        target: images without labels.
+        seed: of the draw of images.
     """
     thresholds = measure(detector, source).thresholds
     counts = [0] * len(source.classes)

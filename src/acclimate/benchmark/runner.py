@@ -74,7 +74,9 @@ def run(
         jobs: processes, with one torch thread each; 1 runs in this process.
         ray: run on the Ray cluster that RAY_ADDRESS names, or on this machine under Ray, instead of in `jobs`
             processes; its machines must share the file system.
-        pairs, methods, seeds: a part of the suite; empty is all.
+        pairs: a part of the suite's; empty is all.
+        methods: likewise.
+        seeds: instead of the suite's; empty is those.
         root: folder of the data; by default the environment's ACCLIMATE_DATA, or the suite's.
         console: where progress and the table go.
 

@@ -18,7 +18,7 @@ def locations(image_size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Te
 def encode(boxes: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
     """Offsets (..., 4) that turn `anchors` into `boxes`: of the centre in anchor sizes, of the size as a logarithm.
 
-    Both have positive width and height. Ren et al. 2015 (Faster R-CNN), equation 2.
+    Boxes and anchors are (..., 4) xyxy of positive width and height. Ren et al. 2015 (Faster R-CNN), equation 2.
     """
     size, centre = _size_and_centre(anchors)
     wanted_size, wanted_centre = _size_and_centre(boxes)
@@ -27,7 +27,7 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
 
 
 def decode(offsets: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
-    """The boxes (..., 4) that `offsets` make of `anchors`; the inverse of `encode`. Shapes broadcast."""
+    """The boxes (..., 4) that `offsets` (..., 4) make of `anchors` (..., 4); `encode`'s inverse. Shapes broadcast."""
     size, centre = _size_and_centre(anchors)
     x, y, w, h = weights
     moved = centre + offsets[..., :2] / offsets.new_tensor((x, y)) * size
@@ -37,13 +37,13 @@ def decode(offsets: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Boxes cut at the border of a canvas of (height, width) pixels."""
+    """Boxes (..., 4) cut at the border of a canvas of (height, width) pixels."""
     height, width = image_size
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def area(boxes: Tensor) -> Tensor:
-    """(...,): square pixels."""
+    """Square pixels (N,) of boxes (N, 4), or of any number of dimensions before the last."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 

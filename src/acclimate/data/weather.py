@@ -37,12 +37,12 @@ _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 def to_linear(image: Image) -> Floats:
-    """sRGB values (..., 3) uint8 to linear light in 0..1 (IEC 61966-2-1)."""
+    """sRGB values (..., 3) uint8 to linear light (..., 3) in 0..1 (IEC 61966-2-1)."""
     return _DECODE[image]
 
 
 def to_srgb(linear: Floats) -> Image:
-    """Linear light, clipped to 0..1, to sRGB values uint8 (IEC 61966-2-1)."""
+    """Linear light (..., 3), clipped to 0..1, to sRGB values (..., 3) uint8 (IEC 61966-2-1)."""
     return _ENCODE[(np.clip(linear, 0, 1) * np.float32(65535) + np.float32(0.5)).astype(np.uint16)]
 
 
@@ -119,6 +119,12 @@ def rain(image: Image, depth: Floats, strength: float, rng: np.random.Generator)
     Streaks are motion-blurred drops that refract the sky: they brighten what is behind them, long and blurred
     near the camera, short and dense far away (Garg and Nayar, IJCV 2007), and only where nothing stands nearer.
     The veil is fog with a visibility of 260 m at strength 1.
+
+    Args:
+        image: (H, W, 3) sRGB.
+        depth: (H, W), metres.
+        strength: 1 is strong.
+        rng: what is drawn from.
     """
     height, width = depth.shape
     linear = to_linear(image)
@@ -243,7 +249,8 @@ def _likely_lamps(linear: Floats, depth: Floats) -> Floats:
 
 
 def sensor(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Another, cheaper camera: colour balance, tone curve, read and shot noise, over-sharpening, JPEG blocks."""
+    """Another, cheaper camera, of an image (H, W, 3): colour balance, tone curve, read and shot noise, over-sharpening,
+    JPEG blocks."""
     linear = to_linear(image)
     gains = 1 + np.float32(strength) * rng.normal(0, 1, 3).astype(np.float32) * np.array([0.07, 0.02, 0.09], np.float32)
     gains += np.float32(0.1 * strength) * np.array([-1, 0.1, 0.8], np.float32)

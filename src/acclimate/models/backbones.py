@@ -38,7 +38,12 @@ class Backbone(nn.Module):
     ) -> None:
         """Build the backbone without weights; see `load_weights`.
 
-        `modules` makes it torchvision's model of that name instead, with the outputs of these children as levels.
+        Args:
+            name: timm's, or torchvision's where there are `modules`.
+            strides: of the levels that are wanted, rising, pixels.
+            norm: the normalisation; see `ModelConfig.norm`.
+            freeze: how many of its first stages keep their weights.
+            modules: children of torchvision's model whose outputs are the levels.
 
         Raises:
             AcclimateError: timm does not know `name`, it has no feature pyramid, or no level of a wanted stride.
@@ -108,6 +113,7 @@ class Backbone(nn.Module):
             norm.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         return list(self.body(images))
 
     def train(self, mode: bool = True) -> Backbone:
@@ -144,6 +150,7 @@ class Trunk(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         found = []
         for name, child in self.named_children():
             x = child(x)

@@ -128,6 +128,7 @@ class DenseDetector(Detector):
         return [self.smooth(level, i) for i, level in enumerate(merged)]
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, A, C) and side distances (B, A, 4) in strides, of all A locations."""
         logits, distances = [], []
         for i, level in enumerate(features):
             c = b = level
@@ -262,7 +263,8 @@ def _name_within(body: nn.Module, name: str) -> str:
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """|y - p|^2 times the cross entropy of p towards the soft target y, element by element (GFL, equation 2)."""
+    """|y - p|^2 times the cross entropy of p towards the soft target y, element by element, in their shape (GFL,
+    equation 2)."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).pow(2) * cross_entropy
 
@@ -284,7 +286,7 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def share_of_total(value: Tensor) -> Tensor:
-    """This process's share of the sum over all processes, which is at least 1.
+    """This process's share of the sum of a scalar over all processes, which is at least 1.
 
     A loss divided by it and averaged over the processes is normalised by the global batch, however many there are.
     """

@@ -36,9 +36,14 @@ class SeparateLayersHead(RoiHead):
     """One RoI feature, and fully connected layers of each task's own (`separate-fcs`)."""
 
     def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, layers: int = 2) -> None:
-        """`channels` and `strides` are the pyramid's, `classes` go without the background.
+        """Build with random weights.
 
-        Each task has `layers` fully connected layers of width `hidden` (1024 in the paper) before its last one.
+        Args:
+            channels: of the pyramid's levels.
+            strides: of the pyramid's levels, pixels.
+            classes: how many, the background not counted.
+            hidden: width of the fully connected layers (1024 in the paper).
+            layers: how many of them each task has before its last one.
         """
         super().__init__()
         self.strides = tuple(strides)
@@ -116,7 +121,11 @@ class DisentangledHead(SeparateLayersHead):
         layers: int = 2,
         margin: float | None = MARGIN,
     ) -> None:
-        """See `SeparateLayersHead`; `margin` is the progressive constraint's, None leaves it out."""
+        """Build with random weights. Arguments as of `SeparateLayersHead.__init__`.
+
+        Args:
+            margin: of the progressive constraint; None leaves it out.
+        """
         super().__init__(channels, strides, classes, hidden, layers)
         self.margin = margin
         self.shared = nn.Sequential(nn.Linear(channels * BINS * BINS, SHARED), nn.ReLU())

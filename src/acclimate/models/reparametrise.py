@@ -48,11 +48,12 @@ class FrobeniusNorm(nn.Module):
         self.register_buffer("scale", self._norm(weight.detach()))
 
     def forward(self, raw: Tensor) -> Tensor:
+        """The weight (O, ...) that the layer computes with, of what is trained, in the same shape."""
         normed: Tensor = _Normed.apply(raw, self.scale, self._dims(raw))
         return normed
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The V that gives `weight`, where that has the norm s."""
+        """The V (O, ...) that gives `weight` (O, ...), where that has the norm s."""
         return weight * self.stretch
 
     def _norm(self, weight: Tensor) -> Tensor:
@@ -132,11 +133,16 @@ def convolutions(module: nn.Module, layers: Sequence[str] = ("*",)) -> dict[str,
 def reparametrise(
     module: _Module, granularity: Granularity = "tensor", layers: Sequence[str] = ("*",), *, rescaled: bool = False
 ) -> _Module:
-    """Let the convolutions below `module` compute with s V / ||V||, s being the norm each weight has; returns `module`.
+    """Let the convolutions of a module compute with s V / ||V||, s being the norm each weight has; returns the module.
 
-    The module computes what it did before. Do it after loading the weights and before making DistributedDataParallel
-    of it; `fold` undoes it, keeping the function. `rescaled` adds the paper's length of the step, as the head of
-    `adapt/suppression.py` tells.
+    Do it after loading the weights and before making DistributedDataParallel of it; `fold` undoes it, keeping the
+    function.
+
+    Args:
+        module: it computes what it did before.
+        granularity: one norm a weight, or one for each output channel.
+        layers: which convolutions, as patterns of their names.
+        rescaled: whether a step has the paper's length, as the head of `adapt/suppression.py` tells.
 
     Raises:
         AcclimateError: no such convolution trains.
@@ -184,7 +190,8 @@ def folded(module: _Module) -> _Module:
 
 
 def folded_state(module: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` that `module` would have after `fold`; the tensors of other layers are not copied."""
+    """The `state_dict`, names and shapes, that `module` would have after `fold`; the tensors of other layers are not
+    copied."""
     state: dict[str, Tensor] = dict(module.state_dict())
     for name, layer in _changed(module):
         prefix = f"{name}." if name else ""
@@ -213,7 +220,7 @@ def _stretches(layers: Mapping[str, Convolution]) -> dict[str, float]:
 
 
 def trained_weight(layer: nn.Module) -> Tensor:
-    """The parameter that an optimizer moves: a convolution's weight, or what a parametrisation makes it of."""
+    """The parameter (O, ...) that an optimizer moves: a convolution's weight, or what a parametrisation makes it of."""
     parametrisations = getattr(layer, "parametrizations", None)
     if parametrisations is not None and "weight" in parametrisations:
         original: Tensor = parametrisations["weight"].original

@@ -93,9 +93,15 @@ class SiblingHead(RoiHead):
         convolutions: int = 0,
         layers: int = 2,
     ) -> None:
-        """`channels` and `strides` are the pyramid's, `classes` go without the background.
+        """Build with random weights.
 
-        `convolutions` (with BatchNorm) precede the fully connected `layers`, each of width `hidden`.
+        Args:
+            channels: of the pyramid's levels.
+            strides: of the pyramid's levels, pixels.
+            classes: how many, the background not counted.
+            hidden: width of the fully connected layers.
+            convolutions: how many, with BatchNorm, come before those.
+            layers: how many fully connected layers there are.
         """
         super().__init__()
         self.strides = tuple(strides)

@@ -92,7 +92,14 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
     own_var: Tensor | None
 
     def __init__(self, channels: int, drop: nn.Module | None = None, act: nn.Module | None = None, **options: Any):
-        """As `nn.BatchNorm2d`, followed by `drop` and `act` where they are given."""
+        """BatchNorm at full width.
+
+        Args:
+            channels: of the full width.
+            drop: what follows it, if anything, and
+            act: what follows that.
+            options: of `nn.BatchNorm2d`.
+        """
         super().__init__(channels, **options)
         self.drop = drop or nn.Identity()
         self.act = act or nn.Identity()
@@ -120,7 +127,7 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
         self._forget()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance (n,) that the current width is evaluated with."""
+        """Mean and variance (C,) that the current width is evaluated with."""
         if self.own_mean is not None and self.own_var is not None:
             return self.own_mean, self.own_var
         assert self.running_mean is not None
@@ -178,7 +185,7 @@ class SlimmableLinear(nn.Linear):
         self.active = count
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n) -> (..., m)."""
+        """The leading outputs (..., M) of the leading inputs (..., N)."""
         weight = self.weight[: self.active, : x.shape[-1]].contiguous()
         return F.linear(x, weight, None if self.bias is None else self.bias[: self.active])
 

@@ -101,6 +101,7 @@ class SSDDetector(Detector):
         return levels
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, A, C + 1), class 0 the background, and offsets (B, A, 4), of all A default boxes."""
         logits, offsets = [], []
         for level, classify, regress in zip(features, self.classify, self.regress, strict=True):
             logits.append(anchor_rows(classify(level), len(self.spec.classes) + 1))

@@ -69,6 +69,7 @@ class Pyramid(nn.Module):
         self.smooth = nn.ModuleList(_convolution(out, out, 3, norm) for _ in channels)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The pyramid (B, C, H_l, W_l) of the backbone's levels (B, C_l, H_l, W_l)."""
         merged = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             height, width = merged[i - 1].shape[-2:]
@@ -165,6 +166,7 @@ class TwoStageDetector(Detector):
         return levels
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Logits (B, K, C + 1), offsets (B, K, C + 1, 4) and boxes (B, K, 4) of the K best proposals."""
         proposals = self._select(*self._propose(features), self.options.proposals)
         logits, offsets, boxes = self.roi_head(features, proposals)
         return logits, offsets, boxes

@@ -182,7 +182,7 @@ def plausible(
 
 
 def counts(found: Sequence[Detections], classes: int) -> NDArray[np.float64]:
-    """Shown boxes of each class an image."""
+    """Shown boxes of each class an image, (C,)."""
     labels = np.concatenate([np.zeros(0, np.int64), *(one.above(SHOWN).labels for one in found)])
     return np.bincount(labels, minlength=classes) / max(1, len(found))
 

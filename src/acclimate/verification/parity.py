@@ -78,7 +78,14 @@ def compare(manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path
 
 
 def pairs(eager: Detections, artifact: Detections, image: str, classes: Sequence[str]) -> Iterator[Pair]:
-    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object."""
+    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object.
+
+    Args:
+        eager: what the eager model finds in an image.
+        artifact: what the artifact finds there.
+        image: its name.
+        classes: the names of their labels.
+    """
     overlap = match.overlaps(eager, artifact)
     partner = match.greedy(overlap, PARITY_IOU)
     for row, column in enumerate(partner):

@@ -50,12 +50,21 @@ def export(
     tolerance: float | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Export a finished run's detector as an artifact in its artifacts/ folder; the artifact's folder.
+    """Export a finished run's detector as an artifact in its artifacts/ folder; returns the artifact's folder.
 
-    INT8 is calibrated on `images` of the unlabelled images in `calibration`, by default the target images that the
-    run was adapted to, drawn by `choice` (see `data.dataset.draw`). With a `tolerance` its most sensitive layers stay
-    in fp32 until its detections agree so far with fp32's (see `select.mixed`). An artifact that is already there from
-    the same weights and options is kept.
+    An artifact that is already there from the same weights and options is kept.
+
+    Args:
+        path: a finished run.
+        runtime: what the artifact runs on.
+        precision: its arithmetic.
+        calibration: a folder or list of unlabelled images for INT8; by default the target images that the run was
+            adapted to.
+        images: how many of those.
+        choice: how they are drawn; see `data.dataset.draw`.
+        tolerance: agreement of INT8's detections with fp32's until which its most sensitive layers stay in fp32; see
+            `select.mixed`.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the run is not finished, the runtime or precision is not to be had, INT8 lacks images, or the
@@ -284,16 +293,21 @@ def package(
 
 
 def unpack(package: str | Path, out: str | Path, *, expected: Expected = "", console: Console | None = None) -> Package:
-    """Look a package through and put its files into the new folder `out`; nothing of it is run. Needs no torch.
+    """Look a package through and put its files into a new folder; nothing of it is run. Needs no torch.
+
+    Args:
+        package: the file.
+        out: a folder that is not there yet.
+        expected: what the package must be; see `edge.package.unpack`.
+        console: where words go.
 
     Raises:
         AcclimateError: see `edge.package.unpack`; or `out` exists.
     """
     from acclimate.edge.package import unpack
 
-    if Path(out).exists():
-        raise AcclimateError(f"{out}: is there already; choose another --out")
-    looked_through = unpack(Path(package), Path(out), expected)
+    with locked(Path(out), "package"):
+        looked_through = unpack(Path(package), Path(out), expected)
     if console is not None:
         console.print(f"digest: {looked_through.digest}", highlight=False)
     return looked_through
@@ -526,7 +540,6 @@ def agent(
 
     host, port = split(bind)
     home = Path(home)
-    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
 
     def ready(_: str, port: int) -> None:
         named = socket.gethostname() if host in {"0.0.0.0", "::"} else host
@@ -536,7 +549,9 @@ def agent(
             console.print(f"fingerprint: {serving.identity.fingerprint}", highlight=False)
             console.print(f"device file: {file} (whoever has it may use this agent)", highlight=False)
 
-    run(serving, host, port, ready)
+    with locked(home, "agent"):
+        serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
+        run(serving, host, port, ready)
     if console is not None:
         console.print("stopped", highlight=False)
 
@@ -551,10 +566,19 @@ def predict(
     expected: Expected = "",
     console: Console | None = None,
 ) -> Path:
-    """Detect with an artifact or a package in an image, a folder, a list or a video; the JSON file. Needs no torch.
+    """Detect with an artifact or a package in an image, a folder, a list or a video; returns the JSON file. Needs no
+    torch.
 
     See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
-    `expected` says what a package must be; see `edge.package.unpack`.
+
+    Args:
+        artifact: an artifact's folder, or a package.
+        images: an image, a folder, a list or a video.
+        out: the folder to write.
+        threshold: lowest score that is reported; by default the artifact's.
+        threads: of the runtime.
+        expected: what a package must be; see `edge.package.unpack`.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.

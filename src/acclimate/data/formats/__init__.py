@@ -76,6 +76,14 @@ def read(
         reading: how a detector reads pictures, which are those that the boxes are then of; None reads them as the
             set's own options say.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import DataConfig
+        >>> from acclimate.data import formats
+        >>> labelled = formats.read(DataConfig(path=Path("scenes/fog-test")))
+        >>> len(labelled.images), labelled.classes
+        (6, ('car', 'truck', 'person', 'bicycle', 'traffic sign'))
+
     Raises:
         AcclimateError: the path is missing or of no known format, the index is damaged, the split or fog level is not
             there, a class has no counterpart in `classes`, nothing usable remains, or `masks` are asked of a set that

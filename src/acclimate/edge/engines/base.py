@@ -89,8 +89,14 @@ def not_installed(name: str, modules: Sequence[str], extra: str) -> str:
 def check_named(file: Path, what: str, wanted: Sequence[str], found: Collection[str]) -> None:
     """Refuse a model file that lacks an input or output which the manifest names.
 
+    Args:
+        file: the model file.
+        what: `input` or `output`, for the message.
+        wanted: the manifest's names.
+        found: the file's.
+
     Raises:
-        AcclimateError: names `what` is not `found`.
+        AcclimateError: a name is missing.
     """
     absent = [name for name in wanted if name not in found]
     if absent:

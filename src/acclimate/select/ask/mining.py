@@ -50,7 +50,7 @@ def choose(seen: Seen, count: int) -> list[Choice]:
 
 
 def validated(seen: Seen) -> tuple[list[Detections], list[NDArray[np.float64]]]:
-    """The regions of each frame, and of each region the share of labelled images in which it is found again.
+    """The regions of each frame, and of its R regions the share (R,) of labelled images in which it is found again.
 
     Raises:
         AcclimateError: there are no source images.

@@ -44,7 +44,7 @@ def entropy(seen: Seen) -> NDArray[np.float64]:
 
 
 def bits(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The entropy in bits of each score, taken for a probability."""
+    """The entropy in bits, (N,), of each of scores (N,), taken for a probability."""
     p = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
     return np.asarray(-p * np.log2(p) - (1 - p) * np.log2(1 - p))
 
