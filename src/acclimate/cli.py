@@ -53,6 +53,8 @@ _out = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 """Of several processes of torchrun, the first one speaks."""
 _err = Console(stderr=True, soft_wrap=True)
 
+Unlabelled = Annotated[Path, typer.Option(help="a folder of unlabelled target images")]
+RunFolder = Annotated[Path, typer.Option(help="the run folder to write")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override any option, as in train.steps=500")
 ]
@@ -165,7 +167,7 @@ def init(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="a TOML file with a [source] section, or a run's config.json")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     overrides: Overrides = None,
     role: Annotated[str, typer.Option(help="`oracle` trains on the [oracle] set, for comparison alone")] = "source",
 ) -> None:
@@ -197,7 +199,7 @@ def weights(
 @app.command()
 def take(
     checkpoint: Annotated[Path, typer.Argument(help="a state_dict of a torchvision detector, or a run folder")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     overrides: Overrides = None,
     data: Annotated[
         Path | None, typer.Option(help="labelled source images, which adaptations keep in the mix (source.path)")
@@ -222,8 +224,8 @@ def take(
 @app.command()
 def adapt(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained source detector")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Unlabelled,
+    out: RunFolder,
     overrides: Overrides = None,
     labelled: Annotated[
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
@@ -276,7 +278,7 @@ def distil(
     student: Annotated[
         str, typer.Option(help="a TOML file with a [model] section, one key=value, or a run folder to start from")
     ],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     target: Annotated[
         Path | None, typer.Option(help="a folder of unlabelled target images", show_default="the source alone")
     ] = None,
@@ -293,8 +295,8 @@ def distil(
 @app.command()
 def slim(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained slimmable detector")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Unlabelled,
+    out: RunFolder,
     overrides: Overrides = None,
 ) -> None:
     """Adapt all widths of a slimmable detector at once: a bank to search in. An interrupted run goes on."""
@@ -307,7 +309,7 @@ def slim(
 @app.command()
 def search(
     bank: Annotated[Path, typer.Argument(help="the run folder of a slimmable detector, adapted or not")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
+    target: Unlabelled,
     budget: Annotated[Path, typer.Option(help="a TOML file: limits, or a table of limits for each of several")],
     out: Annotated[Path, typer.Option(help="the run folder to write, or the folder of several")],
     runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",

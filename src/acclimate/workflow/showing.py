@@ -86,7 +86,7 @@ def data(
 
     images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
     if decode:
-        with counting(console if console is not None and console.is_terminal else None, "images") as tick:
+        with counting(console, "images", lines=0) as tick:
             images = inspect.decoded(images, tick)
     summary = inspect.summary(images)
     if console is not None:
@@ -158,7 +158,7 @@ def compare(
             images = inspect.load(given.path)
         else:
             images = inspect.load(given)
-        with counting(console if console is not None and console.is_terminal else None, name) as tick:
+        with counting(console, name, lines=0) as tick:
             domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick))
     comparison = comparing.compare(domains, size)
     if console is not None:
