@@ -28,7 +28,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, stages, workflow
+from acclimate import machine, workflow
 from acclimate.config import AdaptConfig, Budget, Config, SlimConfig, SlimmableConfig, TeacherConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
@@ -191,7 +191,7 @@ class Experiment:
     def measure(self, detector: models.Detector, statistics_from: Sequence[Path]) -> Evaluation:
         """AP on the target's test images, with BatchNorm's statistics from these images."""
         recalibrate(detector, choose(statistics_from, IMAGES, self.seed))
-        return evaluate_detector(stages.to_device(detector), self.truth, self.target, "target")
+        return evaluate_detector(models.to_device(detector), self.truth, self.target, "target")
 
     def missing(self, part: str, *keys: str) -> Callable[..., bool]:
         """Whether no row of this pair and seed has these values of `keys`."""

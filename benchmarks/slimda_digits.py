@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 import rows
 from acclimate import machine
-from acclimate.adapt.classification import Bank, BankOptions
 from acclimate.adapt.slim import model_batch
-from acclimate.models.slimmable import SlimmableClassifier, macs
+from acclimate.models.slimmable import macs
+from classification import Bank, BankOptions, SlimmableClassifier
 
 CSV = Path(__file__).with_suffix(".csv")
 CLASSES = 10

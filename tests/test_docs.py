@@ -233,14 +233,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _do_the_job() -> None:
     from acclimate import workflow
-    from acclimate.data import scenes
+    from acclimate.scenes import sets
 
     small = SMALL["scenes"]
     parts = [(None, "train"), (None, "test"), ("fog", "train"), ("fog", "test")]
     for seed, (condition, split) in enumerate(parts):
         count = small["images" if split == "train" else "test_images"]
         out = Path("scenes", f"{condition or 'clear'}-{split}")
-        scenes.generate(out, count, tuple(small["size"]), seed, condition)
+        sets.generate(out, count, tuple(small["size"]), seed, condition)
     source = workflow.train(config.load(Path("job.toml")), Path("runs/source"))
     adapted = workflow.adapt(source.path, Path(JOB["target"]), Path("runs/adapted"))
     for precision in ("fp32", "int8"):

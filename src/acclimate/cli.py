@@ -519,6 +519,7 @@ def predict(
 
 @app.command()
 def watch(
+    context: typer.Context,
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     source: Annotated[
         str,
@@ -576,13 +577,11 @@ def watch(
 ) -> None:
     """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
     torch."""
-    from acclimate import workflow
+    from acclimate.edge.watch import watch
 
-    workflow.watch(
-        artifact, source, out, threshold=threshold, threads=threads, fps=fps, once=once, page=page, bind=bind,
-        port=port, token=token, keep=keep, learn=learn, adjust=adjust, reset=reset, file_mb=file_mb, files=files,
-        expected=_expected(digest, require_signature), console=_out,
-    )  # fmt: skip
+    # The options are the function's own, but for the two that say what a package must be.
+    options = {name: value for name, value in context.params.items() if name not in {"digest", "require_signature"}}
+    watch(**options, expected=_expected(digest, require_signature), console=_out)
 
 
 @app.command()

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from acclimate.data.formats import LabelledSet, UnlabelledSet
-    from acclimate.models.detector import Detector
 
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
@@ -435,10 +434,3 @@ def one_process(verb: str) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AcclimateError(f"{verb} runs in one process; start `train` and `adapt` with torchrun, then {verb} alone")
-
-
-def to_device(detector: Detector) -> Detector:
-    """The detector on the accelerator, where there is one."""
-    import torch
-
-    return detector.to("cuda" if torch.cuda.is_available() else "cpu")

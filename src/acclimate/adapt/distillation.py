@@ -36,9 +36,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.adapt.teacher import as_targets, measure
+from acclimate.boxes import tensors
 from acclimate.config import ChannelConfig, DistillationConfig, GanConfig, ImitationConfig
 from acclimate.errors import AcclimateError
-from acclimate.models import boxes as box_math
 from acclimate.models.detector import Detector, device_of, evaluating, load
 from acclimate.structures import Annotations, Detections
 
@@ -468,7 +468,7 @@ def near_objects(
     anchors = [_anchors(size, image_size, sides) for size in sizes]
     if not len(boxes):
         return [torch.zeros(size, dtype=torch.bool) for size in sizes]
-    overlap = box_math.iou(boxes, torch.cat(anchors))
+    overlap = tensors.pairwise(boxes, torch.cat(anchors))
     best = overlap.amax(1, keepdim=True)
     chosen = ((overlap > near * best) & (best > 0)).any(0)
     levels = torch.split(chosen, [len(one) for one in anchors])

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acclimate.adapt.objective import Step, Term, View, Wrapper
+from acclimate.boxes.tensors import paired
 from acclimate.config import SlimConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector
@@ -124,10 +125,9 @@ def dense_distance(raw: tuple[Tensor, ...], largest: tuple[Tensor, ...]) -> floa
     """
     (scores, sides), (other, other_sides) = _plain(raw), _plain(largest)
     strength = other.amax(-1)
-    # Both boxes hold their location, so the overlap's sides are the smaller ones.
-    inter, own, its = (_area(s) for s in (torch.minimum(sides, other_sides), sides, other_sides))
-    iou = inter / (own + its - inter).clamp(min=1e-12)
-    each = (scores - other).norm(dim=-1) + 1 - iou
+    # Both boxes are around the same location, wherever that is.
+    boxes, other_boxes = (torch.cat([-side[..., :2], side[..., 2:]], -1) for side in (sides, other_sides))
+    each = (scores - other).norm(dim=-1) + 1 - paired(boxes, other_boxes)
     return float((each * strength).sum() / strength.sum().clamp(min=1e-9))
 
 
@@ -307,8 +307,3 @@ def _statistics_of_the_largest(place: int, module: nn.Module) -> contextlib.Abst
 def _plain(raw: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Probabilities, and side distances in strides, of raw outputs."""
     return raw[0].detach().float().sigmoid(), F.softplus(raw[1].detach().float())
-
-
-def _area(sides: Tensor) -> Tensor:
-    """Of boxes given by their distances left, up, right and down of a location."""
-    return (sides[..., 0] + sides[..., 2]) * (sides[..., 1] + sides[..., 3])

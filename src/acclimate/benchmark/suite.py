@@ -290,9 +290,12 @@ class Sets:
 def sets(pair: Pair, place: Place) -> Sets:
     """Where the data of a pair is; generated scenes need not be there yet."""
     if pair.scenes is not None:
+        from acclimate.scenes.sets import wanted
+
         folder = place.out / pair.scenes.out
-        made = {name: DataConfig(path=folder / name) for name, _, _ in scene_sets(pair.scenes)}
-        clear, clear_test, changed, changed_test = made.values()
+        clear, clear_test, changed, changed_test = (
+            DataConfig(path=folder / name) for name, _, _, _ in wanted(pair.scenes)
+        )
         return Sets(clear, changed, clear_test, changed_test)
     assert pair.source is not None
     assert pair.target is not None
@@ -303,13 +306,6 @@ def sets(pair: Pair, place: Place) -> Sets:
         _below(pair.source_test, place.root) if pair.source_test is not None else None,
         _below(pair.target_test, place.root),
     )
-
-
-def scene_sets(scenes: ScenesConfig) -> Iterator[tuple[str, str | None, int]]:
-    """(folder, condition, images) of the four generated sets: clear train and test, then the condition's."""
-    for domain, condition in (("clear", None), (scenes.condition, scenes.condition)):
-        yield f"{domain}-train", condition, scenes.images
-        yield f"{domain}-test", condition, scenes.test_images
 
 
 def _below(data: DataConfig, root: Path) -> DataConfig:

@@ -1,8 +1,7 @@
 """Weather and camera effects from physics, on an image and its distances; for photos, with a plausible depth.
 
 Radiance adds up in linear light, so every effect decodes the sRGB values first and encodes them again at the end.
-`apply` combines effects as a named condition; none of them moves a pixel, so boxes stay valid. Only `recapture`
-changes the geometry, and it moves the boxes along.
+`apply` combines effects as a named condition; none of them moves a pixel, so boxes stay valid.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.errors import AcclimateError
-from acclimate.structures import Annotations, Image
+from acclimate.structures import Image
 
 CONDITIONS = ("fog", "rain", "night", "camera")
 """Names that `apply` knows."""
@@ -270,38 +269,6 @@ def sensor(image: Image, strength: float, rng: np.random.Generator) -> Image:
     return np.ascontiguousarray(decoded[:, :, ::-1])
 
 
-def recapture(
-    image: Image, annotations: Annotations, strength: float, rng: np.random.Generator
-) -> tuple[Image, Annotations]:
-    """A photo as another camera might have taken it: a narrower view (crop and zoom) through another sensor.
-
-    Args:
-        image: (H, W, 3) sRGB.
-        annotations: its boxes.
-        strength: 1 is strong.
-        rng: what is drawn from.
-
-    Returns:
-        The image, of the same size, and the boxes moved along and clipped; a box of which less than a quarter
-        remains is marked `ignore`, and one that left the image is dropped.
-    """
-    height, width = image.shape[:2]
-    zoom = 1 + 0.5 * strength * rng.uniform(0.7, 1.3)
-    wide, high = width / zoom, height / zoom
-    x0, y0 = rng.uniform(0, width - wide), rng.uniform(0, height - high)
-    matrix = np.array([[zoom, 0, -x0 * zoom + (zoom - 1) / 2], [0, zoom, -y0 * zoom + (zoom - 1) / 2]], np.float32)
-    moved = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    boxes = (annotations.boxes - np.array([x0, y0, x0, y0], np.float32)) * np.float32(zoom)
-    limit = np.array([width, height, width, height], np.float32)
-    clipped = np.clip(boxes, 0, limit).astype(np.float32)
-    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6), axis=1)
-    left = np.prod(np.maximum(clipped[:, 2:] - clipped[:, :2], 0), axis=1)
-    kept = left > 0
-    ignore = annotations.ignore | (left < 0.25 * area)
-    result = Annotations(clipped[kept], annotations.labels[kept], ignore[kept])
-    return sensor(np.asarray(moved, np.uint8), strength, rng), result
-
-
 def plausible_depth(
     image: Image,
     horizon: float = 0.45,
@@ -382,7 +349,7 @@ def apply(
     """The image under a named condition; no pixel moves, so boxes stay valid.
 
     "fog" has a visibility of `FOG_VISIBILITY_M` / strength, varied by a quarter either way, and slightly patchy;
-    "camera" changes the sensor alone (`recapture` also changes a photo's view, `scenes` the whole camera).
+    "camera" changes the sensor alone (generated scenes change the whole camera).
 
     Args:
         image: (H, W, 3) uint8.

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acclimate.errors import AcclimateError
+from acclimate.models import checkpoint
 from acclimate.models import weights as pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -253,20 +253,10 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
     if weights == "auto":
         return _automatic(backbone, name)
     path = Path(weights)
-    if not path.is_file():
-        raise AcclimateError(f"model.weights: {path}: no such file")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint ({reason})") from None
-    if isinstance(state, dict):
-        state = state.get("state_dict", state.get("model", state))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint (it holds no table of named tensors)")
+        state = checkpoint.tensors(path)
+    except AcclimateError as error:
+        raise AcclimateError(f"model.weights: {error}") from None
     _fill(backbone, name, state, str(path))
     return f"file {path.name}"
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
+import pkgutil
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from acclimate import machine
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
@@ -373,8 +374,7 @@ def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") 
     """
     if spec.kind not in KINDS:
         raise AcclimateError(f"spec: unknown kind of detector {spec.kind!r} (known: {', '.join(KINDS)})")
-    module, name = KINDS[spec.kind].split(":")
-    detector: Detector = getattr(importlib.import_module(module), name)(spec, weights)
+    detector: Detector = pkgutil.resolve_name(KINDS[spec.kind])(spec, weights)
     return detector
 
 
@@ -450,6 +450,28 @@ def parameters(module: nn.Module) -> int:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are; the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+Own = TypeVar("Own", bound=nn.Module)
+
+
+def accelerator() -> torch.device | None:
+    """The accelerator that torch has here, of whatever maker; None where the processor does all."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def to_device(detector: Own) -> Own:
+    """The detector on the accelerator, where there is one."""
+    return detector.to(accelerator() or "cpu")
+
+
+def device_name() -> str:
+    """What networks run on here, as its maker calls it."""
+    device = accelerator()
+    if device is None:
+        return machine.processor()
+    named: Any = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return str(named()) if named is not None else device.type
 
 
 @contextlib.contextmanager

@@ -112,18 +112,6 @@ class _Multiple(nn.Module):
         return weight * self.stretch
 
 
-class FrobeniusConv2d(nn.Conv2d):
-    """A convolution with the weight s V / ||V|| of fixed norm s, V being trained; `fold` makes a plain one of it.
-
-    `reparametrise` does the same to the convolutions of a network that is there.
-    """
-
-    def __init__(self, *arguments: Any, granularity: Granularity = "tensor", **named: Any) -> None:
-        """As `nn.Conv2d`; s is the norm of the weight it draws."""
-        super().__init__(*arguments, **named)
-        parametrize.register_parametrization(self, "weight", FrobeniusNorm(self.weight, granularity))
-
-
 def convolutions(module: nn.Module, layers: Sequence[str] = ("*",)) -> dict[str, Convolution]:
     """The convolutions below `module` that train, by name, as far as `layers` (patterns as in a shell) name them.
 

@@ -22,6 +22,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from acclimate.boxes.tensors import paired
 from acclimate.config import Budget
 from acclimate.data.dataset import plain_images
 from acclimate.errors import AcclimateError
@@ -30,7 +31,7 @@ from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import recalibrate
 from acclimate.run import writing
-from acclimate.select.budget import Cost, Limit, Table, Width
+from acclimate.select.budget import Cost, Table, Width
 from acclimate.select.record import Candidate, Hindsight, Try
 from acclimate.verification.judge import within
 
@@ -103,11 +104,7 @@ def distance(scores: Tensor, boxes: Tensor, anchor_scores: Tensor, anchor_boxes:
         anchor_scores: (Q, C) p_a, what is compared with.
         anchor_boxes: (Q, 4) b_a.
     """
-    low, high = torch.maximum(boxes[:, :2], anchor_boxes[:, :2]), torch.minimum(boxes[:, 2:], anchor_boxes[:, 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, anchor_boxes)]
-    iou = inter / (areas[0] + areas[1] - inter).clamp(min=1e-9)
-    return float(((scores - anchor_scores).norm(dim=-1) + 1 - iou).mean())
+    return float(((scores - anchor_scores).norm(dim=-1) + 1 - paired(boxes, anchor_boxes)).mean())
 
 
 @dataclass(frozen=True)
@@ -254,19 +251,6 @@ def _fitted(
             while (wider := space.moved(width, int(stage), 1)) is not None and not cost(wider).over(budget):
                 width = wider
     return width
-
-
-def pareto(candidates: Iterable[Candidate], by: Limit = "macs_m") -> list[Candidate]:
-    """Those to which no other is at least as near to the anchor and at most as costly, and better in one; cheap first.
-
-    Of equals one stays. A candidate whose cost in `by` is not known is left out.
-    """
-    known = [one for one in candidates if getattr(one.cost, by) is not None]
-    front: list[Candidate] = []
-    for one in sorted(known, key=lambda one: (getattr(one.cost, by), one.upem)):
-        if not front or one.upem < front[-1].upem:
-            front.append(one)
-    return front
 
 
 @dataclass(frozen=True)

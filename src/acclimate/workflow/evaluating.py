@@ -58,7 +58,7 @@ def _evaluate(
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
-    detector = stages.to_device(models.load(run.path))
+    detector = models.to_device(models.load(run.path))
     truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     refuse_tested(stages.labelled_frames(run), truth.paths, name)
     result = evaluate_detector(detector, truth, name, role)

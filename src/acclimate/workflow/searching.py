@@ -125,7 +125,7 @@ def _search(
             waiting[name] = budget, manifest, inputs
     if not waiting:
         return Search(found, {})
-    detector = cast(SlimmableDetector, stages.to_device(models.load(bank)))
+    detector = cast(SlimmableDetector, models.to_device(models.load(bank)))
     space = searching.Space.of(detector)
     paths = choose(images.paths, searching.IMAGES, config.seed)
     ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))

@@ -223,7 +223,7 @@ def scenes(
     Raises:
         AcclimateError: `out` holds something else or cannot be written, or the condition does not exist.
     """
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     with counting(console, f"{Path(out).name} scenes") as tick:
         return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
 from acclimate.config import FORMATS, DataConfig
+from acclimate.data.formats import looked
 from acclimate.data.formats.raw import (
     LabelledImage,
     LabelledSet,
@@ -90,6 +92,21 @@ def read(
     path = config.path
     if not path.exists():
         raise AcclimateError(f"{path}: no such file or folder")
+    format_, raw = _found(config, masks)
+    return assemble(config, raw, format_, classes, masks, reading or own_reading(config))
+
+
+def _found(config: DataConfig, masks: bool) -> tuple[str, Raw]:
+    """The format, and what its reader finds: what an earlier call found, where all that it looked at is as it was."""
+    decides = config.model_dump_json(exclude={"classes", "ignore", "drop", "orientation", "intensity"})
+    key = (str(Path.cwd()), decides, str(masks))
+    format_, raw = looked.found(key, lambda: _read(config, masks))
+    # What becomes of it adds problems.
+    return format_, replace(raw, problems=[*raw.problems])
+
+
+def _read(config: DataConfig, masks: bool) -> tuple[str, Raw]:
+    path = config.path
     named = [name for name in FORMATS if _format(name).find(path)] if config.format == "auto" else [config.format]
     if not named:
         raise AcclimateError(
@@ -103,7 +120,7 @@ def read(
         raw.problem(
             path, f"read as {named[0]}, and {_format(other).FILES} lies here too; format = {other!r} reads that"
         )
-    return assemble(config, raw, named[0], classes, masks, reading or own_reading(config))
+    return named[0], raw
 
 
 def own_reading(config: DataConfig) -> Reading:
@@ -113,7 +130,8 @@ def own_reading(config: DataConfig) -> Reading:
 
 def detect(path: Path) -> str | None:
     """The format of the labelled set at `path`, or None where there are no labels that we know."""
-    return next((name for name in FORMATS if _format(name).find(path)), None)
+    with looked.looking():
+        return next((name for name in FORMATS if _format(name).find(path)), None)
 
 
 def looked_for() -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data import orientation
+from acclimate.data.formats.looked import Headers
 from acclimate.edge.headers import Header, Orientation, read_header
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
@@ -138,6 +139,7 @@ class Raw:
     problems: list[Problem] = field(default_factory=list)
     outlined: bool = False
     """Whether outlines were read."""
+    headers: Headers = field(default_factory=Headers)
     _names: dict[str, int] = field(default_factory=dict)
     _owners: array[int] = field(default_factory=lambda: array("q"))
     _kinds: array[int] = field(default_factory=lambda: array("q"))
@@ -319,7 +321,7 @@ def _frames(raw: Raw, asked: Orientation) -> list[_Frame | None]:
             raw.problem(sample.where, f"image {sample.path.name} is listed twice; the first is taken")
         else:
             try:
-                header = read_header(sample.path)
+                header = raw.headers.read(sample.path)
                 seen.add(key)
             except AcclimateError as error:
                 message = str(error).removeprefix(f"{sample.path}: ")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import importlib.util
-from collections.abc import Callable, Collection, Sequence
+import pkgutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +67,17 @@ class Engine(abc.ABC):
             AcclimateError: they are not installed.
         """
         return ", ".join(f"{package} {metadata.version(package)}" for package in self.distributions())
+
+
+def named(table: Mapping[str, str], name: str) -> Any:
+    """A new object of the class, written "module:Class", that a table of runtimes has under a name.
+
+    Raises:
+        AcclimateError: there is none of that name.
+    """
+    if name not in table:
+        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(table)})")
+    return pkgutil.resolve_name(table[name])()
 
 
 def not_installed(name: str, modules: Sequence[str], extra: str) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import from_numpy
-from torchvision.ops import box_iou
 
+from acclimate.boxes.iou import pairwise
 from acclimate.select.ask.seen import Choice, Seen, highest, ranks, rarest
 from acclimate.structures import Detections
 
@@ -61,8 +60,7 @@ def differences(found: Detections) -> NDArray[np.float64]:
     if not len(found):
         return scores
     rival = np.where(
-        (box_iou(from_numpy(found.boxes), from_numpy(found.boxes)).numpy() >= SAME_PLACE)
-        & (found.labels[:, None] != found.labels[None]),
+        (pairwise(found.boxes, found.boxes) >= SAME_PLACE) & (found.labels[:, None] != found.labels[None]),
         scores[None],
         0.0,
     ).max(axis=1)
