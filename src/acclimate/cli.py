@@ -316,7 +316,8 @@ def search(
         int | None, typer.Option(min=0, help="widths that evolution judges for each budget", show_default="32")
     ] = None,
 ) -> None:
-    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met."""
+    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met, 3 when
+    that could not be measured now."""
     from acclimate import workflow
     from acclimate.config import load_budgets
 
@@ -333,10 +334,10 @@ def search(
     )
     for run in done.found.values():
         _say("run", run.path)
-    for line in done.missed.values():
+    for line in (*done.missed.values(), *done.unknown.values()):
         _err.print(line, style="red", markup=False, highlight=False)
-    if done.missed:
-        raise typer.Exit(1)
+    if done.missed or done.unknown:
+        raise typer.Exit(1 if done.missed else 3)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
-from acclimate.run import write_text, writing
+from acclimate.run import locked, write_text, writing
 from acclimate.structures import Detections, Image
 
 
@@ -212,11 +212,12 @@ def predict_folder(
     predictor = Predictor.load(artifact, threads)
     source, out = Path(source), Path(out)
     lowest = predictor.manifest.show_threshold if threshold is None else threshold
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if _is_video(source):
-        return _predict_video(predictor, source, out, lowest, console)
-    return _predict_images(predictor, source, out, lowest, console)
+    with locked(out, "predict"):
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        if _is_video(source):
+            return _predict_video(predictor, source, out, lowest, console)
+        return _predict_images(predictor, source, out, lowest, console)
 
 
 def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:

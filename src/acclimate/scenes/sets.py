@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import simplejpeg
 from acclimate.config import ScenesConfig
 from acclimate.data import weather
 from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.run import digest, write_bytes, write_text, writing
+from acclimate.run import digest, locked, write_bytes, write_text, writing
 from acclimate.scenes.render import CLASSES, VERSION, Camera, changed_camera, render
 
 GENERATOR = "acclimate.data.scenes"
@@ -81,22 +82,26 @@ def generate(
     if index.exists():
         found = _read_info(index)
         if found == info and _all_there(index):
+            with contextlib.suppress(OSError):
+                # Of a process that was killed when all was there.
+                partial.unlink(missing_ok=True)
             return index
         if found != info:
             raise _occupied(f"{out}: holds another data set; choose another folder, or delete it", found, info)
-    records = _resume(out, partial, info)
-    with writing(out):
-        (out / "images").mkdir(parents=True, exist_ok=True)
-        with open(partial, "a") as log:
-            for number in range(len(records), images):
-                records.append(_write_scene(out, number, size, seed, condition, strength))
-                log.write(json.dumps(records[-1]) + "\n")
-                log.flush()
-                if progress is not None:
-                    progress(number + 1, images)
-    write_text(index, json.dumps(_coco(info, records, size)) + "\n")
-    with writing(out):
-        partial.unlink()
+    with locked(out, "scenes"):
+        records = _resume(out, partial, info)
+        with writing(out):
+            (out / "images").mkdir(parents=True, exist_ok=True)
+            with open(partial, "a") as log:
+                for number in range(len(records), images):
+                    records.append(_write_scene(out, number, size, seed, condition, strength))
+                    log.write(json.dumps(records[-1]) + "\n")
+                    log.flush()
+                    if progress is not None:
+                        progress(number + 1, images)
+        write_text(index, json.dumps(_coco(info, records, size)) + "\n")
+        with writing(out):
+            partial.unlink(missing_ok=True)
     return index
 
 
