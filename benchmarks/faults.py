@@ -252,7 +252,7 @@ Trial = Callable[[Bench], Iterator[str]]
 
 
 def _make_project(bench: Bench, project: Path) -> None:
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     project.mkdir()
     modules = bench.folder / "modules"
