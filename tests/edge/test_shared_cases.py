@@ -1,7 +1,7 @@
 """Inputs that once failed, through the verbs of the device: each behaves as its EXPECT.md says.
 
 The cases lie beside the repository; what they are about is also tested on files that are made here, in the tests of the
-parts. Replaced calibration images are in tests/workflow/test_one_artifact.py, small weights in tests/export/test_ncnn.py.
+parts. The two that are about exports are in tests/workflow/test_one_artifact.py and tests/export/test_ncnn.py.
 """
 
 from __future__ import annotations
