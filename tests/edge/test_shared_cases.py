@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import cv2
 import pytest
 import watched
 
-from acclimate import cli, workflow
+from acclimate import cli
 from acclimate.edge import watch as watching
 
 CUT = "watch-once-undecodable/trunc.avi"
@@ -150,8 +151,6 @@ def test_a_password_of_a_stream_that_is_watched_is_in_no_file_and_no_line(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import cv2
-
     stop = threading.Event()
     monkeypatch.setattr(watching, "stop_signal", lambda: contextlib.nullcontext(stop))
     done, data = cv2.imencode(".jpg", watched.frame(3)[..., ::-1])
@@ -167,7 +166,7 @@ def test_a_password_of_a_stream_that_is_watched_is_in_no_file_and_no_line(
     with caplog.at_level(logging.DEBUG), stream(data.tobytes()) as port:
         ending = threading.Thread(target=end)
         ending.start()
-        workflow.watch(artifact, f"http://user:verysecret@127.0.0.1:{port}/v.mjpg", out, page=False)
+        watching.watch(artifact, f"http://user:verysecret@127.0.0.1:{port}/v.mjpg", out, page=False)
         ending.join()
     assert len(watched.lines(out)) >= 3
     captured = capsys.readouterr()
