@@ -217,6 +217,15 @@ def test_generated_set_is_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {path.name for path in index.parent.iterdir()} == {"images", "annotations.json"}
 
 
+def test_what_a_kill_at_the_end_left_goes_with_the_next_call(tmp_path: Path):
+    index = sets.generate(tmp_path / "set", 1, SMALL, seed=3)
+    (index.parent / "annotations.partial.jsonl").touch()
+    (tmp_path / ".set.lock").touch()
+    sets.generate(tmp_path / "set", 1, SMALL, seed=3)
+    assert {path.name for path in index.parent.iterdir()} == {"images", "annotations.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_sets_of_other_seeds_share_no_scene(tmp_path: Path):
     first = sets.generate(tmp_path / "a", 2, SMALL, seed=1).parent / "images"
     second = sets.generate(tmp_path / "b", 2, SMALL, seed=2).parent / "images"

@@ -90,8 +90,8 @@ def generate(
     if index.exists():
         found = _read_info(index)
         if found == info and _all_there(index):
-            with contextlib.suppress(OSError):
-                # Of a process that was killed when all was there.
+            # What a process left that was killed when all was there; a set that can only be read is done all the same.
+            with contextlib.suppress(AcclimateError, OSError), locked(out, "scenes"):
                 partial.unlink(missing_ok=True)
             return index
         if found != info:
