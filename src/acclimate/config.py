@@ -192,10 +192,17 @@ class SlimmableConfig(Options):
     the full width alone."""
 
 
+class TransformersConfig(Options):
+    """A detector of Hugging Face's `transformers` (`models/transformers.py`)."""
+
+    checkpoint: str = ""
+    """A checkpoint folder (config.json, model.safetensors, preprocessor_config.json), or a name on the hub."""
+
+
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
 
-    kind: Literal["dense", "two-stage", "ssd", "slimmable"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "slimmable", "transformers"] = "dense"
 
     size: Literal["nano", "tiny", "small"] = "tiny"
     image_size: Canvas = (320, 320)
@@ -217,6 +224,7 @@ class ModelConfig(Options):
     two_stage: TwoStageConfig = TwoStageConfig()
     ssd: SsdConfig = SsdConfig()
     slimmable: SlimmableConfig = SlimmableConfig()
+    transformers: TransformersConfig = TransformersConfig()
 
     @property
     def has_masks(self) -> bool:

@@ -43,6 +43,8 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
         return _decode_two_stage(outputs, options, image_size)
     if options.kind == "ssd":
         return _decode_ssd(outputs, options, image_size)
+    if options.kind == "queries":
+        return _decode_queries(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = _locations(image_size, options.strides)
     expected = len(strides)
@@ -172,6 +174,29 @@ def _decode_ssd(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tu
     return found
 
 
+def _decode_queries(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
+    logits, boxes = outputs
+    if logits.ndim != 3 or boxes.shape != (*logits.shape[:2], 4):
+        raise AcclimateError(
+            f"the network's outputs have shapes {logits.shape} and {boxes.shape}, which are not those of queries; "
+            "export the artifact again"
+        )
+    height, width = image_size
+    found = []
+    for one, shares in zip(logits, boxes, strict=True):
+        lowest = _logit(options.score_threshold)
+        index, values = _best(np.asarray(one, np.float32).ravel(), lowest, options.max_detections)
+        where, labels = np.divmod(index, one.shape[1])
+        with np.errstate(all="ignore"):
+            scores = (1 / (1 + np.exp(-values))).astype(np.float32)
+            centres, sizes = np.split(shares[where].astype(np.float32), 2, axis=1)
+            corners = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
+            corners *= np.array([width, height] * 2, np.float32)
+        usable = _clip(corners, image_size)
+        found.append(Detections(corners[usable], labels[usable].astype(np.int64), scores[usable]))
+    return found
+
+
 def _foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Softmax of logits (N, C + 1), without the first class, which is the background."""
     with np.errstate(all="ignore"):
@@ -226,15 +251,21 @@ def _finish(
     image_size: tuple[int, int],
 ) -> Detections:
     """Boxes cut at the border, without those that are not finite or have no area, after NMS."""
-    usable = np.isfinite(boxes).all(axis=1)
-    height, width = image_size
-    with np.errstate(all="ignore"):
-        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
-        usable &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    usable = _clip(boxes, image_size)
     if not usable.all():
         boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
     kept = _first_kept(boxes, scores, labels, options)
     return Detections(boxes[kept], labels[kept].astype(np.int64), scores[kept])
+
+
+def _clip(boxes: NDArray[np.float32], image_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Cut boxes (N, 4) at the border, in place; (N,) which of them are finite and have an area left."""
+    usable: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1)
+    height, width = image_size
+    with np.errstate(all="ignore"):
+        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
+        usable &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return usable
 
 
 def _first_kept(
