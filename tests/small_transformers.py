@@ -100,27 +100,27 @@ CONFIGURATIONS: Mapping[str, dict[str, Any]] = {
 """Family, as `config.json` calls it -> its configuration."""
 
 
-def model_of(family: str, classes: Sequence[str], seed: int = 0) -> Any:
+def model_of(family: str, classes: Sequence[str], seed: int = 0, **options: Any) -> Any:
     """A model of the library's, in evaluation mode, whose scores differ as after training."""
     from transformers import AutoConfig, AutoModelForObjectDetection
 
     torch.manual_seed(seed)
     names = dict(enumerate(classes))
     labels = {name: index for index, name in names.items()}
-    config = AutoConfig.for_model(family, **CONFIGURATIONS[family], id2label=names, label2id=labels)
+    config = AutoConfig.for_model(family, **CONFIGURATIONS[family], **options, id2label=names, label2id=labels)
     model = AutoModelForObjectDetection.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("class_embed.weight") or "class_embed." in name and name.endswith("weight"):
+            scores = "class_embed." in name or "enc_score_head." in name
+            if scores and name.endswith("weight"):
                 parameter.normal_(std=0.5)
-            elif "class_embed." in name and name.endswith("bias"):
+            elif scores and name.endswith("bias"):
                 parameter.fill_(-1.0)
     return model.eval()
 
 
 def processor_of(family: str) -> Any:
     """The library's image processor for the family."""
-    from transformers import AutoImageProcessor  # noqa: F401
     from transformers import DeformableDetrImageProcessor, RTDetrImageProcessor
     from transformers.models.rf_detr.image_processing_rf_detr import RfDetrImageProcessor
 

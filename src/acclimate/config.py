@@ -538,6 +538,48 @@ class LabelledConfig(Options):
     """Of the mean loss over them, beside `supervised` of that over the source's."""
 
 
+class LabelsConfig(Options):
+    """What a labeller has found in the target images (`adapt/labels.py`)."""
+
+    file: Path
+    """The file that `acclimate label` writes, or a COCO index with scores of any other tool."""
+    weight: float = Field(default=1.0, gt=0)
+    threshold: float | Literal["source"] | dict[str, float] = "source"
+    """Score from which a box is a target: `source` takes those in the file, which were measured class by class on
+    labelled source images; or one for all classes, or some by name."""
+    doubt: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of it from which a box is at least ignored rather than taken for background, as `teacher.doubt`."""
+    agreement: bool = False
+    """Whether a target must be what the mean teacher shows too."""
+    ramp: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of the run over which the weight rises from 0."""
+
+    @field_validator("threshold")
+    @classmethod
+    def _scores(cls, value: float | str | dict[str, float]) -> float | str | dict[str, float]:
+        values = value.values() if isinstance(value, dict) else () if isinstance(value, str) else (value,)
+        if any(not 0 <= one <= 1 for one in values):
+            raise ValueError("threshold is a score in 0..1, 'source', or a table of scores by class")
+        return value
+
+
+class AlignmentConfig(Options):
+    """A frozen vision transformer whose patches the features are drawn to (`adapt/alignment.py`)."""
+
+    encoder: str = "vit_small_patch14_dinov2.lvd142m"
+    """timm's name of it."""
+    weights: Path | Literal["auto", "none"] = "auto"
+    """As `model.weights`."""
+    weight: float = Field(default=1.0, gt=0)
+    stride: int | None = Field(default=None, ge=1, le=1024)
+    """Of the level whose features are drawn to it; by default the one nearest to the size of a patch."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _no_weights(cls, value: Any) -> Any:
+        return "none" if value is None else value
+
+
 class AskConfig(Options):
     """Frames of the target that `run` asks a person to label (`select/ask`)."""
 
@@ -563,6 +605,8 @@ class AdaptConfig(Options):
     """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
     labelled: Annotated[LabelledConfig | None, Added(None)] = None
     """How labelled target images take part; on with its defaults wherever there are some."""
+    labels: Annotated[LabelsConfig | None, Added(None)] = None
+    alignment: Annotated[AlignmentConfig | None, Added(None)] = None
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
 

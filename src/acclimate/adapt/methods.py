@@ -23,6 +23,8 @@ TERMS = {
     "supervised": "acclimate.adapt.supervised:Supervised",
     "labelled": "acclimate.adapt.labelled:Labelled",
     "teacher": "acclimate.adapt.teacher:Teacher",
+    "labels": "acclimate.adapt.labels:Labels",
+    "alignment": "acclimate.adapt.alignment:Alignment",
     "adversarial": "acclimate.adapt.adversarial:Adversarial",
     "distillation": "acclimate.adapt.distillation:Distillation",
     "quantisation": "acclimate.adapt.quantisation:QuantisationAware",

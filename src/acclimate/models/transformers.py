@@ -18,7 +18,6 @@ import importlib.util
 import json
 import logging
 import os
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, roi_align
@@ -40,6 +38,7 @@ from acclimate.models import weights as pretrained
 from acclimate.models.dense import quality_focal_loss, share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, TransformersSpec
 from acclimate.models.transfer import carry
+from acclimate.run import digest, file_digest
 from acclimate.structures import Annotations
 
 if TYPE_CHECKING:
@@ -339,19 +338,21 @@ def from_checkpoint(checkpoint: str | Path, image_size: tuple[int, int] | None =
     """
     spec = _specified(str(checkpoint), image_size)
     assert spec.transformers is not None
-    folder = _folder(str(checkpoint))
+    folder = folder_of(str(checkpoint))
     library = _library()
     config = _configuration(spec.transformers.config, spec.classes, spec.image_size)
     try:
-        with _quiet():
+        with quiet():
             model, info = library.AutoModelForObjectDetection.from_pretrained(
                 folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
     except Exception as error:  # the library and its readers raise many unrelated types
-        raise AcclimateError(f"{checkpoint}: cannot be loaded ({_reason(error)})") from None
+        raise AcclimateError(f"{checkpoint}: cannot be loaded ({reason(error)})") from None
     absent = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if absent:
-        raise AcclimateError(f"{checkpoint}: its weights lack {absent[0]}" + f" and {len(absent) - 1} more" * (len(absent) > 1))
+        raise AcclimateError(
+            f"{checkpoint}: its weights lack {absent[0]}" + f" and {len(absent) - 1} more" * (len(absent) > 1)
+        )
     detector = TransformersDetector.__new__(TransformersDetector)
     nn.Module.__init__(detector)
     detector._assemble(spec.model_copy(update={"start": f"the checkpoint {checkpoint}"}), model)
@@ -363,9 +364,12 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and "model_type" in _json(folder / "config.json")
 
 
-def match(
-    scores: Tensor, boxes: Tensor, other_scores: Tensor, other_boxes: Tensor
-) -> tuple[Tensor, Tensor]:
+def digest_of(folder: Path) -> str:
+    """Of what determines a checkpoint's detector."""
+    return digest([file_digest(folder / file) for file in _FILES if (folder / file).is_file()])
+
+
+def match(scores: Tensor, boxes: Tensor, other_scores: Tensor, other_boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The one-to-one matching of two detectors' queries that costs least, image by image.
 
     Args:
@@ -462,7 +466,7 @@ def _save_once(model: nn.Module) -> None:
     """Leave each module in the first of its places, so that its weights have one name and are averaged once."""
     seen: dict[int, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not name or not any(True for _ in module.parameters(recurse=False)) and not list(module.children()):
+        if not name or (not any(True for _ in module.parameters(recurse=False)) and not list(module.children())):
             continue
         if id(module) in seen:
             parent, _, child = name.rpartition(".")
@@ -474,7 +478,7 @@ def _save_once(model: nn.Module) -> None:
 
 def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorSpec:
     """The specification of a checkpoint's detector with all of its classes."""
-    folder = _folder(checkpoint)
+    folder = folder_of(checkpoint)
     values = _json(folder / "config.json")
     family = values.get("model_type")
     if family not in FAMILIES:
@@ -518,7 +522,7 @@ def _strides(spec: DetectorSpec, checkpoint: str) -> tuple[int, ...]:
             raise ValueError("not a whole number of its cells")
     except (RuntimeError, ValueError, TypeError) as error:
         raise AcclimateError(
-            f"model.image_size: {height} x {width} pixels do not fit {checkpoint} ({_reason(error)}); its own size "
+            f"model.image_size: {height} x {width} pixels do not fit {checkpoint} ({reason(error)}); its own size "
             "fits, and so do multiples of its stride"
         ) from None
     return tuple(int(down) for down, _ in strides)
@@ -534,9 +538,7 @@ def _classes(values: Mapping[str, Any], checkpoint: str) -> tuple[str, ...]:
     return tuple(name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names))
 
 
-def _processing(
-    folder: Path, family: str
-) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int] | None]:
+def _processing(folder: Path, family: str) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, int] | None]:
     """Mean and deviation of pixels in 0..1, and the size (height, width), as the image processor has them."""
     file = folder / "preprocessor_config.json"
     plain: dict[str, Any] = {"do_normalize": family in {"lw_detr", "rf_detr"}}
@@ -563,14 +565,14 @@ def _configuration(values: Mapping[str, Any], classes: Sequence[str], size: tupl
     if "anchor_image_size" in given or values["model_type"] in {"rt_detr", "rt_detr_v2", "d_fine", "deimv2"}:
         given |= {"anchor_image_size": list(size), "eval_size": None}
     try:
-        with _quiet():
+        with quiet():
             return library.AutoConfig.for_model(values["model_type"], **given)
     except Exception as error:  # of the library's own checks
-        raise AcclimateError(f"config.json: {_reason(error)}") from None
+        raise AcclimateError(f"config.json: {reason(error)}") from None
 
 
 def _model(config: Any) -> Any:
-    with _quiet():
+    with quiet():
         return _library().AutoModelForObjectDetection.from_config(config, dtype=torch.float32)
 
 
@@ -580,14 +582,23 @@ def _library() -> Any:
     return importlib.import_module("transformers")
 
 
-def _folder(checkpoint: str) -> Path:
-    """The folder of a checkpoint, downloaded where it is a name on the hub."""
+def family_of(folder: Path) -> str:
+    """The `model_type` of a checkpoint folder."""
+    return str(_json(folder / "config.json").get("model_type"))
+
+
+def folder_of(checkpoint: str, files: Sequence[str] = _FILES) -> Path:
+    """The folder of a checkpoint, downloaded where it is a name on the hub: those of its `files`, or all.
+
+    Raises:
+        AcclimateError: it is neither.
+    """
     path = Path(checkpoint)
     if path.is_dir() or path.exists() or checkpoint.startswith((".", "/")) or checkpoint.count("/") != 1:
         if not (path / "config.json").is_file():
             raise AcclimateError(f"{checkpoint}: no checkpoint folder (it has no config.json), nor a name on the hub")
         return path
-    return pretrained.snapshot(checkpoint, _FILES)
+    return pretrained.snapshot(checkpoint, tuple(files))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -600,7 +611,8 @@ def _json(file: Path) -> dict[str, Any]:
     return values
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What the library said, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] if lines else type(error).__name__
 
@@ -622,7 +634,7 @@ def _unchecked() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's bars and remarks; what matters is in the error."""
     logger = _library().utils.logging
     level, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()

@@ -132,16 +132,16 @@ def fetch(name: str, to: Path | None = None) -> tuple[Path, str]:
     return copy, digest
 
 
-def snapshot(name: str, files: tuple[str, ...]) -> Path:
-    """The folder of a model on the hub, by its name there, with those of `files` that it has; the cache's where it is
-    there.
+def snapshot(name: str, files: tuple[str, ...] = ()) -> Path:
+    """The folder of a model on the hub, by its name there, with those of `files` that it has, or all; the cache's where
+    it is there.
 
     Raises:
         AcclimateError: it is not here and cannot be had.
     """
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, files[0])
+    cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
         return Path(cached).parent
     key = offline()
@@ -149,7 +149,7 @@ def snapshot(name: str, files: tuple[str, ...]) -> Path:
         if key:
             raise OSError(f"downloads are switched off ({key})")
         with silenced():
-            return Path(snapshot_download(name, allow_patterns=list(files), etag_timeout=TIMEOUT_S))
+            return Path(snapshot_download(name, allow_patterns=list(files) or None, etag_timeout=TIMEOUT_S))
     except Exception as error:  # the hub's client and its transport raise many unrelated types
         raise AcclimateError(
             f"{name}: neither a folder nor in the hub's cache, and the hub gives none ({_reason(error)}); fetch it "

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from acclimate.adapt.methods import Method
     from acclimate.data.formats import LabelledSet, UnlabelledSet
+    from acclimate.data.scored import Found
     from acclimate.models.detector import Detector, DetectorSpec
 
 
@@ -124,6 +125,7 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
         share=config.adapt.labelled.share if config.adapt.labelled is not None else 0.0,
+        found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
@@ -171,6 +173,16 @@ def _drawn(
     from acclimate.adapt.teacher import counted
 
     return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
+
+
+def _found(config: Config, detector: Detector, target: UnlabelledSet | None) -> dict[Path, Found] | None:
+    """What a labeller has found in the target images, where the method learns from one."""
+    labels = config.adapt.labels
+    if labels is None or target is None:
+        return None
+    from acclimate.data import scored
+
+    return scored.read(labels.file).of(target.paths, detector.spec.classes, labels.file)
 
 
 def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAULT) -> DetectorSpec:
@@ -232,12 +244,22 @@ def started_from(config: Config) -> dict[str, str]:
 
 
 def taught_by(config: Config) -> dict[str, str]:
-    """The weights of the runs that the configuration's method learns from, which must be finished, by what they are.
+    """What the configuration's method learns from beside images, by what it is: the weights of runs, which must be
+    finished, and a labeller's labels.
 
     Raises:
-        AcclimateError: one is not.
+        AcclimateError: a run is not finished, or the file of labels is not there.
     """
-    return {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+    taught = {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+    if (labels := config.adapt.labels) is not None:
+        if not labels.file.is_file():
+            raise AcclimateError(f"adapt.labels.file: {labels.file}: no such file; `acclimate label` writes one")
+        taught[f"the labels {labels.file}"] = file_digest(labels.file)
+    if (alignment := config.adapt.alignment) is not None and isinstance(alignment.weights, Path):
+        if not alignment.weights.is_file():
+            raise AcclimateError(f"adapt.alignment.weights: {alignment.weights}: no such file")
+        taught[f"the encoder {alignment.weights}"] = file_digest(alignment.weights)
+    return taught
 
 
 def recalibrated(average: Detector, paths: tuple[Path, ...], seed: int) -> None:
