@@ -1,8 +1,8 @@
 """The student's features drawn to those of a frozen encoder, on both domains.
 
-Lavoie, Mahmoud and Waslander 2025 (DINO Teacher, CVPR, section 3.3): an encoder that was trained on a great deal of data
-gives the same thing the same vector in either domain. The loss is the cosine distance, place by place, of the student's
-projected features of the strong view to the encoder's of the weak one, which has the same geometry.
+Lavoie, Mahmoud and Waslander 2025 (DINO Teacher, CVPR): an encoder that was trained on a great deal of data gives the
+same thing the same vector in either domain. The loss is the cosine distance, place by place, of the student's projected
+features of the strong view to the encoder's of the weak one, which has the same geometry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
 
 STRIDE = 16
-"""Of the encoder's features: a plain transformer's patches, or the level of another backbone that is nearest to them."""
+"""Of the encoder's features, pixels: a plain transformer's patches, or a level of another backbone."""
 
 
 class Alignment(Term):
@@ -85,7 +85,7 @@ class Alignment(Term):
 
 
 def distance(own: Tensor, encoded: Tensor) -> Tensor:
-    """1 - cosine of features (B, C, H, W) and those of the encoder (B, C, h, w), a mean over the places of the former."""
+    """1 - cosine of features (B, C, H, W) and the encoder's (B, C, h, w), a mean over the places of the former."""
     if own.shape[-2:] != encoded.shape[-2:]:
         encoded = F.interpolate(encoded.float(), size=own.shape[-2:], mode="bilinear", align_corners=False)
     return (1 - F.cosine_similarity(own.float(), encoded.float(), dim=1)).mean()

@@ -1,9 +1,9 @@
 """A plain vision transformer as a backbone: the encoder frozen, behind it a simple feature pyramid.
 
-Li et al. 2022 ("Exploring Plain Vision Transformer Backbones for Object Detection", ECCV, section 3): the last map of the
-encoder, whose stride is that of its patches, is made larger by transposed convolutions and smaller by pooling. Encoders
-that were trained without labels (DINOv2, Oquab et al. 2023; DINOv3, Simeoni et al. 2025) see much the same in fog and in
-sunshine, so they are not trained here: a head on the source alone is what learns.
+Li et al. 2022 ("Exploring Plain Vision Transformer Backbones for Object Detection", ECCV, section 3): the last map of
+the encoder, whose stride is that of its patches, is made larger by transposed convolutions and smaller by pooling.
+Encoders that were trained without labels (DINOv2, Oquab et al. 2023; DINOv3, Simeoni et al. 2025) see much the same in
+fog and in sunshine, so they are not trained here: a head on the source alone is what learns.
 """
 
 from __future__ import annotations

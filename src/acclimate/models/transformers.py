@@ -49,9 +49,9 @@ INSIDE_IGNORED = 0.5
 SAME = 0.5
 """Overlap with a labelled box from which it is in them all the same."""
 SILENT = -20.0
-"""The logit of a score that is left out: the classification losses of all families, and their gradients, are 0 there."""
+"""The logit of a score that is left out: there all families' classification losses, and their gradients, are 0."""
 L1_WEIGHT, GIOU_WEIGHT, CLASS_WEIGHT = 5.0, 2.0, 2.0
-"""What boxes and scores count for, when queries are matched and in `distillation` (Zhu et al., Deformable DETR, 2021)."""
+"""What boxes and scores count for where queries are matched, and in `distillation` (Zhu et al., Deformable DETR)."""
 
 _CHECKS_OFF = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 _FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -464,16 +464,16 @@ def _silenced(logits: Tensor, boxes: Tensor, regions: Sequence[Tensor], truth: S
 
 def _save_once(model: nn.Module) -> None:
     """Leave each module in the first of its places, so that its weights have one name and are averaged once."""
-    seen: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    replaced: list[str] = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not name or (not any(True for _ in module.parameters(recurse=False)) and not list(module.children())):
+        if any(name.startswith(f"{place}.") for place in replaced) or next(module.parameters(), None) is None:
             continue
         if id(module) in seen:
             parent, _, child = name.rpartition(".")
-            owner = model.get_submodule(parent) if parent else model
-            if not isinstance(owner, _Again):
-                owner._modules[child] = _Again(module)
-        seen[id(module)] = module
+            model.get_submodule(parent)._modules[child] = _Again(module)
+            replaced.append(name)
+        seen.add(id(module))
 
 
 def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorSpec:
@@ -493,15 +493,15 @@ def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorS
             f"{checkpoint}: its image processor names no fixed size; give one: model.image_size=[HEIGHT, WIDTH]"
         )
     options = TransformersSpec(config=config, mean=mean, std=std, checkpoint=checkpoint)
-    backbone = values.get("backbone_config") or {}
+    configured = _configuration(config, names, size)
     spec = DetectorSpec(
         kind="transformers",
         classes=names,
         image_size=size,
-        backbone=str(backbone.get("model_type", family)),
+        backbone=str(getattr(configured.backbone_config, "model_type", family)),
         strides=(1,),
-        channels=int(values.get("d_model", 256)),
-        depth=int(values.get("decoder_layers", 6)),
+        channels=configured.d_model,
+        depth=configured.decoder_layers,
         transformers=options,
     )
     return spec.model_copy(update={"strides": _strides(spec, checkpoint)})
@@ -568,7 +568,7 @@ def _configuration(values: Mapping[str, Any], classes: Sequence[str], size: tupl
         with quiet():
             return library.AutoConfig.for_model(values["model_type"], **given)
     except Exception as error:  # of the library's own checks
-        raise AcclimateError(f"config.json: {reason(error)}") from None
+        raise AcclimateError(f"the checkpoint's config.json: {reason(error)}") from None
 
 
 def _model(config: Any) -> Any:
