@@ -15,14 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from acclimate.adapt.fusion import IOU, fuse
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.adapt.teacher import NEVER, UNSURE, as_targets, measure
+from acclimate.boxes.match import overlaps
 from acclimate.config import LabelsConfig
 from acclimate.data import scored
 from acclimate.errors import AcclimateError
@@ -107,20 +106,13 @@ def agreed(
     both = fuse([own, other], IOU)
     sure = np.zeros(len(both), bool)
     if len(own) and len(other):
-        partners = [_overlaps(both, one) for one in (own, other)]
+        partners = [overlaps(both, one) > IOU for one in (own, other)]
         met = [overlap.any(1) for overlap in partners]
         convinced = [
             (overlap & flags[None]).any(1) for overlap, flags in zip(partners, (own_sure, other_sure), strict=True)
         ]
         sure = met[0] & met[1] & (convinced[0] | convinced[1])
     return Annotations(both.boxes, both.labels, ~sure)
-
-
-def _overlaps(fused: Detections, found: Detections) -> NDArray[np.bool_]:
-    """(N, M): whether a fused box and a detection are of one class and overlap by more than `IOU`."""
-    overlap = box_iou(torch.from_numpy(fused.boxes), torch.from_numpy(found.boxes)).numpy() > IOU
-    same = fused.labels[:, None] == found.labels[None]
-    return np.asarray(overlap & same)
 
 
 def _thresholds(options: LabelsConfig, known: scored.ScoredLabels, classes: Sequence[str]) -> list[float]:

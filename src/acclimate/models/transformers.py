@@ -29,11 +29,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, roi_align
 
+from acclimate.boxes import tensors as box_math
 from acclimate.edge.artifact import Decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.models import boxes as box_math
 from acclimate.models import weights as pretrained
 from acclimate.models.dense import quality_focal_loss, share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, TransformersSpec
@@ -457,7 +457,7 @@ def _silenced(logits: Tensor, boxes: Tensor, regions: Sequence[Tensor], truth: S
             covered = box_math.intersection(flat, ignored).amax(1)
             inside = covered >= INSIDE_IGNORED * box_math.area(flat).clamp(min=1e-9)
         if len(labelled):
-            inside &= box_math.iou(flat, labelled).amax(1) < SAME
+            inside &= box_math.pairwise(flat, labelled).amax(1) < SAME
         spared.append(inside.view(shares.shape[:-1]))
     return torch.where(torch.stack(spared)[..., None], logits.new_tensor(SILENT), logits)
 

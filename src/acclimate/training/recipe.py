@@ -115,16 +115,15 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     torch.manual_seed(config.seed)
     detector = recipe.detector()
     method = recipe.method(detector, inputs.source)
-    by_domain = inputs.target is not None and config.adapt.statistics == "domain"
+    by_domain = inputs.target is not None and config.adapt.by_domain
     objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
-    teacher = config.adapt.teacher if inputs.target is not None else None
     loader = Loader(
         inputs.source, inputs.target, detector.spec.image_size, config.augment, schedule, config.seed,
         acc.process_index, acc.num_processes,
-        large=teacher.scale if teacher is not None else 1.0,
+        large=config.adapt.largest_view if inputs.target is not None else 1.0,
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
-        share=config.adapt.labelled.share if config.adapt.labelled is not None else 0.0,
+        share=config.adapt.labelled_share,
         found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
@@ -177,12 +176,12 @@ def _drawn(
 
 def _found(config: Config, detector: Detector, target: UnlabelledSet | None) -> dict[Path, Found] | None:
     """What a labeller has found in the target images, where the method learns from one."""
-    labels = config.adapt.labels
-    if labels is None or target is None:
+    file = config.adapt.found
+    if file is None or target is None:
         return None
     from acclimate.data import scored
 
-    return scored.read(labels.file).of(target.paths, detector.spec.classes, labels.file)
+    return scored.read(file).of(target.paths, detector.spec.classes, file)
 
 
 def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAULT) -> DetectorSpec:
@@ -251,14 +250,10 @@ def taught_by(config: Config) -> dict[str, str]:
         AcclimateError: a run is not finished, or the file of labels is not there.
     """
     taught = {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
-    if (labels := config.adapt.labels) is not None:
-        if not labels.file.is_file():
-            raise AcclimateError(f"adapt.labels.file: {labels.file}: no such file; `acclimate label` writes one")
-        taught[f"the labels {labels.file}"] = file_digest(labels.file)
-    if (alignment := config.adapt.alignment) is not None and isinstance(alignment.weights, Path):
-        if not alignment.weights.is_file():
-            raise AcclimateError(f"adapt.alignment.weights: {alignment.weights}: no such file")
-        taught[f"the encoder {alignment.weights}"] = file_digest(alignment.weights)
+    for what, file in config.adapt.files.items():
+        if not file.is_file():
+            raise AcclimateError(f"adapt: {what}: no such file")
+        taught[what] = file_digest(file)
     return taught
 
 
