@@ -6,11 +6,11 @@
 The student is an EfficientNet-Lite0 detector at a small input, trained on the source. It is adapted for the same number
 of steps in each way: by its own mean teacher; by the labels of an EfficientNet-Lite2 detector of the same source that
 looks at the target with one and a half times the input's size, mirrored too; by those of that one and a second labeller
-(MobileNetV2 where its weights are installed, else Lite1) fused; by the first labels where the mean teacher agrees; and by
-the mean teacher with the student's features drawn to Lite2's ImageNet features. Source-only is trained on for as long.
+(MobileNetV2 where its weights are installed, else Lite1) fused; by the first labels where the mean teacher agrees; and
+by the mean teacher with the student's features drawn to Lite2's ImageNet features. Source-only is trained on as long.
 
-Every training is a run folder below runs/labellers and is taken up where it stopped; a row that is in the CSV is not run
-again, and is written as soon as its run ends. No label of the target is read but by the evaluation at the end.
+Every training is a run folder below runs/labellers and is taken up where it stopped; a row that is in the CSV is not
+run again, and is written as soon as its run ends. No label of the target is read but by the evaluation at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,7 +27,15 @@ from rich.console import Console
 import adaptation
 import rows
 from acclimate import machine, stages, workflow
-from acclimate.config import AdaptConfig, AlignmentConfig, Config, LabelsConfig, ModelConfig, ScheduleConfig, TeacherConfig
+from acclimate.config import (
+    AdaptConfig,
+    AlignmentConfig,
+    Config,
+    LabelsConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TeacherConfig,
+)
 from acclimate.evaluate import evaluate_detector
 from acclimate.models import detector as models
 from acclimate.models.weights import installed

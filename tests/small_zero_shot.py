@@ -29,9 +29,7 @@ def _pieces() -> Any:
 
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={piece: place for place, piece in enumerate(vocabulary)}, merges=[], model_max_length=16
-    )
+    return CLIPTokenizer(vocab={piece: place for place, piece in enumerate(vocabulary)}, merges=[], model_max_length=16)
 
 
 def _grounding(family: str) -> tuple[Any, Any]:

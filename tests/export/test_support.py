@@ -80,9 +80,8 @@ def lively(name: str, paths: list[Path]) -> Detector:
 def transformer(family: str) -> Detector:
     """One of the library's, with scores that differ; its backbone normalises by layers or by fixed statistics."""
     pytest.importorskip("transformers")
-    from small_transformers import write as written
-
     from acclimate.models.transformers import from_checkpoint
+    from small_transformers import write as written
 
     with tempfile.TemporaryDirectory() as folder:
         return from_checkpoint(written(family, Path(folder), ("a", "b", "c")), CANVAS)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from acclimate.scenes.sets import generate
 
 from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.config import ModelConfig
-from acclimate.data.scenes import generate
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.labelling.run import label
@@ -62,7 +62,10 @@ def test_several_looks_are_fused(detector: Detector, paths: list[Path]) -> None:
     # 1.5 times 96 columns are 144, no whole number of 32: the nearest one is 160 or 128.
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(found[paths[0]].detections.scores, looks[0].scores)
-    either = [fuse(looks), fuse([*looks[:2], *(look(detector, paths[0], (96, 128), turned) for turned in (False, True))])]
+    either = [
+        fuse(looks),
+        fuse([*looks[:2], *(look(detector, paths[0], (96, 128), turned) for turned in (False, True))]),
+    ]
     scores = found[paths[0]].detections.scores
     assert any(len(one) == len(scores) and np.allclose(one.scores, scores, atol=1e-5) for one in either)
 

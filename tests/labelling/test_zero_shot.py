@@ -13,7 +13,6 @@ pytest.importorskip("transformers")
 
 import small_transformers as detectors
 import small_zero_shot as small
-
 from acclimate.errors import AcclimateError
 from acclimate.labelling.zero_shot import LOWEST, ZeroShot, label
 from acclimate.structures import Detections, Image

@@ -15,10 +15,11 @@ import torch
 
 pytest.importorskip("transformers")
 
+from acclimate.scenes.sets import generate
+
 import small_transformers as small
 from acclimate.adapt.suppression import DomainSpecificSuppression
 from acclimate.config import ModelConfig, SuppressionConfig
-from acclimate.data.scenes import generate
 from acclimate.edge.images import read_image
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
@@ -265,7 +266,9 @@ def test_classes_are_taken_by_name(family: str, written: Callable[[str], Path], 
 
 
 def test_training_starts_from_the_classes_of_the_same_name(written: Callable[[str], Path]) -> None:
-    config = ModelConfig.model_validate({"kind": "transformers", "transformers": {"checkpoint": str(written("rt_detr"))}})
+    config = ModelConfig.model_validate(
+        {"kind": "transformers", "transformers": {"checkpoint": str(written("rt_detr"))}}
+    )
     spec = detectors.specify(config, ["sign", "dog"])
     assert spec.image_size == SIZE
     assert spec.strides == (8, 16, 32)

@@ -233,13 +233,19 @@ def weights_of(run: Run) -> str:
 
 
 def started_from(config: Config) -> dict[str, str]:
-    """The weights of the run that `model.start` names, which must be finished, by what they are; empty without one.
+    """The weights that a detector to be trained starts from, by what they are: of the run that `model.start` names,
+    which must be finished, and of a checkpoint of `transformers`; empty where there are neither.
 
     Raises:
-        AcclimateError: it is not.
+        AcclimateError: the run is not finished, or there is no such checkpoint.
     """
-    start = config.model.start
-    return {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    start, checkpoint = config.model.start, config.model.transformers.checkpoint
+    begun = {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    if config.model.kind == "transformers" and start is None and config.model.weights != "none":
+        from acclimate.models.transformers import digest_of, folder_of
+
+        begun[f"the checkpoint {checkpoint}"] = digest_of(folder_of(checkpoint))
+    return begun
 
 
 def taught_by(config: Config) -> dict[str, str]:
