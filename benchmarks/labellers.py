@@ -181,7 +181,7 @@ def record(pair: str, seed: int, method: str, run: Run, target: Evaluation, labe
 
 
 def summary() -> Iterator[str]:
-    """A table in Markdown: AP50 by method, mean and spread over the seeds, and the paired gain over the mean teacher."""
+    """A table in Markdown: AP50 by method, mean and spread over the seeds, and the gain over the mean teacher."""
     yield "| pair | method | seeds | AP50 | over the mean teacher |"
     yield "|---|---|---|---|---|"
     found = rows.read(CSV)

@@ -1,8 +1,8 @@
 """From a transformer to the edge: python examples/transformer.py CHECKPOINT [FOLDER] [--small]
 
-CHECKPOINT is a folder, or a name on the hub, of a real-time transformer (RT-DETR, D-FINE, RF-DETR, ...) whose classes have
-the names of the scenes' classes, or none of them: then it first learns them on clear scenes. It is adapted to foggy ones
-without their labels, teaches a convolutional student, and both are exported in INT8 and measured.
+CHECKPOINT is a folder, or a name on the hub, of a real-time transformer (RT-DETR, D-FINE, LW-DETR, ...). It learns the
+scenes' classes on clear ones, those that it knows by name from where it is. Then it is adapted to foggy scenes without
+their labels and teaches a convolutional student, and both are exported in INT8 and measured.
 """
 
 from __future__ import annotations

@@ -98,6 +98,12 @@ def write(family: str, folder: Path, seed: int = 0) -> Path:
 
     config, processor = MADE[family]()
     torch.manual_seed(seed)
-    AutoModelForZeroShotObjectDetection.from_config(config).save_pretrained(folder)
+    model = AutoModelForZeroShotObjectDetection.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "class_embed" in name and name.endswith("bias"):
+                # An untrained one takes everything for background.
+                parameter.zero_()
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -56,7 +56,7 @@ def test_the_weight_rises() -> None:
 
 
 def test_agreement_looks_at_the_mean_teacher() -> None:
-    config = LabelsConfig(file=FILE, agreement=True)
+    config = LabelsConfig(file=FILE, agreement=True, doubt=1.0)
     seen = found((8, 8, 40, 48, 1, 0.8))
     # A teacher that is never sure and shows nothing like it makes the box one to be ignored: no box loss is left.
     alone = losses(Labels(config, [0.5, 0.5], [NEVER, NEVER]), seen)

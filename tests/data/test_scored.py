@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from acclimate.scenes.sets import generate
 
 from acclimate.config import AugmentConfig, DataConfig, ScheduleConfig
 from acclimate.data import formats, scored
 from acclimate.data.dataset import Loader
 from acclimate.data.scored import Found, ScoredLabels
 from acclimate.errors import AcclimateError
+from acclimate.scenes.sets import generate
 from acclimate.structures import Detections
 
 

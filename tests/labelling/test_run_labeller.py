@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from acclimate.scenes.sets import generate
 
 from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.config import ModelConfig
@@ -16,6 +15,7 @@ from acclimate.errors import AcclimateError
 from acclimate.labelling.run import label
 from acclimate.models.detector import Detector, build, evaluating, specify
 from acclimate.models.predict import predict
+from acclimate.scenes.sets import generate
 from acclimate.structures import Detections
 
 

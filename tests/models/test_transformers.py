@@ -15,8 +15,6 @@ import torch
 
 pytest.importorskip("transformers")
 
-from acclimate.scenes.sets import generate
-
 import small_transformers as small
 from acclimate.adapt.suppression import DomainSpecificSuppression
 from acclimate.config import ModelConfig, SuppressionConfig
@@ -25,6 +23,7 @@ from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
 from acclimate.models import transformers as ours
 from acclimate.models.transfer import with_classes
+from acclimate.scenes.sets import generate
 from acclimate.structures import Annotations, Image
 
 CLASSES = ("car", "person", "sign")

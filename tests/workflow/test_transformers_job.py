@@ -9,14 +9,13 @@ import pytest
 pytest.importorskip("transformers")
 
 import small_transformers as small
-from tiny_job import LOOSE, config, make_data
-
 from acclimate import workflow
 from acclimate.config import Budget, DataConfig
 from acclimate.data import scored
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as models
 from acclimate.models import transformers
+from tiny_job import LOOSE, config, make_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

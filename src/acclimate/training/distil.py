@@ -39,9 +39,9 @@ def distil(
     A student of its own model has the teacher's kind, canvas, strides and classes unless told otherwise (of a teacher
     of `transformers` it is a dense detector with strides of its own), starts from its backbone's weights and trains for
     the schedule `train`; one that is a run trains on for `schedule`. Everything else is the teacher's configuration,
-    but for the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the student
-    learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run keeps the
-    averaged weights of the last step.
+    but for the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the
+    student learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run
+    keeps the averaged weights of the last step.
 
     Args:
         teacher: the finished run of the large detector.
