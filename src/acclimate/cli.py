@@ -198,7 +198,12 @@ def weights(
 
 @app.command()
 def take(
-    checkpoint: Annotated[Path, typer.Argument(help="a state_dict of a torchvision detector, or a run folder")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="a state_dict of a torchvision detector, a folder or hub name of transformers, or a run folder"
+        ),
+    ],
     out: RunFolder,
     overrides: Overrides = None,
     data: Annotated[
@@ -219,6 +224,39 @@ def take(
         checkpoint, out, overrides or (), data=data, classes=_separated(classes), model=model, console=_out
     )
     _say("run", done.path)
+
+
+@app.command()
+def label(
+    folder: Annotated[Path, typer.Argument(help="a folder of unlabelled images")],
+    labeller: Annotated[
+        str, typer.Option("--with", help="a run folder, a zero-shot detector of transformers, or a file of labels")
+    ],
+    out: Annotated[Path, typer.Option(help="the COCO file to write")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value: of --source, for example split=val")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="its classes, or prompts, that are kept: a,b or theirs=ours")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="labelled images on which it is measured from which score it is sure")
+    ] = None,
+    scales: Annotated[str, typer.Option(help="of a run: factors on its input's sides, a look each, as 1,1.5")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="of a run: look at each image mirrored too")] = False,
+    fuse: Annotated[list[str] | None, typer.Option(help="another labeller, whose boxes are fused with these")] = None,
+) -> None:
+    """Label images with a large detector, for `adapt.labels` to teach a small one."""
+    from acclimate import workflow
+
+    workflow.label(
+        folder, labeller, out,
+        classes=_separated(classes),
+        source=_set(source, options or []) if source is not None else None,
+        scales=_factors("--scales", _separated([scales])),
+        flip=flip,
+        fuse_with=fuse or (),
+        console=_out,
+    )  # fmt: skip
+    _say("labels", out)
 
 
 @app.command()
@@ -810,6 +848,16 @@ def _one_of(option: str, value: str, *choices: str) -> None:
 
 def _separated(texts: list[str] | None) -> list[str]:
     return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
+
+
+def _factors(option: str, texts: list[str]) -> list[float]:
+    try:
+        factors = [float(text) for text in texts]
+    except ValueError:
+        factors = []
+    if not factors or not all(0.1 <= factor <= 10 for factor in factors):
+        raise AcclimateError(f"{option} {','.join(texts)}: factors from 0.1 to 10, as in 1,1.5")
+    return factors
 
 
 def _whole(option: str, texts: list[str]) -> list[int]:

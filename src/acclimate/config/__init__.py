@@ -9,10 +9,13 @@ from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_
 from acclimate.config.job import AskConfig, Config, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
+from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
 from acclimate.config.methods.adversarial import AdversarialConfig
+from acclimate.config.methods.alignment import AlignmentConfig
 from acclimate.config.methods.distillation import ChannelConfig, DistillationConfig, GanConfig, ImitationConfig
 from acclimate.config.methods.labelled import LabelledConfig
+from acclimate.config.methods.labels import LabelsConfig
 from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
@@ -28,6 +31,7 @@ __all__ = [
     "AdaptConfig",
     "Added",
     "AdversarialConfig",
+    "AlignmentConfig",
     "AskConfig",
     "AugmentConfig",
     "Budget",
@@ -39,6 +43,7 @@ __all__ = [
     "GanConfig",
     "ImitationConfig",
     "LabelledConfig",
+    "LabelsConfig",
     "ModelConfig",
     "Options",
     "Prose",
@@ -50,6 +55,7 @@ __all__ = [
     "SsdConfig",
     "SuppressionConfig",
     "TeacherConfig",
+    "TransformersConfig",
     "TwoStageConfig",
     "finishing",
     "load",

@@ -142,4 +142,4 @@ class ScenesConfig(Options):
     strength: float = Field(default=1.0, gt=0, le=100)
     """Strength of the condition; 1 is strong."""
     field_of_view: Annotated[float, Added(FIELD_OF_VIEW)] = Field(default=FIELD_OF_VIEW, ge=10, le=110)
-    """View of the camera, horizontal, degrees; a narrow one shows fewer and larger objects, which a small input can show."""
+    """View of the camera, horizontal, degrees; a narrow one shows fewer and larger objects."""

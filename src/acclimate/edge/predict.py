@@ -83,7 +83,7 @@ class Predictor:
         shapes = ", ".join(str(tuple(np.shape(output))) for output in outputs)
         if len(outputs) != len(OUTPUTS[manifest.decode.kind]) or any(output.dtype.kind != "f" for output in outputs):
             raise AcclimateError(f"{where}: the network's outputs {shapes} are not those of {manifest.decode.kind}")
-        channels = len(manifest.classes) + (manifest.decode.kind != "dense")
+        channels = len(manifest.classes) + (manifest.decode.kind in {"two-stage", "ssd"})
         if outputs[0].ndim != 3 or outputs[0].shape[0] != 1 or outputs[0].shape[2] != channels:
             raise AcclimateError(
                 f"{where}: the network's outputs {shapes} are not for {len(manifest.classes)} classes; "
