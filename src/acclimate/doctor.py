@@ -68,6 +68,7 @@ EXTRAS = {
     "watch": "drift alarms",
     "agent": "serving as a device for verify --device",
     "fleet": "benchmarks on a Ray cluster",
+    "transformers": "detectors and zero-shot labellers of Hugging Face",
 }
 """Extras that no area of their own lists, and what each is for."""
 

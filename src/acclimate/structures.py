@@ -38,6 +38,14 @@ class Detections:
         boxes: (N, 4) float32, xyxy pixels.
         labels: (N,) int64, indices into the detector's classes.
         scores: (N,) float32 in 0..1, sorted from high to low.
+
+    Examples:
+        >>> import numpy as np
+        >>> from acclimate import Detections
+        >>> boxes = np.float32([[10, 20, 30, 40], [0, 0, 5, 5]])
+        >>> found = Detections(boxes, labels=np.array([0, 1]), scores=np.float32([0.75, 0.25]))
+        >>> found.above(0.5).to_coco()
+        [{'image_id': 0, 'category_id': 1, 'bbox': [10.0, 20.0, 20.0, 20.0], 'score': 0.75}]
     """
 
     boxes: NDArray[np.float32]
@@ -146,6 +154,7 @@ class Annotations:
         return Annotations(self.boxes[index], self.labels[index], self.ignore[index], outlines)
 
     def with_boxes(self, boxes: NDArray[np.float32]) -> Annotations:
+        """The same objects with other boxes, (N, 4)."""
         return replace(self, boxes=boxes)
 
     def moved(self, scale: tuple[float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Annotations:
@@ -171,6 +180,7 @@ class Batch:
         targets: the boxes of each image on the network's canvas; None for target images, which have no labels.
         large: the weak view of target images with more pixels, (B, 3, S H, S W), where a teacher asks for it.
         labelled: beside target images, a few others that a person has labelled, where there are any.
+        found: what a labeller has found in target images, on the network's canvas, where there is one.
     """
 
     weak: Tensor
@@ -178,9 +188,10 @@ class Batch:
     targets: Sequence[Annotations] | None = None
     large: Tensor | None = None
     labelled: Batch | None = None
+    found: Sequence[Detections] | None = None
 
     def to(self, device: Any) -> Batch:
         weak, strong = self.weak.to(device, non_blocking=True), self.strong.to(device, non_blocking=True)
         large = None if self.large is None else self.large.to(device, non_blocking=True)
         labelled = None if self.labelled is None else self.labelled.to(device)
-        return Batch(weak, strong, self.targets, large, labelled)
+        return Batch(weak, strong, self.targets, large, labelled, self.found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from acclimate.boxes import locations
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
@@ -74,11 +74,16 @@ class Decode(BaseModel):
     `ssd`: outputs `logits` (1, A, C + 1) and `offsets` (1, A, 4), A default boxes in the order of `priors`, each level
     row by row, column by column, size by size; score as of `two-stage`, and the offsets move a default box as there,
     whatever the class. `strides` has no meaning.
+
+    `queries`: outputs `logits` (1, Q, C) and `boxes` (1, Q, 4), a box a query: its centre x, y, width and height, as
+    shares of the canvas's width and height; score = sigmoid(logit). The best `max_detections` (query, class) pairs are
+    the detections: queries were trained not to repeat one another, so there is no NMS. `strides`, `nms_iou` and
+    `candidates` have no meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["dense", "two-stage", "ssd"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "queries"] = "dense"
     strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(default=(), max_length=16)
     priors: tuple[Priors, ...] = Field(default=(), max_length=32)
     """Of `ssd` alone."""
@@ -265,6 +270,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "dense": ("logits", "distances"),
     "two-stage": ("logits", "offsets", "boxes"),
     "ssd": ("logits", "offsets"),
+    "queries": ("logits", "boxes"),
 }
 """The outputs of each kind of `Decode`, in its order."""
 
@@ -362,7 +368,7 @@ def _contradictions(manifest: ArtifactManifest) -> Iterator[str]:
             yield f"decode.strides: {list(options.strides)} do not rise from a first one"
         elif options.strides[-1] > max(height, width):
             yield f"decode.strides: {options.strides[-1]} is more than the canvas of {height} x {width} pixels"
-        elif sum(math.ceil(height / s) * math.ceil(width / s) for s in options.strides) > MOST_LOCATIONS:
+        elif locations.count((height, width), options.strides) > MOST_LOCATIONS:
             yield f"decode.strides: {list(options.strides)} give a canvas of {height} x {width} too many locations"
     if (options.kind == "ssd") != bool(options.priors):
         yield f"decode.priors: default boxes belong to ssd, and to ssd alone, not to {options.kind}"

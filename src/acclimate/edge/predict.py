@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, overload
@@ -13,8 +12,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
+from acclimate import machine
 from acclimate.edge import video
 from acclimate.edge.artifact import OUTPUTS, Artifact
 from acclimate.edge.decode import decode
@@ -24,7 +23,8 @@ from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
-from acclimate.run import write_text, writing
+from acclimate.progress import counting
+from acclimate.run import locked, write_text, writing
 from acclimate.structures import Detections, Image
 
 
@@ -49,7 +49,17 @@ PROGRESS = "detections.jsonl"
 
 
 class Predictor:
-    """An artifact ready to run: image in, detections out."""
+    """An artifact ready to run: image in, detections out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import Predictor
+        >>> predictor = Predictor.load(Path("runs/adapted/artifacts/onnx-int8"))
+        >>> found = predictor("scenes/fog-test/images/000000.jpg").above(0.35)
+        >>> names = [predictor.manifest.classes[label] for label in found.labels]
+        >>> found.boxes.shape == (len(names), 4)
+        True
+    """
 
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
         """Load `artifact` on `threads` threads, and try it on an empty canvas.
@@ -58,7 +68,7 @@ class Predictor:
             AcclimateError: its runtime is not installed or does not accept the model file, or what the network gives
                 is not what the manifest says.
         """
-        cores = os.cpu_count() or 1
+        cores = machine.usable_cores()
         if not 1 <= threads <= cores:
             raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
         self.artifact = artifact
@@ -73,7 +83,7 @@ class Predictor:
         shapes = ", ".join(str(tuple(np.shape(output))) for output in outputs)
         if len(outputs) != len(OUTPUTS[manifest.decode.kind]) or any(output.dtype.kind != "f" for output in outputs):
             raise AcclimateError(f"{where}: the network's outputs {shapes} are not those of {manifest.decode.kind}")
-        channels = len(manifest.classes) + (manifest.decode.kind != "dense")
+        channels = len(manifest.classes) + (manifest.decode.kind in {"two-stage", "ssd"})
         if outputs[0].ndim != 3 or outputs[0].shape[0] != 1 or outputs[0].shape[2] != channels:
             raise AcclimateError(
                 f"{where}: the network's outputs {shapes} are not for {len(manifest.classes)} classes; "
@@ -122,7 +132,7 @@ class Predictor:
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The network's raw outputs.
+        """The network's raw outputs, (1, ...) each in the manifest's order, for a canvas (1, 3, H, W) of 0..255.
 
         Raises:
             AcclimateError: the runtime fails on the artifact.
@@ -138,7 +148,7 @@ class Predictor:
             ) from None
 
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
-        """Detections in the image's pixels, from raw outputs."""
+        """Detections in the image's pixels, from raw outputs (1, ...)."""
         return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
 
 
@@ -202,11 +212,12 @@ def predict_folder(
     predictor = Predictor.load(artifact, threads)
     source, out = Path(source), Path(out)
     lowest = predictor.manifest.show_threshold if threshold is None else threshold
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if _is_video(source):
-        return _predict_video(predictor, source, out, lowest, console)
-    return _predict_images(predictor, source, out, lowest, console)
+    with locked(out, "predict"):
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        if _is_video(source):
+            return _predict_video(predictor, source, out, lowest, console)
+        return _predict_images(predictor, source, out, lowest, console)
 
 
 def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
@@ -227,7 +238,7 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float
     complete = False
     try:
         with writing(out), open(out / PROGRESS, "a") as progress:
-            for path in _shown(paths, console):
+            for path in _shown(paths, console, len(paths)):
                 if str(path) in kept:
                     continue
                 entry = _predict_image(predictor, path, out, pictures[path], lowest)
@@ -378,10 +389,10 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _shown(items: Iterable[Any], console: Console | None, total: int | None = None) -> Iterator[Any]:
-    if console is None:
-        yield from items
-    else:
-        yield from track(items, description="detecting", total=total or None, console=console, transient=True)
+    with counting(console, "detecting", lines=0) as tick:
+        for done, item in enumerate(items, 1):
+            yield item
+            tick(done, max(done, total or 0))
 
 
 def _summarise(

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acclimate.errors import AcclimateError
+from acclimate.models import checkpoint
 from acclimate.models import weights as pretrained
+from acclimate.models.plain_vit import PlainVisionTransformer, is_plain
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -38,7 +39,12 @@ class Backbone(nn.Module):
     ) -> None:
         """Build the backbone without weights; see `load_weights`.
 
-        `modules` makes it torchvision's model of that name instead, with the outputs of these children as levels.
+        Args:
+            name: timm's, or torchvision's where there are `modules`.
+            strides: of the levels that are wanted, rising, pixels.
+            norm: the normalisation; see `ModelConfig.norm`.
+            freeze: how many of its first stages keep their weights.
+            modules: children of torchvision's model whose outputs are the levels.
 
         Raises:
             AcclimateError: timm does not know `name`, it has no feature pyramid, or no level of a wanted stride.
@@ -63,6 +69,13 @@ class Backbone(nn.Module):
             reductions = list(probe.feature_info.reduction())
         except (RuntimeError, AttributeError, TypeError):
             raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
+        config = getattr(timm.create_model(name), "pretrained_cfg", {})
+        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
+        self.std = tuple(config.get("std", IMAGENET_STD))
+        if is_plain(reductions):
+            plain = PlainVisionTransformer(name, self.strides)
+            self.body, self.channels, self._fixed_until = plain, plain.channels, []
+            return
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
             raise AcclimateError(f"model.strides: {name!r} has levels of stride {reductions}, not {missing}")
@@ -71,9 +84,6 @@ class Backbone(nn.Module):
         if max(strides) < max(reductions):
             _drop_unused(body)
         self.channels = tuple(body.feature_info.channels())
-        config = getattr(timm.create_model(name), "pretrained_cfg", {})
-        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
-        self.std = tuple(config.get("std", IMAGENET_STD))
         info = getattr(body.feature_info, "info", [])
         self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
         self.body = body
@@ -108,6 +118,7 @@ class Backbone(nn.Module):
             norm.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         return list(self.body(images))
 
     def train(self, mode: bool = True) -> Backbone:
@@ -144,6 +155,7 @@ class Trunk(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         found = []
         for name, child in self.named_children():
             x = child(x)
@@ -246,20 +258,10 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
     if weights == "auto":
         return _automatic(backbone, name)
     path = Path(weights)
-    if not path.is_file():
-        raise AcclimateError(f"model.weights: {path}: no such file")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint ({reason})") from None
-    if isinstance(state, dict):
-        state = state.get("state_dict", state.get("model", state))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint (it holds no table of named tensors)")
+        state = checkpoint.tensors(path)
+    except AcclimateError as error:
+        raise AcclimateError(f"model.weights: {error}") from None
     _fill(backbone, name, state, str(path))
     return f"file {path.name}"
 
@@ -278,7 +280,9 @@ def _automatic(backbone: Backbone, name: str) -> str:
 def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -> None:
     full = {k: v for k, v in timm.create_model(name).state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    own = backbone.body.state_dict()
+    # The pyramid behind a plain transformer is trained from nothing.
+    body = backbone.body.encoder if isinstance(backbone.body, PlainVisionTransformer) else backbone.body
+    own = body.state_dict()
     wanted = [key for key in own if not key.endswith("num_batches_tracked")]
     if not all(_key(key, state) for key in wanted):
         fits = len(state) == len(full) and all(
@@ -292,7 +296,7 @@ def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -
     absent = [key for key in wanted if key not in matched]
     if shapes or (absent and backbone.norm != "group"):
         raise AcclimateError(f"model.weights: {where} does not fit {name!r} at {(shapes + absent)[0]!r}")
-    backbone.body.load_state_dict(matched, strict=False)
+    body.load_state_dict(matched, strict=False)
 
 
 def _key(key: str, state: dict[str, Tensor]) -> str | None:

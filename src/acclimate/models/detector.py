@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
+from acclimate import machine
 from acclimate.config import KINDS
 from acclimate.edge.artifact import Decode
 from acclimate.edge.decode import decode
@@ -87,14 +88,26 @@ class DetectorSpec(BaseModel):
         return {}
 
 
+PRESETS = {
+    "nano": ("tf_efficientnet_lite0", 48, 1),
+    "tiny": ("tf_efficientnet_lite1", 64, 2),
+    "small": ("tf_efficientnet_lite2", 96, 3),
+}
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClassRows:
-    """How the outputs of a layer belong to classes: (groups, background + classes, each), flattened in this order."""
+    """How the outputs of a layer belong to classes: (groups, background + classes + last, each), flattened in this
+    order."""
 
     groups: int = 1
     background: int = 1
     """1 where the first of them is the background."""
     each: int = 1
+    last: int = 0
+    """How many behind those of the classes belong to none."""
 
 
 class Detector(nn.Module, ABC):
@@ -121,13 +134,36 @@ class Detector(nn.Module, ABC):
     std: Tensor
 
     @classmethod
-    def specify(cls, config: ModelConfig, common: DetectorSpec) -> DetectorSpec:
-        """The specification of a detector of this kind, from what is `common` to all kinds and its own options.
+    def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
+        """The specification that a configuration of this kind asks for; here, what is common to backbones of timm's.
 
         Raises:
-            AcclimateError: an option does not fit.
+            AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
         """
-        return common
+        backbone, channels, depth = PRESETS[config.size]
+        strides = config.strides or (8, 16, 32)
+        height, width = config.image_size
+        if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
+            raise AcclimateError(
+                f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}, or not above 0"
+            )
+        if list(strides) != sorted(set(strides)):
+            raise AcclimateError(f"model.strides: {list(strides)} must rise")
+        if not classes:
+            raise AcclimateError("source: the data set names no class, so there is nothing to detect")
+        return DetectorSpec(
+            kind=config.kind,
+            classes=tuple(classes),
+            image_size=(height, width),
+            backbone=config.backbone or backbone,
+            strides=strides,
+            channels=config.channels or channels,
+            depth=depth if config.depth is None else config.depth,
+            norm=config.norm,
+            freeze=config.freeze,
+            reading=reading,
+            folded=config.norm != "frozen",
+        )
 
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:
@@ -141,9 +177,11 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw outputs of the pyramid, static shapes."""
+        """Raw outputs of the pyramid (B, C_l, H_l, W_l), one a level: (B, A, ...) each, of static shapes, as
+        `output_names` says."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Raw outputs (B, A, ...) of images (B, 3, H, W), RGB, 0..255: exactly what is exported."""
         return self.head(self.features(images))
 
     def _normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -173,7 +211,11 @@ class Detector(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Named scalar losses against another detector's raw outputs on the same geometry (soft targets).
 
-        `soft` are the other's, from the same kind of detector; `raw` as in `losses`.
+        Args:
+            features: (B, C_l, H_l, W_l), the pyramid of one view.
+            soft: the other's raw outputs, (B, A, ...) each, of a detector of the same kind.
+            threshold: score from which its boxes are learnt from.
+            raw: as in `losses`.
         """
 
     @abstractmethod
@@ -196,7 +238,8 @@ class Detector(nn.Module, ABC):
         """Per-box features (total boxes, D) for boxes (N_i, 4) on the canvas, one tensor an image; with gradients."""
 
     def decode(self, raw: tuple[Tensor, ...], image_size: tuple[int, int] | None = None) -> list[Detections]:
-        """Boxes on the canvas, by the same numpy arithmetic that the device runs.
+        """Boxes on the canvas, one `Detections` an image, from raw outputs (B, A, ...), by the same numpy arithmetic
+        that the device runs.
 
         `image_size` (height, width) is that of the images, where it is not the specification's (`any_size`).
         """
@@ -204,46 +247,14 @@ class Detector(nn.Module, ABC):
         return decode(outputs, self.decode_options(), image_size or self.spec.image_size)
 
 
-PRESETS = {
-    "nano": ("tf_efficientnet_lite0", 48, 1),
-    "tiny": ("tf_efficientnet_lite1", 64, 2),
-    "small": ("tf_efficientnet_lite2", 96, 3),
-}
-"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
-`train`, so that no preset starts from random weights."""
-
-
 def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
     """The specification that a configuration asks for, of a detector for pictures that are read so.
 
     Raises:
-        AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
+        AcclimateError: the canvas is not a multiple of the largest stride, there is no class, or an option of its kind
+            does not fit.
     """
-    backbone, channels, depth = PRESETS[config.size]
-    strides = config.strides or (8, 16, 32)
-    height, width = config.image_size
-    if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
-        raise AcclimateError(
-            f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}, or not above 0"
-        )
-    if list(strides) != sorted(set(strides)):
-        raise AcclimateError(f"model.strides: {list(strides)} must rise")
-    if not classes:
-        raise AcclimateError("source: the data set names no class, so there is nothing to detect")
-    common = DetectorSpec(
-        kind=config.kind,
-        classes=tuple(classes),
-        image_size=(height, width),
-        backbone=config.backbone or backbone,
-        strides=strides,
-        channels=config.channels or channels,
-        depth=depth if config.depth is None else config.depth,
-        norm=config.norm,
-        freeze=config.freeze,
-        reading=reading,
-        folded=config.norm != "frozen",
-    )
-    return _class(config.kind).specify(config, common)
+    return _class(config.kind).specify(config, classes, reading)
 
 
 def _class(kind: str) -> type[Detector]:
@@ -282,6 +293,15 @@ def save_weights(detector: Detector, file: Path) -> None:
 
 def load(folder: Path, weights: Path | None = None) -> Detector:
     """The detector of a run folder, in eval mode on the CPU; `weights` picks another checkpoint of the run.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from acclimate.models import detector as models
+        >>> detector = models.load(Path("runs/adapted"))
+        >>> scores, distances = detector(torch.zeros(1, 3, *detector.spec.image_size))
+        >>> scores.shape[2] == len(detector.spec.classes)
+        True
 
     Raises:
         AcclimateError: a file is missing, damaged, or from another architecture.
@@ -333,6 +353,28 @@ def parameters(module: nn.Module) -> int:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are; the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+Own = TypeVar("Own", bound=nn.Module)
+
+
+def accelerator() -> torch.device | None:
+    """The accelerator that torch has here, of whatever maker; None where the processor does all."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def to_device(detector: Own) -> Own:
+    """The detector on the accelerator, where there is one."""
+    return detector.to(accelerator() or "cpu")
+
+
+def device_name() -> str:
+    """What networks run on here, as its maker calls it."""
+    device = accelerator()
+    if device is None:
+        return machine.processor()
+    named: Any = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return str(named()) if named is not None else device.type
 
 
 @contextlib.contextmanager

@@ -25,8 +25,13 @@ def train(
     """Train a detector on the labelled source images of `config`, or go on with a run that was interrupted.
 
     A slimmable detector trains at `model.slimmable.models` widths a step (the sandwich rule, see `adapt.slim`).
-    With `role="oracle"` it trains on `config.oracle`, the labelled target images, for comparison alone. The run keeps
-    the averaged weights of the last step: no labelled image chooses a checkpoint.
+    The run keeps the averaged weights of the last step: no labelled image chooses a checkpoint.
+
+    Args:
+        config: the job; its `source` is trained on.
+        out: the run folder to write.
+        role: `oracle` trains on `config.oracle`, the labelled target images, for comparison alone.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the configuration or the data cannot be used, or `out` holds something else.
@@ -49,6 +54,8 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
 
     images = formats.read(data, masks=config.model.has_masks)
     spec = specified(config, images.classes, images.reading)
+    # The canvas of a checkpoint is known once it has been read; where none was named, it is the run's.
+    config = config.model_copy(update={"model": config.model.model_copy(update={"image_size": spec.image_size})})
     settings = stages.plain(config, "seed", "model", "augment", "train")
     started = started_from(config)
     return Recipe(

@@ -26,10 +26,10 @@ from acclimate.workflow.delivery import (
     unpack,
     verify,
     verify_all,
-    watch,
 )
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
+from acclimate.workflow.labelling import label
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
 from acclimate.workflow.taking import take, weights
@@ -51,6 +51,7 @@ __all__ = [
     "evaluate",
     "export",
     "init",
+    "label",
     "leaderboard",
     "package",
     "predict",
@@ -64,6 +65,5 @@ __all__ = [
     "unpack",
     "verify",
     "verify_all",
-    "watch",
     "weights",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate.config import Budget, DataConfig
+from acclimate.config import FIELD_OF_VIEW, Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import write_text
@@ -86,7 +86,7 @@ def data(
 
     images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
     if decode:
-        with counting(console if console is not None and console.is_terminal else None, "images") as tick:
+        with counting(console, "images", lines=0) as tick:
             images = inspect.decoded(images, tick)
     summary = inspect.summary(images)
     if console is not None:
@@ -100,6 +100,12 @@ def convert(
     source: str | Path | DataConfig, format_: str, out: str | Path, *, console: Console | None = None
 ) -> tuple[Problem, ...]:
     """Write what is read of a labelled set as a COCO, YOLO or Pascal VOC set in the folder `out`.
+
+    Args:
+        source: the labelled set.
+        format_: a name of `data.write.FORMATS`.
+        out: the folder to write.
+        console: where words go.
 
     Returns:
         What was left out, in reading and in writing.
@@ -152,7 +158,7 @@ def compare(
             images = inspect.load(given.path)
         else:
             images = inspect.load(given)
-        with counting(console if console is not None and console.is_terminal else None, name) as tick:
+        with counting(console, name, lines=0) as tick:
             domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick))
     comparison = comparing.compare(domains, size)
     if console is not None:
@@ -169,6 +175,13 @@ def init(
     console: Console | None = None,
 ) -> Path:
     """Propose a job file from what the data say, with the reasons as comments; returns the file.
+
+    Args:
+        source: a labelled set.
+        target: a folder of unlabelled images.
+        test: labelled images of the target, if there are some.
+        out: the file to write.
+        console: where words go.
 
     Raises:
         AcclimateError: a set cannot be read, the source has no labels, or `out` is there or cannot be written.
@@ -193,15 +206,27 @@ def scenes(
     seed: int = 0,
     condition: str | None = None,
     strength: float = 1.0,
+    field_of_view: float = FIELD_OF_VIEW,
     *,
     console: Console | None = None,
 ) -> DataConfig:
-    """Generate street scenes of (height, width) `size` with exact boxes; the data set, ready to train on.
+    """Generate street scenes with exact boxes; returns the data set, ready to train on.
+
+    Args:
+        out: the folder to write.
+        images: how many.
+        size: (height, width) of an image, pixels.
+        seed: sets of different seeds share no scene.
+        condition: `fog`, `rain`, `night` or `camera`; None is clear.
+        strength: of the condition; 1 is strong.
+        field_of_view: of the camera, horizontal, degrees.
+        console: where progress goes.
 
     Raises:
         AcclimateError: `out` holds something else or cannot be written, or the condition does not exist.
     """
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     with counting(console, f"{Path(out).name} scenes") as tick:
-        return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))
+        index = generate(Path(out), images, size, seed, condition, strength, field_of_view, progress=tick)
+    return DataConfig(path=index)
