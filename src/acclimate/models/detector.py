@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import safetensors.torch
 import torch
@@ -22,6 +21,7 @@ from acclimate.edge.artifact import Decode
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
+from acclimate.named import class_of
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
 
@@ -265,8 +265,7 @@ def _class(kind: str) -> type[Detector]:
     """
     if kind not in MODULES:
         raise AcclimateError(f"spec: unknown kind of detector {kind!r} (known: {', '.join(MODULES)})")
-    parts = vars(importlib.import_module(MODULES[kind])).values()
-    return next(part for part in parts if isinstance(part, type) and issubclass(part, Detector) and part.kind == kind)
+    return cast(type[Detector], class_of(MODULES[kind], kind, "kind"))
 
 
 def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> Detector:
