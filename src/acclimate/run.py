@@ -10,6 +10,7 @@
     state/                what an exact resume needs; removed when the run is done
     selection.json        label-free scores of the candidates, and which was chosen
     evaluations/*.json    AP on a labelled set (written by `evaluate` and `verify`, never read by training)
+    diagnoses/*.json      where it is right and wrong there, box by box (likewise)
     artifacts/NAME/       exported artifacts, each with its own artifact.json and verification.json
 
 Every file is written to a temporary name and renamed, so a reader or a killed process never sees half of one. Names

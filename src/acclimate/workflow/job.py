@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import diagnosis, stages
 from acclimate.config import Config, DataConfig
 from acclimate.errors import AcclimateError, WaitingError
 from acclimate.run import Role, Run, digest, locked
@@ -279,7 +279,8 @@ def _evaluate_once(run: Run, data: DataConfig, name: str, role: Role, console: C
 
     truth = formats.read(data, run.read("spec.json")["classes"])
     known = Run.open(run.path).manifest.notes.get("evaluated", {}).get(name)
-    if known != digest(stages.labelled_digest(truth)) or not run.has(f"evaluations/{name}.json"):
+    there = all(run.has(f"{folder}/{name}.json") for folder in ("evaluations", diagnosis.FOLDER))
+    if known != digest(stages.labelled_digest(truth)) or not there:
         evaluate(run.path, data, name, role, hindsight=role == "target", console=console)
 
 
