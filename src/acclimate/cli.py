@@ -475,6 +475,9 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="where JSON and pictures go")],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is reported")] = None,
+    suggested: Annotated[
+        bool, typer.Option("--suggested", help="the score of each class that the artifact suggests")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     digest: Digest = "",
     require_signature: Signer = None,
@@ -540,11 +543,15 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders: source, adapted, oracle")],
     out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),
     budget: Annotated[str, typer.Option(help="latency_ms=10,size_mb=4 instead of the verified one")] = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="the folders are a series of runs or jobs: compare them in one table")
+    ] = False,
+    as_json: Annotated[Path | None, typer.Option("--json", help="a file for everything that the page shows")] = None,
 ) -> None:
     """Write one self-contained HTML page about runs and their artifacts."""
     from acclimate import workflow
 
-    _say("report", workflow.report(runs, out, budget=_budget(budget)))
+    _say("report", workflow.report(runs, out, budget=_budget(budget), compare=compare, as_json=as_json))
 
 
 @app.command()

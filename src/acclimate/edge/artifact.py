@@ -37,7 +37,7 @@ _BESIDE = re.compile(r"\..*|artifact\.json|verification[^/]*\.json|Thumbs\.db|de
 """Files that may lie in an artifact's folder without being of it: no runtime reads them."""
 
 _NOT_DECIDING: dict[str, bool | set[str]] = {
-    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "format", "sha256"), True),
+    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "suggested", "format", "sha256"), True),
     "calibration": {"empty", "foreign", "agreement", "compared"},
 }
 """Keys of the manifest that no detection depends on."""
@@ -240,6 +240,9 @@ class ArtifactManifest(BaseModel):
     decode: Decode
     show_threshold: Share = 0.35
     """Score from which `predict` reports a detection unless told otherwise."""
+    suggested: dict[str, Share] = Field(default_factory=dict)
+    """Score from which to show each class: where F1 is highest on labelled images of the source. Empty, or without a
+    class, where that was not measured."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name -> SHA-256; checked before loading."""
     calibration: Calibration | None = None

@@ -109,13 +109,19 @@ def lines(
     marker: tuple[float, str] | None = None,
     zero: bool = False,
     x_name: str = "step",
+    span: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Markup:
-    """Curves over a common x; `marker` is an (x, text) drawn as a vertical line; `label` tells the plot in words."""
+    """Curves over a common x; `marker` is an (x, text) drawn as a vertical line; `label` tells the plot in words.
+
+    `span` is what x and y go over, (low, high) each; by default what the curves cover.
+    """
     curves = [Line(c.label, thin(c.points), c.colour, c.dashed, c.marks) for c in curves]
     xs = [x for c in curves for x, _ in c.points] + ([marker[0]] if marker else [])
     y_axis = axis([y for c in curves for _, y in c.points], zero=zero, count=3)
     low, high = (min(xs), max(xs)) if xs else (0.0, 1.0)
     x_axis = Axis(low, high if high > low else low + 1.0)
+    if span is not None:
+        x_axis, y_axis = Axis(*span[0]), axis(span[1], count=4)
     parts = [_horizontal_grid(y_axis)]
     inner = [
         Markup('<polyline class="curve s-{}{}" points="{}"/>').format(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,15 +21,41 @@ if TYPE_CHECKING:
     from acclimate.report.leaderboard import Leaderboard
 
 
-def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budget: Budget | None = None) -> Path:
+def report(
+    runs: Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    budget: Budget | None = None,
+    compare: bool = False,
+    as_json: str | Path | None = None,
+) -> Path:
     """Write one self-contained HTML page about `runs`; returns the file.
 
-    Raises:
-        AcclimateError: a folder is no run, or `out` cannot be written.
-    """
-    from acclimate.report import page
+    Args:
+        runs: the runs of one job; with `compare`, of a series: a run or a job's folder each.
+        out: the file to write.
+        budget: takes the place of the one that artifacts were verified against.
+        compare: a table over the series instead of the report of one job.
+        as_json: a file for everything that the page shows.
 
-    return page.write([Path(run) for run in runs], Path(out), budget=budget)
+    Raises:
+        AcclimateError: a folder is no run, or a file cannot be written.
+    """
+    from acclimate.report import page, series, summary
+    from acclimate.report.content import gather
+    from acclimate.report.sections import outcomes
+
+    folders = [Path(run) for run in runs]
+    if compare:
+        if budget is not None:
+            raise AcclimateError("report --compare: takes no --budget; the artifacts' own verdicts are shown")
+        if as_json is not None:
+            write_text(Path(as_json), json.dumps(series.as_json(series.compare(folders)), indent=1) + "\n")
+        return page.write_series(folders, Path(out))
+    if as_json is not None:
+        write_text(Path(as_json), json.dumps(summary.summary(folders, budget=budget), indent=1) + "\n")
+    outcomes.illustrate(gather(folders, budget=budget))
+    return page.write(folders, Path(out), budget=budget)
 
 
 def leaderboard(
