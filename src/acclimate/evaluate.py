@@ -151,6 +151,17 @@ def ap50_interval(evaluation: Evaluation) -> Interval | None:
     return interval(evaluation.resamples.ap50) if evaluation.resamples is not None else None
 
 
+def told(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation for JSON, with intervals in the place of the draws that they are made of."""
+    draws = evaluation.resamples
+    return {
+        **evaluation.model_dump(mode="json", exclude={"resamples"}),
+        "ap50_interval": ap50_interval(evaluation),
+        "ap_interval": ap_interval(evaluation),
+        "class_ap50_intervals": {name: interval(text) for name, text in draws.classes.items()} if draws else {},
+    }
+
+
 def ap_interval(evaluation: Evaluation) -> Interval | None:
     """Of the AP; None where it cannot be told."""
     return interval(evaluation.resamples.ap) if evaluation.resamples is not None else None

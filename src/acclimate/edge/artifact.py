@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text
+from acclimate.run import digest, file_digest, listed, write_text
 from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
 
 FORMAT = 2
@@ -272,6 +272,12 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 """The outputs of each kind of `Decode`, in its order."""
 
 
+def _inside(folder: Path) -> list[Path]:
+    """Artifacts of a run, or of the runs of a job, at `folder`; or of a folder of artifacts."""
+    patterns = ("*/artifact.json", "artifacts/*/artifact.json", "*/artifacts/*/artifact.json")
+    return [file.parent for pattern in patterns for file in listed(folder, pattern)]
+
+
 def write_manifest(folder: Path, manifest: ArtifactManifest) -> ArtifactManifest:
     """Write `artifact.json` into an artifact's folder, with a checksum of all that it says; the manifest as written.
 
@@ -404,6 +410,11 @@ class Artifact:
         folder = Path(folder)
         file = folder / "artifact.json"
         if not file.is_file():
+            inside = _inside(folder)
+            if inside:
+                few = ", ".join(map(str, inside[:4])) + ("" if len(inside) <= 4 else f" and {len(inside) - 4} more")
+                lies = "an artifact lies inside: name it" if len(inside) == 1 else "artifacts lie inside: name one"
+                raise AcclimateError(f"{folder}: not an artifact; {lies}, {few}")
             raise AcclimateError(f"{folder}: not an artifact (it has no artifact.json); `acclimate export` makes one")
         manifest = _read_manifest(file)
         if not manifest.files:

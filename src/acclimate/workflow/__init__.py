@@ -31,7 +31,7 @@ from acclimate.workflow.delivery import (
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes, summary
 from acclimate.workflow.taking import take, weights
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "scenes",
     "search",
     "slim",
+    "summary",
     "take",
     "train",
     "unpack",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
@@ -27,7 +26,6 @@ def report(
     *,
     budget: Budget | None = None,
     compare: bool = False,
-    as_json: str | Path | None = None,
 ) -> Path:
     """Write one self-contained HTML page about `runs`; returns the file.
 
@@ -36,12 +34,11 @@ def report(
         out: the file to write.
         budget: takes the place of the one that artifacts were verified against.
         compare: a table over the series instead of the report of one job.
-        as_json: a file for everything that the page shows.
 
     Raises:
         AcclimateError: a folder is no run, or a file cannot be written.
     """
-    from acclimate.report import page, series, summary
+    from acclimate.report import page
     from acclimate.report.content import gather
     from acclimate.report.sections import outcomes
 
@@ -49,13 +46,24 @@ def report(
     if compare:
         if budget is not None:
             raise AcclimateError("report --compare: takes no --budget; the artifacts' own verdicts are shown")
-        if as_json is not None:
-            write_text(Path(as_json), json.dumps(series.as_json(series.compare(folders)), indent=1) + "\n")
         return page.write_series(folders, Path(out))
-    if as_json is not None:
-        write_text(Path(as_json), json.dumps(summary.summary(folders, budget=budget), indent=1) + "\n")
     outcomes.illustrate(gather(folders, budget=budget))
     return page.write(folders, Path(out), budget=budget)
+
+
+def summary(runs: Sequence[str | Path], *, budget: Budget | None = None, compare: bool = False) -> dict[str, Any]:
+    """All that `report` shows, for JSON; see `report.summary.summary` and, with `compare`, `report.series.as_json`.
+
+    Raises:
+        AcclimateError: as `report`.
+    """
+    from acclimate.report import series
+    from acclimate.report import summary as summaries
+
+    folders = [Path(run) for run in runs]
+    if compare:
+        return series.as_json(series.compare(folders))
+    return summaries.summary(folders, budget=budget)
 
 
 def leaderboard(
