@@ -27,7 +27,10 @@ class Tick(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One of a chain: `what` says what it is for, `cost` how much work it is beside the others."""
+    """One of a chain: `what` says what it is for, `cost` how much work it is beside the others.
+
+    Work of another kind than most, which says nothing of their pace, costs 0.
+    """
 
     name: str
     what: str
@@ -77,7 +80,7 @@ class Overview:
     def left_s(self) -> float | None:
         """Seconds until the end; None before anything was worked at."""
         cost, seconds = self._paced
-        if self._counted:
+        if self._counted and self._stages[self._at].cost > 0:
             cost += self._stages[self._at].cost * self._share
             seconds += time.monotonic() - self._entered
         if cost <= 0:
@@ -88,13 +91,13 @@ class Overview:
 
     def _leave(self) -> None:
         seconds = time.monotonic() - self._entered
-        if self._at >= 0 and (self._counted or seconds >= KEPT_S):
+        if self._at >= 0 and self._stages[self._at].cost > 0 and (self._counted or seconds >= KEPT_S):
             self._paced = (self._paced[0] + self._stages[self._at].cost, self._paced[1] + seconds)
 
     def _show(self) -> None:
         if self.display is None:
             return
-        total = sum(stage.cost for stage in self._stages)
+        total = sum(stage.cost for stage in self._stages) or 1.0
         done = sum(stage.cost for stage in self._stages[: self._at]) + self._stages[self._at].cost * self._share
         left = self.left_s()
         note = f"about {duration(left)} left" if left is not None else ""

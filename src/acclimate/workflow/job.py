@@ -103,11 +103,10 @@ def _stages(config: Config) -> list[Stage]:
     trained, tested = ["source", "baseline", "adapted"], 2 * 60.0
     stages = []
     if config.scenes is not None:
-        made = 2 * (config.scenes.images + config.scenes.test_images)
-        stages.append(Stage("scenes", "images and labels to learn from, generated", 0.3 * made))
+        stages.append(Stage("scenes", "images and labels to learn from, generated", 0))
         tested = config.scenes.test_images
     stages += [
-        Stage("checks", "every stage's inputs are read before the first one trains", 20),
+        Stage("checks", "every stage's inputs are read before the first one trains", 0),
         Stage("source", "a detector learns from the labelled source images", first),
     ]
     if config.ask is not None:

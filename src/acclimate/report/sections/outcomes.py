@@ -114,11 +114,13 @@ def _chosen(both: Pair) -> list[tuple[Compared, str]]:
     """The pictures with the largest gains and losses and those around the median, each with why it is there."""
     images = compared(both)
     ranked = sorted(images, key=lambda one: -one.gain)
-    middle = max(0, (len(ranked) - OF_EACH) // 2)
+    # Of those that gain as much as the median, the ones that show most.
+    middle = [one for one in ranked if one.gain == ranked[len(ranked) // 2].gain]
+    middle.sort(key=lambda one: -len(outcome(one.before).found) - len(outcome(one.after).found))
     groups = (
         ("largest gain", [one for one in ranked[:OF_EACH] if one.gain > 0]),
         ("largest loss", [one for one in ranked[::-1][:OF_EACH] if one.gain < 0]),
-        ("median", ranked[middle : middle + OF_EACH]),
+        ("median", middle[:OF_EACH]),
     )
     taken: dict[str, tuple[Compared, str]] = {}
     for why, group in groups:
@@ -140,7 +142,8 @@ def _picture(both: Pair, run: Run, one: Compared, why: str) -> dict[str, Any] | 
         own, theirs = outcome(seen), outcome(other)
         changed: Kind = "lost" if seen is one.before else "won"
         boxes: list[tuple[Kind, Box, str]] = [
-            ("missed", seen.truth[place], f"{classes[seen.truth_labels[place]]}, missed") for place in own.missed
+            ("missed" if place in own.missed else "true", true, classes[seen.truth_labels[place]])
+            for place, true in enumerate(seen.truth)
         ]
         boxes += [
             ("false", seen.boxes[place], f"false: {classes[seen.labels[place]]} {seen.scores[place]:.2f}")
