@@ -81,6 +81,10 @@ Limits = Annotated[
 ]
 
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="send what is logged to tensorboard, mlflow, wandb or trackio too; may be repeated"),
+]
 AsJson = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="the result as JSON; - is the standard output")
 ]
@@ -88,13 +92,16 @@ AsJson = Annotated[
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="a TOML file; see docs/configuration.md")], overrides: Overrides = None
+    config: Annotated[Path, typer.Argument(help="a TOML file; see docs/configuration.md")],
+    overrides: Overrides = None,
+    track: Track = None,
 ) -> None:
     """Run the whole chain from one file: train, adapt, export, verify, report. Unchanged stages are not repeated."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
     from acclimate.config import load
 
-    done = workflow.run(load(config, overrides or ()), console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.run(load(config, overrides or ()), console=_out)
     if not done.passed:
         _say_missed(done.verifications)
     _say("report", done.report)
@@ -181,15 +188,17 @@ def train(
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
     role: Annotated[str, typer.Option(help="`oracle` trains on the [oracle] set, for comparison alone")] = "source",
+    track: Track = None,
 ) -> None:
     """Train a detector on labelled source images. An interrupted run goes on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
     from acclimate.config import load
 
     _one_of("--role", role, "source", "oracle")
-    done = workflow.train(
-        load(config, overrides or ()), out, role=cast(Literal["source", "oracle"], role), console=_out
-    )
+    with trackers.asked(track or ()):
+        done = workflow.train(
+            load(config, overrides or ()), out, role=cast(Literal["source", "oracle"], role), console=_out
+        )
     _say("run", done.path)
 
 
@@ -233,14 +242,16 @@ def adapt(
     labelled: Annotated[
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
     ] = None,
+    track: Track = None,
 ) -> None:
     """Adapt a detector to unlabelled target images. An interrupted run goes on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
 
     own = [text for text in overrides or () if text.startswith("labelled.") and labelled is not None]
     others = [text for text in overrides or () if text not in own]
     frames = _set(labelled, [text.removeprefix("labelled.") for text in own]) if labelled is not None else None
-    done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
     _say("run", done.path)
 
 
@@ -280,12 +291,14 @@ def distil(
         Path | None, typer.Option(help="a folder of unlabelled target images; default: the source alone")
     ] = None,
     overrides: Overrides = None,
+    track: Track = None,
 ) -> None:
     """Train a small detector that learns from a large one, on unlabelled target images too. An interrupted run goes
     on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
 
-    done = workflow.distil(teacher, student, out, overrides or (), target=target, console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.distil(teacher, student, out, overrides or (), target=target, console=_out)
     _say("run", done.path)
 
 
@@ -295,11 +308,13 @@ def slim(
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
+    track: Track = None,
 ) -> None:
     """Adapt all widths of a slimmable detector at once: a bank to search in. An interrupted run goes on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
 
-    done = workflow.slim(source, target, out, overrides or (), console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.slim(source, target, out, overrides or (), console=_out)
     _say("bank", done.path)
 
 
@@ -347,20 +362,22 @@ def evaluate(
     hindsight: Annotated[
         bool, typer.Option("--hindsight", help="also say how well the label-free scores ranked the checkpoints")
     ] = False,
+    track: Track = None,
     as_json: AsJson = None,
 ) -> None:
     """Measure a run's detector on labelled images, for the report. Nothing is chosen by it."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
     from acclimate.evaluate import told
 
     sets = _sets(source, data, options)
     if not sets:
         raise AcclimateError("evaluate: name a labelled set: --data for the target's, --source for the source's")
     out = _console(as_json)
-    results = [
-        workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=out)
-        for one, name, role in sets
-    ]
+    with trackers.asked(track or ()):
+        results = [
+            workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=out)
+            for one, name, role in sets
+        ]
     _write_json(as_json, {"evaluations": [told(result) for result in results]})
     _say("evaluations", path / "evaluations", out)
 

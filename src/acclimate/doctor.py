@@ -69,6 +69,8 @@ EXTRAS = {
     "watch": "drift alarms",
     "agent": "serving as a device for verify --device",
     "fleet": "benchmarks on a Ray cluster",
+    "trackers": "TensorBoard and MLflow for --track",
+    "tune": "searching options with acclimate tune",
 }
 """Extras that no area of their own lists, and what each is for."""
 

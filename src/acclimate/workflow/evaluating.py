@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate import diagnosis, stages
+from acclimate import diagnosis, stages, trackers
 from acclimate.config import DataConfig, parse
 from acclimate.progress import counting
 from acclimate.run import Evaluation, Role, Run, digest, locked
@@ -68,6 +68,9 @@ def _evaluate(
         run.write("selection.json", rank(selection, scores))
     if hindsight and run.has("search/candidates.json"):
         _widths_in_hindsight(run, detector, truth, name, role, console)
+    last = max((int(line.get("step", 0)) for line in run.metrics()), default=0)
+    with trackers.tracked(run, {}) as track:
+        track(last, {f"{name}/ap50": result.ap50, f"{name}/ap": result.ap})
     sets = {**run.manifest.notes.get("evaluated_on", {}), name: {**data.model_dump(mode="json"), "role": role}}
     evaluated = {**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))}
     run.note(evaluated=evaluated, evaluated_on=sets)
