@@ -35,7 +35,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ Trial = Callable[[Bench], Iterator[str]]
 
 
 def _make_project(bench: Bench, project: Path) -> None:
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     project.mkdir()
     for seed, (name, condition) in enumerate((("clear", None), ("fog", "fog"))):
@@ -274,47 +274,48 @@ def _judged(verb: Verb, wanted: Ended, again: Ended, before: dict[str, str], pla
 def kill(name: str) -> Trial:
     """Kill a verb, and run it again."""
 
-    def trial(bench: Bench) -> Iterator[str]:
-        verb = VERBS[name]
-        wanted, count, left = _undisturbed(bench, verb)
-        rng = random.Random(f"{bench.seed} {name}")
-        for _ in range(bench.tries):
-            at = rng.randint(1, count)
-            place = bench.copy()
+    def die(now: int, at: int) -> None:
+        if now == at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-            def die(now: int, at: int = at) -> None:
-                if now == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            killed = bench.call(place, verb.arguments, _events(die))
-            problem = killed.problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
-            yield f"event {at} of {count}: {problem}" if problem else ""
-            shutil.rmtree(place)
-
-    return trial
+    return _interrupted(name, name, die)
 
 
 def full(name: str) -> Trial:
     """Fill the disk while a verb runs; free it, and run the verb again."""
+    removing = {"unlink", "rmdir", "rmtree", "_rmtree_safe_fd", "_rmtree_safe_fd_step"}
+
+    def refuse(now: int, at: int) -> None:
+        # A full disk lets files be removed.
+        frame = sys._getframe(3)
+        if now >= at and frame.f_code.co_name not in removing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return _interrupted(name, f"full {name}", refuse, {0, 1, 2})
+
+
+def _interrupted(
+    name: str, draw: str, strike: Callable[[int, int], None], ends: Collection[int] | None = None
+) -> Trial:
+    """Let something happen from one of a verb's events on, and run it again.
+
+    Args:
+        name: the verb's.
+        draw: what the events are drawn by.
+        strike: called with the number of each event, and the one that was drawn.
+        ends: statuses with which the verb may end then; None for any.
+    """
 
     def trial(bench: Bench) -> Iterator[str]:
         verb = VERBS[name]
         wanted, count, left = _undisturbed(bench, verb)
-        rng = random.Random(f"{bench.seed} full {name}")
+        rng = random.Random(f"{bench.seed} {draw}")
         for _ in range(bench.tries):
             at = rng.randint(1, count)
             place = bench.copy()
-            removing = {"unlink", "rmdir", "rmtree", "_rmtree_safe_fd", "_rmtree_safe_fd_step"}
-
-            def refuse(now: int, at: int = at, removing: set[str] = removing) -> None:
-                # A full disk lets files be removed.
-                frame = sys._getframe(2)
-                if now >= at and frame.f_code.co_name not in removing:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            ended = bench.call(place, verb.arguments, _events(refuse))
+            ended = bench.call(place, verb.arguments, _events(lambda now, at=at: strike(now, at)))  # type: ignore[misc]
             problem = ended.problem
-            if not problem and ended.status not in {0, 1, 2}:
+            if not problem and ends is not None and ended.status not in ends:
                 problem = f"status {ended.status} on a full disk"
             problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
             yield f"event {at} of {count}: {problem}" if problem else ""

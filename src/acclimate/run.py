@@ -143,7 +143,17 @@ class Selection(BaseModel):
 
 
 class Run:
-    """A run folder on disk. Use `Run.create` or `Run.open`."""
+    """A run folder on disk. Use `Run.create` or `Run.open`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import Run
+        >>> run = Run.open(Path("runs/adapted"))
+        >>> run.manifest.verb, run.manifest.status
+        ('adapt', 'done')
+        >>> max(line["step"] for line in run.metrics())
+        6
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path

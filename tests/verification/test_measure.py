@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from rich.console import Console
 
 import coloured_squares as squares
@@ -22,31 +21,20 @@ from acclimate.run import Manifest, Run
 from acclimate.structures import Detections
 from acclimate.verification import measure
 from acclimate.verification.measure import contents, source_only, verify
-from acclimate.verification.parity import iou, pairs
+from acclimate.verification.parity import pairs
 from acclimate.verification.record import Verification, load, save, saved, stored, verifications
 from acclimate.verification.show import Compared, cells, print_compared, print_verification
 
 RUNS = 5
 
 
-@pytest.fixture(autouse=True)
-def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
+pytestmark = pytest.mark.usefixtures("squares_are_a_kind")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory):
     """A finished run with an fp32 and an int8 artifact, and a labelled set."""
-    root = tmp_path_factory.mktemp("verify")
-    scenes = squares.write_scenes(root / "scenes", 6, scale=2)
-    run = Run.create(root / "run", Manifest(verb="train"))
-    detector = squares.SquareDetector()
-    detectors.save(detector, run.path)
-    run.finish("done")
-    for precision in ("fp32", "int8"):
-        folder = run.path / "artifacts" / f"onnx-{precision}"
-        exporter("onnx").export(detector, folder, precision, scenes.paths)
-    return run, scenes
+    return squares.exported(tmp_path_factory.mktemp("verify"), 6, "fp32", "int8")
 
 
 def copy(made, tmp_path: Path) -> tuple[Run, Path]:
@@ -252,14 +240,6 @@ def test_bad_input(made, tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(data)
     with pytest.raises(AcclimateError, match="is not the file that was exported"):
         verify(folder, [], runs=RUNS)
-
-
-def test_iou_equals_torchvision() -> None:
-    rng = np.random.default_rng(0)
-    boxes = [np.sort(rng.uniform(0, 50, (n, 2, 2)), axis=1).reshape(n, 4).astype(np.float32) for n in (7, 9)]
-    expected = torchvision.ops.box_iou(*(torch.tensor(one) for one in boxes)).numpy()
-    np.testing.assert_allclose(iou(*boxes), expected, atol=1e-6)
-    assert iou(boxes[0], np.zeros((0, 4), np.float32)).shape == (7, 0)
 
 
 def test_pairs_go_by_class_and_overlap() -> None:

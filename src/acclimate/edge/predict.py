@@ -52,7 +52,17 @@ PROGRESS = "detections.jsonl"
 
 
 class Predictor:
-    """An artifact ready to run: image in, detections out."""
+    """An artifact ready to run: image in, detections out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import Predictor
+        >>> predictor = Predictor.load(Path("runs/adapted/artifacts/onnx-int8"))
+        >>> found = predictor("scenes/fog-test/images/000000.jpg").above(0.35)
+        >>> names = [predictor.manifest.classes[label] for label in found.labels]
+        >>> found.boxes.shape == (len(names), 4)
+        True
+    """
 
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
         """Load `artifact` on `threads` threads, and try it on an empty canvas.
@@ -125,7 +135,7 @@ class Predictor:
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The network's raw outputs.
+        """The network's raw outputs, (1, ...) each in the manifest's order, for a canvas (1, 3, H, W) of 0..255.
 
         Raises:
             AcclimateError: the runtime fails on the artifact.
@@ -141,7 +151,7 @@ class Predictor:
             ) from None
 
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
-        """Detections in the image's pixels, from raw outputs."""
+        """Detections in the image's pixels, from raw outputs (1, ...)."""
         return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
 
 

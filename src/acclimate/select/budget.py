@@ -115,10 +115,18 @@ def fit(
     threads: int = 1,
     where: dict[str, str] | None = None,
 ) -> Table:
-    """The prediction that `samples` give, checked on `held_out`.
+    """The prediction of a width's cost that some widths give, checked on others.
 
     Least squares of relative errors, so that a small width counts as much as a large one, with shares that are not
     negative (Lawson and Hanson 1974): more channels never make a prediction faster.
+
+    Args:
+        samples: widths that were exported and timed.
+        held_out: others, which only check the prediction.
+        runtime: what they ran on; kept in the table.
+        precision: likewise.
+        threads: likewise.
+        where: the machine's facts, likewise.
     """
     latency = np.array([sample.latency_ms for sample in samples])
     size = np.array([sample.size_mb for sample in samples])
@@ -188,8 +196,14 @@ def interleaved(
     """Latency in ms of each artifact, pre- and post-processing included: the median over its turns of a turn's fastest.
 
     On a busy machine half of all images may be interrupted, but seldom all of a turn. All artifacts are
-    loaded, and take turns of `turn` timed images after one that warms the caches. A machine that gets busier slows
-    all of them.
+    loaded and take turns, so a machine that gets busier slows all of them.
+
+    Args:
+        artifacts: their folders.
+        images: (H, W, 3) each.
+        threads: of the runtime.
+        rounds: turns of each artifact.
+        turn: timed images a turn, after one that warms the caches.
 
     Raises:
         AcclimateError: an artifact cannot be loaded.
@@ -217,7 +231,7 @@ def interleaved(
 
 
 def readable(paths: Iterable[Path], count: int) -> list[Image]:
-    """Up to `count` images of those that can be read; noise where there is none."""
+    """Up to `count` images (H, W, 3) of those that can be read; noise where there is none."""
     images = []
     for path in paths:
         try:
@@ -253,8 +267,10 @@ def take(
         widths: which; see `representative`.
         held_out: how many of them.
         export: makes a width's artifact; its folder, and its cost with the exact counts and the size.
-        images: to time on.
-        runtime, precision, threads: what is measured; kept in the table.
+        images: (H, W, 3) each, to time on.
+        runtime: what the artifacts run on; kept in the table.
+        precision: likewise.
+        threads: likewise.
         rounds: see `interleaved`.
         progress: told (done, all) after each export.
     """

@@ -65,7 +65,7 @@ class Device(Protocol):
         """
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        """The network's raw outputs for the image at `path`, and what `detect` makes of them.
+        """The network's raw outputs (1, ...) for the image at `path`, and what `detect` makes of them.
 
         Raises:
             AcclimateError: as in `detect`.
@@ -94,6 +94,7 @@ class Here:
         return self._predictor(read_image(path, self._predictor.manifest.reading))
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
+        """The raw outputs (1, ...) and the detections; see `Device`."""
         canvas, placed = self._predictor.prepare(read_image(path, self._predictor.manifest.reading))
         outputs = self._predictor.run(canvas)
         return outputs, self._predictor.finish(outputs, placed)

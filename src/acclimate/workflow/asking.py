@@ -137,7 +137,7 @@ def _seen(
 
     assert isinstance(unlabelled, formats.UnlabelledSet)
     config = stages.configuration(parent)
-    detector: Detector = stages.to_device(models.load(parent.path))
+    detector: Detector = models.to_device(models.load(parent.path))
     size = detector.spec.image_size
     paths = choose(unlabelled.paths, LOOKED_AT, seed)
     if console is not None and len(paths) < len(unlabelled):

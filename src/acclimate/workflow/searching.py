@@ -62,7 +62,8 @@ def search(
         target: unlabelled images.
         budgets: by name; the run of a budget is out/NAME, or `out` for the name "".
         out: where the runs go.
-        runtime, precision: what is exported and measured.
+        runtime: what the artifacts run on.
+        precision: their arithmetic.
         evaluations: widths that evolution judges for each budget; None means `select.search.EVALUATIONS`.
         console: where progress goes.
 
@@ -124,7 +125,7 @@ def _search(
             waiting[name] = budget, manifest, inputs
     if not waiting:
         return Search(found, {})
-    detector = cast(SlimmableDetector, stages.to_device(models.load(bank)))
+    detector = cast(SlimmableDetector, models.to_device(models.load(bank)))
     space = searching.Space.of(detector)
     paths = choose(images.paths, searching.IMAGES, config.seed)
     ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
