@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import types
-
 from pathlib import Path
 from typing import Any
 

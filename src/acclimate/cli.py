@@ -369,6 +369,26 @@ def search(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="the job: a TOML file with ranges in [tune.ranges]")],
+    overrides: Overrides = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="score by target labels instead: a bound, for comparison alone")
+    ] = False,
+    as_json: AsJson = None,
+) -> None:
+    """Search options of the adaptation over a job's ranges, scored without labels. A stopped search goes on."""
+    from acclimate import workflow
+    from acclimate.config import load
+    from acclimate.run import read_json
+
+    done = workflow.tune(load(config, overrides or ()), oracle=oracle, console=_console(as_json))
+    if as_json is not None:
+        _write_json(as_json, read_json(done.file))
+    _say("trials", done.file, _console(as_json))
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run folder")],
     options: OwnOptions = None,

@@ -6,7 +6,7 @@ An unknown key or a wrong value is an error that names the key, the file and wha
 from acclimate.config.adapt import AdaptConfig, finishing, nothing
 from acclimate.config.data import FORMATS, AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_budget
-from acclimate.config.job import AskConfig, Config, load
+from acclimate.config.job import AskConfig, Config, RangeConfig, TuneConfig, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
@@ -42,6 +42,7 @@ __all__ = [
     "Options",
     "Prose",
     "QuantisationConfig",
+    "RangeConfig",
     "ScenesConfig",
     "ScheduleConfig",
     "SlimConfig",
@@ -49,6 +50,7 @@ __all__ = [
     "SsdConfig",
     "SuppressionConfig",
     "TeacherConfig",
+    "TuneConfig",
     "TwoStageConfig",
     "finishing",
     "load",

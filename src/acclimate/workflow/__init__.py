@@ -32,6 +32,7 @@ from acclimate.workflow.job import Job, run
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes, summary
 from acclimate.workflow.taking import take, weights
+from acclimate.workflow.tuning import Trial, Tuned, tune
 
 __all__ = [
     "Draw",
@@ -40,6 +41,8 @@ __all__ = [
     "Question",
     "Role",
     "Search",
+    "Trial",
+    "Tuned",
     "adapt",
     "agent",
     "ask",
@@ -61,6 +64,7 @@ __all__ = [
     "summary",
     "take",
     "train",
+    "tune",
     "unpack",
     "verify",
     "verify_all",
