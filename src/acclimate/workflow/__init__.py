@@ -29,6 +29,7 @@ from acclimate.workflow.delivery import (
 )
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
+from acclimate.workflow.labelling import label
 from acclimate.workflow.searching import Search, search
 from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes, summary
 from acclimate.workflow.taking import take, weights
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate",
     "export",
     "init",
+    "label",
     "leaderboard",
     "package",
     "predict",
