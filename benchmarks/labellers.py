@@ -26,7 +26,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, stages, workflow
+from acclimate import machine, workflow
 from acclimate.config import (
     AdaptConfig,
     AlignmentConfig,
@@ -137,7 +137,7 @@ def measured(run: Run, pair: str, last: bool = False) -> Evaluation:
 
     family, _, target = adaptation.PAIRS[pair]
     weights = checkpoints(run)[max(checkpoints(run))] if last else None
-    detector = stages.to_device(models.load(run.path, weights))
+    detector = models.to_device(models.load(run.path, weights))
     truth = adaptation.test_images(family, target, detector.spec.classes, adaptation.TEST_IMAGES)
     return evaluate_detector(detector, truth, target, "target")
 

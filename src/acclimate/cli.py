@@ -53,6 +53,8 @@ _out = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 """Of several processes of torchrun, the first one speaks."""
 _err = Console(stderr=True, soft_wrap=True)
 
+Unlabelled = Annotated[Path, typer.Option(help="a folder of unlabelled target images")]
+RunFolder = Annotated[Path, typer.Option(help="the run folder to write")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override any option, as in train.steps=500")
 ]
@@ -165,7 +167,7 @@ def init(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="a TOML file with a [source] section, or a run's config.json")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     overrides: Overrides = None,
     role: Annotated[str, typer.Option(help="`oracle` trains on the [oracle] set, for comparison alone")] = "source",
 ) -> None:
@@ -202,7 +204,7 @@ def take(
             help="a state_dict of a torchvision detector, a folder or hub name of transformers, or a run folder"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     overrides: Overrides = None,
     data: Annotated[
         Path | None, typer.Option(help="labelled source images, which adaptations keep in the mix (source.path)")
@@ -260,8 +262,8 @@ def label(
 @app.command()
 def adapt(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained source detector")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Unlabelled,
+    out: RunFolder,
     overrides: Overrides = None,
     labelled: Annotated[
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
@@ -314,7 +316,7 @@ def distil(
     student: Annotated[
         str, typer.Option(help="a TOML file with a [model] section, one key=value, or a run folder to start from")
     ],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     target: Annotated[
         Path | None, typer.Option(help="a folder of unlabelled target images", show_default="the source alone")
     ] = None,
@@ -331,8 +333,8 @@ def distil(
 @app.command()
 def slim(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained slimmable detector")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Unlabelled,
+    out: RunFolder,
     overrides: Overrides = None,
 ) -> None:
     """Adapt all widths of a slimmable detector at once: a bank to search in. An interrupted run goes on."""
@@ -345,7 +347,7 @@ def slim(
 @app.command()
 def search(
     bank: Annotated[Path, typer.Argument(help="the run folder of a slimmable detector, adapted or not")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
+    target: Unlabelled,
     budget: Annotated[Path, typer.Option(help="a TOML file: limits, or a table of limits for each of several")],
     out: Annotated[Path, typer.Option(help="the run folder to write, or the folder of several")],
     runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",
@@ -354,7 +356,8 @@ def search(
         int | None, typer.Option(min=0, help="widths that evolution judges for each budget", show_default="32")
     ] = None,
 ) -> None:
-    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met."""
+    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met, 3 when
+    that could not be measured now."""
     from acclimate import workflow
     from acclimate.config import load_budgets
 
@@ -371,10 +374,10 @@ def search(
     )
     for run in done.found.values():
         _say("run", run.path)
-    for line in done.missed.values():
+    for line in (*done.missed.values(), *done.unknown.values()):
         _err.print(line, style="red", markup=False, highlight=False)
-    if done.missed:
-        raise typer.Exit(1)
+    if done.missed or done.unknown:
+        raise typer.Exit(1 if done.missed else 3)
 
 
 @app.command()
@@ -664,11 +667,12 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0, help="sets of different seeds share no scene")] = 0,
     condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera", show_default="clear")] = None,
     strength: Annotated[float, typer.Option(min=0.05, help="of the condition; 1 is strong")] = 1.0,
+    field_of_view: Annotated[float, typer.Option(min=10, max=110, help="of the camera, horizontal, degrees")] = 52.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
     from acclimate import workflow
 
-    made = workflow.scenes(out, images, (height, width), seed, condition, strength, console=_out)
+    made = workflow.scenes(out, images, (height, width), seed, condition, strength, field_of_view, console=_out)
     _say("data set", made.path)
 
 

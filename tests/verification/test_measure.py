@@ -13,7 +13,7 @@ from rich.console import Console
 import coloured_squares as squares
 from acclimate.config import Budget
 from acclimate.edge import bench
-from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity, write_manifest
+from acclimate.edge.artifact import Artifact, Calibration, MixedPrecision, Sensitivity, write_manifest
 from acclimate.errors import AcclimateError
 from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
@@ -260,6 +260,22 @@ def test_pairs_go_by_class_and_overlap() -> None:
     assert found[1].iou == pytest.approx(9 / 11)
     assert found[1].box_px == 1.0
     assert list(pairs(Detections.empty(), Detections.empty(), "x.png", ("a",))) == []
+
+
+@unhurried
+def test_what_speaks_against_the_calibration_stands_under_the_verdict(made, tmp_path: Path, printed: Console) -> None:
+    _, folder = copy(made, tmp_path)
+    known = Calibration(images=4, digest="", source="fog", empty=3, agreement=0.4, compared=8)
+    base.annotate(Artifact.open(folder), calibration=known)
+    result = verify(folder, [], runs=RUNS)
+    assert result.calibration == known
+    print_verification(result, printed)
+    print_compared([Compared(folder, result)], printed)
+    text = printed.file.getvalue()  # type: ignore[attr-defined]
+    assert len(known.doubts()) == 3
+    for doubt in known.doubts():
+        assert f"doubt: {doubt}" in text
+        assert f"note: {folder.name}: {doubt}" in text
 
 
 @unhurried

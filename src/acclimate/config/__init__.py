@@ -4,7 +4,7 @@ An unknown key or a wrong value is an error that names the key, the file and wha
 """
 
 from acclimate.config.adapt import AdaptConfig, finishing, nothing
-from acclimate.config.data import FORMATS, AugmentConfig, DataConfig, ScenesConfig
+from acclimate.config.data import FIELD_OF_VIEW, FORMATS, AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_budget
 from acclimate.config.job import AskConfig, Config, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
@@ -26,6 +26,7 @@ from acclimate.config.reading import merge, overlay, parse, read
 from acclimate.config.schedule import ScheduleConfig
 
 __all__ = [
+    "FIELD_OF_VIEW",
     "FORMATS",
     "AdaptConfig",
     "Added",

@@ -30,28 +30,28 @@ class AdaptConfig(Options):
     supervised: float = Field(default=1.0, ge=0)
     """Weight of the detector's own losses on source images; 0 leaves the source out."""
     labelled: Annotated[LabelledConfig | None, Added(None)] = None
-    """How labelled target images take part; on with its defaults wherever there are some."""
+    """How labelled target images take part; on with its defaults where there are some."""
     teacher: TeacherConfig | None = TeacherConfig()
-    """The mean teacher, on unless it is `none`; see `[adapt.teacher]`."""
+    """The mean teacher; `none` in an override switches it off."""
     labels: Annotated[LabelsConfig | None, Added(None)] = None
-    """What a labeller has found in the target images; see `[adapt.labels]`."""
+    """What a labeller has found in the target images."""
     alignment: Annotated[AlignmentConfig | None, Added(None)] = None
-    """Features drawn to those of a frozen encoder; see `[adapt.alignment]`."""
+    """Features drawn to those of a frozen encoder."""
     adversarial: AdversarialConfig | None = None
-    """Domain critics; see `[adapt.adversarial]`."""
+    """Domain critics."""
     suppression: SuppressionConfig | None = None
-    """Domain-Specific Suppression; see `[adapt.suppression]`."""
+    """Domain-Specific Suppression."""
     distillation: DistillationConfig | None = None
-    """A large, frozen detector that teaches; see `[adapt.distillation]`."""
+    """A large, frozen detector that teaches."""
     quantisation: QuantisationConfig | None = None
-    """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
+    """Fine-tuning for INT8, after the adaptation. With it `supervised` is 0 and `teacher` off unless they are given."""
     slim: SlimConfig | None = None
-    """Of a slimmable detector: all the terms above, over a batch of its widths."""
+    """All the terms above, over a batch of the widths of a slimmable detector."""
     statistics: Literal["mixed", "target", "domain", "frozen"] = "mixed"
-    """What BatchNorm's running statistics describe after a method that sees target images: the mixture that was trained
-    on, or the target alone, from which they are then taken anew at the end; `domain` also normalises each domain's
-    images by their own statistics while training; `frozen` keeps the backbone's normalisation as the source training
-    left it, which is where suppression acts."""
+    """What BatchNorm's running statistics describe after a method that sees target images: the `mixed` batches that
+    were trained on, or the `target` alone, from which they are then taken anew at the end; `domain` also normalises
+    each domain's images by their own statistics while training; `frozen` keeps the backbone's normalisation as the
+    source training left it, which is where suppression acts."""
 
     @property
     def methods(self) -> dict[str, MethodOptions | float]:

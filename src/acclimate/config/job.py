@@ -24,7 +24,7 @@ class AskConfig(Options):
     """Frames of the target that `run` asks a person to label (`select/ask`)."""
 
     frames: int = Field(default=16, ge=1)
-    """How many, at most."""
+    """How many frames, at most."""
     way: str | None = None
     """How they are chosen; by default as `acclimate ask` does."""
 
@@ -36,39 +36,39 @@ class Config(Options):
     """
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of everything random."""
+    """Seed of everything random."""
     out: Path = Path("runs")
     """Folder that `run` writes; the other verbs take `--out`."""
     scenes: ScenesConfig | None = None
-    """Generates the data sets; see `[scenes]`. A set that is named as well is not replaced."""
+    """Generates the data sets. A set that is named as well is not replaced."""
     source: DataConfig | None = None
-    """Labelled images to train on; see `[source]`."""
+    """Labelled images to train on."""
     target: Path | None = None
     """Unlabelled target images: a folder, or a `.txt` list with one path a line."""
     source_test: DataConfig | None = None
-    """Labelled source images to measure on, a table like `[source]`."""
+    """Labelled source images to measure on."""
     target_test: DataConfig | None = None
-    """Labelled target images to measure on, likewise; nothing is chosen by them."""
+    """Labelled target images to measure on; nothing is chosen by them."""
     oracle: DataConfig | None = None
-    """Labelled target images, likewise; they train the oracle for comparison, and nothing else reads them."""
+    """Labelled target images that train the oracle for comparison; nothing else reads them."""
     labelled: DataConfig | None = None
     """A few images of the target that a person has labelled; the adaptation learns from them."""
     ask: AskConfig | None = None
-    """Ask for them: `run` waits until they are labelled."""
+    """Frames of the target that `run` asks a person to label; it waits until they are."""
     model: ModelConfig = ModelConfig()
-    """See `[model]`."""
+    """What is built."""
     augment: AugmentConfig = AugmentConfig()
-    """See `[augment]`."""
+    """Random views of the training images."""
     train: ScheduleConfig = ScheduleConfig()
-    """Schedule of the source training; see `[train]` and `[schedule]`."""
+    """Schedule of the source training."""
     adapt: AdaptConfig = AdaptConfig()
-    """See `[adapt]`."""
+    """The method of the adaptation."""
     schedule: ScheduleConfig = ScheduleConfig(**ADAPTATION)
-    """The schedule of the adaptation; `train` is the schedule of the source training."""
+    """Schedule of the adaptation."""
     export: ExportConfig = ExportConfig()
-    """See `[export]`."""
+    """Which artifacts are made."""
     budget: Budget | None = None
-    """See `[budget]`; without it the accuracy tolerance alone must hold."""
+    """What the device allows; without it the accuracy tolerance alone must hold."""
 
     def source_only(self) -> Config:
         """This job without anything of the target: the source trained on for the same schedule, with the same views.

@@ -3,10 +3,8 @@ images that are in two sets at once. Needs no torch."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +21,7 @@ from acclimate.data.formats import LabelledSet, Problem, UnlabelledSet
 from acclimate.edge.headers import read_header
 from acclimate.edge.images import DEFAULT, Reading, read_image, turned
 from acclimate.errors import AcclimateError
+from acclimate.progress import in_threads
 from acclimate.structures import Image
 
 SMALL_PX = 8
@@ -159,14 +158,11 @@ def domain(
         except AcclimateError as error:
             return str(error).removeprefix(f"{path}: ").split(";")[0]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, seen) in enumerate(zip(images.paths, pool.map(attempt, images.paths), strict=True), 1):
-            if isinstance(seen, str):
-                problems.append(Problem(str(path), f"{seen}; left out"))
-            else:
-                looks[path] = seen
-            if progress is not None and (done % 32 == 0 or done == len(images)):
-                progress(done, len(images))
+    for path, seen in in_threads(attempt, images.paths, progress):
+        if isinstance(seen, str):
+            problems.append(Problem(str(path), f"{seen}; left out"))
+        else:
+            looks[path] = seen
     if not looks:
         raise AcclimateError(f"{name}: none of its {len(images)} images can be read (the first: {problems[-1]})")
     if isinstance(images, UnlabelledSet):

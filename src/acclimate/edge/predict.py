@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, overload
@@ -13,8 +12,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
+from acclimate import machine
 from acclimate.edge import video
 from acclimate.edge.artifact import OUTPUTS, Artifact
 from acclimate.edge.decode import decode
@@ -24,7 +23,8 @@ from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
-from acclimate.run import write_text, writing
+from acclimate.progress import counting
+from acclimate.run import locked, write_text, writing
 from acclimate.structures import Detections, Image
 
 
@@ -68,7 +68,7 @@ class Predictor:
             AcclimateError: its runtime is not installed or does not accept the model file, or what the network gives
                 is not what the manifest says.
         """
-        cores = os.cpu_count() or 1
+        cores = machine.usable_cores()
         if not 1 <= threads <= cores:
             raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
         self.artifact = artifact
@@ -212,11 +212,12 @@ def predict_folder(
     predictor = Predictor.load(artifact, threads)
     source, out = Path(source), Path(out)
     lowest = predictor.manifest.show_threshold if threshold is None else threshold
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if _is_video(source):
-        return _predict_video(predictor, source, out, lowest, console)
-    return _predict_images(predictor, source, out, lowest, console)
+    with locked(out, "predict"):
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        if _is_video(source):
+            return _predict_video(predictor, source, out, lowest, console)
+        return _predict_images(predictor, source, out, lowest, console)
 
 
 def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
@@ -237,7 +238,7 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float
     complete = False
     try:
         with writing(out), open(out / PROGRESS, "a") as progress:
-            for path in _shown(paths, console):
+            for path in _shown(paths, console, len(paths)):
                 if str(path) in kept:
                     continue
                 entry = _predict_image(predictor, path, out, pictures[path], lowest)
@@ -388,10 +389,10 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _shown(items: Iterable[Any], console: Console | None, total: int | None = None) -> Iterator[Any]:
-    if console is None:
-        yield from items
-    else:
-        yield from track(items, description="detecting", total=total or None, console=console, transient=True)
+    with counting(console, "detecting", lines=0) as tick:
+        for done, item in enumerate(items, 1):
+            yield item
+            tick(done, max(done, total or 0))
 
 
 def _summarise(

@@ -47,6 +47,14 @@ class Cost(BaseModel):
     latency_ms: float | None = None
     size_mb: float | None = None
     memory_mb: float | None = None
+    latency_at_least: float | None = None
+    disturbed: str = ""
+    """What the judge asks of a latency that was measured; see `verification.judge.Measured`."""
+
+    def as_measured(self, measured: Measured) -> Cost:
+        """These exact counts, with what a verification measured in place of what was predicted."""
+        names = ("latency_ms", "size_mb", "memory_mb", "latency_at_least", "disturbed")
+        return self.model_copy(update={name: getattr(measured, name) for name in names})
 
     def shares(self, budget: Budget) -> dict[str, float]:
         """What is used of each limit that is set and known: 1 is all of it."""
@@ -58,10 +66,22 @@ class Cost(BaseModel):
         broken = {check.name for check in judge(self.measured, budget) if check.passed is False}
         return {name: share for name, share in self.shares(budget).items() if name in broken}
 
+    def unknown(self, budget: Budget) -> str:
+        """Why it cannot be said whether a limit that was measured holds; empty where it can."""
+        checks = judge(self.measured, budget)
+        return next((one.reason for one in checks if one.passed is None and one.value is not None), "")
+
     @property
     def measured(self) -> Measured:
         """These costs, for the judge."""
-        return Measured(latency_ms=self.latency_ms, size_mb=self.size_mb, memory_mb=self.memory_mb, macs_m=self.macs_m)
+        return Measured(
+            latency_ms=self.latency_ms,
+            size_mb=self.size_mb,
+            memory_mb=self.memory_mb,
+            macs_m=self.macs_m,
+            latency_at_least=self.latency_at_least,
+            disturbed=self.disturbed,
+        )
 
     def excess(self, budget: Budget) -> float:
         """The largest share; 0 where no limit is set and known."""

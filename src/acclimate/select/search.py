@@ -259,6 +259,8 @@ class Outcome:
 
     tries: tuple[Try, ...]
     met: bool
+    unknown: str = ""
+    """Why it cannot be said now whether the last of it holds; empty where it can."""
     nearest: tuple[Candidate, ...] = field(default=())
     """Where it does not: the candidates that come nearest by prediction."""
 
@@ -270,7 +272,8 @@ def settle(
 
     First comes the one with the smallest UPEM among those predicted to hold. Where its artifact breaks a limit, the
     prediction was too low by a factor that is now known, and those that it rules out are passed over. Where nothing is
-    left, the one that comes nearest by prediction gets a chance before the budget counts as missed.
+    left, the one that comes nearest by prediction gets a chance before the budget counts as missed. Where a limit could
+    not be measured, nothing is concluded: another width would be worse, or no better known.
 
     Args:
         candidates: widths that were judged and priced.
@@ -295,9 +298,10 @@ def settle(
         done.append(Try(width=one.width, upem=one.upem, predicted=one.cost, measured=cost))
         over = cost.over(budget)
         if not over:
-            return Outcome(tuple(done), True)
+            unknown = cost.unknown(budget)
+            return Outcome(tuple(done), not unknown, unknown)
         waiting = [other for other in waiting if not _ruled_out(other.cost, one.cost, cost, over, budget)]
-    return Outcome(tuple(done), False, tuple(sorted(pool, key=_excess(budget))[:3]))
+    return Outcome(tuple(done), False, nearest=tuple(sorted(pool, key=_excess(budget))[:3]))
 
 
 def _excess(budget: Budget) -> Callable[[Candidate], tuple[float, float]]:

@@ -28,7 +28,7 @@ from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import ap50_interval, ap_interval, compare
 from acclimate.remote.client import DeviceError
-from acclimate.run import Evaluation, Run, file_digest
+from acclimate.run import Evaluation, Run, file_digest, listed
 from acclimate.structures import Detections
 from acclimate.verification import parity as parities
 from acclimate.verification.judge import disturbance, within
@@ -276,6 +276,7 @@ def verify(
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
+        calibration=manifest.calibration,
         machine=dict(device.machine),
         notes=tuple(dict.fromkeys([*reference.notes, *(n for one in accuracy.values() for n in one.notes), *said])),
     )
@@ -469,7 +470,7 @@ def source_only(run: Run) -> Run | None:
     lineage = list(_lineage(run))
     for one in lineage:
         start = {Path(parent).name for parent in one.manifest.parents}
-        for file in sorted(one.path.resolve().parent.glob("*/run.json")):
+        for file in listed(one.path.resolve().parent, "*/run.json"):
             try:
                 beside = Run.open(file.parent)
             except AcclimateError:

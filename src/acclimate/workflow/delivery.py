@@ -306,9 +306,8 @@ def unpack(package: str | Path, out: str | Path, *, expected: Expected = "", con
     """
     from acclimate.edge.package import unpack
 
-    if Path(out).exists():
-        raise AcclimateError(f"{out}: is there already; choose another --out")
-    looked_through = unpack(Path(package), Path(out), expected)
+    with locked(Path(out), "package"):
+        looked_through = unpack(Path(package), Path(out), expected)
     if console is not None:
         console.print(f"digest: {looked_through.digest}", highlight=False)
     return looked_through
@@ -541,7 +540,6 @@ def agent(
 
     host, port = split(bind)
     home = Path(home)
-    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
 
     def ready(_: str, port: int) -> None:
         named = socket.gethostname() if host in {"0.0.0.0", "::"} else host
@@ -551,7 +549,9 @@ def agent(
             console.print(f"fingerprint: {serving.identity.fingerprint}", highlight=False)
             console.print(f"device file: {file} (whoever has it may use this agent)", highlight=False)
 
-    run(serving, host, port, ready)
+    with locked(home, "agent"):
+        serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
+        run(serving, host, port, ready)
     if console is not None:
         console.print("stopped", highlight=False)
 

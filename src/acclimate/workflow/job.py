@@ -148,7 +148,15 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
         stages.take_place(
             asked.out / name,
             functools.partial(
-                scenes, asked.out / name, images, asked.size, seed, condition, asked.strength, console=console
+                scenes,
+                asked.out / name,
+                images,
+                asked.size,
+                seed,
+                condition,
+                asked.strength,
+                asked.field_of_view,
+                console=console,
             ),
             console,
         )

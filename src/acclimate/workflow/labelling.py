@@ -129,7 +129,7 @@ def _run(
     detector = models.load(folder)
     if theirs:
         detector = with_classes(detector, theirs)
-    stages.to_device(detector)
+    models.to_device(detector)
     running.check(detector, scales)
 
     def ask(paths: Sequence[Path]) -> Mapping[Path, Found]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate.config import Budget, DataConfig
+from acclimate.config import FIELD_OF_VIEW, Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import write_text
@@ -86,7 +86,7 @@ def data(
 
     images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
     if decode:
-        with counting(console if console is not None and console.is_terminal else None, "images") as tick:
+        with counting(console, "images", lines=0) as tick:
             images = inspect.decoded(images, tick)
     summary = inspect.summary(images)
     if console is not None:
@@ -158,7 +158,7 @@ def compare(
             images = inspect.load(given.path)
         else:
             images = inspect.load(given)
-        with counting(console if console is not None and console.is_terminal else None, name) as tick:
+        with counting(console, name, lines=0) as tick:
             domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick))
     comparison = comparing.compare(domains, size)
     if console is not None:
@@ -206,6 +206,7 @@ def scenes(
     seed: int = 0,
     condition: str | None = None,
     strength: float = 1.0,
+    field_of_view: float = FIELD_OF_VIEW,
     *,
     console: Console | None = None,
 ) -> DataConfig:
@@ -218,6 +219,7 @@ def scenes(
         seed: sets of different seeds share no scene.
         condition: `fog`, `rain`, `night` or `camera`; None is clear.
         strength: of the condition; 1 is strong.
+        field_of_view: of the camera, horizontal, degrees.
         console: where progress goes.
 
     Raises:
@@ -226,4 +228,5 @@ def scenes(
     from acclimate.scenes.sets import generate
 
     with counting(console, f"{Path(out).name} scenes") as tick:
-        return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))
+        index = generate(Path(out), images, size, seed, condition, strength, field_of_view, progress=tick)
+    return DataConfig(path=index)
