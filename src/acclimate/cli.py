@@ -258,10 +258,18 @@ def label(
     out: Annotated[Path, typer.Option(help="the COCO file to write")],
     options: Annotated[list[str] | None, typer.Argument(help="key=value: of --source, for example split=val")] = None,
     classes: Annotated[
-        list[str] | None, typer.Option(help="its classes, or prompts, that are kept: a,b or theirs=ours")
+        list[str] | None,
+        typer.Option(
+            help="which of its classes are kept: a,b or theirs=ours; of a zero-shot detector theirs is the prompt",
+            show_default="all",
+        ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(help="labelled images on which it is measured from which score it is sure")
+        Path | None,
+        typer.Option(
+            help="labelled images on which it is measured from which score it is sure of each class",
+            show_default="those that a run was trained on",
+        ),
     ] = None,
     scales: Annotated[str, typer.Option(help="of a run: factors on its input's sides, a look each, as 1,1.5")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="of a run: look at each image mirrored too")] = False,
