@@ -14,6 +14,7 @@ import cosines
 import distillation
 import faults
 import front
+import labellers
 import quantisation
 import recipe
 import rows
@@ -144,6 +145,7 @@ TABLES = {
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
     "distillation": distillation.tables,
+    "labellers": labellers.summary,
     "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,
