@@ -112,6 +112,7 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
         rule, ranges, source.manifest.digest, config.model_copy(update={"tune": None}).model_dump(mode="json")
     )
     with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.log"))
         study = optuna.create_study(
             study_name=name,
