@@ -15,8 +15,10 @@ from acclimate import workflow
 from acclimate.cli import main
 from acclimate.config import Config, load
 from acclimate.errors import AcclimateError
+from acclimate.locks import HeldError
 from acclimate.run import Manifest, Run, read_json
 from acclimate.workflow import tuning
+from another_process import another_process
 
 pytest.importorskip("optuna")
 
@@ -54,6 +56,13 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Known:
     monkeypatch.setattr(tuning, "_score", score)
     monkeypatch.setattr(tuning, "train", lambda *_, **__: source)
     return score
+
+
+def test_another_process_that_searches_there_is_not_joined(known: Known, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / tuning.FOLDER
+    with another_process(folder, "tune"), pytest.raises(HeldError, match="writes there"):
+        workflow.tune(job(tmp_path))
+    assert not known.seen
 
 
 def test_it_finds_what_is_best(known: Known, tmp_path: Path) -> None:
