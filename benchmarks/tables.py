@@ -13,6 +13,7 @@ import adaptation
 import cosines
 import distillation
 import front
+import labels
 import quantisation
 import recipe
 import rows
@@ -143,6 +144,7 @@ TABLES = {
     "methods": methods_tables,
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
+    "labels": labels.summary,
     "distillation": distillation.tables,
     "quantisation": quantisation.tables,
     "training": training_table,
