@@ -50,6 +50,8 @@ SHARE = 0.5
 """Labelled frames of a batch, as a part of its size."""
 SHARES = (0.25, 1.0)
 """Others that are tried."""
+MATCHING = 0.1
+"""Weight of the features' moments where they stand in for the source."""
 TEST_IMAGES = 80
 ALL = "all"
 
@@ -62,12 +64,15 @@ class Key(NamedTuple):
         way: how they were chosen; empty where there is no choice.
         rest: what the frames without labels are for: "unused", or "teacher".
         share: see `SHARE`.
+        source: "kept" beside the target, or "gone": the run and the target are all that there is. "matched" is gone
+            too, and the target's features are drawn to the moments that the run keeps of its source's.
     """
 
     frames: str
     way: str = ""
     rest: str = "unused"
     share: float = SHARE
+    source: str = "kept"
 
 
 OTHERS = tuple(way for way in ask.WAYS if way not in {ask.DEFAULT, "random"})
@@ -79,6 +84,11 @@ STAGES: tuple[tuple[Key, ...], ...] = (
         Key("0", rest="teacher"),
         *(Key(count, ask.DEFAULT, "teacher") for count in ("8", "16")),
         Key("8", "random", "teacher"),
+    ),
+    (
+        *(Key(count, ask.DEFAULT, source="gone") for count in ("8", "16")),
+        Key(ALL, source="gone"),
+        *(Key("0", rest="teacher", source=source) for source in ("gone", "matched")),
     ),
     tuple(Key("8", "random", share=share) for share in SHARES),
 )
@@ -145,13 +155,15 @@ class Trial:
 
     def run(self, key: Key) -> None:
         """Train one row and write it down."""
-        settings = config(self.pair, self.seed)
-        assert settings.source is not None
+        settings, start = config(self.pair, self.seed), self.source.path
         labelled = self.labelled(key)
         teacher = key.rest == "teacher"
+        gone = {"source": None} if key.source != "kept" else {}
         settings = settings.model_copy(
             update={
+                **gone,
                 "adapt": AdaptConfig(
+                    matching=MATCHING if key.source == "matched" else 0.0,
                     teacher=TeacherConfig() if teacher else None,
                     labelled=LabelledConfig(share=key.share) if labelled is not None else None,
                 ),
@@ -162,9 +174,7 @@ class Trial:
         source_only = labelled is None and not teacher
         images = adaptation.target_list(self.family, self.domains[0 if source_only else 1], RUNS)
         name = f"{self.family}-{'-'.join(self.domains)}-{'-'.join(str(part) for part in key if part)}-{self.seed}"
-        run = workflow.adapt(
-            self.source.path, images, RUNS / name, labelled=labelled, config=settings, console=self.console
-        )
+        run = workflow.adapt(start, images, RUNS / name, labelled=labelled, config=settings, console=self.console)
         self.record(key, run)
         # The row is all that is asked of it, and there are many.
         shutil.rmtree(run.path)
@@ -232,7 +242,7 @@ def known() -> dict[tuple[str, str], dict[Key, dict[str, str]]]:
     """The rows of the CSV by pair and seed."""
     found: dict[tuple[str, str], dict[Key, dict[str, str]]] = {}
     for row in rows.read(CSV):
-        key = Key(row["frames"], row["way"], row["rest"], float(row["share"]))
+        key = Key(row["frames"], row["way"], row["rest"], float(row["share"]), row["source"])
         found.setdefault((row["pair"], row["seed"]), {})[key] = row
     return found
 
@@ -314,6 +324,14 @@ def differences(table: Table) -> Iterator[str]:
         *(
             (f"{way or 'no frame'}: teacher on the rest - none", Key(n, way, "teacher"), Key(n, way))
             for n, way in (("0", ""), ("8", "random"), ("8", ask.DEFAULT), ("16", ask.DEFAULT))
+        ),
+        *(
+            ("source gone - kept", Key(n, way, source="gone"), Key(n, way))
+            for n, way in (("8", ask.DEFAULT), ("16", ask.DEFAULT), (ALL, ""))
+        ),
+        *(
+            (f"teacher, source {source} - no adaptation", Key("0", rest="teacher", source=source), Key("0"))
+            for source in ("gone", "matched")
         ),
         *((f"share {one:g} - {SHARE:g}", Key("8", "random", share=one), Key("8", "random")) for one in SHARES),
     ]

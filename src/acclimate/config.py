@@ -555,6 +555,9 @@ class AdaptConfig(Options):
     """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
     labelled: Annotated[LabelledConfig | None, Added(None)] = None
     """How labelled target images take part; on with its defaults wherever there are some."""
+    matching: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
+    """Weight of the distance of the target's features to the moments that the run keeps of its source's
+    (`adapt/source_free.py`)."""
     slim: SlimConfig | None = None
     """Of a slimmable detector: all the terms above, over a batch of its widths."""
 

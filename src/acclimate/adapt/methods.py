@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from acclimate.adapt.objective import GradientTransform, Term
 from acclimate.adapt.slim import Slim
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone
@@ -25,6 +26,7 @@ TERMS = {
     "teacher": "acclimate.adapt.teacher:Teacher",
     "adversarial": "acclimate.adapt.adversarial:Adversarial",
     "distillation": "acclimate.adapt.distillation:Distillation",
+    "matching": "acclimate.adapt.source_free:Matching",
     "quantisation": "acclimate.adapt.quantisation:QuantisationAware",
 }
 """Field of `AdaptConfig` -> the `Term` whose `create(options, detector, source)` makes it."""
@@ -46,18 +48,21 @@ class Method:
         return [part.name for term in self.terms for part in term.modules() if isinstance(part, Term)]
 
 
-def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: int = 0) -> Method:
+def method(config: AdaptConfig, detector: Detector, source: LabelledSet | SourceStatistics, seed: int = 0) -> Method:
     """Make what `config` describes, for `detector`, which may be changed by it (reparametrised layers).
 
     Args:
         config: the method.
         detector: the source run's, about to be adapted.
-        source: the labelled source images, for what a method measures before it starts.
+        source: the labelled source images, for what a method measures before it starts; or what is kept of them.
         seed: the run's, for what a method draws step by step.
 
     Raises:
-        AcclimateError: no term is left, or the method is not for this kind of detector.
+        AcclimateError: no term is left, the method is not for this kind of detector, or it looks at source images
+            and there are none.
     """
+    if isinstance(source, SourceStatistics):
+        _refuse_source(config)
     if config.statistics == "frozen":
         for part in detector.modules():
             if isinstance(part, Backbone):
@@ -79,6 +84,25 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: i
             raise AcclimateError('adapt.statistics = "domain" is not for several widths; set it to "mixed" or "target"')
         terms = [Slim.create(config.slim, detector, terms, seed)]
     return Method(tuple(terms), tuple(transforms))
+
+
+def without_source(config: Config) -> Config:
+    """`config` for an adaptation that has no source image: without what a source image would be seen or used for."""
+    alone = config.adapt.model_copy(update={"supervised": 0.0})
+    views = {"style": 0.0, "fourier": 0.0, "weather": 0.0, "balance": "none"}
+    return config.model_copy(
+        update={"source": None, "adapt": alone, "augment": config.augment.model_copy(update=views)}
+    )
+
+
+def _refuse_source(config: AdaptConfig) -> None:
+    for field, where in TERMS.items():
+        if getattr(config, field) and any(view.startswith("source") for view in _class(where).views):
+            raise AcclimateError(f"adapt.{field} looks at source images, and there are none; set it to none")
+    if config.teacher is not None and config.teacher.mix > 0:
+        raise AcclimateError("adapt.teacher.mix pastes into source images, and there are none; set it to 0")
+    if config.slim is not None:
+        raise AcclimateError("adapt.slim trains on source images, and there are none; adapt a detector of one width")
 
 
 def uses_target(config: Config) -> bool:

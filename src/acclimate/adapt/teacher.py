@@ -25,8 +25,10 @@ from torchvision.ops import box_iou
 from acclimate.adapt.looks import check, fused, look_again, predict_twice
 from acclimate.adapt.mixing import confident_quarter, paste, random_part
 from acclimate.adapt.objective import Step, Term, View
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import TeacherConfig
 from acclimate.data.dataset import choose
+from acclimate.errors import AcclimateError
 from acclimate.models.predict import predict
 from acclimate.structures import Annotations, Detections
 
@@ -64,16 +66,24 @@ class Teacher(Term):
             self.views = (*own, "mixed")  # type: ignore[misc]
 
     @classmethod
-    def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
-        """With the configured threshold, or those measured on `MEASURED` labelled source images.
+    def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet | SourceStatistics) -> Teacher:
+        """With the configured threshold, or those measured on `MEASURED` labelled source images, now or by the run.
 
         Raises:
-            AcclimateError: the teacher is to look at images of a size that the detector does not take.
+            AcclimateError: the teacher is to look at images of a size that the detector does not take, or twice, and
+                only a single look at the source was measured.
         """
         check(detector, options.scale)
-        if isinstance(options.threshold, str):
+        if not isinstance(options.threshold, str):
+            return cls(options, Known.fixed([float(options.threshold)] * len(detector.spec.classes)))
+        if not isinstance(source, SourceStatistics):
             return cls(options, measure(detector, source, options.scale, options.flip))
-        return cls(options, Known.fixed([float(options.threshold)] * len(detector.spec.classes)))
+        if options.scale > 1 or options.flip:
+            raise AcclimateError(
+                "adapt.teacher: scores of two looks need a threshold that source images tell, and there are none; set "
+                "adapt.teacher.threshold to a score, or leave out scale and flip"
+            )
+        return cls(options, Known(source.thresholds, source.floors, source.rates, source.means))
 
     def prepare(self, step: Step) -> None:
         if self.config.mix == 0 or step.target is None:
@@ -84,6 +94,7 @@ class Teacher(Term):
             parts = [random_part(size) for _ in targets]
         else:
             parts = [confident_quarter(found, size) for found in self._found(step)]
+        assert step.source is not None
         assert step.source.targets is not None
         step.provide("mixed", *paste(step.images("source_strong"), step.source.targets, images, targets, parts))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages
+from acclimate.adapt.source_statistics import kept
 from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, merge, parse, quantises
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
@@ -88,20 +89,24 @@ def prepared(
     Raises:
         AcclimateError: see `adapt`.
     """
-    config = _with_labels(config)
-    if config.source is None or config.target is None:
-        raise AcclimateError(
-            f"{parent}: its configuration names no source data set, and adaptation keeps it in the mix"
-        )
-    from acclimate.adapt.methods import method, uses_target
+    from acclimate.adapt.methods import method, uses_target, without_source
     from acclimate.data import formats
 
+    config = _with_labels(config if config.source is not None else without_source(config))
+    if config.target is None:
+        raise AcclimateError(f"{parent}: adapting needs a target; name a folder of images")
     adapts = uses_target(config)
     target = formats.unlabelled(config.target)
     frames = _labelled(config, spec, target)
     if frames is not None:
         target = frames.rest
-    images = formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
+    origin = None
+    if (images := _source(config, spec)) is None:
+        origin = kept(Run.open(parent))
+        source, rates = "source-free", origin.boxes_per_image()
+    else:
+        source = stages.labelled_digest(images)
+        rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
     settings = stages.plain(config, "seed", "augment", "adapt", "schedule")
     taught = taught_by(config)
     return Recipe(
@@ -113,7 +118,7 @@ def prepared(
         inputs=Inputs(settings, {"the source run": weights, **taught}, images, target if adapts else None,
             frames.images if frames is not None else None),
         identity=(
-            "adapt", settings, stages.labelled_digest(images), stages.unlabelled_digest(target) if adapts else None,
+            "adapt", settings, source, stages.unlabelled_digest(target) if adapts else None,
             weights, *taught.values(), *([stages.labelled_digest(frames.images)] if frames is not None else []),
         ),
         detector=detector,
@@ -121,11 +126,30 @@ def prepared(
         warm=False,
         start=lambda _: f"the source run {parent}",
         parents=(str(parent),),
+        origin=origin,
         facts=_facts(frames),
-        keep=lambda run, average, console: _keep(config, parent, images, target.paths, run, average, console)
+        keep=lambda run, average, console: _keep(config, parent, rates, target.paths, run, average, console)
         if adapts
         else None,
     )  # fmt: skip
+
+
+def _source(config: Config, spec: DetectorSpec) -> LabelledSet | None:
+    """The labelled source images; None where the configuration names none.
+
+    Raises:
+        AcclimateError: it names some that are not there, or cannot be used.
+    """
+    if config.source is None:
+        return None
+    from acclimate.data import formats
+
+    if not config.source.path.exists():
+        raise AcclimateError(
+            f"{config.source.path}: the source images are not there; bring them back, name where they are "
+            "(source.path=FOLDER), or adapt without them: source=none"
+        )
+    return formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
 
 
 def _with_labels(config: Config) -> Config:
@@ -189,7 +213,7 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
 def _keep(
     config: Config,
     parent: Path,
-    images: LabelledSet,
+    rates: Sequence[float],
     target: tuple[Path, ...],
     run: Run,
     average: Detector,
@@ -208,7 +232,6 @@ def _keep(
     if config.adapt.quantisation is None:
         # What it was before is a candidate too: an adaptation that harms is not kept.
         write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
-    rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
     with counting(console, "checkpoints scored without labels") as tick:
         selection = choose_checkpoint(
             average, checkpoints(run), target, config.augment, config.seed, rates, progress=tick
