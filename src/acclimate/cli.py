@@ -221,12 +221,16 @@ def adapt(
     labelled: Annotated[
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
     ] = None,
+    validate: Annotated[
+        int | None, typer.Option(min=1, help="so many of these are held back, to choose the checkpoint alone")
+    ] = None,
 ) -> None:
     """Adapt a detector to unlabelled target images. An interrupted run goes on."""
     from acclimate import workflow
 
     own = [text for text in overrides or () if text.startswith("labelled.") and labelled is not None]
     others = [text for text in overrides or () if text not in own]
+    others += [f"adapt.labelled.validation={validate}"] if validate is not None else []
     frames = _set(labelled, [text.removeprefix("labelled.") for text in own]) if labelled is not None else None
     done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
     _say("run", done.path)

@@ -528,6 +528,8 @@ class LabelledConfig(Options):
     """How many of them come with each batch, as a part of its size: at least one."""
     weight: float = Field(default=1.0, gt=0)
     """Of the mean loss over them, beside `supervised` of that over the source's."""
+    validation: Annotated[int, Added(0)] = Field(default=0, ge=0)
+    """How many of them are held back to choose the checkpoint; nothing is learnt from these."""
 
 
 class AskConfig(Options):

@@ -41,7 +41,7 @@ def adapt(
 
     `labelled` is the exception that a person makes: a few target images that came back from an annotation tool. They
     are a type of their own (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set,
-    and never looked at to choose the checkpoint.
+    and never looked at to choose the checkpoint, but for `adapt.labelled.validation` of them, which do nothing else.
 
     A method that uses no target image is the fair source-only baseline, further source training of the same length:
     it keeps its last checkpoint, and its manifest has the role "baseline" instead of "adapted".
@@ -100,6 +100,7 @@ def prepared(
     frames = _labelled(config, spec, target)
     if frames is not None:
         target = frames.rest
+    held = None if frames is None else frames.held
     origin = None
     if (images := _source(config, spec)) is None:
         origin = kept(Run.open(parent))
@@ -107,6 +108,7 @@ def prepared(
     else:
         source = stages.labelled_digest(images)
         rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
+    annotated = () if frames is None else (frames.images, *((frames.held,) if frames.held is not None else ()))
     settings = stages.plain(config, "seed", "augment", "adapt", "schedule")
     taught = taught_by(config)
     return Recipe(
@@ -116,10 +118,10 @@ def prepared(
         config=config,
         schedule=config.schedule,
         inputs=Inputs(settings, {"the source run": weights, **taught}, images, target if adapts else None,
-            frames.images if frames is not None else None),
+            *((frames.images, frames.held) if frames is not None else ())),
         identity=(
             "adapt", settings, source, stages.unlabelled_digest(target) if adapts else None,
-            weights, *taught.values(), *([stages.labelled_digest(frames.images)] if frames is not None else []),
+            weights, *taught.values(), *(stages.labelled_digest(one) for one in annotated),
         ),
         detector=detector,
         method=lambda made, source: method(config.adapt, made, source, config.seed),
@@ -128,7 +130,7 @@ def prepared(
         parents=(str(parent),),
         origin=origin,
         facts=_facts(frames),
-        keep=lambda run, average, console: _keep(config, parent, rates, target.paths, run, average, console)
+        keep=lambda run, average, console: _keep(config, parent, rates, target.paths, held, run, average, console)
         if adapts
         else None,
     )  # fmt: skip
@@ -177,7 +179,7 @@ def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> Labe
 
     refuse_untouched(config.labelled.path)
     images = formats.read(config.labelled, spec.classes, masks=spec.has_masks, reading=spec.reading)
-    frames = match(images, target)
+    frames = match(images, target).holding_back(config.adapt.labelled.validation, config.seed)
     if config.target_test is not None:
         refuse_early(frames, config.target_test)
     return frames
@@ -188,6 +190,8 @@ def _facts(frames: LabelledFrames | None) -> dict[str, Any]:
     if frames is None:
         return {}
     told = {**stages.describe(frames.images), "matched": frames.matched, "sha256": list(frames.contents)}
+    if frames.held is not None:
+        told["validation"] = stages.describe(frames.held)
     return {"labelled": told}
 
 
@@ -215,14 +219,20 @@ def _keep(
     parent: Path,
     rates: Sequence[float],
     target: tuple[Path, ...],
+    held: LabelledSet | None,
     run: Run,
     average: Detector,
     console: Console | None,
 ) -> None:
-    """Choose the checkpoint without labels, its BatchNorm describing the target alone where that is asked for."""
+    """Choose the checkpoint, its BatchNorm describing the target alone where that is asked for.
+
+    Without labels, unless some frames were `held` back to choose it.
+    """
     from acclimate.adapt.engine import checkpoint, checkpoints
     from acclimate.models import detector as models
     from acclimate.select.score import choose_checkpoint
+    from acclimate.select.validation import FILE as VALIDATION
+    from acclimate.select.validation import choose_validated
 
     if config.adapt.statistics in {"target", "domain"}:
         for file in checkpoints(run).values():
@@ -236,6 +246,10 @@ def _keep(
         selection = choose_checkpoint(
             average, checkpoints(run), target, config.augment, config.seed, rates, progress=tick
         )
+    if held is not None:
+        with counting(console, "checkpoints measured on the frames held back") as tick:
+            selection, validation = choose_validated(average, checkpoints(run), held, selection, tick)
+        run.write(VALIDATION, validation)
     run.write("selection.json", selection)
     if console is not None:
         step = selection.chosen_step
