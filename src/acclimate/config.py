@@ -340,6 +340,9 @@ class TeacherConfig(Options):
     (`adapt/mixing.py`)."""
     mix_part: Annotated[Literal["confident", "random"], Added("confident")] = "confident"
     """Which part: the quarter where the teacher is surest (ConfMix), or a random rectangle (CutMix)."""
+    mining: Annotated[int, Added(0)] = Field(default=0, ge=0, le=64)
+    """Source images of the batch that what the teacher finds is pasted into; what is found again in most of them is a
+    target, whatever its score (self-supervised sample mining). Each costs a pass of the teacher. 0 is off."""
 
     @model_validator(mode="after")
     def _some_target(self) -> TeacherConfig:

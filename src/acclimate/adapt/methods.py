@@ -101,6 +101,8 @@ def _refuse_source(config: AdaptConfig) -> None:
             raise AcclimateError(f"adapt.{field} looks at source images, and there are none; set it to none")
     if config.teacher is not None and config.teacher.mix > 0:
         raise AcclimateError("adapt.teacher.mix pastes into source images, and there are none; set it to 0")
+    if config.teacher is not None and config.teacher.mining > 0:
+        raise AcclimateError("adapt.teacher.mining pastes into source images, and there are none; set it to 0")
     if config.slim is not None:
         raise AcclimateError("adapt.slim trains on source images, and there are none; adapt a detector of one width")
 
