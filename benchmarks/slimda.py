@@ -29,7 +29,6 @@ from rich.console import Console
 import adaptation
 import rows
 from acclimate import machine, stages, workflow
-from acclimate.adapt.methods import source_only
 from acclimate.config import AdaptConfig, Budget, Config, SlimConfig, SlimmableConfig, TeacherConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
@@ -143,7 +142,7 @@ class Experiment:
         config = self.settings.model_copy(update={"adapt": AdaptConfig(teacher=TeacherConfig(), slim=slim)})
         images = self.images
         if slim is None:
-            config = source_only(config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}))
+            config = config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}).source_only()
             images = adaptation.target_list(self.family, self.source, self.plan.runs)
         path = self.plan.runs / f"{self.start.path.name}-{self.target}-{method.replace(' + ', '-').replace(' ', '-')}"
         return self.adapted(self.start, path, config, images)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from toy_training import SIDE, ToyDetector
 
+from acclimate.adapt.matching import Matching
 from acclimate.adapt.objective import Objective
-from acclimate.adapt.source_free import LOOKED_AT, Matching, moments
+from acclimate.adapt.source_free import LOOKED_AT, moments
 from acclimate.adapt.source_statistics import Level
 from acclimate.structures import Batch
 

@@ -181,7 +181,7 @@ def test_the_baseline_trains_as_long_and_uses_nothing_of_the_target(job: workflo
 
 
 def test_the_baseline_of_any_method_is_the_source_alone() -> None:
-    from acclimate.adapt.methods import source_only, uses_target
+    from acclimate.adapt.methods import uses_target
 
     plain = Config.model_validate({"adapt": {"teacher": None}, "augment": {"style": 0}})
     assert not uses_target(plain)
@@ -193,7 +193,7 @@ def test_the_baseline_of_any_method_is_the_source_alone() -> None:
     ):
         config = Config.model_validate({"adapt": method, "augment": augment})
         assert uses_target(config)
-        alone = source_only(config)
+        alone = config.source_only()
         assert not uses_target(alone)
         assert alone.adapt == plain.adapt
         assert alone.augment == config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
@@ -202,10 +202,8 @@ def test_the_baseline_of_any_method_is_the_source_alone() -> None:
 
 @pytest.mark.usefixtures("nothing_is_repeated")
 def test_other_target_images_are_no_change_of_the_baseline(copy: Config, data: Path) -> None:
-    from acclimate.adapt.methods import source_only
-
     other = data / "fog-test" / "images"
-    workflow.adapt(copy.out / "source", other, copy.out / "baseline", config=source_only(copy))
+    workflow.adapt(copy.out / "source", other, copy.out / "baseline", config=copy.source_only())
     with pytest.raises(AcclimateError, match="holds another run"):
         workflow.adapt(copy.out / "source", other, copy.out / "adapted", config=copy)
 

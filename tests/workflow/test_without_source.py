@@ -80,7 +80,8 @@ def test_with_labelled_frames_and_no_teacher(without_source: Path, tmp_path: Pat
     ("override", "named"),
     [
         ("adapt.adversarial={}", "adapt.adversarial looks at source images"),
-        ("adapt.teacher.mix=1", "adapt.teacher.mix pastes into source images"),
+        ("adapt.teacher.mix=1", "adapt.teacher.mix needs source images"),
+        ("adapt.teacher.mining=2", "adapt.teacher.mining needs source images"),
         ("adapt.teacher.flip=true", "adapt.teacher.threshold"),
         ("adapt.teacher=none", "every term is off"),
     ],

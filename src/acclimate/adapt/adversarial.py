@@ -78,6 +78,10 @@ class Adversarial(Term):
         self.critics: _DAFaster | _StrongWeak = made
         self._felt = _Felt()
 
+    @property
+    def one_width(self) -> str:
+        return "adversarial: a critic is made for one number of channels, and widths differ in it; set it to none"
+
     @classmethod
     def create(cls, options: AdversarialConfig, detector: Detector, source: LabelledSet) -> Adversarial:
         """Critics that fit the features of `detector`, which are measured on one empty image."""

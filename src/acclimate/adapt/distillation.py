@@ -215,9 +215,13 @@ class Distillation(Term):
         return {f"distillation/{name}": loss for name, loss in losses.items()}
 
     @property
-    def compares_features(self) -> bool:
-        """Whether anything is learnt of the features, whose channels must then stay as many as they are."""
-        return any(part is not None for part in (self.gan, self.imitation, self.channel))
+    def one_width(self) -> str:
+        if all(part is None for part in (self.gan, self.imitation, self.channel)):
+            return ""
+        return (
+            "distillation: gan, imitation and channel are made for one number of channels, and widths differ in it; "
+            "keep response alone"
+        )
 
     def watch(self) -> None:
         """What `seen` returns is there anyway."""

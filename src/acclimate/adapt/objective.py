@@ -199,6 +199,17 @@ class Term(nn.Module):
     needs_target: ClassVar[bool] = True
     """Whether its views of the target must be there; False is a term that does with the others (`Step.views`)."""
     name: ClassVar[str] = ""
+    """Of the method: the field of `AdaptConfig` and the file that it is in."""
+
+    @classmethod
+    def uses_target(cls, options: Any) -> bool:
+        """Whether the term with these options looks at target images."""
+        return any(not view.startswith("source") for view in cls.views)
+
+    @property
+    def one_width(self) -> str:
+        """Why the term works for a detector of one width alone, and what to do; empty where it works for several."""
+        return ""
 
     def prepare(self, step: Step) -> None:
         """Called for every term before any of them: makes the views of its own (`Step.provide`)."""
@@ -217,6 +228,10 @@ class Term(nn.Module):
     def deployed(self) -> dict[str, Tensor]:
         """Weights and statistics, by the detector's names, that the average follows in place of the detector's own."""
         return {}
+
+
+class Wrapper(Term):
+    """A term around all others: `create(options, detector, terms, seed)`."""
 
 
 class Objective(nn.Module):

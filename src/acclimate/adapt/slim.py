@@ -30,9 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from acclimate.adapt.adversarial import Adversarial
-from acclimate.adapt.distillation import Distillation
-from acclimate.adapt.objective import Step, Term, View
+from acclimate.adapt.objective import Step, Term, View, Wrapper
 from acclimate.config import SlimConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector
@@ -131,7 +129,7 @@ def dense_distance(raw: tuple[Tensor, ...], largest: tuple[Tensor, ...]) -> floa
     return float((each * strength).sum() / strength.sum().clamp(min=1e-9))
 
 
-class Slim(Term):
+class Slim(Wrapper):
     """See the module. Wraps the terms of a method; their losses keep their names, summed or averaged over the models.
 
     `views` is the most that a model is run on: the views of the terms inside, and the ensemble's where there is one.
@@ -172,6 +170,10 @@ class Slim(Term):
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
     @classmethod
+    def uses_target(cls, options: SlimConfig) -> bool:
+        return options.ensemble > 0
+
+    @classmethod
     def create(cls, options: SlimConfig, detector: Detector, terms: Sequence[Term], seed: int) -> Slim:
         """Wrap `terms` for a slimmable detector.
 
@@ -182,21 +184,8 @@ class Slim(Term):
             raise AcclimateError(
                 f"adapt.slim: a {detector.spec.kind} detector has one width; train the source with model.kind=slimmable"
             )
-        if any("mixed" in term.views for term in terms):
-            raise AcclimateError(
-                "adapt.teacher.mix: images of both domains are not made for several widths; set it to 0 or leave out "
-                "adapt.slim"
-            )
-        if any(isinstance(term, Adversarial) for term in terms):
-            raise AcclimateError(
-                "adapt.adversarial: a critic is made for one number of channels, and widths differ in it; set it to "
-                "none or leave out adapt.slim"
-            )
-        if any(isinstance(term, Distillation) and term.compares_features for term in terms):
-            raise AcclimateError(
-                "adapt.distillation: gan, imitation and channel are made for one number of channels, and widths differ "
-                "in it; keep response alone or leave out adapt.slim"
-            )
+        if why := next(filter(None, (term.one_width for term in terms)), ""):
+            raise AcclimateError(f"adapt.{why}, or leave out adapt.slim")
         copied = {name: copy.deepcopy(detector.get_submodule(name)) for name in detector.predictors}
         third = nn.ModuleDict(copied) if options.third else None
         return cls(options, terms, functools.partial(macs, detector), seed, third)

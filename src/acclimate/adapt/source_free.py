@@ -1,20 +1,18 @@
-"""Adaptation without the source images: what is measured of them while they are there, and a term that stands in.
+"""Adaptation without the source images: what is measured of them while they are there.
 
 Without the source a detector that teaches itself has nothing that holds it. What a run has kept
-(`adapt.source_statistics`) sets the teacher's thresholds, and says how features look that the head was trained for.
-`Matching` draws the target's there: Ishii and Sugiyama 2021, "Source-free Domain Adaptation via Distributional
-Alignment by Matching Batch Normalization Statistics", here on the levels of the pyramid.
+(`adapt.source_statistics`) sets the teacher's thresholds, and says how features look that the head was trained for: that
+is where `adapt.matching` draws the target's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from acclimate.adapt.objective import Step, Term, View
 from acclimate.adapt.source_statistics import Level, SourceStatistics
 from acclimate.adapt.teacher import measure
 from acclimate.data.dataset import choose, plain_images
@@ -30,42 +28,6 @@ if TYPE_CHECKING:
 LOOKED_AT = 32
 """Images that the features' moments are taken from, evenly spread; each has thousands of places."""
 BATCH = 8
-FLOOR = 1e-3
-"""Deviation that a channel is taken to have at least: one that never fires on the source sets no scale."""
-
-
-class Matching(Term):
-    """The squared distance of the target's mean and deviation to the source's, in the latter's deviations.
-
-    A mean over channels and levels, of the weak view: that is nearest to the pictures that the source's were taken of.
-    """
-
-    views: ClassVar[tuple[View, ...]] = ("target_weak",)
-    name: ClassVar[str] = "matching"
-
-    def __init__(self, weight: float, levels: Sequence[Level]) -> None:
-        super().__init__()
-        self.weight = weight
-        self._levels = len(levels)
-        for index, level in enumerate(levels):
-            self.register_buffer(f"mean_{index}", torch.tensor(level.mean))
-            self.register_buffer(f"deviation_{index}", torch.tensor(level.variance).sqrt().clamp(min=FLOOR))
-
-    @classmethod
-    def create(cls, options: float, detector: Detector, source: LabelledSet | SourceStatistics) -> Matching:
-        """With the source's moments as a run keeps them, or measured now."""
-        levels = source.levels if isinstance(source, SourceStatistics) else moments(detector, source.paths)
-        return cls(options, levels)
-
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        distances = []
-        for index, level in enumerate(step.features("target_weak")):
-            mean, deviation = self.get_buffer(f"mean_{index}"), self.get_buffer(f"deviation_{index}")
-            # Sums of squares want full precision.
-            places = level.float().transpose(0, 1).flatten(1)
-            own = (places.var(1, correction=0) + FLOOR**2).sqrt()
-            distances.append((((places.mean(1) - mean) / deviation).square() + (own / deviation - 1).square()).mean())
-        return {"matching/distance": self.weight * torch.stack(distances).mean()}
 
 
 def measure_source(detector: Detector, source: LabelledSet) -> SourceStatistics:

@@ -66,6 +66,11 @@ class Teacher(Term):
             own: tuple[View, ...] = ("target_strong",) if config.boxes > 0 or config.soft > 0 else ()
             self.views = (*own, "mixed")  # type: ignore[misc]
 
+    @property
+    def one_width(self) -> str:
+        mixes = "teacher.mix: images of both domains are not made for several widths; set it to 0"
+        return mixes if "mixed" in self.views else ""
+
     @classmethod
     def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet | SourceStatistics) -> Teacher:
         """With the configured threshold, or those measured on `MEASURED` labelled source images, now or by the run.

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.adapt.source_statistics import kept
-from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, merge, parse, quantises
+from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, finishing, merge, parse
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
@@ -89,10 +89,13 @@ def prepared(
     Raises:
         AcclimateError: see `adapt`.
     """
-    from acclimate.adapt.methods import method, uses_target, without_source
+    from acclimate.adapt.methods import method, uses_target
     from acclimate.data import formats
 
-    config = _with_labels(config if config.source is not None else without_source(config))
+    config = _with_labels(config)
+    if config.source is None:
+        alone = {"adapt": config.adapt.without("supervised"), "augment": config.augment.without_source()}
+        config = config.model_copy(update=alone)
     if config.target is None:
         raise AcclimateError(f"{parent}: adapting needs a target; name a folder of images")
     adapts = uses_target(config)
@@ -164,7 +167,7 @@ def _with_labels(config: Config) -> Config:
         if config.adapt.labelled is not None:
             raise AcclimateError("adapt.labelled learns from labelled target images; name them with --labelled SET")
         return config
-    if config.adapt.labelled is not None or config.adapt.quantisation is not None:
+    if config.adapt.labelled is not None or config.adapt.finishing:
         return config
     return config.model_copy(update={"adapt": config.adapt.model_copy(update={"labelled": LabelledConfig()})})
 
@@ -203,13 +206,14 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
             config = config.model_copy(update={"adapt": AdaptConfig()})
         elif parent.manifest.verb == "search":
             # It was cut from a bank, and has one width.
-            config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"slim": None})})
+            kind = parent.read("spec.json").get("kind", "dense")
+            config = config.model_copy(update={"adapt": config.adapt.for_kind(kind)})
     if not overrides:
         return config
     values = config.model_dump(mode="json")
     merged = merge(values, overrides)
-    if quantises(merged) != quantises(values):
-        # Nor is how it was adapted a way to prepare it for INT8, or the other way round.
+    if finishing(merged["adapt"]) != finishing(values["adapt"]):
+        # Nor is how it was adapted a way to prepare it for its device, or the other way round.
         merged = merge({key: value for key, value in values.items() if key not in {"adapt", "schedule"}}, overrides)
     return parse(Config, merged, where="the source run's config with overrides")
 
@@ -234,12 +238,12 @@ def _keep(
     from acclimate.select.validation import FILE as VALIDATION
     from acclimate.select.validation import choose_validated
 
-    if config.adapt.statistics in {"target", "domain"}:
+    if config.adapt.retakes_statistics:
         for file in checkpoints(run).values():
             models.load_weights(average, file)
             recalibrated(average, target, config.seed)
             models.save_weights(average, file)
-    if config.adapt.quantisation is None:
+    if not config.adapt.finishing:
         # What it was before is a candidate too: an adaptation that harms is not kept.
         write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
     with counting(console, "checkpoints scored without labels") as tick:

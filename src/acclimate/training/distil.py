@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Config, DistillationConfig, merge, overlay, parse, read
+from acclimate.config import Config, ImitationConfig, merge, overlay, parse, read
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.run import Run
@@ -62,10 +62,10 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     Raises:
         AcclimateError: see `distil`.
     """
-    if config.adapt.quantisation is not None:
+    for name in config.adapt.finishing:
         raise AcclimateError(
-            "adapt.quantisation fine-tunes a detector that is trained; leave it out here, and then "
-            "`acclimate adapt` the student with it"
+            f"adapt.{name} fine-tunes a detector that is trained; leave it out here, and then `acclimate adapt` the "
+            "student with it"
         )
     if config.source is None:
         raise AcclimateError(f"{parent.path}: its configuration names no source data set; name one: source.path=FOLDER")
@@ -116,7 +116,7 @@ def _method(config: Config, detector: Detector, source: LabelledSet | SourceStat
 
 
 def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
-    if config.adapt.statistics in {"target", "domain"}:
+    if config.adapt.retakes_statistics:
         recalibrated(average, target, config.seed)
 
 
@@ -142,13 +142,13 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
             more = read(path)
     values["adapt"] = {"teacher": None, "distillation": {"teacher": str(teacher.path)}}
     where = f"{student} and the teacher's config" if more or start else "the teacher's config with overrides"
-    merged = merge(overlay(values, more), changes)
-    config = parse(Config, merged, where=where)
+    config = parse(Config, merge(overlay(values, more), changes), where=where)
     taught = config.adapt.distillation
     dense = config.model.kind == "dense" and spec.get("kind", "dense") in {"dense", "slimmable"}
-    if dense and taught is not None and not DistillationConfig.LESSONS & taught.model_fields_set:
+    if dense and taught is not None and not taught.names_a_lesson:
         # It taught best, on the heads that it was measured on.
-        config = parse(Config, merge(merged, ["adapt.distillation.imitation={}"]), where=where)
+        taught = taught.model_copy(update={"imitation": ImitationConfig()})
+        config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"distillation": taught})})
     if start is not None and config.model != stages.configuration(start).model:
         raise AcclimateError(f"{student}: the student is this run, so its model stays; leave out model.*")
     if config.adapt.distillation is None or config.adapt.distillation.teacher != teacher.path:

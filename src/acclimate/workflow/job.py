@@ -84,8 +84,6 @@ def run(config: Config, *, console: Console | None = None) -> Job:
 
 
 def _run(config: Config, console: Console | None) -> Job:
-    from acclimate.adapt.methods import source_only
-
     _check_without_data(config)
     config = _with_scenes(config, console)
     target = config.target
@@ -96,7 +94,7 @@ def _run(config: Config, console: Console | None) -> Job:
     place = config.labelled.path if config.labelled is not None else None
     config = _answered(config)
     # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
-    alone = source_only(config)
+    alone = config.source_only()
     _check_early(config, alone, longer, tests)
 
     out = config.out
