@@ -25,7 +25,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, stages, workflow
+from acclimate import machine, workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
@@ -130,7 +130,7 @@ class Trial:
     @cached_property
     def seen(self) -> Seen:
         """The frames as `acclimate ask` sees them."""
-        detector = stages.to_device(models.load(self.source.path))
+        detector = models.to_device(models.load(self.source.path))
         looks = domain("target", "target", formats.UnlabelledSet(self.target.paths), detector.spec.image_size).looks
         left, _ = distinct(looks, {})
         settings = config(self.pair, self.seed)
@@ -183,7 +183,7 @@ class Trial:
         """The last checkpoint, as it is for all rows; the choice without labels stands beside it."""
         files = checkpoints(run)
         weights = files[max(files)] if files else None
-        detector = stages.to_device(models.load(run.path, weights))
+        detector = models.to_device(models.load(run.path, weights))
         scores = []
         for role, place in (("target", self.domains[1]), ("source", self.domains[0])):
             truth = adaptation.test_images(self.family, place, detector.spec.classes, TEST_IMAGES)

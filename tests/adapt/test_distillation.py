@@ -47,6 +47,7 @@ from acclimate.config import (
     ModelConfig,
     SlimConfig,
     SsdConfig,
+    SuppressionConfig,
     TwoStageConfig,
 )
 from acclimate.data.formats import LabelledSet

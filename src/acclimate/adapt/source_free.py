@@ -1,8 +1,8 @@
 """Adaptation without the source images: what is measured of them while they are there.
 
 Without the source a detector that teaches itself has nothing that holds it. What a run has kept
-(`adapt.source_statistics`) sets the teacher's thresholds, and says how features look that the head was trained for: that
-is where `adapt.matching` draws the target's.
+(`adapt.source_statistics`) sets the teacher's thresholds, and says how features look that the head was trained for, to
+which `adapt.matching` draws the target's.
 """
 
 from __future__ import annotations

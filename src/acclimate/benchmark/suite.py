@@ -178,8 +178,15 @@ def load(suite: str | Path) -> Suite:
 def configuration(suite: Suite, pair: str, method: str, seed: int = 0, where: str = "") -> Config:
     """A run's settings, without its data.
 
+    Args:
+        suite: what is compared.
+        pair: a name of its pairs.
+        method: a name of its methods.
+        seed: of everything random.
+        where: how the message begins.
+
     Raises:
-        AcclimateError: the sections do not fit together; `where` is how the message begins.
+        AcclimateError: the sections do not fit together.
     """
     chosen = suite.methods[method]
     values = _over(suite.sections(), suite.pairs[pair].sections(), chosen.sections())
@@ -189,7 +196,14 @@ def configuration(suite: Suite, pair: str, method: str, seed: int = 0, where: st
 
 def source_configuration(suite: Suite, pair: str, method: str, seed: int = 0) -> Config:
     """Settings of the source training that a method starts from: the pair's, with the method's [model] and [train], so
-    that methods which agree in these share it."""
+    that methods which agree in these share it.
+
+    Args:
+        suite: what is compared.
+        pair: a name of its pairs.
+        method: a name of its methods.
+        seed: of everything random.
+    """
     own = {name: section for name, section in suite.methods[method].sections().items() if name in {"model", "train"}}
     values = _over(suite.sections(), suite.pairs[pair].sections(), own)
     sections = {name: values[name] for name in ("model", "augment", "train")}
@@ -276,9 +290,12 @@ class Sets:
 def sets(pair: Pair, place: Place) -> Sets:
     """Where the data of a pair is; generated scenes need not be there yet."""
     if pair.scenes is not None:
+        from acclimate.scenes.sets import wanted
+
         folder = place.out / pair.scenes.out
-        made = {name: DataConfig(path=folder / name) for name, _, _ in scene_sets(pair.scenes)}
-        clear, clear_test, changed, changed_test = made.values()
+        clear, clear_test, changed, changed_test = (
+            DataConfig(path=folder / name) for name, _, _, _ in wanted(pair.scenes)
+        )
         return Sets(clear, changed, clear_test, changed_test)
     assert pair.source is not None
     assert pair.target is not None
@@ -289,13 +306,6 @@ def sets(pair: Pair, place: Place) -> Sets:
         _below(pair.source_test, place.root) if pair.source_test is not None else None,
         _below(pair.target_test, place.root),
     )
-
-
-def scene_sets(scenes: ScenesConfig) -> Iterator[tuple[str, str | None, int]]:
-    """(folder, condition, images) of the four generated sets: clear train and test, then the condition's."""
-    for domain, condition in (("clear", None), (scenes.condition, scenes.condition)):
-        yield f"{domain}-train", condition, scenes.images
-        yield f"{domain}-test", condition, scenes.test_images
 
 
 def _below(data: DataConfig, root: Path) -> DataConfig:
@@ -329,7 +339,15 @@ class Task(Options):
 
 
 def plan(suite: Suite, place: Place, pairs: Iterable[str], methods: Iterable[str], seeds: Iterable[int]) -> list[Task]:
-    """The runs of these pairs, methods and seeds, each source training once and before what starts from it."""
+    """The runs of these pairs, methods and seeds, each source training once and before what starts from it.
+
+    Args:
+        suite: what is compared.
+        place: where its runs and rows go.
+        pairs: names of its pairs.
+        methods: names of its methods.
+        seeds: one run each.
+    """
     tasks: dict[tuple[Path, str, str], Task] = {}
     methods = list(methods)
     for seed in seeds:

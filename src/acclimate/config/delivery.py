@@ -60,6 +60,11 @@ class Budget(Options):
 def parse_budget(text: str) -> Budget:
     """Read `latency_ms=10,size_mb=4`.
 
+    Examples:
+        >>> from acclimate.config import parse_budget
+        >>> parse_budget("latency_ms=10,size_mb=4").limits()
+        {'latency_ms': 10.0, 'size_mb': 4.0}
+
     Raises:
         AcclimateError: an unknown limit or a value that is not a positive number.
     """

@@ -109,6 +109,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Relative paths in the file are relative to the working directory, as on the command line.
 
+    Examples:
+        >>> from acclimate.config import load
+        >>> load("job.toml", ["train.steps=500"]).train.steps
+        500
+
     Raises:
         AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
     """

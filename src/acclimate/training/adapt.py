@@ -33,18 +33,24 @@ def adapt(
     config: Config | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Adapt the detector of the run `source` to the unlabelled images in `target`.
+    """Adapt the detector of a run to unlabelled images of the target.
 
-    The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
-    the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`). No label of the
-    target is read: the target is an `UnlabelledSet`, which has none.
-
-    `labelled` is the exception that a person makes: a few target images that came back from an annotation tool. They
-    are a type of their own (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set,
-    and never looked at to choose the checkpoint, but for `adapt.labelled.validation` of them, which do nothing else.
+    The checkpoint is chosen by a label-free score on target images (`select.score`).
 
     A method that uses no target image is the fair source-only baseline, further source training of the same length:
     it keeps its last checkpoint, and its manifest has the role "baseline" instead of "adapted".
+
+    Args:
+        source: a finished run.
+        target: a folder of images, or a .txt list of paths. No label of it is read: it becomes an `UnlabelledSet`,
+            which has none.
+        out: the run folder to write.
+        overrides: `key=value`, changes of the configuration.
+        labelled: a few target images that came back from an annotation tool. They are a type of their own
+            (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set, and never
+            looked at to choose the checkpoint, but for `adapt.labelled.validation` of them, which do nothing else.
+        config: takes the place of the source run's; its `schedule` is the adaptation's.
+        console: where progress goes.
 
     Raises:
         AcclimateError: `source` is no finished run, `target` has no image, or an override does not fit.

@@ -31,15 +31,23 @@ def distil(
     target: str | Path | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Train a small detector that learns from the run `teacher`, on its source and the unlabelled images in `target`.
+    """Train a small detector that learns from a large one, on its source and on unlabelled images of the target.
 
-    `student` is the run of a detector to start from, a TOML file with a [model] section (and others where they are to
-    differ), or one `key=value`. A student of its own model has the teacher's kind, canvas, strides and classes unless
+    A student of its own model has the teacher's kind, canvas, strides and classes unless
     told otherwise, starts from its backbone's weights and trains for the schedule `train`; one that is a run trains on
-    for `schedule`. Everything else is the teacher's configuration, changed by the `key=value` of `overrides`, but for
+    for `schedule`. Everything else is the teacher's configuration, but for
     the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the student
     learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run keeps the
     averaged weights of the last step.
+
+    Args:
+        teacher: the finished run of the large detector.
+        student: the run of a detector to start from, a TOML file with a [model] section (and others where they are to
+            differ), or one `key=value`.
+        out: the run folder to write.
+        overrides: `key=value`, changes of the configuration.
+        target: a folder of unlabelled images, or a .txt list of paths; None learns on the source alone.
+        console: where progress goes.
 
     Raises:
         AcclimateError: a run is not finished, an option does not fit, or the two detectors have different classes or

@@ -119,7 +119,7 @@ def _taken(
     }
     if images is not None:
         facts |= {"source": stages.describe(images), "class_boxes": stages.class_boxes(images)}
-        run.write(source_statistics.FILE, measure_source(stages.to_device(detector), images))
+        run.write(source_statistics.FILE, measure_source(models.to_device(detector), images))
     run.note(**facts)
     run.finish("done", time.monotonic() - began)
     if console is not None:
