@@ -13,6 +13,7 @@ import adaptation
 import cosines
 import distillation
 import front
+import labellers
 import labels
 import quantisation
 import recipe
@@ -145,6 +146,7 @@ TABLES = {
     "slimda_digits": digits_tables,
     "labels": labels.summary,
     "distillation": distillation.tables,
+    "labellers": labellers.summary,
     "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,

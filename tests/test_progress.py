@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from acclimate.progress import counting
+from acclimate.progress import counting, in_threads
 
 
 def told(lines: int, total: int, note: str = "") -> list[str]:
@@ -40,3 +40,19 @@ def test_without_a_console_nothing_is_told(capsys: pytest.CaptureFixture[str]) -
     with counting(None, "train") as tick:
         tick(1, 1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_where_no_line_is_wanted_a_terminal_alone_is_told() -> None:
+    assert told(0, 7) == []
+    text = io.StringIO()
+    with counting(Console(file=text, width=120, force_terminal=True), "images", lines=0) as tick:
+        tick(3, 7)
+    assert "3/7" in text.getvalue()
+
+
+@pytest.mark.parametrize(("count", "ticks"), [(0, []), (5, [5]), (64, [32, 64]), (70, [32, 64, 70])])
+def test_work_in_threads_keeps_its_order(count: int, ticks: list[int]) -> None:
+    seen: list[tuple[int, int]] = []
+    done = list(in_threads(lambda number: number**2, range(count), lambda *at: seen.append(at)))
+    assert done == [(number, number**2) for number in range(count)]
+    assert seen == [(at, count) for at in ticks]
