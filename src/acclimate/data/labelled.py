@@ -15,7 +15,7 @@ from pathlib import Path
 from acclimate.config import DataConfig
 from acclimate.data.compare import domain, near_duplicates
 from acclimate.data.dataset import choose
-from acclimate.data.formats import LabelledSet, UnlabelledSet
+from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet
 from acclimate.data.formats.places import same_split
 from acclimate.edge.listing import images_of
 from acclimate.errors import AcclimateError
@@ -43,9 +43,14 @@ class LabelledFrames:
     held: LabelledSet | None = None
 
     @property
+    def labelled(self) -> tuple[LabelledImage, ...]:
+        """All of them, those held back last."""
+        return (*self.images.images, *(self.held.images if self.held is not None else ()))
+
+    @property
     def paths(self) -> tuple[Path, ...]:
-        """Of all that are labelled, those held back last."""
-        return (*self.images.paths, *(self.held.paths if self.held is not None else ()))
+        """The files of these."""
+        return tuple(image.path for image in self.labelled)
 
     def holding_back(self, count: int, seed: int) -> LabelledFrames:
         """With `count` of the frames held back, evenly spread, copies of them included; with none for 0.

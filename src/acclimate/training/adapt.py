@@ -30,6 +30,7 @@ def adapt(
     overrides: Sequence[str] = (),
     *,
     labelled: DataConfig | None = None,
+    asked: str | Path | None = None,
     config: Config | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -49,6 +50,8 @@ def adapt(
         labelled: a few target images that came back from an annotation tool. They are a type of their own
             (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set, and never
             looked at to choose the checkpoint, but for `adapt.labelled.validation` of them, which do nothing else.
+        asked: the folder of `ask` that they were labelled in, so that it is told what became of the boxes drawn there;
+            not needed where they lie in it.
         config: takes the place of the source run's; its `schedule` is the adaptation's.
         console: where progress goes.
 
@@ -62,12 +65,13 @@ def adapt(
         update: dict[str, Any] = {"target": Path(target)}
         if labelled is not None:
             update["labelled"] = labelled
-        return recipe(parent, _configured(parent, config, overrides).model_copy(update=update))
+        question = None if asked is None else Path(asked)
+        return recipe(parent, _configured(parent, config, overrides).model_copy(update=update), question)
 
     return carry_out("adapt", out, prepare, console)
 
 
-def recipe(parent: Run, config: Config) -> Recipe:
+def recipe(parent: Run, config: Config, asked: Path | None = None) -> Recipe:
     """What `adapt` does with the detector of a finished run and a configuration that names a target.
 
     Raises:
@@ -76,12 +80,18 @@ def recipe(parent: Run, config: Config) -> Recipe:
     from acclimate.models import detector as models
 
     return prepared(
-        config, parent.path, models.specification(parent.path), lambda: models.load(parent.path), weights_of(parent)
-    )
+        config, parent.path, models.specification(parent.path), lambda: models.load(parent.path), weights_of(parent),
+        asked,
+    )  # fmt: skip
 
 
 def prepared(
-    config: Config, parent: Path, spec: DetectorSpec, detector: Callable[[], Detector], weights: str
+    config: Config,
+    parent: Path,
+    spec: DetectorSpec,
+    detector: Callable[[], Detector],
+    weights: str,
+    asked: Path | None = None,
 ) -> Recipe:
     """What `adapt` does with a detector, whether it is trained already or not yet.
 
@@ -91,6 +101,7 @@ def prepared(
         spec: the detector's.
         detector: makes it.
         weights: SHA-256 of its weights.
+        asked: the folder of `ask` that the labelled frames of the configuration come from, if any.
 
     Raises:
         AcclimateError: see `adapt`.
@@ -138,7 +149,7 @@ def prepared(
         start=lambda _: f"the source run {parent}",
         parents=(str(parent),),
         origin=origin,
-        facts=_facts(frames),
+        facts=_facts(frames, config.labelled, asked),
         keep=lambda run, average, console: _keep(config, parent, rates, target.paths, held, run, average, console)
         if adapts
         else None,
@@ -194,13 +205,19 @@ def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> Labe
     return frames
 
 
-def _facts(frames: LabelledFrames | None) -> dict[str, Any]:
-    """What the manifest says of labelled frames; their contents, so that no test set ever holds them."""
-    if frames is None:
+def _facts(frames: LabelledFrames | None, labelled: DataConfig | None, asked: Path | None) -> dict[str, Any]:
+    """What the manifest says of labelled frames: their contents, so that no test set ever holds them, and what a person
+    made of the boxes that were drawn for them."""
+    if frames is None or labelled is None:
         return {}
+    from acclimate.select.ask import question, review
+
     told = {**stages.describe(frames.images), "matched": frames.matched, "sha256": list(frames.contents)}
     if frames.held is not None:
         told["validation"] = stages.describe(frames.held)
+    where = question.read(asked) if asked is not None else question.around(labelled.path)
+    if where is not None:
+        told["corrections"] = review.corrections(where.asked, frames.labelled).model_dump()
     return {"labelled": told}
 
 
