@@ -17,6 +17,7 @@ from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
+    from acclimate.adapt.source_statistics import SourceStatistics
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
 
@@ -116,7 +117,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     )  # fmt: skip
 
 
-def _method(config: Config, detector: Detector, source: LabelledSet) -> Method:
+def _method(config: Config, detector: Detector, source: LabelledSet | SourceStatistics) -> Method:
     from acclimate.adapt.methods import method
 
     chosen = method(config.adapt, detector, source, config.seed)
