@@ -12,6 +12,7 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import faults
 import front
 import labellers
 import quantisation
@@ -154,6 +155,7 @@ TABLES = {
     "tsd": tsd_table,
     "drift": drift_table,
     "soak": soak_table,
+    "faults": faults.summary,
     "reading": reading_table,
 }
 

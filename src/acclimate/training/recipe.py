@@ -7,6 +7,7 @@ run folder that says how it stands.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import stages, trackers
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
@@ -129,10 +130,12 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
     with stages.running(run, acc, config, facts):
-        fit(
-            run, objective, loader, schedule, acc,
-            transforms=method.transforms, console=console, title=recipe.title,
-        )  # fmt: skip
+        sent = trackers.tracked(run, config.model_dump(mode="json", exclude_none=True))
+        with sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None) as track:
+            fit(
+                run, objective, loader, schedule, acc,
+                transforms=method.transforms, console=console, title=recipe.title, track=track,
+            )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
             models.save(objective.average, run.path)
