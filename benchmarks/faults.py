@@ -167,7 +167,7 @@ class Bench:
 
     def times(self, kind: str) -> range:
         """One for each try."""
-        return range(max(1, round(self.part * TRIES[kind])))
+        return range(_tries(kind, self.part))
 
     def copy(self) -> Path:
         """A fresh copy of the project."""
@@ -249,6 +249,10 @@ class Ended:
 
 
 Trial = Callable[[Bench], Iterator[str]]
+
+
+def _tries(kind: str, part: float) -> int:
+    return max(1, round(part * TRIES.get(kind, 1)))
 
 
 def _make_project(bench: Bench, project: Path) -> None:
@@ -481,12 +485,12 @@ def summary(file: Path) -> Iterator[str]:
         yield f"| {row['what']} | {row['kind']} | {row['tries']} | {told} |"
 
 
-def left_to_do(file: Path) -> list[tuple[str, str]]:
+def left_to_do(file: Path, part: float) -> list[tuple[str, str]]:
     """The trials that have no row, or lost something, or were tried less often than they are to be."""
     fine = {
         (row["kind"], row["what"])
         for row in rows.read(file)
-        if row["lost"] == "0" and int(row["tries"]) >= TRIES.get(row["kind"], 1)
+        if row["lost"] == "0" and int(row["tries"]) >= _tries(row["kind"], part)
     }
     foreign = [FOREIGN] if not fine >= set(faults_foreign.KINDS) else []
     return [*(trial for trial in TRIALS if trial not in fine), *foreign]
@@ -502,7 +506,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the table and do nothing")
     options = parser.parse_args()
     if not options.summary:
-        wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out)
+        wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out, options.part)
         run(wanted, options.part, options.seed, options.out)
     print("\n".join(summary(options.out)))
 

@@ -13,6 +13,7 @@ import adaptation
 import cosines
 import distillation
 import front
+import labellers
 import quantisation
 import recipe
 import rows
@@ -143,6 +144,7 @@ TABLES = {
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
     "distillation": distillation.tables,
+    "labellers": labellers.summary,
     "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,

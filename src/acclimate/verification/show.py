@@ -33,15 +33,18 @@ class Compared:
     problem: str = ""
 
 
-def print_compared(compared: Sequence[Compared], console: Console) -> None:
-    """One row an artifact, its verdict first; below, why one was not measured, and each artifact's notes."""
+def print_compared(compared: Sequence[Compared], console: Console, *, score: bool = False) -> None:
+    """One row an artifact, its verdict first; below, why one was not measured, and each artifact's notes.
+
+    With `score` there are columns for accuracy over time and over energy, see `record.Score`.
+    """
     several = len({one.path.parent for one in compared}) > 1
     measured = [one.verification for one in compared if one.verification is not None]
     threads = sorted({bench.threads for v in measured for bench in v.benches})
-    rows = [("artifact", *headings(threads))]
+    rows = [("artifact", *headings(threads, score=score))]
     for one in compared:
         v = one.verification
-        found = cells(v, threads) if v is not None else ("not measured", *"-" * (len(rows[0]) - 2))
+        found = cells(v, threads, score=score) if v is not None else ("not measured", *"-" * (len(rows[0]) - 2))
         rows.append((str(one.path) if several else one.path.name, *found))
     print_rows(rows, 1, console)
     for one in compared:
@@ -54,13 +57,14 @@ def print_compared(compared: Sequence[Compared], console: Console) -> None:
         console.print("note: energy is not told by this machine, or not to this user", highlight=False, soft_wrap=True)
 
 
-def headings(threads: Sequence[int]) -> tuple[str, ...]:
+def headings(threads: Sequence[int], *, score: bool = True) -> tuple[str, ...]:
     """What the cells of `cells` are, the verdict first."""
     latencies = [f"ms, {count} thread{'s' * (count > 1)} (p95)" for count in threads]
-    return ("verdict", "AP50", "AP", "drop", *latencies, "mJ", "MB memory", "MB size", "AP50/min", "AP50/Wh")
+    of_score = ("AP50/min", "AP50/Wh") if score else ()
+    return ("verdict", "AP50", "AP", "drop", *latencies, "mJ", "MB memory", "MB size", *of_score)
 
 
-def cells(verification: Verification, threads: Sequence[int]) -> tuple[str, ...]:
+def cells(verification: Verification, threads: Sequence[int], *, score: bool = True) -> tuple[str, ...]:
     """A verification as a row of a table, with the latencies on so many `threads`; a dash is what was not measured."""
     v, s = verification, verification.score
     benches = {bench.threads: bench for bench in v.benches}
@@ -74,8 +78,7 @@ def cells(verification: Verification, threads: Sequence[int]) -> tuple[str, ...]
         _number(v.latency.energy_mj, ".1f"),
         f"{v.peak_memory_mb:.0f}",
         f"{v.size_mb:.2f}",
-        _number(s.ap50_per_minute if s else None, ".3f"),
-        _number(s.ap50_per_wh if s else None, ".3f"),
+        *(_number(getattr(s, name) if s else None, ".3f") for name in ("ap50_per_minute", "ap50_per_wh") if score),
     )
 
 
@@ -104,8 +107,8 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value + 0.0, form)
 
 
-def print_verification(verification: Verification, console: Console) -> None:
-    """The verdict first, then each limit, then what was measured."""
+def print_verification(verification: Verification, console: Console, *, score: bool = False) -> None:
+    """The verdict first, then each limit, then what was measured; with `score` also accuracy over time and energy."""
     v = verification
     if v.first:
         console.print(v.first, style="bold red", markup=False, highlight=False)
@@ -167,7 +170,7 @@ def print_verification(verification: Verification, console: Console) -> None:
     ]
     if b.energy_mj is not None:
         lines.append(f"energy {b.energy_mj:.1f} mJ an image, all that runs on the processor included")
-    if v.score is not None:
+    if score and v.score is not None:
         lines.append(_score_line(v.score))
     if v.parity is not None:
         lines += _parity_lines(v.parity)
