@@ -26,8 +26,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "mutants.md"
 SHARED = (
-    "accelerate", "cv2", "hotcoco", "hypothesis", "onnx", "onnxruntime", "pydantic", "rich.progress", "safetensors.torch",
-    "scipy.optimize", "scipy.stats", "timm", "torch", "torchvision", "typer",
+    "accelerate", "cv2", "hotcoco", "hypothesis", "onnx", "onnxruntime", "pydantic", "rich.progress",
+    "safetensors.torch", "scipy.optimize", "scipy.stats", "timm", "torch", "torchvision", "typer",
 )  # fmt: skip
 """Imported once, before the children begin."""
 FAILED = 1
