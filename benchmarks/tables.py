@@ -12,7 +12,9 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import faults
 import front
+import labellers
 import quantisation
 import recipe
 import rows
@@ -143,6 +145,7 @@ TABLES = {
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
     "distillation": distillation.tables,
+    "labellers": labellers.summary,
     "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,
@@ -152,6 +155,7 @@ TABLES = {
     "tsd": tsd_table,
     "drift": drift_table,
     "soak": soak_table,
+    "faults": faults.summary,
     "reading": reading_table,
 }
 

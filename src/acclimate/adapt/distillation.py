@@ -209,7 +209,8 @@ class Distillation(Term):
         teacher = load(options.teacher)
         _check(options.teacher, teacher, detector)
         levels = matched(detector, teacher)
-        if not levels:
+        compared = options.gan or options.imitation or options.channel
+        if compared and not levels:
             raise AcclimateError(
                 f"adapt.distillation.teacher: {options.teacher}: no level of its pyramid has the stride of one of the "
                 f"student's ({_strides(teacher)} against {_strides(detector)}); give the student model.strides of it"

@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 
 from acclimate.config.methods import MethodOptions
 from acclimate.config.methods.adversarial import AdversarialConfig
+from acclimate.config.methods.alignment import AlignmentConfig
 from acclimate.config.methods.distillation import DistillationConfig
 from acclimate.config.methods.labelled import LabelledConfig
+from acclimate.config.methods.labels import LabelsConfig
 from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
@@ -31,6 +33,10 @@ class AdaptConfig(Options):
     """How labelled target images take part; on with its defaults where there are some."""
     teacher: TeacherConfig | None = TeacherConfig()
     """The mean teacher; `none` in an override switches it off."""
+    labels: Annotated[LabelsConfig | None, Added(None)] = None
+    """What a labeller has found in the target images."""
+    alignment: Annotated[AlignmentConfig | None, Added(None)] = None
+    """Features drawn to those of a frozen encoder."""
     adversarial: AdversarialConfig | None = None
     """Domain critics."""
     suppression: SuppressionConfig | None = None
@@ -64,6 +70,16 @@ class AdaptConfig(Options):
     def runs(self) -> tuple[Path, ...]:
         """The finished runs that the methods learn from."""
         return tuple(path for options in self._options().values() for path in options.runs)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that the methods learn from beside images and runs, by what they are."""
+        return {what: file for options in self._options().values() for what, file in options.files.items()}
+
+    @property
+    def found(self) -> Path | None:
+        """The file with what a labeller has found in the target images, where a method learns from one."""
+        return next((options.found for options in self._options().values() if options.found is not None), None)
 
     @property
     def largest_view(self) -> float:

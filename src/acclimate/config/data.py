@@ -122,6 +122,10 @@ class AugmentConfig(Options):
         return value
 
 
+FIELD_OF_VIEW = 52.0
+"""Of the camera that sees generated scenes: horizontal, degrees."""
+
+
 class ScenesConfig(Options):
     """Generated data sets, for the demo and for tests: one clear set and one under each named condition."""
 
@@ -137,3 +141,5 @@ class ScenesConfig(Options):
     """What the target is."""
     strength: float = Field(default=1.0, gt=0, le=100)
     """Strength of the condition; 1 is strong."""
+    field_of_view: Annotated[float, Added(FIELD_OF_VIEW)] = Field(default=FIELD_OF_VIEW, ge=10, le=110)
+    """View of the camera, horizontal, degrees; a narrow one shows fewer and larger objects."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
+from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
@@ -16,7 +17,7 @@ from acclimate.config.options import Added, Canvas, Options, Stride
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
 
-    kind: Literal["dense", "two-stage", "ssd", "slimmable"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "slimmable", "transformers"] = "dense"
     """Which detector."""
 
     size: Literal["nano", "tiny", "small"] = "tiny"
@@ -48,6 +49,8 @@ class ModelConfig(Options):
     """Levels and default boxes; for `kind = "ssd"` alone."""
     slimmable: SlimmableConfig = SlimmableConfig()
     """The widths; for `kind = "slimmable"` alone."""
+    transformers: TransformersConfig = TransformersConfig()
+    """Where the checkpoint is; for `kind = "transformers"` alone."""
 
     @property
     def has_masks(self) -> bool:

@@ -10,7 +10,7 @@ import copy
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -26,10 +26,11 @@ from acclimate.data.augment import Statistics, fourier, geometry, masked, restyl
 from acclimate.data.balance import drawn
 from acclimate.data.climate import CLIMATE_IMAGES, Climate, fitted
 from acclimate.data.formats import LabelledSet, UnlabelledSet
+from acclimate.data.scored import Found
 from acclimate.edge.images import DEFAULT, Letterbox, Reading, letterbox, read_image
 from acclimate.edge.monitor import look
 from acclimate.errors import AcclimateError
-from acclimate.structures import Annotations, Batch, Image
+from acclimate.structures import Annotations, Batch, Detections, Image
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Loader:
         weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
         labelled: target images that a person has labelled, where there are any, and
         share: how many of them come with each batch, as a part of its size; at least one in each process.
+        found: what a labeller has found in target images, by file; nothing in one that is not there.
 
     Raises:
         AcclimateError: the batch size cannot be shared out evenly.
@@ -154,6 +156,7 @@ class Loader:
         weights: NDArray[np.float64] | None = None,
         labelled: LabelledSet | None = None,
         share: float = 0.25,
+        found: Mapping[Path, Found] | None = None,
     ) -> None:
         if schedule.batch_size % world:
             raise AcclimateError(
@@ -170,6 +173,7 @@ class Loader:
         self._sizes = {_SOURCE: own, _TARGET: own, _LABELLED: max(1, round(share * own))}
         self._rank, self._world = rank, world
         self._labelled = labelled
+        self._found = found
         # A little more than the largest scale shows, so that nothing is enlarged that has pixels to give.
         self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
         self._large = large if target is not None else 1.0
@@ -221,9 +225,10 @@ class Loader:
         other = np.empty_like(weak)
         targets: list[Annotations] = []
         enlarged = []
+        found: list[Detections] = []
         for slot, position in enumerate(range(self._rank * count, (self._rank + 1) * count)):
             rng = np.random.default_rng([self._seed, stream, step, position])
-            image, annotations = self._sample(step, position, stream)
+            path, image, annotations = self._sample(step, position, stream)
             if stream == _SOURCE and self._target is not None:
                 image = self._disguised(image, len(self._target), rng)
             if stream == _TARGET and self._large > 1:
@@ -235,8 +240,19 @@ class Loader:
                 view = masked(view, self._augment.mask_block, self._augment.mask_ratio, rng)
             other[slot] = view
             targets.append(annotations)
+            if stream == _TARGET and self._found is not None:
+                # What is in `labels` are rows of what was found, so that scores stay with their boxes.
+                rows = annotations.labels
+                seen = self._seen(path).detections
+                found.append(Detections(annotations.boxes, seen.labels[rows], seen.scores[rows]))
         large = _tensor(np.stack(enlarged).astype(np.float32)) if enlarged else None
-        return Batch(_tensor(weak), _tensor(other), None if stream == _TARGET else targets, large)
+        boxes = None if stream == _TARGET else targets
+        labelled = found if stream == _TARGET and self._found is not None else None
+        return Batch(_tensor(weak), _tensor(other), boxes, large, found=labelled)
+
+    def _seen(self, path: Path) -> Found:
+        assert self._found is not None
+        return self._found.get(path, Found((1, 1), Detections.empty()))
 
     def _enlarged(self, image: Image, rng: np.random.Generator) -> Image:
         """The view that `geometry` is about to draw, on a canvas of more pixels."""
@@ -270,18 +286,24 @@ class Loader:
             _log.info("augment.weather: %s, strength %.2f", climate.condition, climate.strength)
         return climate
 
-    def _sample(self, step: int, position: int, stream: int) -> tuple[Image, Annotations]:
+    def _sample(self, step: int, position: int, stream: int) -> tuple[Path, Image, Annotations]:
         """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
         epoch, offset = divmod(step * self._sizes[stream] * self._world + position, self._length(stream))
         index = int(self._order(stream, epoch)[offset])
         index, image = self._readable(index, stream)
+        path = self._path(index, stream)
         if stream == _TARGET:
-            return image, Annotations.empty()
+            if self._found is None:
+                return path, image, Annotations.empty()
+            seen = self._seen(path)
+            count = len(seen.detections)
+            boxes = Annotations(seen.detections.boxes, np.arange(count), np.zeros(count, bool))
+            return path, image, boxes.moved((image.shape[1] / seen.size[0], image.shape[0] / seen.size[1]))
         item = self._with_labels(stream).images[index]
         sx, sy = image.shape[1] / item.width, image.shape[0] / item.height
         if sx == sy == 1.0:
-            return image, item.annotations
-        return image, item.annotations.moved((sx, sy))
+            return path, image, item.annotations
+        return path, image, item.annotations.moved((sx, sy))
 
     def _readable(self, index: int, stream: int) -> tuple[int, Image]:
         """The image at `index`, or the next one in the set that can be read."""

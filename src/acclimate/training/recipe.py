@@ -7,6 +7,7 @@ run folder that says how it stands.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import stages, trackers
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from acclimate.adapt.methods import Method
     from acclimate.data.formats import LabelledSet, UnlabelledSet
+    from acclimate.data.scored import Found
     from acclimate.models.detector import Detector, DetectorSpec
 
 
@@ -123,14 +125,17 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
         share=config.adapt.labelled_share,
+        found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
     with stages.running(run, acc, config, facts):
-        fit(
-            run, objective, loader, schedule, acc,
-            transforms=method.transforms, console=console, title=recipe.title,
-        )  # fmt: skip
+        sent = trackers.tracked(run, config.model_dump(mode="json", exclude_none=True))
+        with sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None) as track:
+            fit(
+                run, objective, loader, schedule, acc,
+                transforms=method.transforms, console=console, title=recipe.title, track=track,
+            )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
             models.save(objective.average, run.path)
@@ -170,6 +175,16 @@ def _drawn(
     from acclimate.adapt.teacher import counted
 
     return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
+
+
+def _found(config: Config, detector: Detector, target: UnlabelledSet | None) -> dict[Path, Found] | None:
+    """What a labeller has found in the target images, where the method learns from one."""
+    file = config.adapt.found
+    if file is None or target is None:
+        return None
+    from acclimate.data import scored
+
+    return scored.read(file).of(target.paths, detector.spec.classes, file)
 
 
 def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAULT) -> DetectorSpec:
@@ -221,22 +236,34 @@ def weights_of(run: Run) -> str:
 
 
 def started_from(config: Config) -> dict[str, str]:
-    """The weights of the run that `model.start` names, which must be finished, by what they are; empty without one.
+    """The weights that a detector to be trained starts from, by what they are: of the run that `model.start` names,
+    which must be finished, and of a checkpoint of `transformers`; empty where there are neither.
 
     Raises:
-        AcclimateError: it is not.
+        AcclimateError: the run is not finished, or there is no such checkpoint.
     """
-    start = config.model.start
-    return {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    start, checkpoint = config.model.start, config.model.transformers.checkpoint
+    begun = {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    if config.model.kind == "transformers" and start is None and config.model.weights != "none":
+        from acclimate.models.transformers import digest_of, folder_of
+
+        begun[f"the checkpoint {checkpoint}"] = digest_of(folder_of(checkpoint))
+    return begun
 
 
 def taught_by(config: Config) -> dict[str, str]:
-    """The weights of the runs that the configuration's method learns from, which must be finished, by what they are.
+    """What the configuration's method learns from beside images, by what it is: the weights of runs, which must be
+    finished, and a labeller's labels.
 
     Raises:
-        AcclimateError: one is not.
+        AcclimateError: a run is not finished, or the file of labels is not there.
     """
-    return {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+    taught = {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+    for what, file in config.adapt.files.items():
+        if not file.is_file():
+            raise AcclimateError(f"adapt: {what}: no such file")
+        taught[what] = file_digest(file)
+    return taught
 
 
 def recalibrated(average: Detector, paths: tuple[Path, ...], seed: int) -> None:

@@ -45,6 +45,16 @@ class MethodOptions(Options):
         return ()
 
     @property
+    def files(self) -> Mapping[str, Path]:
+        """The files that it learns from beside images and runs, by what they are."""
+        return {}
+
+    @property
+    def found(self) -> Path | None:
+        """The file with what a labeller has found in the target images, where it learns from one."""
+        return None
+
+    @property
     def largest_view(self) -> float:
         """Sides of the largest target image that it looks at, in sides of the canvas."""
         return 1.0
