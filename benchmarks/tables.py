@@ -12,8 +12,10 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import faults
 import front
 import labellers
+import labels
 import quantisation
 import recipe
 import rows
@@ -143,6 +145,7 @@ TABLES = {
     "methods": methods_tables,
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
+    "labels": labels.summary,
     "distillation": distillation.tables,
     "labellers": labellers.summary,
     "quantisation": quantisation.tables,
@@ -154,6 +157,7 @@ TABLES = {
     "tsd": tsd_table,
     "drift": drift_table,
     "soak": soak_table,
+    "faults": faults.summary,
     "reading": reading_table,
 }
 

@@ -62,9 +62,9 @@ class Detections:
     def __getitem__(self, index: NDArray[Any] | slice) -> Detections:
         return Detections(self.boxes[index], self.labels[index], self.scores[index])
 
-    def above(self, threshold: float) -> Detections:
-        """The detections with a score of at least `threshold`."""
-        return self[self.scores >= threshold]
+    def above(self, threshold: float | NDArray[np.float32]) -> Detections:
+        """The detections with a score of at least `threshold`, or of that of their class where it is an array (K,)."""
+        return self[self.scores >= (threshold if isinstance(threshold, int | float) else threshold[self.labels])]
 
     def to_coco(self, image_id: int = 0, categories: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO results: `bbox` is x, y, width, height in pixels.

@@ -56,12 +56,18 @@ def test_the_weight_rises() -> None:
 
 
 def test_agreement_looks_at_the_mean_teacher() -> None:
-    config = LabelsConfig(file=FILE, agreement=True, doubt=1.0)
-    seen = found((8, 8, 40, 48, 1, 0.8))
-    # A teacher that is never sure and shows nothing like it makes the box one to be ignored: no box loss is left.
-    alone = losses(Labels(config, [0.5, 0.5], [NEVER, NEVER]), seen)
-    assert float(alone["labels/box"]) == 0
-    assert float(losses(Labels(LabelsConfig(file=FILE), [0.5, 0.5]), seen)["labels/box"]) > 0
+    """The losses are those on what its detections in the weak view and the labeller's agree on."""
+    config = LabelsConfig(file=FILE, agreement=True)
+    seen = found((8, 8, 40, 48, 1, 0.8), (0, 0, 9, 9, 0, 0.9))
+    told = losses(Labels(config, [0.5, 0.5], [0.4, 0.4]), seen)
+    objective = Objective(detector(), [Labels(config, HALF.tolist())], 0.9, warm=False).train()
+    step = Step(objective.detector, objective.average, batch(1), batch(2), 1.0, objective.views)
+    with torch.no_grad():
+        shown = objective.average.decode(objective.average(batch(2).weak))
+    targets = [agreed(seen, one, HALF, np.float32([0.4, 0.4]), 0.0) for one in shown]
+    assert sum(len(one) for one in targets) > 2 * len(seen), "the teacher shows something of its own"
+    for name, loss in step.losses("target_strong", targets).items():
+        torch.testing.assert_close(told[f"labels/{name}"], loss)
 
 
 def test_what_both_show_is_sure_and_what_one_shows_is_ignored() -> None:

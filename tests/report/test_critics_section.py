@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from acclimate import report
-from acclimate.report.sections.distillation import Critic
+from acclimate.report.logged.distillation import Critic
 from acclimate.run import Notes, Run
 
 MakeRun = Callable[..., Path]

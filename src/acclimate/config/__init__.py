@@ -6,7 +6,7 @@ An unknown key or a wrong value is an error that names the key, the file and wha
 from acclimate.config.adapt import AdaptConfig, finishing, nothing
 from acclimate.config.data import FIELD_OF_VIEW, FORMATS, AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_budget
-from acclimate.config.job import AskConfig, Config, load
+from acclimate.config.job import AskConfig, Config, RangeConfig, TuneConfig, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.transformers import TransformersConfig
@@ -49,6 +49,7 @@ __all__ = [
     "Options",
     "Prose",
     "QuantisationConfig",
+    "RangeConfig",
     "ScenesConfig",
     "ScheduleConfig",
     "SlimConfig",
@@ -57,6 +58,7 @@ __all__ = [
     "SuppressionConfig",
     "TeacherConfig",
     "TransformersConfig",
+    "TuneConfig",
     "TwoStageConfig",
     "finishing",
     "load",

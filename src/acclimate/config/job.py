@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from acclimate.config.adapt import AdaptConfig, finishing
 from acclimate.config.data import AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig
 from acclimate.config.model import ModelConfig
-from acclimate.config.options import Options
+from acclimate.config.options import Added, Options
 from acclimate.config.reading import merge, parse, read
 from acclimate.config.schedule import ScheduleConfig
 
@@ -27,6 +27,46 @@ class AskConfig(Options):
     """How many frames, at most."""
     way: str | None = None
     """How they are chosen; by default as `acclimate ask` does."""
+
+
+class RangeConfig(Options):
+    """What `tune` may set an option to: from `low` to `high`, or one of `choices`."""
+
+    low: float | None = None
+    """Least value."""
+    high: float | None = None
+    """Greatest value."""
+    log: bool = False
+    """Draw it by its logarithm, as learning rates are."""
+    choices: tuple[float | int | str | bool, ...] | None = Field(default=None, min_length=2)
+    """Instead of a range."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RangeConfig:
+        if (self.choices is None) == (self.low is None or self.high is None):
+            raise ValueError("give low and high, or choices")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and not (self.low or 0) > 0:
+            raise ValueError("log needs a low above 0")
+        return self
+
+
+class TuneConfig(Options):
+    """Options that `tune` searches, scored without labels."""
+
+    trials: int = Field(default=20, ge=1)
+    """How many adaptations are tried."""
+    ranges: dict[str, RangeConfig] = Field(min_length=1)
+    """Dotted options of `adapt`, `schedule` or `augment`, each with what it may be: a table of `tune.ranges`."""
+
+    @field_validator("ranges")
+    @classmethod
+    def _of_the_adaptation(cls, ranges: dict[str, RangeConfig]) -> dict[str, RangeConfig]:
+        for name in ranges:
+            if name.partition(".")[0] not in {"adapt", "schedule", "augment"} or "." not in name:
+                raise ValueError(f"{name}: tune searches options of adapt, schedule or augment; the source run stays")
+        return ranges
 
 
 class Config(Options):
@@ -69,6 +109,8 @@ class Config(Options):
     """Which artifacts are made."""
     budget: Budget | None = None
     """What the device allows; without it the accuracy tolerance alone must hold."""
+    tune: Annotated[TuneConfig | None, Added(None)] = None
+    """Options that `acclimate tune` searches; no other verb reads it."""
 
     def source_only(self) -> Config:
         """This job without anything of the target: the source trained on for the same schedule, with the same views.
@@ -117,4 +159,4 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
     """
-    return parse(Config, merge(read(path), overrides), where=str(path))
+    return parse(Config, merge(read(path), overrides), where=str(path), overrides=overrides)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -87,6 +87,26 @@ class Comparison:
     image_size: tuple[int, int]
     domains: tuple[Domain, ...]
     findings: tuple[str, ...]
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison for JSON: of each domain its counts and the quartiles of its boxes' sides, and the findings."""
+    return {
+        "image_size": list(comparison.image_size),
+        "domains": [
+            {
+                "role": domain.role,
+                "name": domain.name,
+                "images": len(domain.looks),
+                "classes": dict(domain.classes) if domain.classes is not None else None,
+                "boxes": len(domain.sides),
+                "sides_px": np.percentile(domain.sides, [25, 50, 75]).round(2).tolist() if len(domain.sides) else None,
+                "problems": [str(problem) for problem in domain.problems],
+            }
+            for domain in comparison.domains
+        ],
+        "findings": list(comparison.findings),
+    }
 
 
 def perceptual_hash(grey: NDArray[np.float32]) -> int:

@@ -20,7 +20,7 @@ from acclimate.boxes import locations
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text
+from acclimate.run import digest, file_digest, listed, write_text
 from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
 
 FORMAT = 2
@@ -37,7 +37,7 @@ _BESIDE = re.compile(r"\..*|artifact\.json|verification[^/]*\.json|Thumbs\.db|de
 """Files that may lie in an artifact's folder without being of it: no runtime reads them."""
 
 _NOT_DECIDING: dict[str, bool | set[str]] = {
-    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "format", "sha256"), True),
+    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "suggested", "format", "sha256"), True),
     "calibration": {"empty", "foreign", "agreement", "compared"},
 }
 """Keys of the manifest that no detection depends on."""
@@ -245,6 +245,9 @@ class ArtifactManifest(BaseModel):
     decode: Decode
     show_threshold: Share = 0.35
     """Score from which `predict` reports a detection unless told otherwise."""
+    suggested: dict[str, Share] = Field(default_factory=dict)
+    """Score from which to show each class: where F1 is highest on labelled images of the source. Empty, or without a
+    class, where that was not measured."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name -> SHA-256; checked before loading."""
     calibration: Calibration | None = None
@@ -273,6 +276,12 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "queries": ("logits", "boxes"),
 }
 """The outputs of each kind of `Decode`, in its order."""
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Artifacts of a run, or of the runs of a job, at `folder`; or of a folder of artifacts."""
+    patterns = ("*/artifact.json", "artifacts/*/artifact.json", "*/artifacts/*/artifact.json")
+    return [file.parent for pattern in patterns for file in listed(folder, pattern)]
 
 
 def write_manifest(folder: Path, manifest: ArtifactManifest) -> ArtifactManifest:
@@ -407,6 +416,11 @@ class Artifact:
         folder = Path(folder)
         file = folder / "artifact.json"
         if not file.is_file():
+            inside = _inside(folder)
+            if inside:
+                few = ", ".join(map(str, inside[:4])) + ("" if len(inside) <= 4 else f" and {len(inside) - 4} more")
+                lies = "an artifact lies inside: name it" if len(inside) == 1 else "artifacts lie inside: name one"
+                raise AcclimateError(f"{folder}: not an artifact; {lies}, {few}")
             raise AcclimateError(f"{folder}: not an artifact (it has no artifact.json); `acclimate export` makes one")
         manifest = _read_manifest(file)
         if not manifest.files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
@@ -20,15 +20,50 @@ if TYPE_CHECKING:
     from acclimate.report.leaderboard import Leaderboard
 
 
-def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budget: Budget | None = None) -> Path:
+def report(
+    runs: Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    budget: Budget | None = None,
+    compare: bool = False,
+) -> Path:
     """Write one self-contained HTML page about `runs`; returns the file.
 
+    Args:
+        runs: the runs of one job; with `compare`, of a series: a run or a job's folder each.
+        out: the file to write.
+        budget: takes the place of the one that artifacts were verified against.
+        compare: a table over the series instead of the report of one job.
+
     Raises:
-        AcclimateError: a folder is no run, or `out` cannot be written.
+        AcclimateError: a folder is no run, or a file cannot be written.
     """
     from acclimate.report import page
+    from acclimate.report.content import gather
+    from acclimate.report.sections import outcomes
 
-    return page.write([Path(run) for run in runs], Path(out), budget=budget)
+    folders = [Path(run) for run in runs]
+    if compare:
+        if budget is not None:
+            raise AcclimateError("report --compare: takes no --budget; the artifacts' own verdicts are shown")
+        return page.write_series(folders, Path(out))
+    outcomes.illustrate(gather(folders, budget=budget))
+    return page.write(folders, Path(out), budget=budget)
+
+
+def summary(runs: Sequence[str | Path], *, budget: Budget | None = None, compare: bool = False) -> dict[str, Any]:
+    """All that `report` shows, for JSON; see `report.summary.summary` and, with `compare`, `report.series.as_json`.
+
+    Raises:
+        AcclimateError: as `report`.
+    """
+    from acclimate.report import series
+    from acclimate.report import summary as summaries
+
+    folders = [Path(run) for run in runs]
+    if compare:
+        return series.as_json(series.compare(folders))
+    return summaries.summary(folders, budget=budget)
 
 
 def leaderboard(
