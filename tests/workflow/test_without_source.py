@@ -30,7 +30,7 @@ def without_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = source_statistics.kept(run)
     assert (kept.thresholds, kept.floors, kept.rates, kept.means) == tuple(map(tuple, known))
     assert kept.images == 6
-    assert kept.boxes == run.manifest.notes["class_boxes"]
+    assert kept.boxes == run.manifest.notes.class_boxes
     assert [len(level.mean) for level in kept.levels] == [len(level.variance) for level in kept.levels]
     for split in ("train", "test"):
         shutil.rmtree(folder / f"clear-{split}")
@@ -57,7 +57,7 @@ def test_a_run_and_a_target_are_enough(without_source: Path, tmp_path: Path) -> 
     assert run.manifest.notes["method"] == ["teacher", "matching"]
     assert run.manifest.notes["source_free"]
     first = Run.open(without_source / "source").manifest.notes
-    assert run.manifest.notes["class_boxes"] == first["class_boxes"]
+    assert run.manifest.notes.class_boxes == first["class_boxes"]
     assert run.manifest.notes["source"]["images"] == first["source"]["images"]
     assert all(line["matching/distance"] > 0 for line in run.metrics())
     assert not any(name.startswith("supervised") for line in run.metrics() for name in line)
