@@ -58,6 +58,8 @@ SAME = (".safetensors", ".onnx", ".jpg", ".zip", ".txt", ".xml", ".yaml", ".toml
 SAME_NAMES = ("annotations.json", "detections.json", "instances_train.json", "ask.json", "spec.json", "selection.json")
 """Suffixes and names of files that an undisturbed run writes the same, bit for bit: no time stands in them."""
 SIZE = (96, 128)
+PRELOADED = {"acclimate", "onnx", "onnxruntime", "onnxscript", "torch"}
+"""Packages whose modules are loaded before processes are forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +278,9 @@ def _make_project(bench: Bench, project: Path) -> None:
             sys.exit(f"{' '.join(arguments)}: {done.text}")
         # What has been loaded here need not be loaded in every process that is forked from now on.
         for name in modules.read_text().splitlines():
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+            if name.partition(".")[0] in PRELOADED:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
 
 
 def _events(then: Callable[[int], None]) -> Callable[[], None]:
@@ -476,13 +479,24 @@ def _record(out: Path, kind: str, what: str, tries: int, lost: int, first: str, 
     print(json.dumps(row), flush=True)
 
 
-def summary(file: Path) -> Iterator[str]:
-    """Tries and losses as a table in Markdown: a row for each verb, or what else was broken."""
-    yield "| | kind | tries | lost |"
+def summary(file: Path = CSV) -> Iterator[str]:
+    """Tries, and how many of them lost something, as tables in Markdown: of each verb, and of what is foreign."""
+    cells = {(row["kind"], row["what"]): _cell(row) for row in rows.read(file)}
+    yield "| verb | killed | disk full | two at once |"
     yield "|---|---|---|---|"
-    for row in rows.read(file):
-        told = f"{row['lost']}: {row['first']}" if row["lost"] != "0" else "0"
-        yield f"| {row['what']} | {row['kind']} | {row['tries']} | {told} |"
+    for name in VERBS:
+        told = [cells.get((kind, name), "") for kind in TRIES]
+        if any(told):
+            yield f"| {name} | {' | '.join(told)} |"
+    yield "\n| what is foreign | tries |"
+    yield "|---|---|"
+    for kind, what in faults_foreign.KINDS:
+        if (kind, what) in cells:
+            yield f"| {kind} ({what}) | {cells[kind, what]} |"
+
+
+def _cell(row: dict[str, str]) -> str:
+    return row["tries"] if row["lost"] == "0" else f"{row['tries']}, {row['lost']} lost: {row['first']}"
 
 
 def left_to_do(file: Path, part: float) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import faults
 import front
 import labellers
 import labels
@@ -156,6 +157,7 @@ TABLES = {
     "tsd": tsd_table,
     "drift": drift_table,
     "soak": soak_table,
+    "faults": faults.summary,
     "reading": reading_table,
 }
 

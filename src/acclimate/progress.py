@@ -251,7 +251,7 @@ class Logged(Console):
         with contextlib.suppress(OSError):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(f"{stamp} {line}\n" for line in text.splitlines())
+                file.writelines(f"{stamp} {line}\n" for line in text.splitlines() if line.strip())
 
     @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:

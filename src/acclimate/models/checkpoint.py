@@ -18,7 +18,7 @@ PREFIXES = ("module.", "_orig_mod.")
 
 
 def tensors(file: Path) -> dict[str, Tensor]:
-    """The named tensors, in their shapes, of a .safetensors file or a torch checkpoint, on the CPU; it runs nothing.
+    """Tensors by name, in their shapes, of a .safetensors file or a torch checkpoint, on the CPU; nothing in it is run.
 
     Raises:
         AcclimateError: there is no such file, or it holds no such table.

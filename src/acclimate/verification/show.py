@@ -60,8 +60,9 @@ def print_compared(compared: Sequence[Compared], console: Console, *, score: boo
 def headings(threads: Sequence[int], *, score: bool = True) -> tuple[str, ...]:
     """What the cells of `cells` are, the verdict first."""
     latencies = [f"ms, {count} thread{'s' * (count > 1)} (p95)" for count in threads]
+    accuracy = ("AP50 (95 %)", "AP (95 %)", "drop (95 %)")
     of_score = ("AP50/min", "AP50/Wh") if score else ()
-    return ("verdict", "AP50", "AP", "drop", *latencies, "mJ", "MB memory", "MB size", *of_score)
+    return ("verdict", *accuracy, *latencies, "mJ", "MB memory", "MB size", *of_score)
 
 
 def cells(verification: Verification, threads: Sequence[int], *, score: bool = True) -> tuple[str, ...]:
@@ -69,11 +70,12 @@ def cells(verification: Verification, threads: Sequence[int], *, score: bool = T
     v, s = verification, verification.score
     benches = {bench.threads: bench for bench in v.benches}
     found = [benches.get(count) for count in threads]
+    a = v.accuracy[s.data] if s else None
     return (
         verdict(v),
-        _number(s.ap50 if s else None, ".3f"),
-        _number(v.accuracy[s.data].artifact_ap if s else None, ".3f"),
-        _number(v.drop, "+.4f"),
+        _within(s.ap50 if s else None, a.ap50_interval if a else None, ".3f"),
+        _within(a.artifact_ap if a else None, a.ap_interval if a else None, ".3f"),
+        _within(v.drop, v.drop_interval, "+.4f"),
         *("-" if bench is None else f"{bench.median_ms:.2f} ({bench.p95_ms:.2f})" for bench in found),
         _number(v.latency.energy_mj, ".1f"),
         f"{v.peak_memory_mb:.0f}",
@@ -107,6 +109,11 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value + 0.0, form)
 
 
+def _within(value: float | None, interval: Interval | None, form: str) -> str:
+    """A number, with its interval where that is known."""
+    return _number(value, form) if interval is None else f"{_number(value, form)} ({_interval(interval, form)})"
+
+
 def print_verification(verification: Verification, console: Console, *, score: bool = False) -> None:
     """The verdict first, then each limit, then what was measured; with `score` also accuracy over time and energy."""
     v = verification
@@ -136,7 +143,7 @@ def print_verification(verification: Verification, console: Console, *, score: b
     if v.checks:
         console.print(table)
     if v.accuracy:
-        table = Table("set", "images", "AP50", "95 %", "eager", "difference", "95 %", "AP", "eager", box=None)
+        table = Table("set", "images", "AP50", "95 %", "eager", "difference", "95 %", "AP", "95 %", "eager", box=None)
         for name, a in v.accuracy.items():
             table.add_row(
                 name,
@@ -147,6 +154,7 @@ def print_verification(verification: Verification, console: Console, *, score: b
                 "-" if a.difference_ap50 is None else f"{a.difference_ap50:+.4f}",
                 _interval(a.export.ap50.interval if a.export else None, "+.4f"),
                 f"{a.artifact_ap:.3f}",
+                _interval(a.ap_interval, ".3f"),
                 "-" if a.eager_ap is None else f"{a.eager_ap:.3f}",
             )
         console.print(table)
