@@ -58,6 +58,8 @@ SAME = (".safetensors", ".onnx", ".jpg", ".zip", ".txt", ".xml", ".yaml", ".toml
 SAME_NAMES = ("annotations.json", "detections.json", "instances_train.json", "ask.json", "spec.json", "selection.json")
 """Suffixes and names of files that an undisturbed run writes the same, bit for bit: no time stands in them."""
 SIZE = (96, 128)
+PRELOADED = {"acclimate", "onnx", "onnxruntime", "onnxscript", "torch"}
+"""Packages whose modules are loaded before processes are forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +278,9 @@ def _make_project(bench: Bench, project: Path) -> None:
             sys.exit(f"{' '.join(arguments)}: {done.text}")
         # What has been loaded here need not be loaded in every process that is forked from now on.
         for name in modules.read_text().splitlines():
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+            if name.partition(".")[0] in PRELOADED:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
 
 
 def _events(then: Callable[[int], None]) -> Callable[[], None]:

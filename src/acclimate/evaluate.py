@@ -158,6 +158,12 @@ def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
     return float(low), float(high)
 
 
+def ap50_draws(evaluation: Evaluation) -> NDArray[np.float64] | None:
+    """The AP50 of each draw of images (R,), 0..1; NaN for a draw that has none. None where nothing was drawn."""
+    resamples = evaluation.resamples
+    return None if resamples is None or resamples.ap50 is None else _decoded(resamples.ap50)
+
+
 def ap50_interval(evaluation: Evaluation) -> Interval | None:
     """Of the AP50; None where it cannot be told."""
     return interval(evaluation.resamples.ap50) if evaluation.resamples is not None else None

@@ -15,8 +15,10 @@ from acclimate import workflow
 from acclimate.cli import main
 from acclimate.config import Config, load
 from acclimate.errors import AcclimateError
+from acclimate.locks import HeldError
 from acclimate.run import Manifest, Run, read_json
 from acclimate.workflow import tuning
+from another_process import another_process
 
 pytest.importorskip("optuna")
 
@@ -54,6 +56,13 @@ def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Known:
     monkeypatch.setattr(tuning, "_score", score)
     monkeypatch.setattr(tuning, "train", lambda *_, **__: source)
     return score
+
+
+def test_another_process_that_searches_there_is_not_joined(known: Known, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / tuning.FOLDER
+    with another_process(folder, "tune"), pytest.raises(HeldError, match="writes there"):
+        workflow.tune(job(tmp_path))
+    assert not known.seen
 
 
 def test_it_finds_what_is_best(known: Known, tmp_path: Path) -> None:
@@ -94,6 +103,12 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(known: Known, tmp_path:
     assert all(trial.problem == "the loss is nan" for trial in failed)
     assert done.best is not None
     assert done.best.options["schedule.lr"] == 0.001
+
+
+def test_an_option_that_is_a_whole_number_stays_one(known: Known, tmp_path: Path) -> None:
+    workflow.tune(job(tmp_path, trials=4, ranges={**RANGES, "schedule.warmup": {"low": 0.5, "high": 40}}))
+    assert {type(options["schedule.warmup"]) for options in known.seen} == {int}
+    assert all(1 <= options["schedule.warmup"] <= 40 for options in known.seen)
 
 
 @pytest.mark.parametrize(

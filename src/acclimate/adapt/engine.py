@@ -118,7 +118,7 @@ def fit(
                 losses: dict[str, float] = {}
                 for micro in range(schedule.accumulate):
                     source, target = next(batches)
-                    source = source.to(acc.device)
+                    source = source.to(acc.device) if source is not None else None
                     target = target.to(acc.device) if target is not None else None
                     sync = contextlib.nullcontext() if micro == schedule.accumulate - 1 else acc.no_sync(model)
                     with sync:

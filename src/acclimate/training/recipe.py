@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages, trackers
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
@@ -49,6 +50,7 @@ class Recipe:
         warm: whether the averaged weights start afresh, as the detector's are not trained yet.
         start: what the detector starts from, for the manifest.
         parents: the runs that it is made from.
+        origin: what is kept of the source, where its images are not there.
         facts: more for the manifest.
         keep: given the run, the averaged detector and the console, does what is left once it is trained.
     """
@@ -61,12 +63,20 @@ class Recipe:
     inputs: Inputs
     identity: tuple[Any, ...]
     detector: Callable[[], Detector]
-    method: Callable[[Detector, LabelledSet], Method]
+    method: Callable[[Detector, LabelledSet | SourceStatistics], Method]
     warm: bool
     start: Callable[[Detector], str]
     parents: tuple[str, ...] = ()
+    origin: SourceStatistics | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
+
+    @property
+    def source(self) -> LabelledSet | SourceStatistics:
+        """The labelled source images, or what is kept of them."""
+        source = self.inputs.source or self.origin
+        assert source is not None
+        return source
 
     @property
     def manifest(self) -> Manifest:
@@ -100,8 +110,10 @@ def carry_out(verb: str, out: str | Path, prepare: Callable[[], Recipe], console
 def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     import torch
 
+    from acclimate.adapt import source_statistics
     from acclimate.adapt.engine import accelerator, fit
     from acclimate.adapt.objective import Objective
+    from acclimate.adapt.source_free import measure_source
     from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
@@ -112,10 +124,9 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         return begun
     if begun is not None and begun.has(FILE):
         inputs = inputs.in_the_places_of(begun.read(FILE))
-    assert inputs.source is not None
     torch.manual_seed(config.seed)
     detector = recipe.detector()
-    method = recipe.method(detector, inputs.source)
+    method = recipe.method(detector, inputs.source or recipe.source)
     by_domain = inputs.target is not None and config.adapt.by_domain
     objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
     loader = Loader(
@@ -125,6 +136,7 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
         share=config.adapt.labelled_share,
+        reading=detector.spec.reading,
         found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
@@ -138,6 +150,10 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
             )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
+            origin = recipe.source
+            if not isinstance(origin, SourceStatistics):
+                origin = measure_source(objective.average, origin)
+            run.write(source_statistics.FILE, origin)
             models.save(objective.average, run.path)
     return run
 
@@ -146,12 +162,10 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
     """What the manifest says of a training: what it started from, the sets and the detector."""
     from acclimate.models import detector as models
 
-    assert inputs.source is not None
     facts = {
         "start": recipe.start(detector),
         **recipe.facts,
-        "source": stages.describe(inputs.source),
-        "class_boxes": stages.class_boxes(inputs.source),
+        **_source_facts(recipe, inputs),
         "parameters": models.parameters(detector),
         "repeat": stages.repeat(),
     }
@@ -161,12 +175,21 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
     return facts
 
 
+def _source_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if inputs.source is not None:
+        return {"source": stages.describe(inputs.source), "class_boxes": stages.class_boxes(inputs.source)}
+    assert recipe.origin is not None
+    return {"source": recipe.origin.describe(), "class_boxes": recipe.origin.boxes, "source_free": True}
+
+
 def _drawn(
-    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+    detector: Detector, images: LabelledSet | None, target: UnlabelledSet | None, config: Config
 ) -> NDArray[np.float64] | None:
     """How often each source image is drawn, (N,), as `augment.balance` says; None for all alike."""
     from acclimate.data.balance import by_class, by_counts
 
+    if images is None:
+        return None
     boxes = [image.annotations for image in images.images]
     if config.augment.balance == "classes":
         return by_class(boxes, len(images.classes))
@@ -221,11 +244,12 @@ def rehearse(recipe: Recipe) -> None:
 
     from acclimate.adapt.objective import Objective
 
-    source = recipe.inputs.source
-    assert source is not None
+    source = recipe.source
     state = torch.random.get_rng_state()
     detector = recipe.detector()
-    method = recipe.method(detector, replace(source, images=source.images[:1]))
+    if not isinstance(source, SourceStatistics):
+        source = replace(source, images=source.images[:1])
+    method = recipe.method(detector, source)
     Objective(detector, method.terms, recipe.schedule.ema, warm=recipe.warm)
     torch.random.set_rng_state(state)
 
