@@ -15,6 +15,7 @@ import distillation
 import faults
 import front
 import labellers
+import labels
 import quantisation
 import recipe
 import rows
@@ -144,6 +145,7 @@ TABLES = {
     "methods": methods_tables,
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
+    "labels": labels.summary,
     "distillation": distillation.tables,
     "labellers": labellers.summary,
     "quantisation": quantisation.tables,

@@ -107,7 +107,8 @@ def model_of(family: str, classes: Sequence[str], seed: int = 0, **options: Any)
     torch.manual_seed(seed)
     names = dict(enumerate(classes))
     labels = {name: index for index, name in names.items()}
-    config = AutoConfig.for_model(family, **CONFIGURATIONS[family], **options, id2label=names, label2id=labels)
+    values = {**CONFIGURATIONS[family], **options}
+    config = AutoConfig.for_model(family, **values, id2label=names, label2id=labels)
     model = AutoModelForObjectDetection.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -116,7 +117,21 @@ def model_of(family: str, classes: Sequence[str], seed: int = 0, **options: Any)
                 parameter.normal_(std=0.5)
             elif scores and name.endswith("bias"):
                 parameter.fill_(-1.0)
+        _see_pictures(model)
     return model.eval()
+
+
+def _see_pictures(model: Any) -> None:
+    """Let normalisations know what there is. Without it nothing of a picture arrives behind a few untrained layers,
+    every place has the same score, and which of them are chosen is a matter of rounding."""
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    model.train()
+    blocks = torch.rand(8, 3, 8, 8)
+    model(torch.nn.functional.interpolate(blocks, size=(SIDE, SIDE), mode="bilinear"))
+    for norm in norms:
+        norm.momentum = 0.1
 
 
 def processor_of(family: str) -> Any:

@@ -24,12 +24,15 @@ def test_the_readme_is_a_page_whose_links_lead_to_pages(hooks: Any) -> None:
     assert "](docs/" not in hooks.home((REPOSITORY / "README.md").read_text())
 
 
+def test_the_navigation_follows_the_tables(hooks: Any) -> None:
+    page = "See [b](b.md).\n\n| [a](a.md) | [c](c-d.md#x) |\n|---|---|\n| [b](b.md) | [a](a.md), [up](../e.md) |\n"
+    assert hooks.linked("folder/index.md", page) == ["folder/a.md", "folder/b.md"]
+
+
 def test_what_the_tests_read_of_a_code_block_is_not_shown(hooks: Any) -> None:
-    page = (
-        "```bash no-run: needs a camera\nls\n```\n\n    ```toml file=a/b.toml\n    x = 1\n    ```\n```python\n1\n```\n"
-    )
+    page = "```bash no-run: needs a camera\nls\n```\n\n    ```toml file=a/b.toml\n    x = 1\n    ```\n```text\n1\n```\n"
     assert hooks.on_page_markdown(page) == (
-        '```bash\nls\n```\n\n    ```toml title="a/b.toml"\n    x = 1\n    ```\n```python\n1\n```\n'
+        '```bash\nls\n```\n\n    ```toml title="a/b.toml"\n    x = 1\n    ```\n```text\n1\n```\n'
     )
 
 

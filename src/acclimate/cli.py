@@ -299,6 +299,16 @@ def adapt(
     labelled: Annotated[
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
     ] = None,
+    validate: Annotated[
+        int | None, typer.Option(min=1, help="so many of these are held back, to choose the checkpoint alone")
+    ] = None,
+    asked: Annotated[
+        Path | None,
+        typer.Option(
+            help="the folder of ask that they come from, where they do not lie in it: the run then says how many of "
+            "its boxes were kept, moved, added and removed"
+        ),
+    ] = None,
     track: Track = None,
 ) -> None:
     """Adapt a detector to unlabelled target images. An interrupted run goes on."""
@@ -306,9 +316,10 @@ def adapt(
 
     own = [text for text in overrides or () if text.startswith("labelled.") and labelled is not None]
     others = [text for text in overrides or () if text not in own]
+    others += [f"adapt.labelled.validation={validate}"] if validate is not None else []
     frames = _set(labelled, [text.removeprefix("labelled.") for text in own]) if labelled is not None else None
     with trackers.asked(track or ()):
-        done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
+        done = workflow.adapt(source, target, out, others, labelled=frames, asked=asked, console=_out)
     _say("run", done.path)
 
 
@@ -318,8 +329,13 @@ def ask(
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images, such as what `watch` collected")],
     out: Annotated[Path, typer.Option(help="the folder to write, for annotation tools")],
     frames: Annotated[
-        int, typer.Option(min=1, help="how many, at most; near-duplicates are never asked twice, so there may be fewer")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=1,
+            help="how many, at most; near-duplicates are never asked twice, so there may be fewer",
+            show_default="16, with --review all",
+        ),
+    ] = None,
     way: Annotated[
         str | None,
         typer.Option(help="combined, uncertainty, disagreement, diversity, mining or random", show_default="combined"),
@@ -333,13 +349,17 @@ def ask(
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
     seed: Annotated[int | None, typer.Option(min=0, help="of everything random", show_default="the run's")] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="choose nothing: every frame, the one with the most doubtful boxes first")
+    ] = False,
 ) -> None:
     """Choose the frames that a person should label, and write them with the detector's boxes for annotation tools."""
     from acclimate import workflow
 
     done = workflow.ask(
-        path, target, out, frames=frames, way=way, asked=asked or (), threshold=threshold, seed=seed, console=_out
-    )
+        path, target, out, frames=frames, way=way, asked=asked or (), threshold=threshold, seed=seed, review=review,
+        console=_out,
+    )  # fmt: skip
     _say("frames to label", done.path)
 
 

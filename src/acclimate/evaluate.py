@@ -158,6 +158,12 @@ def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
     return float(low), float(high)
 
 
+def ap50_draws(evaluation: Evaluation) -> NDArray[np.float64] | None:
+    """The AP50 of each draw of images (R,), 0..1; NaN for a draw that has none. None where nothing was drawn."""
+    resamples = evaluation.resamples
+    return None if resamples is None or resamples.ap50 is None else _decoded(resamples.ap50)
+
+
 def ap50_interval(evaluation: Evaluation) -> Interval | None:
     """Of the AP50; None where it cannot be told."""
     return interval(evaluation.resamples.ap50) if evaluation.resamples is not None else None
@@ -243,7 +249,14 @@ def predictions_of(
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
 ) -> list[Detections | None]:
-    """What an eager detector sees in the images of a set named `data`, with labels into the set's classes.
+    """What an eager detector sees in the images of a set, with labels into the set's classes.
+
+    Args:
+        detector: as it is, on its device.
+        truth: the images, and the classes of the set.
+        data: the set's name, for the message.
+        batch_size: images a forward pass.
+        report: told of images that cannot be read.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know.

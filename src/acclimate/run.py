@@ -132,7 +132,7 @@ class Candidate(BaseModel):
 
 
 class Selection(BaseModel):
-    """How the run's weights were chosen among its checkpoints, without labels."""
+    """How the run's weights were chosen among its checkpoints, without labels unless frames were held back."""
 
     rule: str
     """Which score decided."""
@@ -140,6 +140,8 @@ class Selection(BaseModel):
     candidates: tuple[Candidate, ...]
     rank_correlation: dict[str, float] = Field(default_factory=dict)
     """Kendall's tau of each score with AP50 in hindsight, where labels were available to `evaluate`."""
+    validated_on: int = 0
+    """Labelled frames, held back, that decided; 0 is a choice without labels."""
 
 
 class Run:

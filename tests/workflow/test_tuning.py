@@ -105,6 +105,12 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(known: Known, tmp_path:
     assert done.best.options["schedule.lr"] == 0.001
 
 
+def test_an_option_that_is_a_whole_number_stays_one(known: Known, tmp_path: Path) -> None:
+    workflow.tune(job(tmp_path, trials=4, ranges={**RANGES, "schedule.warmup": {"low": 0.5, "high": 40}}))
+    assert {type(options["schedule.warmup"]) for options in known.seen} == {int}
+    assert all(1 <= options["schedule.warmup"] <= 40 for options in known.seen)
+
+
 @pytest.mark.parametrize(
     ("tune", "said"),
     [

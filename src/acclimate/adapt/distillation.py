@@ -264,7 +264,7 @@ class Distillation(Term):
             other: View = "source_weak" if source else "target_weak"
         else:
             other = view
-        labels = step.source.targets if source else None
+        labels = step.source.targets if source and step.source is not None else None
         return Lesson(view, step.features(view), self._teacher, step.images(other), self.levels, labels)
 
     def _response(self, step: Step, lesson: Lesson) -> dict[str, Tensor]:

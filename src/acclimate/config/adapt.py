@@ -43,6 +43,8 @@ class AdaptConfig(Options):
     """Domain-Specific Suppression."""
     distillation: DistillationConfig | None = None
     """A large, frozen detector that teaches."""
+    matching: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
+    """Weight of the distance of the target's features to the moments that the run keeps of its source's."""
     quantisation: QuantisationConfig | None = None
     """Fine-tuning for INT8, after the adaptation. With it `supervised` is 0 and `teacher` off unless they are given."""
     slim: SlimConfig | None = None

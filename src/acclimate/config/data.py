@@ -114,6 +114,10 @@ class AugmentConfig(Options):
         balance = "none" if self.balance == "target" else self.balance
         return self.model_copy(update={"style": 0.0, "fourier": 0.0, "weather": 0.0, "mask": 0.0, "balance": balance})
 
+    def without_source(self) -> AugmentConfig:
+        """These views without what is done to source images alone, where there are none."""
+        return self.model_copy(update={"style": 0.0, "fourier": 0.0, "weather": 0.0, "balance": "none"})
+
     @field_validator("scale")
     @classmethod
     def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -123,7 +123,8 @@ class Loader:
     Creating a loader switches off OpenCV's own threads in this process: the loader's threads work on whole batches.
 
     Args:
-        source: labelled images; its boxes become the targets. Both sets are read as it is.
+        source: labelled images; its boxes become the targets. All sets are read as it is. None where there are none:
+            then its batch is None, and the others are read as `reading` says.
         target: images without labels, or None to train on the source alone.
         image_size: (height, width) of the network's canvas.
         augment: the random views. `style` and `fourier` act where there is a target.
@@ -135,6 +136,7 @@ class Loader:
         weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
         labelled: target images that a person has labelled, where there are any, and
         share: how many of them come with each batch, as a part of its size; at least one in each process.
+        reading: see `source`.
         found: what a labeller has found in target images, by file; nothing in one that is not there.
 
     Raises:
@@ -143,7 +145,7 @@ class Loader:
 
     def __init__(
         self,
-        source: LabelledSet,
+        source: LabelledSet | None,
         target: UnlabelledSet | None,
         image_size: tuple[int, int],
         augment: AugmentConfig,
@@ -156,6 +158,7 @@ class Loader:
         weights: NDArray[np.float64] | None = None,
         labelled: LabelledSet | None = None,
         share: float = 0.25,
+        reading: Reading = DEFAULT,
         found: Mapping[Path, Found] | None = None,
     ) -> None:
         if schedule.batch_size % world:
@@ -178,13 +181,14 @@ class Loader:
         self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
         self._large = large if target is not None else 1.0
         self._weights = weights
-        self.cache = ImageCache(schedule.cache_mb, source.reading)
+        self.cache = ImageCache(schedule.cache_mb, reading if source is None else source.reading)
         self._order = lru_cache(maxsize=4)(self._permutation)
         self._styles: dict[int, Statistics] = {}
         cv2.setNumThreads(0)
-        self._climate = self._fitted_climate() if target is not None and augment.weather > 0 else None
+        weather = source is not None and target is not None and augment.weather > 0
+        self._climate = self._fitted_climate() if weather else None
 
-    def batches(self, start: int = 0) -> Generator[tuple[Batch, Batch | None], None, None]:
+    def batches(self, start: int = 0) -> Generator[tuple[Batch | None, Batch | None], None, None]:
         """Endless batches from step `start` on; the target's batch is None where there is no target.
 
         Closing the iterator (or dropping it) ends its threads.
@@ -199,7 +203,7 @@ class Loader:
                 step += 1
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
         try:
-            ahead: deque[Future[tuple[Batch, Batch | None]]] = deque()
+            ahead: deque[Future[tuple[Batch | None, Batch | None]]] = deque()
             step = start
             while True:
                 while len(ahead) <= self._workers + 1:
@@ -209,9 +213,9 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def batch(self, step: int) -> tuple[Batch, Batch | None]:
+    def batch(self, step: int) -> tuple[Batch | None, Batch | None]:
         """The batch of one step, made in the calling thread."""
-        source = self._load(step, _SOURCE)
+        source = self._load(step, _SOURCE) if self._source is not None else None
         if self._target is None:
             return source, None
         target = self._load(step, _TARGET)
@@ -275,7 +279,7 @@ class Loader:
         """The target's weather, from images of both domains that are evenly spread."""
         source, target = (
             [self._readable(place, stream)[1] for place in range(0, count, max(1, -(-count // CLIMATE_IMAGES)))]
-            for stream, count in ((_SOURCE, len(self._source)), (_TARGET, self._length(_TARGET)))
+            for stream, count in ((_SOURCE, self._length(_SOURCE)), (_TARGET, self._length(_TARGET)))
         )
         climate = fitted(source, target, np.random.default_rng([self._seed, _CLIMATE]))
         if climate is None:
@@ -343,10 +347,9 @@ class Loader:
         return self._target.paths[index]
 
     def _with_labels(self, stream: int) -> LabelledSet:
-        if stream == _SOURCE:
-            return self._source
-        assert self._labelled is not None
-        return self._labelled
+        labelled = self._source if stream == _SOURCE else self._labelled
+        assert labelled is not None
+        return labelled
 
     def _length(self, stream: int) -> int:
         if stream != _TARGET:

@@ -13,7 +13,7 @@ from acclimate.data.scored import Found
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, device_of, evaluating
-from acclimate.structures import Detections
+from acclimate.structures import Detections, Image
 
 
 def check(detector: Detector, scales: Sequence[float]) -> None:
@@ -70,7 +70,7 @@ def label(
     return found
 
 
-def _look(detector: Detector, image: np.ndarray, scale: float, turned: bool) -> Detections:
+def _look(detector: Detector, image: Image, scale: float, turned: bool) -> Detections:
     stride = max(detector.spec.strides)
     rows, columns = (
         (side if scale == 1 else max(stride, round(scale * side / stride) * stride))

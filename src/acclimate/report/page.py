@@ -20,7 +20,7 @@ from acclimate.report import content as gathering
 from acclimate.report import pictures, series, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
 from acclimate.report.health import health
-from acclimate.report.sections import advice, classwise, outcomes
+from acclimate.report.sections import advice, classwise, labels, outcomes
 from acclimate.report.sections import pair as pairs
 from acclimate.run import write_text
 
@@ -142,6 +142,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "gallery": None if scored and scored["shown"] else _gallery(content),
         "outcomes": scored,
         "classwise": classwise.section(content, both),
+        "labels": labels.section(content),
         "advice": advice.section(content, both),
         "problems": _all_problems(content),
         "data_sets": [row for part in content.parts for row in _data_sets(part)],

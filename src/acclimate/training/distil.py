@@ -17,6 +17,7 @@ from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
+    from acclimate.adapt.source_statistics import SourceStatistics
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
 
@@ -116,7 +117,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     )  # fmt: skip
 
 
-def _method(config: Config, detector: Detector, source: LabelledSet) -> Method:
+def _method(config: Config, detector: Detector, source: LabelledSet | SourceStatistics) -> Method:
     from acclimate.adapt.methods import method
 
     chosen = method(config.adapt, detector, source, config.seed)
@@ -144,9 +145,9 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
         values["model"] = stages.configuration(start).model.model_dump(mode="json")
     else:
         # A bank's student is a plain detector, and so is a transformer's: it is for where that does not run.
-        taught_by = spec.get("kind", "dense")
-        kind = "dense" if taught_by in {"slimmable", "transformers"} else taught_by
-        strides = None if taught_by == "transformers" else spec["strides"]
+        teachers = spec.get("kind", "dense")
+        kind = "dense" if teachers in {"slimmable", "transformers"} else teachers
+        strides = None if teachers == "transformers" else spec["strides"]
         sections = {name: values["model"][name] for name in ("two_stage", "ssd")}
         values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": strides, **sections}
         if student in SIZES and not path.exists():

@@ -8,6 +8,7 @@ run folder that says how it stands.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages, trackers
+from acclimate.adapt.source_statistics import FILE as STATISTICS
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.data.scored import Found
     from acclimate.models.detector import Detector, DetectorSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Recipe:
         warm: whether the averaged weights start afresh, as the detector's are not trained yet.
         start: what the detector starts from, for the manifest.
         parents: the runs that it is made from.
+        origin: what is kept of the source, where its images are not there.
         facts: more for the manifest.
         keep: given the run, the averaged detector and the console, does what is left once it is trained.
     """
@@ -61,12 +67,20 @@ class Recipe:
     inputs: Inputs
     identity: tuple[Any, ...]
     detector: Callable[[], Detector]
-    method: Callable[[Detector, LabelledSet], Method]
+    method: Callable[[Detector, LabelledSet | SourceStatistics], Method]
     warm: bool
     start: Callable[[Detector], str]
     parents: tuple[str, ...] = ()
+    origin: SourceStatistics | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
+
+    @property
+    def source(self) -> LabelledSet | SourceStatistics:
+        """The labelled source images, or what is kept of them."""
+        source = self.inputs.source or self.origin
+        assert source is not None
+        return source
 
     @property
     def manifest(self) -> Manifest:
@@ -112,10 +126,9 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         return begun
     if begun is not None and begun.has(FILE):
         inputs = inputs.in_the_places_of(begun.read(FILE))
-    assert inputs.source is not None
     torch.manual_seed(config.seed)
     detector = recipe.detector()
-    method = recipe.method(detector, inputs.source)
+    method = recipe.method(detector, inputs.source or recipe.source)
     by_domain = inputs.target is not None and config.adapt.by_domain
     objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
     loader = Loader(
@@ -125,6 +138,7 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
         share=config.adapt.labelled_share,
+        reading=detector.spec.reading,
         found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
@@ -138,20 +152,32 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
             )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
+            _keep_statistics(run, recipe.source, objective.average)
             models.save(objective.average, run.path)
     return run
+
+
+def _keep_statistics(run: Run, source: LabelledSet | SourceStatistics, average: Detector) -> None:
+    """Keep what an adaptation needs of the source once its images are gone."""
+    from acclimate.adapt.source_free import measure_source
+
+    try:
+        kept = source if isinstance(source, SourceStatistics) else measure_source(average, source)
+    except AcclimateError as error:
+        # The training is whole all the same.
+        log.warning("%s; so %s keeps nothing of its source, and cannot be adapted without it", error, run.path)
+        return
+    run.write(STATISTICS, kept)
 
 
 def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]:
     """What the manifest says of a training: what it started from, the sets and the detector."""
     from acclimate.models import detector as models
 
-    assert inputs.source is not None
     facts = {
         "start": recipe.start(detector),
         **recipe.facts,
-        "source": stages.describe(inputs.source),
-        "class_boxes": stages.class_boxes(inputs.source),
+        **_source_facts(recipe, inputs),
         "parameters": models.parameters(detector),
         "repeat": stages.repeat(),
     }
@@ -161,12 +187,21 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
     return facts
 
 
+def _source_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if inputs.source is not None:
+        return {"source": stages.describe(inputs.source), "class_boxes": stages.class_boxes(inputs.source)}
+    assert recipe.origin is not None
+    return {"source": recipe.origin.describe(), "class_boxes": recipe.origin.boxes, "source_free": True}
+
+
 def _drawn(
-    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+    detector: Detector, images: LabelledSet | None, target: UnlabelledSet | None, config: Config
 ) -> NDArray[np.float64] | None:
     """How often each source image is drawn, (N,), as `augment.balance` says; None for all alike."""
     from acclimate.data.balance import by_class, by_counts
 
+    if images is None:
+        return None
     boxes = [image.annotations for image in images.images]
     if config.augment.balance == "classes":
         return by_class(boxes, len(images.classes))
@@ -221,11 +256,12 @@ def rehearse(recipe: Recipe) -> None:
 
     from acclimate.adapt.objective import Objective
 
-    source = recipe.inputs.source
-    assert source is not None
+    source = recipe.source
     state = torch.random.get_rng_state()
     detector = recipe.detector()
-    method = recipe.method(detector, replace(source, images=source.images[:1]))
+    if not isinstance(source, SourceStatistics):
+        source = replace(source, images=source.images[:1])
+    method = recipe.method(detector, source)
     Objective(detector, method.terms, recipe.schedule.ema, warm=recipe.warm)
     torch.random.set_rng_state(state)
 

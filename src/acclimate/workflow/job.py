@@ -15,6 +15,7 @@ from rich.console import Console
 from acclimate import __version__, diagnosis, stages
 from acclimate.config import Config, DataConfig
 from acclimate.errors import AcclimateError, WaitingError
+from acclimate.inputs import FILE as INPUTS
 from acclimate.progress import Logged, Overview, Stage, overview
 from acclimate.run import Role, Run, digest, locked
 from acclimate.training import adapt as adapting
@@ -34,6 +35,8 @@ FOLDERS = ("source", "baseline", "adapted", "oracle")
 """The runs of a job."""
 ASKED = "ask"
 """The folder of its frames to label."""
+NEXT_ASKED = "next"
+"""And of those that would help most once it is adapted."""
 LOG = "run.log"
 """What a job said, each line with its time, of every call."""
 PICTURES = 6
@@ -174,8 +177,12 @@ def _run(config: Config, console: Console, chain: Overview) -> Job:
     )
     chain.enter("adapted")
     adapted = stages.take_place(
-        out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console), console
+        out / "adapted",
+        lambda: adapt(source.path, target, out / "adapted", asked=_asked(config), config=config, console=console),
+        console,
     )
+    if config.ask is not None:
+        _ask_next(config, adapted, target, console)
     oracle = None
     if longer is not None:
         chain.enter("oracle")
@@ -285,6 +292,40 @@ def _ask(config: Config, source: Run, target: Path, place: Path | None, console:
     ).asked
     where = "" if place is None else f", with the labels in {place}"
     raise WaitingError(f"waiting for {len(asked.frames)} frames; annotate {folder} and run again{where}")
+
+
+def _asked(config: Config) -> Path | None:
+    """The folder of the job's question, where there is one: labels may have come back to another place."""
+    from acclimate.select.ask import question
+
+    folder = config.out / ASKED
+    return folder if config.ask is not None and (folder / question.FILE).is_file() else None
+
+
+def _ask_next(config: Config, adapted: Run, target: Path, console: Console | None) -> None:
+    """Choose the frames that would help most now, for the report and for whoever goes on labelling."""
+    from acclimate.select.ask.question import NEXT, Next, NextFrame
+
+    assert config.ask is not None
+    wanted, folder = config.ask, config.out / NEXT_ASKED
+    sets = adapted.read(INPUTS)["sets"]
+    known = [Path(file) for name in ("labelled", "validation") for file in sets.get(name, {}).get("files", ())]
+    try:
+        asked = stages.take_place(
+            folder,
+            lambda: ask(
+                adapted.path, target, folder,
+                frames=wanted.frames, way=wanted.way, asked=known, console=console,
+            ),
+            console,
+        ).asked  # fmt: skip
+    except AcclimateError as error:
+        # A job is not in vain because nothing is left to ask.
+        if console is not None:
+            console.print(f"no frames to label next: {error}", markup=False, highlight=False)
+        return
+    frames = tuple(NextFrame(path=frame.path, why=frame.why) for frame in asked.frames)
+    adapted.write(NEXT, Next(folder=str(folder), frames=frames))
 
 
 def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:

@@ -80,6 +80,8 @@ def _taken(
     """The run, what the checkpoint calls each of its classes, and the set to evaluate it on."""
     began = time.monotonic()
     config = _configured(checkpoint, data, overrides)
+    from acclimate.adapt import source_statistics
+    from acclimate.adapt.source_free import measure_source
     from acclimate.data import formats
     from acclimate.models import detector as models
     from acclimate.models.transfer import with_classes
@@ -118,6 +120,7 @@ def _taken(
     }
     if images is not None:
         facts |= {"source": stages.describe(images), "class_boxes": stages.class_boxes(images)}
+        run.write(source_statistics.FILE, measure_source(models.to_device(detector), images))
     run.note(**facts)
     run.finish("done", time.monotonic() - began)
     if console is not None:

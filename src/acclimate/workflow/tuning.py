@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
     while (done := len(_finished(study))) < config.tune.trials:
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + done)
         trial = study.ask()
-        options = {name: _drawn(trial, name, one) for name, one in config.tune.ranges.items()}
+        options = {name: _drawn(trial, name, one, _value(config, name)) for name, one in config.tune.ranges.items()}
         run = folder / digest(options)
         trial.set_user_attr("run", str(run))
         say(f"trial {done + 1} of {config.tune.trials}: {_told(options)}", markup=False, highlight=False)
@@ -236,11 +237,14 @@ def _inside(one: RangeConfig, value: Any) -> bool:
     return isinstance(value, int | float) and one.low <= value <= one.high
 
 
-def _drawn(trial: optuna.Trial, name: str, one: RangeConfig) -> Any:
+def _drawn(trial: optuna.Trial, name: str, one: RangeConfig, value: Any) -> Any:
+    """What a trial sets an option to; a whole number where it is one in the job, as `value` says."""
     if one.choices is not None:
         return trial.suggest_categorical(name, list(one.choices))
     assert one.low is not None
     assert one.high is not None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return trial.suggest_int(name, math.ceil(one.low), math.floor(one.high), log=one.log)
     return trial.suggest_float(name, one.low, one.high, log=one.log)
 
 

@@ -64,6 +64,11 @@ class MethodOptions(Options):
         """How many labelled target images it wants with each batch, as a part of its size."""
         return 0.0
 
+    @property
+    def needs_source(self) -> str:
+        """The option below its own for which source images have to be there; empty where a run and a target will do."""
+        return ""
+
     def without_target(self) -> Self | None:
         """What of it trains the source-only baseline, which sees no target; None for nothing."""
         return None

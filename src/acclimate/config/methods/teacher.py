@@ -42,6 +42,14 @@ class TeacherConfig(MethodOptions):
     """Which part is pasted: the `confident` quarter, where the teacher is surest (ConfMix), or a `random` rectangle
     (CutMix)."""
 
+    mining: Annotated[int, Added(0)] = Field(default=0, ge=0, le=64)
+    """Source images of the batch that what the teacher finds is pasted into; what is found again in most of them is a
+    target, whatever its score (self-supervised sample mining). Each costs a pass of the teacher. 0 is off."""
+
+    @property
+    def needs_source(self) -> str:
+        return next((name for name in ("mix", "mining") if getattr(self, name)), "")
+
     @property
     def largest_view(self) -> float:
         return self.scale
