@@ -1,10 +1,12 @@
-"""What a search leaves in run folders: one set of models for whoever writes and whoever reads. Needs no torch."""
+"""What a search and a choice by labels leave in run folders: one set of models for whoever writes and whoever reads. Needs
+no torch."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
 from acclimate.config import Budget
+from acclimate.run import Evaluation
 from acclimate.select.budget import Cost, Width
 
 
