@@ -30,9 +30,7 @@ def test_the_navigation_follows_the_tables(hooks: Any) -> None:
 
 
 def test_what_the_tests_read_of_a_code_block_is_not_shown(hooks: Any) -> None:
-    page = (
-        "```bash no-run: needs a camera\nls\n```\n\n    ```toml file=a/b.toml\n    x = 1\n    ```\n```text\n1\n```\n"
-    )
+    page = "```bash no-run: needs a camera\nls\n```\n\n    ```toml file=a/b.toml\n    x = 1\n    ```\n```text\n1\n```\n"
     assert hooks.on_page_markdown(page) == (
         '```bash\nls\n```\n\n    ```toml title="a/b.toml"\n    x = 1\n    ```\n```text\n1\n```\n'
     )
