@@ -51,6 +51,7 @@ class PlainVisionTransformer(nn.Module):
         self._patch = int(self.encoder.patch_embed.patch_size[0])
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         patches = self.patches(images)
         return [level(patches) for level in self.levels]
 

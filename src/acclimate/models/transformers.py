@@ -373,8 +373,10 @@ def match(scores: Tensor, boxes: Tensor, other_scores: Tensor, other_boxes: Tens
     """The one-to-one matching of two detectors' queries that costs least, image by image.
 
     Args:
-        scores: (B, Q, C) probabilities of the first, with boxes (B, Q, 4), centre and size.
-        other_scores: (B, P, C) of the second, with boxes (B, P, 4).
+        scores: (B, Q, C), probabilities of the first.
+        boxes: (B, Q, 4) of the first, centre and size.
+        other_scores: (B, P, C), probabilities of the second.
+        other_boxes: (B, P, 4) of the second.
 
     Returns:
         (B, min(Q, P)) places in the first and in the second.

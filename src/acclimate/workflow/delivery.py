@@ -580,6 +580,7 @@ def predict(
         images: an image, a folder, a list or a video.
         out: the folder to write.
         threshold: lowest score that is reported; by default the artifact's.
+        suggested: whether the artifact's suggested thresholds, class by class, take its place.
         threads: of the runtime.
         expected: what a package must be; see `edge.package.unpack`.
         console: where progress goes.
