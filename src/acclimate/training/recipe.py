@@ -7,7 +7,8 @@ run folder that says how it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, Interrupted
 from acclimate.inputs import FILE, Inputs
 from acclimate.run import Manifest, Run, digest, file_digest, locked
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from accelerate import Accelerator
+
     from acclimate.adapt.methods import Method
+    from acclimate.data.dataset import Loader
     from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.models.detector import Detector, DetectorSpec
 
@@ -126,12 +130,15 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         share=config.adapt.labelled.share if config.adapt.labelled is not None else 0.0,
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
+    if acc.is_main_process and console is not None:
+        _tell_problems(inputs, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
     with stages.running(run, acc, config, facts):
-        fit(
-            run, objective, loader, schedule, acc,
-            transforms=method.transforms, console=console, title=recipe.title,
-        )  # fmt: skip
+        with _noting_left_out(run, loader, acc, console):
+            fit(
+                run, objective, loader, schedule, acc,
+                transforms=method.transforms, console=console, title=recipe.title,
+            )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
             models.save(objective.average, run.path)
@@ -153,8 +160,53 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
     }
     if inputs.target is not None:
         problems = [str(problem) for problem in inputs.target.problems]
-        facts["target"] = {"images": len(inputs.target), "problems": problems[:20]}
+        facts["target"] = {"images": len(inputs.target), "problems": problems[:20], "problem_count": len(problems)}
     return facts
+
+
+def _tell_problems(inputs: Inputs, console: Console) -> None:
+    for role, images in (("source", inputs.source), ("target", inputs.target), ("labelled", inputs.labelled)):
+        if images is not None and images.problems:
+            count = len(images.problems)
+            told = f"{role}: {count} problem{'s' * (count > 1)}, the first: {images.problems[0]}"
+            console.print(f"{told} (acclimate data lists them all)", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _noting_left_out(run: Run, loader: Loader, acc: Accelerator, console: Console | None) -> Iterator[None]:
+    """Whatever ends the training, write into the manifest which images could not be read and took no part.
+
+    They are the note `left_out`: for each role the problems that there were in this session or an earlier one.
+    """
+    together = False
+    try:
+        yield
+        together = True
+    except Interrupted:
+        together = True
+        raise
+    finally:
+        own = [loader.left_out]
+        if together and acc.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            own = gather_object(own)
+        if acc.is_main_process:
+            left_out: dict[str, dict[str, None]] = {
+                role: dict.fromkeys(facts["problems"]) for role, facts in run.manifest.notes.get("left_out", {}).items()
+            }
+            for found in own:
+                for role, files in found.items():
+                    lines = {f"{path}: {reason.partition(';')[0]}; left out": None for path, reason in files.items()}
+                    left_out.setdefault(role, {}).update(lines)
+            if left_out:
+                # A full disk must not hide what ended the training.
+                with contextlib.suppress(*(() if together else (AcclimateError,))):
+                    run.note(left_out={role: {"problems": list(lines)} for role, lines in left_out.items()})
+            for role, lines in left_out.items():
+                if console is not None:
+                    told = f"{len(lines)} {role} image{'s' * (len(lines) > 1)} could not be read and took no part"
+                    console.print(f"{told} (the first: {next(iter(lines))})", markup=False, highlight=False)
 
 
 def _drawn(
