@@ -120,7 +120,8 @@ class DataConfig(Options):
     count neither for nor against, `drop` names classes whose boxes are background.
 
     `orientation` and `intensity` say how its pictures are read (`edge.images.Reading`); a detector keeps those of the
-    set that it was trained on, and its artifact takes them along. Where an index gives the pictures' sizes, these tell
+    set that it was trained on, and its artifact takes them along. The intensity `set` is measured from the set's
+    pictures of more than 8 bits. Where an index gives the pictures' sizes, these tell
     whether boxes lie on pictures as they are seen or as they are stored.
     """
 
@@ -133,12 +134,14 @@ class DataConfig(Options):
     ignore: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
-    intensity: Annotated[tuple[float, float] | None, Added(None)] = None
+    intensity: Annotated[tuple[float, float] | Literal["set"] | None, Added(None)] = None
 
     @field_validator("intensity")
     @classmethod
-    def _rising_intensity(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
+    def _rising_intensity(
+        cls, value: tuple[float, float] | Literal["set"] | None
+    ) -> tuple[float, float] | Literal["set"] | None:
+        if isinstance(value, tuple) and not value[0] < value[1]:
             raise ValueError("give the value that becomes black, then the larger one that becomes white")
         return value
 

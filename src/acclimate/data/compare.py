@@ -20,8 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from acclimate.data.formats import LabelledSet, Problem, UnlabelledSet
-from acclimate.edge.headers import read_header
-from acclimate.edge.images import DEFAULT, Reading, read_image, turned
+from acclimate.edge.headers import DEEP, read_header
+from acclimate.edge.images import DEFAULT, Reading, intensity_of, read_image, turned
 from acclimate.errors import AcclimateError
 from acclimate.structures import Image
 
@@ -34,6 +34,8 @@ DARK_LEVELS, FAR = 25.0, 5.0
 SHIFT_LEVELS = 30.0
 """A difference of medians between source and target from which it is said."""
 FEW_BOXES = 50
+BEYOND = 0.1
+"""Values that go beyond a fixed range by such a part of it are told."""
 
 _SIDE = 32
 _SHOWN = 3
@@ -51,6 +53,7 @@ class Look:
         contrast: standard deviation of the grey levels.
         colour: mean difference of the largest and the smallest of R, G and B; 0 is grey.
         hash: 64 bits, see `perceptual_hash`.
+        deep: whether it has more than 8 bits.
     """
 
     size: tuple[int, int]
@@ -58,6 +61,7 @@ class Look:
     contrast: float
     colour: float
     hash: int
+    deep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,9 @@ class Domain:
         looks: of the images that can be read.
         sides: (N,) sides of the boxes, the root of their areas, in pixels of the network's input.
         classes: boxes of each class; None where the set has no labels.
+        reading: how its pictures are read.
+        deep: how many of its pictures have more than 8 bits.
+        values: what their values range over (`edge.images.intensity_of`).
         problems: what was left out of it.
     """
 
@@ -79,6 +86,9 @@ class Domain:
     sides: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     classes: Mapping[str, int] | None = None
     problems: tuple[Problem, ...] = ()
+    reading: Reading = DEFAULT
+    deep: int = 0
+    values: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,7 @@ def look(path: Path, reading: Reading = DEFAULT) -> Look:
         contrast=float(grey.std()),
         colour=float(np.ptp(small, axis=2).mean()),
         hash=perceptual_hash(grey),
+        deep=header.bits > DEEP,
     )
 
 
@@ -136,6 +147,7 @@ def domain(
     images: LabelledSet | UnlabelledSet,
     image_size: tuple[int, int],
     progress: Callable[[int, int], None] | None = None,
+    reading: Reading | None = None,
 ) -> Domain:
     """Look at every image of a set.
 
@@ -145,11 +157,12 @@ def domain(
         images: the set.
         image_size: (height, width) of the network's input.
         progress: is called with how many of how many are done.
+        reading: how pictures without labels are read; None for the usual way.
 
     Raises:
         AcclimateError: none of its images can be read.
     """
-    reading = images.reading if isinstance(images, LabelledSet) else DEFAULT
+    reading = images.reading if isinstance(images, LabelledSet) else reading or DEFAULT
     looks: dict[Path, Look] = {}
     problems = list(images.problems)
 
@@ -169,8 +182,10 @@ def domain(
                 progress(done, len(images))
     if not looks:
         raise AcclimateError(f"{name}: none of its {len(images)} images can be read (the first: {problems[-1]})")
+    deep = [path for path, seen in looks.items() if seen.deep]
+    values = intensity_of(deep)
     if isinstance(images, UnlabelledSet):
-        return Domain(role, name, looks, problems=tuple(problems))
+        return Domain(role, name, looks, problems=tuple(problems), reading=reading, deep=len(deep), values=values)
     counts: Counter[int] = Counter()
     sides = [np.zeros(0)]
     for image in images.images:
@@ -179,13 +194,16 @@ def domain(
         scale = min(image_size[0] / image.height, image_size[1] / image.width)
         sides.append(np.sqrt((kept.boxes[:, 2:] - kept.boxes[:, :2]).prod(axis=1)) * scale)
     classes = {name: counts[label] for label, name in enumerate(images.classes)}
-    return Domain(role, name, looks, np.concatenate(sides), classes, tuple(problems))
+    return Domain(role, name, looks, np.concatenate(sides), classes, tuple(problems), reading, len(deep), values)
 
 
 def compare(domains: Sequence[Domain], image_size: tuple[int, int]) -> Comparison:
     """Say what matters about a source, a target and any tests, in this order."""
     source, target, *tests = domains
-    findings = [*_boxes(source, image_size), *_light(source, target), *_classes(source, tests)]
+    findings = [
+        *_boxes(source, image_size), *_light(source, target), *_intensity(source, [target, *tests]),
+        *_classes(source, tests),
+    ]  # fmt: skip
     for test in tests:
         findings += _shared(test, source, "training has seen them, so it measures memory")
         findings += _shared(test, target, "the adaptation sees them; keep them apart, or say so with the number")
@@ -232,6 +250,31 @@ def _light(source: Domain, target: Domain) -> list[str]:
         shown = " against ".join(f"{size[1]:.0f}x{size[0]:.0f}" for size in reversed(sizes))
         said.append(f"the target's images have another shape: {shown} (width x height), so boxes change their sizes")
     return said
+
+
+def _intensity(source: Domain, others: Sequence[Domain]) -> list[str]:
+    """What fixed limits of black and white cut off, and sets that are scaled by different rules."""
+    said = []
+    fixed = source.reading.intensity
+    for one in (source, *others):
+        if fixed is not None and one.values is not None:
+            width = fixed[1] - fixed[0]
+            if max(fixed[0] - one.values[0], one.values[1] - fixed[1]) > BEYOND * width:
+                said.append(
+                    f"{one.name}: its values, {_limits(one.values)}, go beyond the intensity {_limits(fixed)}, where "
+                    "all is black or white; give a wider one, or leave `intensity` out: then each picture has its own"
+                )
+        if (one.deep > 0) != (source.deep > 0):
+            more, less = (source, one) if source.deep else (one, source)
+            said.append(
+                f"{more.name} has pictures of more than 8 bits and {less.name} has none: they are scaled by different "
+                "rules, so light and contrast differ for that reason too"
+            )
+    return said
+
+
+def _limits(values: tuple[float, float]) -> str:
+    return f"{values[0]:g} to {values[1]:g}"
 
 
 def _classes(source: Domain, tests: Sequence[Domain]) -> list[str]:
@@ -336,6 +379,8 @@ def show(comparison: Comparison, console: Console) -> None:
         ("side of a box on the input, px", _sides),
         (f"boxes below {SMALL_PX} px there", lambda one: _share(one)),
     ]
+    if any(one.deep for one in comparison.domains):
+        rows.append(("values of more than 8 bits", lambda one: "-" if one.values is None else _limits(one.values)))
     for name, cell in rows:
         table.add_row(name, *(escape(cell(one)) for one in comparison.domains))
     names = dict.fromkeys(name for one in comparison.domains for name in one.classes or ())

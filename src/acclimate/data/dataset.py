@@ -395,7 +395,11 @@ def choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
 
 
 def draw(
-    paths: Sequence[Path], count: int, seed: int, how: Literal["diverse", "even", "random"] = "even"
+    paths: Sequence[Path],
+    count: int,
+    seed: int,
+    how: Literal["diverse", "even", "random"] = "even",
+    reading: Reading = DEFAULT,
 ) -> tuple[Path, ...]:
     """`count` of `paths` to calibrate on; all of them if there are fewer.
 
@@ -407,6 +411,7 @@ def draw(
             (`farthest` on `edge.monitor.look`, in the standard deviations of the set), the most typical one first.
             At most `POOL` times `count` images, drawn evenly, are looked at; what cannot be read is not taken unless
             there is nothing else.
+        reading: how they are read, to be looked at.
     """
     if how == "even" or count >= len(paths):
         return choose(paths, count, seed)
@@ -417,7 +422,7 @@ def draw(
     looks: dict[Path, NDArray[np.float64]] = {}
     for path in choose(paths, POOL * count, seed):
         try:
-            looks[path] = look(read_image(path))
+            looks[path] = look(read_image(path, reading))
         except AcclimateError as error:
             _log.warning("not calibrated on: %s", error)
     seen = list(looks)

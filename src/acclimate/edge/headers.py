@@ -19,6 +19,8 @@ MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 30
 """A file of more bytes is no image."""
 MAX_CHANNELS = 4
+DEEP = 8
+"""Pictures of more bits a sample are scaled to so many."""
 
 _HEAD = 1 << 14
 _TAIL = 1 << 16
@@ -35,6 +37,7 @@ class Header:
         width: stored columns.
         orientation: EXIF's, 1 to 8; 1 is a picture that is stored as it is seen.
         tag_at: of a TIFF, where in the file the orientation stands and how it is packed; None where it does not.
+        bits: of a sample; above 8 in pictures of thermal cameras, depth and floating point.
     """
 
     format: Literal["jpeg", "png", "webp", "bmp", "tiff"]
@@ -42,6 +45,7 @@ class Header:
     width: int
     orientation: int = 1
     tag_at: tuple[int, str] | None = None
+    bits: int = 8
 
     def size(self, orientation: Orientation = "apply") -> tuple[int, int]:
         """(height, width) of the picture as it is read."""
@@ -156,7 +160,8 @@ def _parse(data: bytes, tail: bytes) -> Header | None:
             if tags.get(277, (1, None))[0] > MAX_CHANNELS:
                 return None
             value, place = tags.get(274, (1, None))
-            return Header("tiff", height, width, value if 1 <= value <= 8 else 1, place)
+            bits, _ = tags.get(258, (8, None))
+            return Header("tiff", height, width, value if 1 <= value <= 8 else 1, place, bits)
     except (struct.error, IndexError):
         raise _Short from None
     except KeyError:
@@ -190,13 +195,14 @@ def _jpeg(data: bytes) -> Header | None:
 
 def _png(data: bytes, tail: bytes) -> Header | None:
     width, height = struct.unpack_from(">II", data, 16)
+    bits = data[24]
     at, orientation = 8, 1
     while width * height <= MAX_PIXELS:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"eXIf":
             if len(data) < at + 8 + length:
                 raise _Short
-            return Header("png", height, width, _exif(data[at + 8 : at + 8 + length]))
+            return Header("png", height, width, _exif(data[at + 8 : at + 8 + length]), bits=bits)
         if kind in {b"IDAT", b"IEND"}:
             break
         at += 12 + length
@@ -207,7 +213,7 @@ def _png(data: bytes, tail: bytes) -> Header | None:
         found = tail[place + 4 : place + 4 + length]
         if len(found) == length and found[:2] in {b"II", b"MM"}:
             orientation = _exif(found)
-    return Header("png", height, width, orientation)
+    return Header("png", height, width, orientation, bits=bits)
 
 
 def _webp(data: bytes) -> Header | None:
@@ -269,7 +275,7 @@ def _ifd(data: bytes) -> dict[int, tuple[int, tuple[int, str]]]:
             place = at + struct.calcsize(order + entry)
             if values * struct.calcsize(order + code) > struct.calcsize(order + offset):
                 (place,) = struct.unpack_from(order + offset, data, place)
-            if tag in {256, 257, 274, 277}:
+            if tag in {256, 257, 258, 274, 277}:
                 tags[tag] = (int(struct.unpack_from(order + code, data, place)[0]), (place, order + code))
         at += size
     return tags

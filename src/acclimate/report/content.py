@@ -332,7 +332,9 @@ def _score(e: Evaluation) -> Score:
 
 
 def _eager(a: Accuracy) -> Score | None:
-    return Score(a.eager_ap50, a.eager_ap, images=a.images, unreadable=a.unreadable) if a.eager_ap50 is not None else None
+    return (
+        Score(a.eager_ap50, a.eager_ap, images=a.images, unreadable=a.unreadable) if a.eager_ap50 is not None else None
+    )
 
 
 def _exported(a: Accuracy) -> Score:

@@ -648,9 +648,7 @@ def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
             "images": _fact(images) if images is not None else "\u2013",
             "boxes": _fact(boxes) if labelled else "\u2013",
             "classes": _fact(facts.get("classes", "\u2013")),
-            "problems": _fact(
-                facts.get("problem_count", len(found) if isinstance(found, list) else 0) + len(left_out)
-            ),
+            "problems": _fact(facts.get("problem_count", len(found) if isinstance(found, list) else 0) + len(left_out)),
         }
 
 

@@ -24,9 +24,8 @@ from acclimate.run import Manifest, Run, digest, file_digest, locked
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
-
     from accelerate import Accelerator
+    from numpy.typing import NDArray
 
     from acclimate.adapt.methods import Method
     from acclimate.data.dataset import Loader

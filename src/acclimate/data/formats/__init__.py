@@ -36,7 +36,6 @@ __all__ = [
     "UnlabelledSet",
     "detect",
     "image_size",
-    "own_reading",
     "read",
     "unlabelled",
 ]
@@ -95,12 +94,7 @@ def read(
         raw.problem(
             path, f"read as {named[0]}, and {_format(other).FILES} lies here too; format = {other!r} reads that"
         )
-    return assemble(config, raw, named[0], classes, masks, reading or own_reading(config))
-
-
-def own_reading(config: DataConfig) -> Reading:
-    """How a set's options say that its pictures are read."""
-    return Reading(orientation=config.orientation, intensity=config.intensity)
+    return assemble(config, raw, named[0], classes, masks, reading)
 
 
 def detect(path: Path) -> str | None:
