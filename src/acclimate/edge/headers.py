@@ -64,21 +64,21 @@ def read_header(path: str | Path) -> Header:
     Raises:
         AcclimateError: see `parse_header`; or the file is missing, no regular file, empty or too large.
     """
-    path = Path(path)
+    descriptor, size = _opened(path, MAX_BYTES)
     try:
-        with open(open_regular(path), "rb", buffering=0) as file:
-            head = file.read(_HEAD) or b""
-            size = os.fstat(file.fileno()).st_size
-            tail = b""
-            if head[:4] == b"\x89PNG" and size > len(head):
-                tail = os.pread(file.fileno(), min(_TAIL, size - len(head)), max(len(head), size - _TAIL))
-            try:
-                return _checked(_parse(head, tail), str(path))
-            except _Short:
-                rest = os.pread(file.fileno(), max(0, size - len(head)), len(head))
-                return parse_header(head + rest, str(path))
+        head = os.read(descriptor, _HEAD)
+        tail = b""
+        if head[:4] == b"\x89PNG" and size > len(head):
+            tail = os.pread(descriptor, min(_TAIL, size - len(head)), max(len(head), size - _TAIL))
+        try:
+            return _checked(_parse(head, tail), path)
+        except _Short:
+            rest = os.pread(descriptor, max(0, size - len(head)), len(head))
+            return parse_header(head + rest, str(path))
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def parse_header(data: bytes, name: str) -> Header:
@@ -106,29 +106,37 @@ def open_regular(path: Path, max_bytes: int | None = MAX_BYTES) -> int:
     Raises:
         AcclimateError: it is missing, no regular file, empty, or larger than `max_bytes`.
     """
+    return _opened(path, max_bytes)[0]
+
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _opened(path: str | Path, max_bytes: int | None) -> tuple[int, int]:
+    """A descriptor as `open_regular` gives it, and the file's bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(path, _FLAGS)
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise AcclimateError(f"{path!s}: not a file name") from None
     status = os.fstat(descriptor)
-    problem = ""
+    size = status.st_size
+    if stat.S_ISREG(status.st_mode) and size and (max_bytes is None or size <= max_bytes):
+        return descriptor, size
+    os.close(descriptor)
     if stat.S_ISDIR(status.st_mode):
         problem = "cannot be read (Is a directory)"
     elif not stat.S_ISREG(status.st_mode):
         problem = "not a regular file; remove it"
-    elif not status.st_size:
+    elif not size:
         problem = "an empty file; remove it or copy it again"
-    elif max_bytes is not None and status.st_size > max_bytes:
-        problem = f"a file of {status.st_size / 1e9:.1f} GB is no image; remove it"
-    if problem:
-        os.close(descriptor)
-        raise AcclimateError(f"{path}: {problem}")
-    return descriptor
+    else:
+        problem = f"a file of {size / 1e9:.1f} GB is no image; remove it"
+    raise AcclimateError(f"{path}: {problem}")
 
 
-def _checked(header: Header | None, name: str) -> Header:
+def _checked(header: Header | None, name: str | Path) -> Header:
     if header is None or header.height < 1 or header.width < 1:
         raise AcclimateError(f"{name}: {UNREADABLE}")
     if header.height * header.width > MAX_PIXELS:
