@@ -15,11 +15,11 @@ UV_VERSION := 0.13.9
 LITERT_VERSION := 0.10.0
 BIN := .venv/bin
 READY := .venv/.ready
-MODULES := src tests $(wildcard benchmarks examples)
+MODULES := src tests $(wildcard benchmarks docs examples)
 PYTEST := $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: help environment litert fleet browser test lint format docs-test demo clean
+.PHONY: help environment litert fleet browser test lint format site docs docs-test demo clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@echo 'installing into .venv: some gigabytes, mostly torch; a minute or two once they are downloaded'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,agent,openvino,ncnn,litert,watch]' || { \
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,docs,agent,openvino,ncnn,litert,watch]' || { \
 	  echo 'The installation failed; the lines above say why. Where a pinned version has no wheel for this machine, change it in constraints.txt.' >&2; \
 	  exit 1; \
 	}
@@ -77,7 +77,7 @@ browser: ## headless Chromium for the report's tests, where it can be had (root 
 	  echo 'no chromium here; the browser tests will be skipped (to have them: apt-get install chromium)'; \
 	fi
 
-test: $(READY) browser lint ## everything that must hold: lint, types, all tests
+test: $(READY) browser lint site ## everything that must hold: lint, types, the site's links, all tests
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' -n $(WORKERS) --dist loadfile
 
 lint: $(READY) ## style and types
@@ -88,6 +88,15 @@ lint: $(READY) ## style and types
 format: $(READY) ## bring the code into shape
 	$(BIN)/ruff check --fix $(MODULES)
 	$(BIN)/ruff format $(MODULES)
+
+# Strict: a link that leads nowhere, or a parameter described that is not there, fails.
+site: $(READY) ## build the documentation's site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+docs: $(READY) ## bring the tables of the documentation up to date, then build its site
+	$(BIN)/python docs/options.py
+	$(BIN)/python benchmarks/tables.py
+	@$(MAKE) --no-print-directory site
 
 docs-test: $(READY) ## run every code block of the README and the documentation
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' tests/test_docs.py

@@ -5,7 +5,7 @@
 
 Every training is a run folder below runs/adaptation and is taken up where it stopped; a pair and seed whose rows are
 in the CSV is not run again. Processes with different --pairs may write at once. Target labels are read by the oracle
-and by the evaluation at the end, never by the adaptation. What a row holds is in docs/benchmarks.md.
+and by the evaluation at the end, never by the adaptation. What a row holds is in docs/benchmarks/adaptation.md.
 
 How much of a gap can be closed at all is bounded by the better of two oracles, each trained for as many steps as the
 others: one on the target's labels alone, and one on the source's and the target's together.
@@ -28,7 +28,7 @@ from rich.console import Console
 from scipy.stats import t
 
 import rows
-from acclimate import machine, stages, workflow
+from acclimate import workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
@@ -256,7 +256,7 @@ def evaluate(
 ) -> tuple[Evaluation, Evaluation | None]:
     """AP on the target's test images, and on the source's."""
     family, *domains = PAIRS[pair]
-    detector = stages.to_device(models.load(run.path, weights))
+    detector = models.to_device(models.load(run.path, weights))
     found: list[Evaluation] = []
     for domain, role in ((domains[1], "target"), (domains[0], "source"))[: 2 if source else 1]:
         truth = test_images(family, domain, detector.spec.classes, TEST_IMAGES)
@@ -321,7 +321,7 @@ def record(
             "batch": setting.batch,
             "test_images": target.images,
             "minutes": f"{run.manifest.seconds / 60:.1f}",
-            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"],
+            "processor": models.device_name(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

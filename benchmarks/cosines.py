@@ -81,7 +81,7 @@ def summary(form: str, granularity: str) -> str:
 
 
 def tables() -> list[str]:
-    """The table of docs/benchmarks.md."""
+    """The table of docs/benchmarks/cosines.md."""
     names = (
         "form", "projection on", "layers", "cosine, median", "max", "of chance, median", "max", "removed, %, max",
         "update without, of chance", "with",

@@ -8,7 +8,7 @@ Every training is a run folder below runs/distillation and is taken up where it 
 run again. Processes with different --sets, --pairs or --seeds may write at once. On one domain, teacher and student
 learn from all of its training images; across two, from the labelled source and the unlabelled target. Labels of the
 target are read by the evaluation at the end alone. Weights of the losses were chosen on a set of their own, which
-`--blocks weights` goes over. What a row holds is in docs/benchmarks.md.
+`--blocks weights` goes over. What a row holds is in docs/benchmarks/distillation.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, stages, workflow
+from acclimate import workflow
 from acclimate.config import AdaptConfig, Budget, Config, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.evaluate import evaluate_detector
 from acclimate.export.base import complexity, frozen_copy
@@ -360,9 +360,7 @@ class Record:
                 "test_images": target.images,
                 "run_minutes": f"{run.manifest.seconds / 60:.1f}",
                 "minutes": f"{spent / 60:.1f}",
-                "processor": (
-                    torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"]
-                ),
+                "processor": models.device_name(),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             },
@@ -379,7 +377,7 @@ class Record:
         """AP on the test images of a domain, evenly spread as in adaptation.py."""
         key = (run.path, domain)
         if key not in self._measured:
-            detector = stages.to_device(models.load(run.path))
+            detector = models.to_device(models.load(run.path))
             truth = adaptation.test_images(family, domain, detector.spec.classes, adaptation.TEST_IMAGES)
             self._measured[key] = evaluate_detector(detector, truth, domain, "target")
         return self._measured[key]

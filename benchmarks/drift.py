@@ -29,12 +29,13 @@ import adaptation
 import rows
 from acclimate import machine, workflow
 from acclimate.config import Config, DataConfig, ModelConfig, ScheduleConfig
-from acclimate.data import formats, scenes
+from acclimate.data import formats
 from acclimate.data.dataset import choose
 from acclimate.edge import monitor
 from acclimate.edge.artifact import Reference
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
+from acclimate.scenes import sets
 from acclimate.structures import Image
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -75,7 +76,7 @@ def pair_of(name: str, folder: Path) -> Pair:
 
         def made(count: int, seed: int, condition: str | None) -> DataConfig:
             out = folder / f"{condition or 'clear'}-{seed}"
-            return DataConfig(path=scenes.generate(out, count, (240, 320), seed, condition))
+            return DataConfig(path=sets.generate(out, count, (240, 320), seed, condition))
 
         clear, held_out, changed = made(300, 0, None), made(IMAGES, 1, None), made(IMAGES, 2, change)
         return Pair(clear, formats.read(held_out).paths, formats.read(changed).paths, (128, 160))

@@ -1,7 +1,8 @@
 """What is lost when things break: a table of trials, and how many tries each survives, in faults.csv.
 
-    python benchmarks/faults.py                              # every trial, 20 tries each
-    python benchmarks/faults.py --trials kill-train --tries 3
+    python benchmarks/faults.py                              # what has no row yet, or lost something, or too few tries
+    python benchmarks/faults.py --part 0.25                  # a quarter of the tries
+    python benchmarks/faults.py --trials kill-train
     python benchmarks/faults.py --summary
 
 A trial is a function of a `Bench` that gives one line a try: empty where it was survived, else what was lost. The ones
@@ -13,15 +14,18 @@ here break what writes:
 - `pair-VERB` starts the verb twice at the same time on one folder.
 
 A try is survived where no traceback was printed, the verb ends as it does undisturbed, and the files that are there
-then are those of an undisturbed run, the same weights and networks bit for bit, without anything half done beside them.
+then are those of an undisturbed run, the same weights, networks, pictures and labels bit for bit, without anything half
+done beside them.
 
 Trials of what comes from outside (packages, manifests, values, an agent) are in faults_foreign.py, in the same table. A
-process that has loaded everything is forked for each call, so a try costs what the verb costs on a few small images.
+process that has loaded everything is forked for each call, so a try costs what the verb costs on a few small images. A
+row is written when a trial ends, and the next call goes on after it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import importlib
@@ -48,9 +52,11 @@ import rows
 from acclimate import __version__, cli, machine
 
 CSV = Path(__file__).with_suffix(".csv")
-TRIES = 20
-KEPT = (".safetensors", ".onnx", ".jpg", ".zip")
-"""Files that an undisturbed run writes the same, bit for bit."""
+TRIES = {"kill": 20, "full": 6, "pair": 3}
+"""How often each way of breaking is tried on each verb."""
+SAME = (".safetensors", ".onnx", ".jpg", ".zip", ".txt", ".xml", ".yaml", ".toml")
+SAME_NAMES = ("annotations.json", "detections.json", "instances_train.json", "ask.json", "spec.json", "selection.json")
+"""Suffixes and names of files that an undisturbed run writes the same, bit for bit: no time stands in them."""
 SIZE = (96, 128)
 
 
@@ -61,17 +67,25 @@ class Verb:
     Attributes:
         arguments: its command line, in the folder of the project.
         status: how it ends, undisturbed; None where that depends on the machine's speed.
+        finished: what it says, with status 2, where its work is there already and is left alone.
     """
 
     arguments: tuple[str, ...]
     status: int | None = 0
+    finished: str = ""
 
 
 SHORT = ("train.steps=4", "train.batch_size=2", "train.warmup=1", "train.checkpoint_every=2", "train.workers=0")
+INT8 = "job/adapted/artifacts/onnx-int8"
 VERBS = {
     "scenes": Verb(("scenes", "more", "--images", "4", "--height", "96", "--width", "128")),
+    "data": Verb(("data", "clear", "--sheet", "sheet.jpg")),
+    "data --to": Verb(("data", "clear", "converted", "--to", "yolo"), finished="is there and not empty"),
+    "init": Verb(("init", "clear", "fog/images", "--out", "proposed.toml"), finished="is there already"),
     "train": Verb(("train", "job.toml", "--out", "trained", "seed=1")),
+    "take": Verb(("take", "job/source", "--out", "taken", "--data", "clear")),
     "adapt": Verb(("adapt", "job/source", "--target", "fog/images", "--out", "again", "seed=1")),
+    "ask": Verb(("ask", "job/source", "--target", "fog/images", "--out", "asked", "--frames", "2")),
     "distil": Verb(("distil", "job/source", "--student", "model.size=nano", "--out", "small", *SHORT)),
     "slim": Verb(("slim", "bank", "--target", "fog/images", "--out", "slimmed", "seed=1")),
     "search": Verb(
@@ -80,24 +94,48 @@ VERBS = {
     ),
     "evaluate": Verb(("evaluate", "job/source", "--data", "fog")),
     "export": Verb(("export", "job/adapted", "--precision", "int8", "--images", "2", "--calibration", "clear/images")),
-    "package": Verb(("package", "job/adapted/artifacts/onnx-int8", "--out", "site.zip")),
-    "verify": Verb(("verify", "job/adapted/artifacts/onnx-int8", "--data", "fog"), None),
-    "predict": Verb(("predict", "job/adapted/artifacts/onnx-int8", "fog/images", "--out", "seen")),
+    "package": Verb(("package", INT8, "--out", "packed.zip")),
+    "package of a package": Verb(("package", "site.zip", "--out", "unpacked"), finished="is there already"),
+    "verify": Verb(("verify", INT8, "--data", "fog", "--again"), None),
+    "verify of a package": Verb(("verify", "site.zip", "--data", "fog"), None),
+    "predict": Verb(("predict", INT8, "fog/images", "--out", "seen")),
+    "watch": Verb(("watch", INT8, "--source", "fog/images", "--once", "--no-page", "--out", "watched")),
+    "leaderboard": Verb(("leaderboard", "job", "--json", "board.json", "--csv", "board.csv")),
     "report": Verb(("report", "job/source", "job/adapted", "--out", "page.html")),
     "run": Verb(("run", "job.toml", "schedule.steps=3"), None),
+    "benchmark": Verb(("benchmark", "suite.toml", "--out", "suite")),
 }  # fmt: skip
-"""The verbs that write; each on a project with a finished job, a bank and two small sets."""
+"""The verbs that write; each on a project with a finished job, a bank, a package and two small sets."""
 
 JOB = """
 out = "job"
 target = "fog/images"
 source = { path = "clear" }
-target_test = { path = "fog" }
+target_test = { path = "test" }
 model = { size = "nano", backbone = "lcnet_050", image_size = [64, 96], weights = "none" }
 train = { steps = 4, batch_size = 2, warmup = 1, checkpoint_every = 2, log_every = 1, workers = 0 }
 schedule = { steps = 4, batch_size = 2, warmup = 1, checkpoint_every = 2, log_every = 1, workers = 0 }
 export = { precisions = ["int8"], calibration_images = 2 }
 budget = { latency_ms = 100000, max_ap50_drop = 1.0 }
+"""
+SUITE = """
+name = "one"
+root = "."
+reference = "source-only"
+seeds = [0]
+train = { steps = 4, batch_size = 2, warmup = 1, checkpoint_every = 2, workers = 0 }
+schedule = { steps = 4, batch_size = 2, warmup = 1, checkpoint_every = 2, workers = 0 }
+model = { size = "nano", backbone = "lcnet_050", image_size = [64, 96], weights = "none" }
+
+[pairs."clear->fog"]
+source = { path = "clear" }
+target = { path = "fog" }
+source_test = { path = "clear" }
+target_test = { path = "test" }
+
+[methods.source-only]
+role = "source-only"
+adapt = { teacher = "none" }
 """
 
 
@@ -107,13 +145,15 @@ class Bench:
 
     Attributes:
         folder: of its own.
-        tries: how many times it tries.
+        part: of the tries that `TRIES` says.
         seed: of what is random.
+        undisturbed: what `_undisturbed` found out, by command.
     """
 
     folder: Path
-    tries: int = TRIES
+    part: float = 1.0
     seed: int = 0
+    undisturbed: dict[tuple[str, ...], tuple[Ended, int, dict[str, str]]] = field(default_factory=dict)
     _project: Path | None = field(default=None)
     _count: int = 0
 
@@ -125,16 +165,33 @@ class Bench:
             _make_project(self, self._project)
         return self._project
 
+    def times(self, kind: str) -> range:
+        """One for each try."""
+        return range(max(1, round(self.part * TRIES[kind])))
+
     def copy(self) -> Path:
         """A fresh copy of the project."""
         self._count += 1
         return Path(shutil.copytree(self.project, self.folder / f"copy-{self._count}", symlinks=True))
 
-    def call(self, place: Path, arguments: Sequence[str], before: Callable[[], None] = lambda: None) -> Ended:
-        """Run `acclimate ARGUMENTS` in a forked process in `place`; `before` is called in that process first."""
-        return self.finish(self.start(place, arguments, before))
+    def call(
+        self,
+        place: Path,
+        arguments: Sequence[str],
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> Ended:
+        """Run `acclimate ARGUMENTS` in a forked process in `place`; `before` is called in that process first, `after`
+        when the verb has ended."""
+        return self.finish(self.start(place, arguments, before, after))
 
-    def start(self, place: Path, arguments: Sequence[str], before: Callable[[], None]) -> tuple[int, Path]:
+    def start(
+        self,
+        place: Path,
+        arguments: Sequence[str],
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> tuple[int, Path]:
         """Begin what `finish` waits for."""
         self._count += 1
         told = self.folder / f"told-{self._count}"
@@ -150,6 +207,7 @@ class Bench:
             sys.argv = ["acclimate", *arguments]
             before()
             status = cli.main(arguments)
+            after()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         except BaseException:
@@ -181,26 +239,41 @@ class Ended:
     def problem(self) -> str:
         """The traceback's last line, or the first line of an unexpected end."""
         if "Traceback (most recent call last)" in self.text:
-            return f"traceback: {self.text.strip().splitlines()[-1]}"
+            return f"traceback: {self.last}"
         return ""
+
+    @property
+    def last(self) -> str:
+        """The last line that it printed."""
+        return (self.text.strip().splitlines() or ["nothing was said"])[-1]
 
 
 Trial = Callable[[Bench], Iterator[str]]
 
 
 def _make_project(bench: Bench, project: Path) -> None:
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     project.mkdir()
-    for seed, (name, condition) in enumerate((("clear", None), ("fog", "fog"))):
+    modules = bench.folder / "modules"
+    for seed, (name, condition) in enumerate((("clear", None), ("fog", "fog"), ("test", "fog"))):
         generate(project / name, 6, SIZE, seed, condition)
     (project / "job.toml").write_text(JOB)
-    (project / "budget.toml").write_text("macs_m = 100000\nsize_mb = 1000\n")
+    (project / "budget.toml").write_text("macs_m = 100000\n")
     bank = ("model.kind=slimmable", "model.slimmable.choices=[0.5,1.0]")
-    for arguments in (("run", "job.toml"), ("train", "job.toml", "--out", "bank", *bank)):
-        done = bench.call(project, arguments)
+    (project / "suite.toml").write_text(SUITE)
+    for arguments in (
+        ("run", "job.toml"),
+        ("train", "job.toml", "--out", "bank", *bank),
+        ("package", INT8, "--out", "site.zip"),
+    ):
+        done = bench.call(project, arguments, after=lambda: modules.write_text("\n".join(sys.modules)))
         if done.status != 0:
             sys.exit(f"{' '.join(arguments)}: {done.text}")
+        # What has been loaded here need not be loaded in every process that is forked from now on.
+        for name in modules.read_text().splitlines():
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def _events(then: Callable[[int], None]) -> Callable[[], None]:
@@ -229,7 +302,9 @@ def _events(then: Callable[[int], None]) -> Callable[[], None]:
 
 
 def _undisturbed(bench: Bench, verb: Verb) -> tuple[Ended, int, dict[str, str]]:
-    """How the verb ends, how many events it has, and what is there afterwards."""
+    """How the verb ends, how many events it has, and what is there afterwards; found out once."""
+    if verb.arguments in bench.undisturbed:
+        return bench.undisturbed[verb.arguments]
     place = bench.copy()
     ours, theirs = os.pipe()
     done = bench.call(place, verb.arguments, _events(lambda count: os.write(theirs, b"x") and None))
@@ -240,6 +315,7 @@ def _undisturbed(bench: Bench, verb: Verb) -> tuple[Ended, int, dict[str, str]]:
     shutil.rmtree(place)
     if done.problem or (verb.status is not None and done.status != verb.status):
         sys.exit(f"{' '.join(verb.arguments)}: status {done.status}, undisturbed: {done.text}")
+    bench.undisturbed[verb.arguments] = done, count, left
     return done, count, left
 
 
@@ -248,8 +324,11 @@ def _files(place: Path) -> dict[str, str]:
     found = {}
     for path in sorted(place.rglob("*")):
         if path.is_file():
-            same = path.suffix in KEPT
-            found[str(path.relative_to(place))] = hashlib.sha256(path.read_bytes()).hexdigest() if same else ""
+            content = b""
+            if path.suffix in SAME or path.name in SAME_NAMES:
+                # Lists of images have whole paths.
+                content = path.read_bytes().replace(str(place).encode(), b"")
+            found[str(path.relative_to(place))] = hashlib.sha256(content).hexdigest()
     return found
 
 
@@ -266,56 +345,47 @@ def _judged(verb: Verb, wanted: Ended, again: Ended, before: dict[str, str], pla
     """What a second, undisturbed call shows was lost."""
     if again.problem:
         return again.problem
-    if (verb.status is not None and again.status != wanted.status) or again.status not in {0, 1}:
-        return f"status {again.status}, not {wanted.status}: {again.text.strip().splitlines()[-1:]}"
+    finished = verb.finished and again.status == 2 and verb.finished in again.text
+    if not finished and (again.status not in {0, 1} or (verb.status is not None and again.status != wanted.status)):
+        return f"status {again.status}, not {wanted.status}: {again.last}"
     return _differs(before, _files(place))
 
 
-def kill(name: str) -> Trial:
-    """Kill a verb, and run it again."""
+def _killed(at: int) -> Callable[[int], None]:
+    """Before the event number `at` the process is no more."""
+
+    def strike(now: int) -> None:
+        if now == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return strike
+
+
+def _refused(at: int) -> Callable[[int], None]:
+    """From the event number `at` on the disk is full, which lets files be removed."""
+    removing = {"unlink", "rmdir", "rmtree", "_rmtree_safe_fd", "_rmtree_safe_fd_step"}
+
+    def strike(now: int) -> None:
+        if now >= at and sys._getframe(2).f_code.co_name not in removing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return strike
+
+
+def broken(kind: str, name: str, strikes: Callable[[int], Callable[[int], None]], endings: set[int]) -> Trial:
+    """Break a verb at a random event, which must end it in one of `endings`; then run it again."""
 
     def trial(bench: Bench) -> Iterator[str]:
         verb = VERBS[name]
         wanted, count, left = _undisturbed(bench, verb)
-        rng = random.Random(f"{bench.seed} {name}")
-        for _ in range(bench.tries):
+        rng = random.Random(f"{bench.seed} {kind} {name}")
+        for _ in bench.times(kind):
             at = rng.randint(1, count)
             place = bench.copy()
-
-            def die(now: int, at: int = at) -> None:
-                if now == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            killed = bench.call(place, verb.arguments, _events(die))
-            problem = killed.problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
-            yield f"event {at} of {count}: {problem}" if problem else ""
-            shutil.rmtree(place)
-
-    return trial
-
-
-def full(name: str) -> Trial:
-    """Fill the disk while a verb runs; free it, and run the verb again."""
-
-    def trial(bench: Bench) -> Iterator[str]:
-        verb = VERBS[name]
-        wanted, count, left = _undisturbed(bench, verb)
-        rng = random.Random(f"{bench.seed} full {name}")
-        for _ in range(bench.tries):
-            at = rng.randint(1, count)
-            place = bench.copy()
-            removing = {"unlink", "rmdir", "rmtree", "_rmtree_safe_fd", "_rmtree_safe_fd_step"}
-
-            def refuse(now: int, at: int = at, removing: set[str] = removing) -> None:
-                # A full disk lets files be removed.
-                frame = sys._getframe(2)
-                if now >= at and frame.f_code.co_name not in removing:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            ended = bench.call(place, verb.arguments, _events(refuse))
+            ended = bench.call(place, verb.arguments, _events(strikes(at)))
             problem = ended.problem
-            if not problem and ended.status not in {0, 1, 2}:
-                problem = f"status {ended.status} on a full disk"
+            if not problem and ended.status not in endings:
+                problem = f"status {ended.status}: {ended.last}"
             problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
             yield f"event {at} of {count}: {problem}" if problem else ""
             shutil.rmtree(place)
@@ -330,16 +400,18 @@ def pair(name: str) -> Trial:
         verb = VERBS[name]
         wanted, _, left = _undisturbed(bench, verb)
         rng = random.Random(f"{bench.seed} pair {name}")
-        for _ in range(bench.tries):
+        for _ in bench.times("pair"):
             place = bench.copy()
-            first = bench.start(place, verb.arguments, lambda: None)
+            first = bench.start(place, verb.arguments)
             time.sleep(rng.random() * 0.5)
-            second = bench.start(place, verb.arguments, lambda: None)
+            second = bench.start(place, verb.arguments)
             both = [bench.finish(one) for one in (first, second)]
             problem = next((one.problem for one in both if one.problem), "")
             refused = [one for one in both if one.status == 2]
-            if not problem and (len(refused) > 1 or any("writes there" not in one.text for one in refused)):
-                problem = f"refused: {refused[0].text.strip()}"
+            told = ("writes there", *([verb.finished] if verb.finished else []))
+            unclear = [one for one in refused if not any(text in one.text for text in told)]
+            if not problem and (len(refused) > 1 or unclear):
+                problem = f"refused: {(unclear or refused)[0].last}"
             problem = problem or _differs(left, _files(place))
             problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
             yield problem
@@ -348,45 +420,42 @@ def pair(name: str) -> Trial:
     return trial
 
 
-TRIALS: dict[str, Trial] = {
-    **{f"kill-{name}": kill(name) for name in VERBS},
-    **{f"full-{name}": full(name) for name in VERBS},
-    **{f"pair-{name}": pair(name) for name in VERBS},
+ENDINGS = {0, 1, 2, 3}
+"""How a verb may end on a full disk: it may have been done, or nothing that it needs was to be written."""
+TRIALS: dict[tuple[str, str], Trial] = {
+    **{("kill", name): broken("kill", name, _killed, {-signal.SIGKILL, 0, 1, 3}) for name in VERBS},
+    **{("full", name): broken("full", name, _refused, ENDINGS) for name in VERBS},
+    **{("pair", name): pair(name) for name in VERBS},
 }
-"""Name -> trial."""
-FOREIGN = "foreign"
+"""(kind, verb) -> trial."""
+FOREIGN = ("foreign", "")
 """All that `faults_foreign` tries, which has rows of its own."""
 
 
-def run(names: Sequence[str], tries: int, seed: int, out: Path) -> None:
-    """Do the trials, each in the same project, and append a row for each."""
+def run(trials: Sequence[tuple[str, str]], part: float, seed: int, out: Path) -> None:
+    """Do the trials, each in the same project, and write a row for each."""
     import torch
 
-    import acclimate.workflow
-
-    # What a forked process need not load again.
-    assert acclimate.workflow
-    for module in ("adapt.engine", "adapt.methods", "models.dense", "models.slimmable", "select.score", "evaluate"):
-        importlib.import_module(f"acclimate.{module}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="acclimate-faults-") as folder:
-        bench = Bench(Path(folder), tries, seed)
-        for name in names:
+        bench = Bench(Path(folder), part, seed)
+        for kind, name in trials:
             began = time.monotonic()
-            if name == FOREIGN:
+            if (kind, name) == FOREIGN:
                 for one in faults_foreign.rows():
-                    _record(out, one.name, one.tries, one.lost, "", seed, time.monotonic() - began)
+                    _record(out, one.kind, one.what, one.tries, one.lost, "", seed, time.monotonic() - began)
                     began = time.monotonic()
                 continue
-            problems = list(TRIALS[name](bench))
+            problems = list(TRIALS[kind, name](bench))
             lost = [problem for problem in problems if problem]
             first = lost[0].replace(folder, "") if lost else ""
-            _record(out, name, len(problems), len(lost), first, seed, time.monotonic() - began)
+            _record(out, kind, name, len(problems), len(lost), first, seed, time.monotonic() - began)
 
 
-def _record(out: Path, name: str, tries: int, lost: int, first: str, seed: int, seconds: float) -> None:
+def _record(out: Path, kind: str, what: str, tries: int, lost: int, first: str, seed: int, seconds: float) -> None:
     row = {
-        "trial": name,
+        "kind": kind,
+        "what": what,
         "tries": tries,
         "survived": tries - lost,
         "lost": lost,
@@ -396,30 +465,45 @@ def _record(out: Path, name: str, tries: int, lost: int, first: str, seed: int, 
         "version": __version__,
         "processor": machine.processor(),
     }
-    rows.append(out, row)
+    others = [one for one in rows.read(out) if (one["kind"], one["what"]) != (kind, what)]
+    out.unlink(missing_ok=True)
+    for one in [*others, row]:
+        rows.append(out, one)
     print(json.dumps(row), flush=True)
 
 
 def summary(file: Path) -> Iterator[str]:
-    """The last row of each trial, as a table in Markdown."""
-    last = {row["trial"]: row for row in rows.read(file)}
-    yield "| trial | tries | survived | lost |"
+    """Tries and losses as a table in Markdown: a row for each verb, or what else was broken."""
+    yield "| | kind | tries | lost |"
     yield "|---|---|---|---|"
-    for name, row in last.items():
+    for row in rows.read(file):
         told = f"{row['lost']}: {row['first']}" if row["lost"] != "0" else "0"
-        yield f"| {name} | {row['tries']} | {row['survived']} | {told} |"
+        yield f"| {row['what']} | {row['kind']} | {row['tries']} | {told} |"
+
+
+def left_to_do(file: Path) -> list[tuple[str, str]]:
+    """The trials that have no row, or lost something, or were tried less often than they are to be."""
+    fine = {
+        (row["kind"], row["what"])
+        for row in rows.read(file)
+        if row["lost"] == "0" and int(row["tries"]) >= TRIES.get(row["kind"], 1)
+    }
+    foreign = [FOREIGN] if not fine >= set(faults_foreign.KINDS) else []
+    return [*(trial for trial in TRIALS if trial not in fine), *foreign]
 
 
 def main() -> None:
+    named = {"-".join(filter(None, trial)).replace(" ", "-"): trial for trial in (*TRIALS, FOREIGN)}
     parser = argparse.ArgumentParser(description="What is lost when things break.")
-    parser.add_argument("--trials", nargs="+", default=[*TRIALS, FOREIGN], choices=[*TRIALS, FOREIGN], metavar="TRIAL")
-    parser.add_argument("--tries", type=int, default=TRIES)
+    parser.add_argument("--trials", nargs="+", choices=named, metavar="TRIAL", help="default: what is left to do")
+    parser.add_argument("--part", type=float, default=1.0, help=f"of the tries {TRIES}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--summary", action="store_true", help="print the table and do nothing")
     options = parser.parse_args()
     if not options.summary:
-        run(options.trials, options.tries, options.seed, options.out)
+        wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out)
+        run(wanted, options.part, options.seed, options.out)
     print("\n".join(summary(options.out)))
 
 

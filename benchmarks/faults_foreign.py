@@ -47,10 +47,20 @@ STRANGERS = 4
 """Threads that connect to the agent as fast as they can, and show nothing."""
 
 
+KINDS = (
+    *(("bit flipped", what) for what in ("package", "manifest", "model file")),
+    ("malformed", "manifest"),
+    ("bad value", "option"),
+    ("flood", "agent"),
+)
+"""The kinds of the rows, and of what."""
+
+
 class Row(NamedTuple):
     """One kind of fault."""
 
-    name: str
+    kind: str
+    what: str
     tries: int
     survived: int
     lost: int
@@ -81,15 +91,16 @@ def flips(artifact: Path, count: int = 1000) -> Iterator[Row]:
             unpack(place / "site.zip", place / "out")
 
         kinds = (
-            ("bit of a package", place / "site.zip", unpacked, count // 2),
-            ("bit of a manifest", folder / "artifact.json", opened, count // 4),
-            ("bit of a model file", folder / model, opened, count - count // 2 - count // 4),
+            ("package", place / "site.zip", unpacked, count // 2),
+            ("manifest", folder / "artifact.json", opened, count // 4),
+            ("model file", folder / model, opened, count - count // 2 - count // 4),
         )
         for name, file, use, tries in kinds:
             whole = file.read_bytes()
             use()
             shutil.rmtree(place / "out", ignore_errors=True)
-            yield _row(name, (_flipped(file, whole, rng.randrange(8 * len(whole)), use) for _ in range(tries)))
+            bits = [rng.randrange(8 * len(whole)) for _ in range(tries)]
+            yield _row("bit flipped", name, (_flipped(file, whole, bit, use) for bit in bits))
             file.write_bytes(whole)
 
 
@@ -111,7 +122,7 @@ def manifests(artifact: Path) -> Iterator[Row]:
             return load
 
         use({})()
-        yield _row("malformed manifest", (_refused(use(change)) for change in MANIFESTS))
+        yield _row("malformed", "manifest", (_refused(use(change)) for change in MANIFESTS))
 
 
 def values() -> Iterator[Row]:
@@ -136,7 +147,7 @@ def values() -> Iterator[Row]:
             return load
 
         tries = [*map(option, OPTIONS), *map(budget, BUDGETS), *map(document, DOCUMENTS)]
-        yield _row("bad value", map(_refused, tries))
+        yield _row("bad value", "option", map(_refused, tries))
 
 
 def flood(artifact: Path) -> Iterator[Row]:
@@ -154,7 +165,7 @@ def flood(artifact: Path) -> Iterator[Row]:
                 desk.detect(image)
                 desk.close()
 
-            yield _row("desk at a flooded agent", (_served(ask) for _ in range(DESKS)))
+            yield _row("flood", "agent", (_served(ask) for _ in range(DESKS)))
 
 
 def rows(flips_in_all: int = 1000) -> Iterator[Row]:
@@ -167,9 +178,9 @@ def rows(flips_in_all: int = 1000) -> Iterator[Row]:
         yield from flood(artifact)
 
 
-def _row(name: str, went_well: Iterable[bool]) -> Row:
+def _row(kind: str, what: str, went_well: Iterable[bool]) -> Row:
     told = list(went_well)
-    return Row(name, len(told), sum(told), len(told) - sum(told))
+    return Row(kind, what, len(told), sum(told), len(told) - sum(told))
 
 
 def _refused(use: Callable[[], None]) -> bool:
@@ -318,7 +329,7 @@ def main() -> None:
     console = Console()
     lost = 0
     for row in rows(options.flips):
-        console.print(f"{row.name}: {row.survived} of {row.tries}, {row.lost} lost", highlight=False)
+        console.print(f"{row.kind} ({row.what}): {row.survived} of {row.tries}, {row.lost} lost", highlight=False)
         lost += row.lost
     sys.exit(1 if lost else 0)
 

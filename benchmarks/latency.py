@@ -26,11 +26,12 @@ import torch
 import rows
 from acclimate import machine
 from acclimate.config import ModelConfig
-from acclimate.data import scenes
 from acclimate.edge.engines import engine
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.export import exporter
 from acclimate.models import detector as models
+from acclimate.scenes import sets
+from acclimate.scenes.render import CLASSES
 
 CSV = Path(__file__).with_suffix(".csv")
 SIDE = 1024
@@ -90,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
-        folder = scenes.generate(Path(temporary) / "scenes", 32, (240, 320), 0).parent / "images"
+        folder = sets.generate(Path(temporary) / "scenes", 32, (240, 320), 0).parent / "images"
         paths = sorted(folder.glob("*.jpg"))
         CSV.unlink(missing_ok=True)
         peaks = {precision: peak(precision) for precision in ("fp32", "int8")}
         for name, config in MODELS.items():
-            detector = models.build(models.specify(config, scenes.CLASSES)).eval()
+            detector = models.build(models.specify(config, CLASSES)).eval()
             canvas = to_input(letterbox(read_image(paths[0]), config.image_size)[0])
             eager = detector.to(memory_format=torch.channels_last)
             tensor = torch.from_numpy(canvas).contiguous(memory_format=torch.channels_last)

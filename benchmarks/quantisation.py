@@ -7,7 +7,7 @@ Each adapted detector is exported in fp32, and in INT8 calibrated on images of t
 evenly, at random or diverse) and on noise, for each runtime; from the diverse ones with a tolerance also in mixed
 precision, and after fine-tuning for INT8. AP50 is measured on test images of both domains, the agreement with fp32
 (before any fine-tuning) without labels on target images that none was calibrated or fine-tuned on. What is in the CSV
-is not measured again. What a row holds is in docs/benchmarks.md.
+is not measured again. What a row holds is in docs/benchmarks/quantisation.md.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, workflow
+from acclimate import workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import Config, merge, parse
+from acclimate.models import detector as models
 from acclimate.run import Run
 
 HERE = Path(__file__).parent
@@ -117,7 +118,7 @@ def record(pair: str, source: str, way: str, run: Run, files: Sequence[tuple[int
             "dead_channels": metrics[-1].get("dead_channels", ""),
             "update_ratio": metrics[-1].get("update_ratio", ""),
             "minutes": f"{run.manifest.seconds / 60:.1f}",
-            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.facts()["processor"],
+            "processor": models.device_name(),
         },
     )
 

@@ -8,7 +8,7 @@ Three parts, each with its own CSV: `detection` (slimda.csv) adapts one bank, an
 (slimda_ranking.csv) compares the order by UPEM with the true one; `search` (slimda_search.csv) makes an artifact for
 each of three latency budgets. Every training is a run folder below runs/slimda and is taken up where it stopped; a row
 that is there is not made again. `--quick` does a few steps of everything below runs/slimda-quick, CSVs included.
-Target labels are read by the evaluation alone. What a row holds is in docs/benchmarks.md.
+Target labels are read by the evaluation alone. What a row holds is in docs/benchmarks/slimda.md.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, stages, workflow
-from acclimate.adapt.methods import source_only
+from acclimate import machine, workflow
 from acclimate.config import AdaptConfig, Budget, Config, SlimConfig, SlimmableConfig, TeacherConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
@@ -143,7 +142,7 @@ class Experiment:
         config = self.settings.model_copy(update={"adapt": AdaptConfig(teacher=TeacherConfig(), slim=slim)})
         images = self.images
         if slim is None:
-            config = source_only(config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}))
+            config = config.model_copy(update={"adapt": AdaptConfig(slim=SlimConfig(models=MODELS))}).source_only()
             images = adaptation.target_list(self.family, self.source, self.plan.runs)
         path = self.plan.runs / f"{self.start.path.name}-{self.target}-{method.replace(' + ', '-').replace(' ', '-')}"
         return self.adapted(self.start, path, config, images)
@@ -192,7 +191,7 @@ class Experiment:
     def measure(self, detector: models.Detector, statistics_from: Sequence[Path]) -> Evaluation:
         """AP on the target's test images, with BatchNorm's statistics from these images."""
         recalibrate(detector, choose(statistics_from, IMAGES, self.seed))
-        return evaluate_detector(stages.to_device(detector), self.truth, self.target, "target")
+        return evaluate_detector(models.to_device(detector), self.truth, self.target, "target")
 
     def missing(self, part: str, *keys: str) -> Callable[..., bool]:
         """Whether no row of this pair and seed has these values of `keys`."""

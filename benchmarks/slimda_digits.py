@@ -6,7 +6,7 @@
 Needs scikit-learn, which ships the handwriting (1,797 images, 43 writers; the last 500 are kept for the test). What is
 compared is in `TRAININGS`; each is measured at 1 to 1/64 of the full network's operations. A width trained alone is one
 run and one row of slimda_digits.csv, a bank is one run and a row for each width. What has its rows is not run again.
-Labels of handwriting are read by the evaluation alone. What a row holds is in docs/benchmarks.md.
+Labels of handwriting are read by the evaluation alone. What a row holds is in docs/benchmarks/slimda_digits.md.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 import rows
 from acclimate import machine
-from acclimate.adapt.classification import Bank, BankOptions
 from acclimate.adapt.slim import model_batch
-from acclimate.models.slimmable import SlimmableClassifier, macs
+from acclimate.models.slimmable import macs
+from classification import Bank, BankOptions, SlimmableClassifier
 
 CSV = Path(__file__).with_suffix(".csv")
 CLASSES = 10

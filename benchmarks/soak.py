@@ -35,8 +35,8 @@ import psutil
 import rows
 from acclimate import machine, workflow
 from acclimate.config import Config, ModelConfig, ScheduleConfig
-from acclimate.data import scenes
 from acclimate.edge.images import read_image
+from acclimate.scenes import sets
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZE = (96, 128)
@@ -112,7 +112,7 @@ class Watched:
 
 def artifact(folder: Path) -> Path:
     """A detector that learnt for some steps; how well does not matter here."""
-    data = scenes.generate(folder / "scenes", 60, SIZE, 0)
+    data = sets.generate(folder / "scenes", 60, SIZE, 0)
     schedule = ScheduleConfig(steps=30, batch_size=4, warmup=5, checkpoint_every=30, log_every=10, workers=0)
     model = ModelConfig(size="nano", backbone="lcnet_050", image_size=SIZE, weights="none")
     run = workflow.train(Config(source={"path": data}, model=model, train=schedule), folder / "run")

@@ -26,9 +26,10 @@ from acclimate.adapt.objective import Objective, UpdateTransform
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.suppression import DomainSpecificSuppression, LayerWatch
 from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleConfig, SuppressionConfig
-from acclimate.data import formats, scenes
+from acclimate.data import formats
 from acclimate.data.dataset import Loader
 from acclimate.models import detector as models
+from acclimate.scenes import sets
 
 CSV = Path(__file__).with_suffix(".csv")
 BATCH = 4
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary, open(CSV, "w", newline="") as file:
-        images = formats.read(DataConfig(path=scenes.generate(Path(temporary) / "scenes", 8, (240, 320), 0)))
+        images = formats.read(DataConfig(path=sets.generate(Path(temporary) / "scenes", 8, (240, 320), 0)))
         names = ("model", "form", "layers", "weights", "step_ms", "step_with_ms", "suppression_ms", "share_percent",
                  "step_difference_percent", "rounds", "batch", "threads", "processor", "torch")  # fmt: skip
         writer = csv.writer(file, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Write the result tables of docs/benchmarks.md from the CSVs, so that the page holds no number of its own.
+"""Write the result tables of docs/benchmarks/ from the CSVs, so that a page holds no row of its own.
 
 python benchmarks/tables.py
 """
@@ -22,7 +22,7 @@ from acclimate.benchmark import suite as suites
 from acclimate.benchmark import table as results
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "benchmarks.md"
+PAGES = HERE.parent / "docs" / "benchmarks"
 
 
 def table(found: list[dict[str, str]], columns: dict[str, str]) -> Iterator[str]:
@@ -44,8 +44,7 @@ def adaptation_tables() -> Iterator[str]:
 
 def methods_tables() -> Iterator[str]:
     suite = suites.load(HERE / "methods.toml")
-    # One heading less deep than the page's own.
-    yield from (line.replace("### ", "#### ") for line in results.tables(suite, results.read(HERE / "methods.csv")))
+    yield from results.tables(suite, results.read(HERE / "methods.csv"))
 
 
 def training_table() -> Iterator[str]:
@@ -157,15 +156,14 @@ TABLES = {
 }
 
 
-def page() -> str:
-    """The page with every table made anew."""
-    text = PAGE.read_text()
-    for name, make in TABLES.items():
-        start, end = f"<!-- results: {name} -->", f"<!-- end: {name} -->"
-        body = "\n".join([start, "", *make(), "", end])
-        text = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, text, flags=re.DOTALL)
-    return text
+def page(name: str) -> str:
+    """The page of a benchmark with its tables made anew."""
+    text = (PAGES / f"{name}.md").read_text()
+    start, end = f"<!-- results: {name} -->", f"<!-- end: {name} -->"
+    body = "\n".join([start, "", *TABLES[name](), "", end])
+    return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: body, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for name in TABLES:
+        (PAGES / f"{name}.md").write_text(page(name))

@@ -24,10 +24,11 @@ from acclimate.adapt.engine import accelerator, fit
 from acclimate.adapt.objective import Objective
 from acclimate.adapt.supervised import Supervised
 from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleConfig
-from acclimate.data import formats, scenes
+from acclimate.data import formats
 from acclimate.data.dataset import Loader
 from acclimate.models import detector as models
 from acclimate.run import Manifest, Run
+from acclimate.scenes import sets
 
 CSV = Path(__file__).with_suffix(".csv")
 MODELS = {
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        index = scenes.generate(Path(temporary) / "scenes", 48, (240, 320), 0)
+        index = sets.generate(Path(temporary) / "scenes", 48, (240, 320), 0)
         images = formats.read(DataConfig(path=index))
         CSV.unlink(missing_ok=True)
         for name, config in MODELS.items():

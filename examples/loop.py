@@ -20,6 +20,7 @@ from rich.console import Console
 
 import acclimate
 from acclimate import workflow
+from acclimate.edge.watch import watch
 
 SIZE = (192, 256)
 DEMO: dict[str, Any] = {
@@ -82,7 +83,7 @@ def main(folder: Path, small: bool) -> None:
         for picture in sorted((seen / "images").glob("*.jpg")):
             if not (frames / f"{day}-{picture.name}").exists():
                 shutil.copy(picture, frames / f"{day}-{picture.name}")
-    workflow.watch(folder / "site.zip", str(frames), watched, once=True, page=False, keep=60, console=console)
+    watch(folder / "site.zip", str(frames), watched, once=True, page=False, keep=60, console=console)
     told(watched, console)
     events = [json.loads(line) for line in (watched / "events.jsonl").read_text().splitlines()]
     for alarm in (event for event in events if event["event"] == "alarm"):
@@ -93,7 +94,7 @@ def main(folder: Path, small: bool) -> None:
     fog = workflow.adapt(clear.path, watched / "collected", folder / "fog", console=console)
     workflow.export(fog.path, console=console)
     again = folder / "watched-again"
-    workflow.watch(fog.artifacts()[0], str(frames), again, once=True, page=False, keep=60, console=console)
+    watch(fog.artifacts()[0], str(frames), again, once=True, page=False, keep=60, console=console)
     told(again, console)
     # The fair comparison: as much further training, without the frames.
     alone = ["adapt.teacher=none", "augment.style=0"]

@@ -17,9 +17,14 @@ from torch import Tensor, nn
 
 from acclimate.data.formats import LabelledImage, LabelledSet
 from acclimate.edge.artifact import Decode
+from acclimate.export import exporter
+from acclimate.export.base import Precision
+from acclimate.models import detector as detectors
 from acclimate.models.detector import Detector, DetectorSpec
+from acclimate.run import Manifest, Run
 from acclimate.structures import Annotations
 
+RUNTIME = "onnx"
 CLASSES = ("red", "blue")
 CANVAS = (96, 128)
 CELL = 16
@@ -123,3 +128,15 @@ def write_scenes(folder: Path, count: int, scale: int = 1) -> LabelledSet:
         cv2.imwrite(str(path), image[..., ::-1])
         images.append(LabelledImage(path, *image.shape[:2], annotations))
     return LabelledSet(folder.name, "coco", CLASSES, tuple(images))
+
+
+def exported(root: Path, images: int, *precisions: Precision) -> tuple[Run, LabelledSet]:
+    """A finished run of the detector with an artifact in each of `precisions`, and a labelled set."""
+    scenes = write_scenes(root / "scenes", images, scale=2)
+    run = Run.create(root / "run", Manifest(verb="train"))
+    detector = SquareDetector()
+    detectors.save(detector, run.path)
+    run.finish("done")
+    for precision in precisions:
+        exporter(RUNTIME).export(detector, run.path / "artifacts" / f"{RUNTIME}-{precision}", precision, scenes.paths)
+    return run, scenes

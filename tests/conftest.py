@@ -96,3 +96,11 @@ def chromium() -> Path:
     if found is None:
         pytest.skip("no chromium on this machine (as root on Debian: make browser)")
     return found
+
+
+@pytest.fixture
+def squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs may hold the detector of `coloured_squares`."""
+    from acclimate.models import detector
+
+    monkeypatch.setitem(detector.KINDS, "squares", "coloured_squares:SquareDetector")

@@ -521,7 +521,7 @@ def test_report_and_scenes_name_their_result(project: Path, capsys: pytest.Captu
         (["export", "source", "--precision", "fp32"], "acclimate.export.onnx", "write_graph"),
         (["verify", ARTIFACT], "acclimate.verification.measure", "bench_apart"),
         (["predict", ARTIFACT, TARGET, "--out", "x"], "acclimate.edge.predict", "draw"),
-        (["scenes", "x", "--images", "2"], "acclimate.data.scenes", "_write_scene"),
+        (["scenes", "x", "--images", "2"], "acclimate.scenes.sets", "_write_scene"),
         (["run", "job.toml"], "acclimate.adapt.engine", "fit"),
         (["data", "data/fog-test"], "acclimate.data.inspect", "contact_sheet"),
     ],
@@ -548,8 +548,8 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
 def test_predict_and_scenes_go_on_after_ctrl_c(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import acclimate.data.scenes
     import acclimate.edge.predict
+    import acclimate.scenes.sets
 
     def third_time(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = iter(range(100))
@@ -564,7 +564,7 @@ def test_predict_and_scenes_go_on_after_ctrl_c(
     with monkeypatch.context() as patched:
         patched.setattr(acclimate.edge.predict, "draw", third_time(acclimate.edge.predict.draw))
         assert main(["predict", ARTIFACT, TARGET, "--out", "found"]) == 130
-        patched.setattr(acclimate.data.scenes, "_write_scene", third_time(acclimate.data.scenes._write_scene))
+        patched.setattr(acclimate.scenes.sets, "_write_scene", third_time(acclimate.scenes.sets._write_scene))
         assert main(["scenes", "new", "--images", "4", "--height", "64", "--width", "64"]) == 130
     kept = sorted((project / "new/images").iterdir())[0].stat().st_mtime_ns
     assert "2 of 6 images are done already" in accepted(capsys, "predict", ARTIFACT, TARGET, "--out", "found")

@@ -20,6 +20,8 @@ Words after the language say more:
 from __future__ import annotations
 
 import contextlib
+import doctest
+import importlib
 import json
 import os
 import re
@@ -41,6 +43,7 @@ from acclimate import config
 from acclimate.errors import AcclimateError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "src" / "acclimate"
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SHOWN = {"text", "json", "yaml", "mermaid", "bibtex"}
 RUN = {"python", "bash", "sh", "toml"}
@@ -230,14 +233,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _do_the_job() -> None:
     from acclimate import workflow
-    from acclimate.data import scenes
+    from acclimate.scenes import sets
 
     small = SMALL["scenes"]
     parts = [(None, "train"), (None, "test"), ("fog", "train"), ("fog", "test")]
     for seed, (condition, split) in enumerate(parts):
         count = small["images" if split == "train" else "test_images"]
         out = Path("scenes", f"{condition or 'clear'}-{split}")
-        scenes.generate(out, count, tuple(small["size"]), seed, condition)
+        sets.generate(out, count, tuple(small["size"]), seed, condition)
     source = workflow.train(config.load(Path("job.toml")), Path("runs/source"))
     adapted = workflow.adapt(source.path, Path(JOB["target"]), Path("runs/adapted"))
     for precision in ("fp32", "int8"):
@@ -257,6 +260,38 @@ def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_page(page: Path, project: Path) -> None:
     run(blocks(page.read_text(), str(page.relative_to(REPOSITORY))), project)
+
+
+MOST_USED = (
+    "acclimate.config.load",
+    "acclimate.config.parse_budget",
+    "acclimate.data.formats.read",
+    "acclimate.edge.images.read_image",
+    "acclimate.edge.predict.Predictor",
+    "acclimate.evaluate.average_precision",
+    "acclimate.models.detector.load",
+    "acclimate.run.Run",
+    "acclimate.structures.Detections",
+    "acclimate.verification.judge.judge",
+)
+
+
+@pytest.mark.parametrize("name", MOST_USED)
+def test_the_most_used_have_an_example(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert doctest.DocTestParser().get_examples(getattr(importlib.import_module(module), attribute).__doc__)
+
+
+WITH_EXAMPLES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_examples_of_a_module_run(path: Path, project: Path) -> None:
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    results = doctest.testmod(importlib.import_module(name), raise_on_error=False)
+    assert results.attempted
+    assert not results.failed
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -21,7 +21,9 @@ HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "ho
 DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "packaging", "onnxruntime", "rich", "typer", "acclimate"}
 OPTIONAL = {"cryptography", "river"}
 """Of the extras `agent` and `watch`: loaded where a signature or a change is looked for; the device runs without."""
-DEVICE_PARTS = {"edge", "structures", "errors", "installation"}
+DEVICE_PARTS = {"edge", "boxes", "structures", "errors", "installation"}
+DESK = {"acclimate.boxes.match", "acclimate.boxes.tensors"}
+"""What stands among those parts and is for training: nothing of the device imports it."""
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "core", "base_utils"}
 
 
@@ -181,8 +183,9 @@ def own_packages(tree: ast.AST) -> set[str]:
 def test_the_device_code_imports_only_what_the_base_package_installs() -> None:
     wrong = []
     for module, targets in edges().items():
-        if module == "acclimate" or part(module) not in DEVICE_PARTS:
+        if module in DESK | {"acclimate"} or part(module) not in DEVICE_PARTS:
             continue
+        wrong += [f"{module}:{line} imports {target}" for target, line in targets if target in DESK]
         tree = ast.parse(modules()[module].read_text())
         typing_only = {
             line
@@ -259,3 +262,22 @@ def test_every_declared_dependency_is_pinned() -> None:
         (pin,) = pins[name].specifier
         assert pin.operator == "=="
         assert wanted.specifier.contains(pin.version), f"{name}: {pin.version} is not {wanted.specifier}"
+
+
+def test_the_device_is_chosen_in_one_place() -> None:
+    """Elsewhere a network would be trained on one device and measured on another."""
+    asks = ("torch.accelerator.", "torch.cuda.is_available", "torch.backends.mps", "torch.xpu.is_available")
+    wrong = [name for name, file in modules().items() if any(ask in file.read_text() for ask in asks)]
+    assert wrong == ["acclimate.models.detector"]
+
+
+def test_generated_scenes_are_a_room_of_their_own() -> None:
+    """Their verb, a job and a suite enter it."""
+    entered = {
+        module
+        for module, targets in edges().items()
+        if not module.startswith("acclimate.scenes")
+        for target, _ in targets
+        if target.startswith("acclimate.scenes")
+    }
+    assert {part(module) for module in entered} == {"workflow", "benchmark"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -13,7 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,26 +20,7 @@ import pytest
 from acclimate import locks
 from acclimate.errors import AcclimateError
 from acclimate.locks import HeldError, held, holder
-
-
-@contextlib.contextmanager
-def another_process(folder: Path, what: str = "train") -> Iterator[subprocess.Popen[str]]:
-    """It holds the lock of `folder` until it is told to end."""
-    program = textwrap.dedent(f"""
-        from pathlib import Path
-        from acclimate.locks import held
-        with held(Path({str(folder)!r}), {what!r}):
-            print("holds", flush=True)
-            input()
-    """)
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "holds\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+from another_process import another_process
 
 
 def test_a_second_process_is_refused_and_told_who_writes_there(tmp_path: Path) -> None:

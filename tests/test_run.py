@@ -320,6 +320,25 @@ def test_what_a_killed_process_left_is_swept_out_by_the_next_that_writes(tmp_pat
     assert theirs.exists(), "it may be at work"
 
 
+def test_what_was_to_become_the_folder_is_swept_out_beside_it(tmp_path: Path) -> None:
+    for name in (".r.k2j4h5g6.tmp", ".r.old.tmp", ".other.k2j4h5g6.tmp", ".r.more.k2j4h5g6.tmp"):
+        runs.write_text(tmp_path / name / "file", "x")
+    (tmp_path / ".r.json.tmp").write_text("of r.json, which another process may be writing")
+    with runs.locked(tmp_path / "r", "data"):
+        assert (tmp_path / "r" / "file").read_text() == "x", "the old one is put back where no new one came"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".other.k2j4h5g6.tmp", ".r.json.tmp", ".r.more.k2j4h5g6.tmp", "r"]
+
+
+def test_nothing_below_a_name_that_begins_with_a_dot_is_listed(tmp_path: Path) -> None:
+    for name in ("a/run.json", ".b/run.json", "c/.d.k2j4h5g6.tmp/run.json", "c/e/run.json", ".run.json"):
+        runs.write_text(tmp_path / name, "{}")
+    assert runs.listed(tmp_path, "*") == [tmp_path / "a", tmp_path / "c"]
+    assert runs.listed(tmp_path, "**/run.json") == [tmp_path / "a/run.json", tmp_path / "c/e/run.json"]
+    assert runs.listed(tmp_path / ".b", "*") == [tmp_path / ".b/run.json"]
+    assert runs.listed(tmp_path / "none", "*") == []
+
+
 def test_an_artifact_that_was_moved_aside_for_another_that_never_came_is_put_back(tmp_path: Path) -> None:
     run = new(tmp_path / "r")
     run.write("artifacts/.onnx-int8.old.k2j4h5g6/artifact.json", {"name": "whole"})

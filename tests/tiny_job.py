@@ -14,7 +14,7 @@ LOOSE = {"latency_ms": 1e5, "size_mb": 1e3, "max_ap50_drop": 1.0}
 
 def make_data(folder: Path) -> None:
     """folder/{clear,fog}-{train,test}, each with annotations.json and images/."""
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     parts = [(None, "train", 6), (None, "test", 4), ("fog", "train", 6), ("fog", "test", 4)]
     for seed, (condition, split, count) in enumerate(parts):

@@ -54,14 +54,14 @@ _out = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 _err = Console(stderr=True, soft_wrap=True)
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value: overrides any option, for example train.steps=500")
-]
-SetOptions = Annotated[
-    list[str] | None, typer.Argument(help="key=value: of the data sets, for example split=test 'ignore=[\"DontCare\"]'")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override any option, as in train.steps=500")
 ]
 OwnOptions = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value: of both data sets; data.split=test or source.split=val of one of them"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="options of both data sets; data.split=test or source.split=val is of one of them",
+    ),
 ]
 Target = Annotated[Path | None, typer.Option("--data", help="labelled images of the target, to measure accuracy on")]
 Source = Annotated[Path | None, typer.Option("--source", help="labelled images of the source, likewise")]
@@ -81,9 +81,7 @@ Limits = Annotated[
 
 
 @app.command()
-def run(
-    config: Annotated[Path, typer.Argument(help="a TOML file; see docs/configuration.md")], overrides: Overrides = None
-) -> None:
+def run(config: Annotated[Path, typer.Argument(help="the job: a TOML file")], overrides: Overrides = None) -> None:
     """Run the whole chain from one file: train, adapt, export, verify, report. Unchanged stages are not repeated."""
     from acclimate import workflow
     from acclimate.config import load
@@ -107,7 +105,8 @@ def data(
         ),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="where the contact sheet goes; default: NAME-sheet.jpg, outside of the set")
+        Path | None,
+        typer.Option(help="where the contact sheet goes", show_default="NAME-sheet.jpg, outside of the set"),
     ] = None,
     to: Annotated[
         str | None, typer.Option(help="write what was read as coco, yolo, voc, cvat or labelstudio, into a folder")
@@ -183,7 +182,10 @@ def train(
 
 @app.command()
 def weights(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[BACKBONE]...", help="timm's names; none: list")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[BACKBONE]...", help="timm's names of backbones; without one, a list is printed"),
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="a folder to copy them into, for a machine without network")] = None,
 ) -> None:
     """List the pretrained weights of backbones on this machine, or fetch some by name."""
@@ -194,14 +196,19 @@ def weights(
 
 @app.command()
 def take(
-    checkpoint: Annotated[Path, typer.Argument(help="a torchvision state_dict, or an acclimate run folder")],
+    checkpoint: Annotated[Path, typer.Argument(help="a state_dict of a torchvision detector, or a run folder")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="labelled source images, as train's source.path")] = None,
-    classes: Annotated[
-        list[str] | None, typer.Option(help="its classes that are kept, in this order: a,b or theirs=ours")
+    data: Annotated[
+        Path | None, typer.Option(help="labelled source images, which adaptations keep in the mix (source.path)")
     ] = None,
-    model: Annotated[str, typer.Option(help="torchvision's name of it, where the tensors do not tell")] = "",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(help="which of its classes are kept, in this order: a,b or theirs=ours", show_default="all"),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="torchvision's name of the architecture, where the tensors do not tell it")
+    ] = "",
 ) -> None:
     """Make a source run of a detector that exists, without training, and measure it."""
     from acclimate import workflow
@@ -214,7 +221,7 @@ def take(
 
 @app.command()
 def adapt(
-    source: Annotated[Path, typer.Argument(help="the run folder of a trained source detector")],
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained source detector")],
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     overrides: Overrides = None,
@@ -237,16 +244,22 @@ def ask(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a detector, adapted or not")],
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images, such as what `watch` collected")],
     out: Annotated[Path, typer.Option(help="the folder to write, for annotation tools")],
-    frames: Annotated[int, typer.Option(min=1, help="how many, at most")] = 16,
+    frames: Annotated[
+        int, typer.Option(min=1, help="how many, at most; near-duplicates are never asked twice, so there may be fewer")
+    ] = 16,
     way: Annotated[
         str | None,
-        typer.Option(help="combined, uncertainty, disagreement, diversity, mining or random; default: combined"),
+        typer.Option(help="combined, uncertainty, disagreement, diversity, mining or random", show_default="combined"),
     ] = None,
     asked: Annotated[
-        list[Path] | None, typer.Option(help="a folder of frames that were asked before; may be repeated")
+        list[Path] | None,
+        typer.Option(
+            help="a folder of frames that were asked before: neither they nor what looks like them is asked again; "
+            "may be repeated"
+        ),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
-    seed: Annotated[int | None, typer.Option(min=0, help="of everything random; default: the run's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of everything random", show_default="the run's")] = None,
 ) -> None:
     """Choose the frames that a person should label, and write them with the detector's boxes for annotation tools."""
     from acclimate import workflow
@@ -265,7 +278,7 @@ def distil(
     ],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
     target: Annotated[
-        Path | None, typer.Option(help="a folder of unlabelled target images; default: the source alone")
+        Path | None, typer.Option(help="a folder of unlabelled target images", show_default="the source alone")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -300,10 +313,11 @@ def search(
     runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "int8",
     evaluations: Annotated[
-        int | None, typer.Option(min=0, help="widths that evolution judges for each budget; default: 32")
+        int | None, typer.Option(min=0, help="widths that evolution judges for each budget", show_default="32")
     ] = None,
 ) -> None:
-    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met."""
+    """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met, 3 when
+    that could not be measured now."""
     from acclimate import workflow
     from acclimate.config import load_budgets
 
@@ -320,10 +334,10 @@ def search(
     )
     for run in done.found.values():
         _say("run", run.path)
-    for line in done.missed.values():
+    for line in (*done.missed.values(), *done.unknown.values()):
         _err.print(line, style="red", markup=False, highlight=False)
-    if done.missed:
-        raise typer.Exit(1)
+    if done.missed or done.unknown:
+        raise typer.Exit(1 if done.missed else 3)
 
 
 @app.command()
@@ -333,7 +347,12 @@ def evaluate(
     data: Target = None,
     source: Source = None,
     hindsight: Annotated[
-        bool, typer.Option("--hindsight", help="also say how well the label-free scores ranked the checkpoints")
+        bool,
+        typer.Option(
+            "--hindsight",
+            help="evaluate every checkpoint too (of a bank that was searched, widths), and write into selection.json "
+            "how well each label-free score ranked them",
+        ),
     ] = False,
 ) -> None:
     """Measure a run's detector on labelled images, for the report. Nothing is chosen by it."""
@@ -353,12 +372,18 @@ def export(
     runtime: Annotated[str, typer.Option(help="what the artifact runs on")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "int8",
     calibration: Annotated[
-        Path | None, typer.Option(help="unlabelled images for INT8; default: the run's target")
+        Path | None,
+        typer.Option(help="a folder or list of unlabelled images for INT8", show_default="the run's target"),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="how many of them")] = 128,
-    choice: Annotated[str, typer.Option(help="which of them: diverse, even or random")] = "even",
+    choice: Annotated[
+        str,
+        typer.Option(
+            help="which of them: even, spread over their sorted names; random; or diverse, those that look least alike"
+        ),
+    ] = "even",
     tolerance: Annotated[
-        float | None, typer.Option(help="keep layers of INT8 in fp32 until it agrees so far with fp32, such as 0.98")
+        float | None, typer.Option(help="agreement with fp32, such as 0.98, until which layers of INT8 stay in fp32")
     ] = None,
 ) -> None:
     """Export a run's detector as an artifact."""
@@ -455,8 +480,13 @@ def verify(
 @app.command()
 def agent(
     home: Annotated[Path, typer.Option(help="a folder of the agent's own")] = Path("agent"),
-    bind: Annotated[str, typer.Option(help="HOST[:PORT] to listen on; 0.0.0.0 is every network")] = "127.0.0.1",
-    disk_mb: Annotated[float, typer.Option(min=1, help="how much it keeps of what it is sent")] = 1024,
+    bind: Annotated[
+        str, typer.Option(help="HOST[:PORT] to listen on; 0.0.0.0 is every network, the port is 7443")
+    ] = "127.0.0.1",
+    disk_mb: Annotated[
+        float,
+        typer.Option(min=1, help="how much it keeps of what it is sent, MB; what was not used for longest goes first"),
+    ] = 1024,
     require_signature: Signer = None,
 ) -> None:
     """On a device: measure artifacts for a desk that has its device file, and nothing else. Needs no torch."""
@@ -474,8 +504,10 @@ def predict(
         Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list, a pattern or a video")
     ],
     out: Annotated[Path, typer.Option(help="where JSON and pictures go")],
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is reported")] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="lowest score that is reported", show_default="the artifact's")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
     digest: Digest = "",
     require_signature: Signer = None,
 ) -> None:
@@ -488,6 +520,7 @@ def predict(
 
 @app.command()
 def watch(
+    context: typer.Context,
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     source: Annotated[
         str,
@@ -496,10 +529,20 @@ def watch(
             "that is being filled"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="where lines, alarms and collected frames go")] = Path("watched"),
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="lowest score that is written")] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    fps: Annotated[float | None, typer.Option(help="frames a second at most, evenly spaced")] = None,
+    out: Annotated[
+        Path, typer.Option(help="the folder for lines, alarms and collected frames, of one process at a time")
+    ] = Path("watched"),
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="lowest score that is written", show_default="the artifact's")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="frames a second at most, evenly spaced; a moment that is missed is not made up for",
+            show_default="as many as can be",
+        ),
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="end with the video or the folder's last image, and drop no frame")
     ] = False,
@@ -509,7 +552,13 @@ def watch(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the page; 0 is any that is free")] = 8350,
     token: Annotated[
-        str | None, typer.Option(envvar="ACCLIMATE_PAGE_TOKEN", help="of the page; made where it is needed")
+        str | None,
+        typer.Option(
+            envvar="ACCLIMATE_PAGE_TOKEN",
+            help="of the page, at least 12 letters, digits, - or _; in $ACCLIMATE_PAGE_TOKEN other users of the device "
+            "do not see it",
+            show_default="made where it is needed",
+        ),
     ] = None,
     keep: Annotated[int, typer.Option(min=0, max=2000, help="frames worth sending home, at most")] = 100,
     learn: Annotated[
@@ -518,21 +567,22 @@ def watch(
     adjust: Annotated[
         bool, typer.Option("--adjust", help="let thresholds and reference follow the site, inside bounds")
     ] = False,
-    reset: Annotated[bool, typer.Option("--reset", help="first forget what was adjusted and learnt")] = False,
-    file_mb: Annotated[float, typer.Option(min=0.01, help="size of a file of lines, MB")] = 16.0,
-    files: Annotated[int, typer.Option(min=2, help="files of lines, at most")] = 16,
+    reset: Annotated[
+        bool,
+        typer.Option("--reset", help="first forget adjusted.json and reference.json, what was adjusted and learnt"),
+    ] = False,
+    file_mb: Annotated[float, typer.Option(min=0.01, help="largest size of a file of lines, MB")] = 16.0,
+    files: Annotated[int, typer.Option(min=2, help="files of lines, at most; the oldest goes")] = 16,
     digest: Digest = "",
     require_signature: Signer = None,
 ) -> None:
     """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
     torch."""
-    from acclimate import workflow
+    from acclimate.edge.watch import watch
 
-    workflow.watch(
-        artifact, source, out, threshold=threshold, threads=threads, fps=fps, once=once, page=page, bind=bind,
-        port=port, token=token, keep=keep, learn=learn, adjust=adjust, reset=reset, file_mb=file_mb, files=files,
-        expected=_expected(digest, require_signature), console=_out,
-    )  # fmt: skip
+    # The options are the function's own, but for the two that say what a package must be.
+    options = {name: value for name, value in context.params.items() if name not in {"digest", "require_signature"}}
+    watch(**options, expected=_expected(digest, require_signature), console=_out)
 
 
 @app.command()
@@ -554,7 +604,10 @@ def leaderboard(
     ],
     sort: Annotated[
         str,
-        typer.Option(help="score, score-energy, ap50, ap, latency, latency-all, energy, memory or size"),
+        typer.Option(
+            help="score (AP50 a minute), score-energy (AP50 a watt-hour), ap50, ap, latency, latency-all (all "
+            "threads), energy, memory or size"
+        ),
     ] = "score",
     as_json: Annotated[Path | None, typer.Option("--json", help="a file for the rows and what was left out")] = None,
     as_csv: Annotated[Path | None, typer.Option("--csv", help="a file for the rows")] = None,
@@ -568,12 +621,12 @@ def leaderboard(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="the data set folder to write")],
-    images: Annotated[int, typer.Option(min=1)] = 300,
-    height: Annotated[int, typer.Option(min=64)] = 240,
-    width: Annotated[int, typer.Option(min=64)] = 320,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera; none is clear")] = None,
-    strength: Annotated[float, typer.Option(min=0.05)] = 1.0,
+    images: Annotated[int, typer.Option(min=1, help="how many")] = 300,
+    height: Annotated[int, typer.Option(min=64, help="of an image, pixels")] = 240,
+    width: Annotated[int, typer.Option(min=64, help="of an image, pixels")] = 320,
+    seed: Annotated[int, typer.Option(min=0, help="sets of different seeds share no scene")] = 0,
+    condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera", show_default="clear")] = None,
+    strength: Annotated[float, typer.Option(min=0.05, help="of the condition; 1 is strong")] = 1.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
     from acclimate import workflow
@@ -587,15 +640,35 @@ def benchmark(
     suite: Annotated[
         str | None, typer.Argument(help="a TOML file, or the name of a suite that comes with the package")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the runs; default: runs/SUITE")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="processes, with one torch thread each")] = 1,
-    methods: Annotated[list[str] | None, typer.Option(help="only these, as in a,b")] = None,
-    pairs: Annotated[list[str] | None, typer.Option(help="only these, as in 'a->b,a->c'")] = None,
-    seeds: Annotated[list[str] | None, typer.Option(help="these instead of the suite's, as in 0,1,2")] = None,
-    root: Annotated[Path | None, typer.Option(help="folder of the data; default: $ACCLIMATE_DATA")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="run on a Ray cluster instead")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs", show_default="runs/SUITE")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, with one torch thread each; 1 runs in this one")] = 1,
+    methods: Annotated[list[str] | None, typer.Option(help="only these, as in a,b", show_default="all")] = None,
+    pairs: Annotated[list[str] | None, typer.Option(help="only these, as in 'a->b,a->c'", show_default="all")] = None,
+    seeds: Annotated[list[str] | None, typer.Option(help="these, as in 0,1,2", show_default="the suite's")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder that the suite's data paths are relative to",
+            show_default="$ACCLIMATE_DATA, or the suite's root",
+        ),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="run on the Ray cluster that $RAY_ADDRESS names, or under Ray here; needs the extra fleet and a "
+            "shared file system",
+        ),
+    ] = False,
     summary: Annotated[bool, typer.Option("--summary", help="print the table of what is done, and end")] = False,
-    listed: Annotated[bool, typer.Option("--list", help="say what a suite, or each suite, is, and end")] = False,
+    listed: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="say what the suite compares, how far it is and what data is missing, and end; without a suite, which "
+            "ones come with the package",
+        ),
+    ] = False,
 ) -> None:
     """Run methods by seeds by pairs of domains under one protocol: a CSV, and a table of what was won."""
     from acclimate.benchmark import runner

@@ -88,6 +88,18 @@ def average_precision(
         role: which domain the set is.
         model: what made the predictions, "eager" or an artifact's name.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from acclimate import DataConfig, Detections
+        >>> from acclimate.data import formats
+        >>> from acclimate.evaluate import average_precision
+        >>> truth = formats.read(DataConfig(path=Path("scenes/fog-test")))
+        >>> counted = [image.annotations[~image.annotations.ignore] for image in truth.images]
+        >>> perfect = [Detections(one.boxes, one.labels, np.ones(len(one), np.float32)) for one in counted]
+        >>> average_precision(perfect, truth, data="fog-test", role="target").ap50
+        1.0
+
     Raises:
         AcclimateError: the set has no box that counts, so AP is not defined; or no image could be read.
         ValueError: not one prediction an image, or a label outside the classes.
@@ -137,7 +149,7 @@ def average_precision(
 
 
 def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
-    """The middle 95 % of the draws; None where more than half of them have no value."""
+    """The middle 95 % of the draws (R,); None where more than half of them have no value."""
     values = _decoded(resamples) if isinstance(resamples, str) else resamples
     known = values[np.isfinite(values)]
     if 2 * len(known) <= len(values):
@@ -194,7 +206,16 @@ def evaluate_detector(
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
 ) -> Evaluation:
-    """COCO AP of an eager detector, where it is; see `models.predict` and `average_precision`.
+    """COCO AP of an eager detector; see `models.predict` and `average_precision`.
+
+    Args:
+        detector: as it is, on its device.
+        truth: the labelled images.
+        data: the set's name.
+        role: whose domain it is of.
+        model: the name under which the numbers are shown.
+        batch_size: images a forward pass.
+        report: told of images that cannot be read.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know, or no box that counts.
@@ -209,10 +230,16 @@ def evaluate_detector(
 def relabel(
     predictions: Sequence[Detections | None], classes: Sequence[str], wanted: Sequence[str], data: str
 ) -> list[Detections | None]:
-    """Predictions with labels into `wanted` instead of `classes`, matched by name; other classes' boxes go.
+    """Predictions with the labels of another list of classes, matched by name; other classes' boxes go.
+
+    Args:
+        predictions: one an image; None for one that could not be read.
+        classes: what their labels mean.
+        wanted: the classes of the set.
+        data: the set's name, for the message.
 
     Raises:
-        AcclimateError: `wanted`, the classes of the set named `data`, has one that is not in `classes`.
+        AcclimateError: the set has a class that is not in `classes`.
     """
     unknown = [name for name in wanted if name not in classes]
     if unknown:

@@ -148,7 +148,17 @@ class Selection(BaseModel):
 
 
 class Run:
-    """A run folder on disk. Use `Run.create` or `Run.open`."""
+    """A run folder on disk. Use `Run.create` or `Run.open`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import Run
+        >>> run = Run.open(Path("runs/adapted"))
+        >>> run.manifest.verb, run.manifest.status
+        ('adapt', 'done')
+        >>> max(line["step"] for line in run.metrics())
+        6
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -434,8 +444,10 @@ def _swap() -> tuple[Any, Any]:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What `pattern` finds in `folder`, sorted, without names that begin with a dot: those are work in hand."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    """What `pattern` finds in `folder`, sorted, without names that begin with a dot, or lie below one that does: those
+    are work in hand."""
+    found = folder.glob(pattern)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 _LEFT = re.compile(r"\..+\.tmp")
@@ -443,23 +455,32 @@ _LEFT_BY_EARLIER_VERSIONS = re.compile(r"\.[A-Za-z0-9]+-(fp32|fp16|int8)(\.old)?
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder that this process has locked; runs below it are left alone."""
+    """Remove what killed processes left of a folder that this process has locked; runs below it are left alone."""
+    # What `writing_folder` makes beside it, and no other name: somebody may be at work on that.
+    beside = re.compile(rf"\.{re.escape(folder.name)}\.(old|[a-z0-9_]{{8}})\.tmp")
+    with contextlib.suppress(OSError):
+        for path in folder.absolute().parent.iterdir():
+            if beside.fullmatch(path.name) and path.is_dir():
+                _remove_left(path)
     for where, inner, files in os.walk(folder):
         place = Path(where)
         inner[:] = [name for name in inner if not (place / name / "run.json").exists() and name != "previous"]
         for name in [*files, *inner]:
-            path = place / name
-            if not (_LEFT.fullmatch(name) or _LEFT_BY_EARLIER_VERSIONS.fullmatch(name)):
-                continue
-            with contextlib.suppress(OSError):
-                if path.is_dir() and not path.is_symlink():
-                    whole = place / name[1:].partition(".old.")[0]
-                    if ".old." in name and (path / "artifact.json").is_file() and not whole.exists():
-                        path.rename(whole)
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
+            if _LEFT.fullmatch(name) or _LEFT_BY_EARLIER_VERSIONS.fullmatch(name):
+                _remove_left(place / name)
         inner[:] = [name for name in inner if (place / name).is_dir()]
+
+
+def _remove_left(path: Path) -> None:
+    """Remove work in hand of a killed process; a folder that it had moved aside for a new one goes back."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            whole = path.with_name(path.name[1:].partition(".old.")[0])
+            if ".old." in path.name and not whole.exists():
+                path.rename(whole)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from acclimate.data.formats import LabelledSet, UnlabelledSet
-    from acclimate.models.detector import Detector
 
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
@@ -133,6 +132,12 @@ def running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -
 
     Its note `sessions` says from which step on each process worked on the run, and what it computed with: processes,
     threads and device change the order of sums, and so the last digits of what is learnt.
+
+    Args:
+        run: whose manifest it is.
+        acc: what the run computes with.
+        config: the run's configuration.
+        facts: of the manifest's notes.
     """
     import torch
 
@@ -429,10 +434,3 @@ def one_process(verb: str) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AcclimateError(f"{verb} runs in one process; start `train` and `adapt` with torchrun, then {verb} alone")
-
-
-def to_device(detector: Detector) -> Detector:
-    """The detector on the accelerator, where there is one."""
-    import torch
-
-    return detector.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -38,6 +38,14 @@ class Detections:
         boxes: (N, 4) float32, xyxy pixels.
         labels: (N,) int64, indices into the detector's classes.
         scores: (N,) float32 in 0..1, sorted from high to low.
+
+    Examples:
+        >>> import numpy as np
+        >>> from acclimate import Detections
+        >>> boxes = np.float32([[10, 20, 30, 40], [0, 0, 5, 5]])
+        >>> found = Detections(boxes, labels=np.array([0, 1]), scores=np.float32([0.75, 0.25]))
+        >>> found.above(0.5).to_coco()
+        [{'image_id': 0, 'category_id': 1, 'bbox': [10.0, 20.0, 20.0, 20.0], 'score': 0.75}]
     """
 
     boxes: NDArray[np.float32]
@@ -146,6 +154,7 @@ class Annotations:
         return Annotations(self.boxes[index], self.labels[index], self.ignore[index], outlines)
 
     def with_boxes(self, boxes: NDArray[np.float32]) -> Annotations:
+        """The same objects with other boxes, (N, 4)."""
         return replace(self, boxes=boxes)
 
     def moved(self, scale: tuple[float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Annotations:

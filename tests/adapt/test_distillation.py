@@ -47,6 +47,7 @@ from acclimate.config import (
     ModelConfig,
     SlimConfig,
     SsdConfig,
+    SuppressionConfig,
     TwoStageConfig,
 )
 from acclimate.data.formats import LabelledSet
@@ -571,9 +572,24 @@ def test_a_teacher_that_teaches_nothing_is_refused() -> None:
     with pytest.raises(ValidationError, match="width is a number of channels, up to 16384, or 'map'"):
         GanConfig(width=0)
     alone = DistillationConfig(teacher=Path("x"), response=0, gan=GanConfig())
-    with pytest.raises(ValidationError, match="nothing is learnt once critics end"):
+    with pytest.raises(ValidationError, match=r"nothing is learnt after distillation\.gan\.until = 0\.7; set it to 1"):
         AdaptConfig(supervised=0, teacher=None, distillation=alone)
+    with pytest.raises(ValidationError, match=r"distillation\.gan\.until"):
+        AdaptConfig(supervised=0, teacher=None, distillation=alone, suppression=SuppressionConfig())
     assert AdaptConfig(teacher=None, distillation=alone).supervised > 0
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"quantisation": {}}, {"slim": {"ensemble": 1}}, {"labelled": {}}, {"adversarial": {}}, {"teacher": {}},
+        {"supervised": 0.1},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)  # fmt: skip
+def test_critics_that_end_are_no_fault_beside_what_is_learnt_to_the_end(beside: dict[str, Any]) -> None:
+    critics = {"teacher": "x", "response": 0, "gan": {}}
+    AdaptConfig.model_validate({"supervised": 0, "teacher": None, "distillation": critics, **beside})
 
 
 def test_a_step_without_the_target_has_no_view_of_it() -> None:

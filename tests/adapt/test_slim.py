@@ -23,7 +23,7 @@ from toy_training import ToyDetector, ToyLoader, schedule
 
 from acclimate.adapt.adversarial import Adversarial
 from acclimate.adapt.engine import accelerator, checkpoint, fit
-from acclimate.adapt.methods import Method, method, source_only, uses_target
+from acclimate.adapt.methods import Method, method, uses_target
 from acclimate.adapt.objective import Objective, Step, Term, View
 from acclimate.adapt.slim import (
     Slim,
@@ -504,13 +504,13 @@ def test_options_of_a_third_head_that_nothing_teaches_are_refused() -> None:
     with pytest.raises(ValidationError, match="reaches_features = false is an option of third"):
         SlimConfig(reaches_features=False)
     config = Config(adapt=AdaptConfig(slim=SlimConfig(third=True, reaches_features=False)))
-    assert source_only(config).adapt.slim == SlimConfig(ensemble=0), "the baseline has no ensemble, so no third"
+    assert config.source_only().adapt.slim == SlimConfig(ensemble=0), "the baseline has no ensemble, so no third"
 
 
 def test_the_baseline_is_a_bank_without_the_target() -> None:
     config = Config(adapt=AdaptConfig(slim=SlimConfig(models=3)), augment=AugmentConfig(style=0))
     assert uses_target(config)
-    alone = source_only(config)
+    alone = config.source_only()
     assert alone.adapt.slim == SlimConfig(models=3, ensemble=0)
     assert not uses_target(alone)
     without = AdaptConfig(teacher=None, slim=SlimConfig())

@@ -32,7 +32,6 @@ from acclimate.config import ModelConfig, SuppressionConfig, TeacherConfig, TwoS
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import build, specify
 from acclimate.models.reparametrise import (
-    FrobeniusConv2d,
     Granularity,
     convolutions,
     fold,
@@ -748,19 +747,6 @@ def test_the_step_of_adam_is_rescaled_too() -> None:
     for name, weight in weights(start).items():
         factor = product.sqrt() / weight.norm()
         torch.testing.assert_close(steps[1][name], factor * steps[0][name], rtol=1e-9, atol=1e-15)
-
-
-def test_a_layer_of_fixed_norm_can_be_built() -> None:
-    torch.manual_seed(0)
-    layer = FrobeniusConv2d(3, 4, 3, padding=1, granularity="channel")
-    images = torch.rand(1, 3, 8, 8)
-    norms = norm(layer.weight.detach(), dim=(1, 2, 3))
-    with torch.no_grad():
-        layer.get_parameter("parametrizations.weight.original").mul_(7.0).add_(0.1)
-    torch.testing.assert_close(norm(layer.weight, dim=(1, 2, 3)), norms)
-    output = layer(images)
-    assert set(fold(layer).state_dict()) == {"weight", "bias"}
-    torch.testing.assert_close(F.conv2d(images, layer.weight, layer.bias, padding=1), output)
 
 
 # In our loop.

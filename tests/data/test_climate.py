@@ -7,7 +7,7 @@ import pytest
 
 from acclimate.data import weather
 from acclimate.data.climate import Climate, fitted
-from acclimate.data.scenes import render
+from acclimate.scenes.render import render
 from acclimate.structures import Image
 
 SIZE = (96, 128)

@@ -325,7 +325,7 @@ def test_a_new_format_is_one_file_and_one_line_in_the_table(tmp_path: Path) -> N
     package = tmp_path / "acclimate"
     shutil.copytree(Path(read.__code__.co_filename).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "data" / "formats" / "listed.py").write_text(READER)
-    table = package / "config.py"
+    table = package / "config" / "data.py"
     lines = table.read_text().splitlines()
     place = lines.index("FORMATS = (") + 1
     lines.insert(place, '    "listed",')
@@ -350,4 +350,4 @@ def test_a_new_format_is_one_file_and_one_line_in_the_table(tmp_path: Path) -> N
 def test_every_format_of_the_table_is_a_file_that_knows_nothing_here(tmp_path: Path) -> None:
     assert detect(tmp_path) is None
     there = {path.stem for path in Path(places.__file__).parent.glob("*.py")}
-    assert there == {*FORMATS, "__init__", "raw", "files", "places"}
+    assert there == {*FORMATS, "__init__", "raw", "files", "places", "looked"}

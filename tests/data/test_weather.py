@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from acclimate.data import weather
 from acclimate.errors import AcclimateError
-from acclimate.structures import Annotations
 
 
 def srgb_to_linear(value: float) -> float:
@@ -162,22 +161,6 @@ def test_night_is_dark_and_lamps_glow_beyond_their_own_pixels():
     ring = (slice(54, 58), slice(76, 84))
     assert lit[ring].mean() > dark[ring].mean() + 15
     assert lit[115, 5].mean() == pytest.approx(dark[115, 5].mean(), abs=12)
-
-
-def test_recapture_moves_boxes_with_the_picture():
-    image = np.full((120, 160, 3), 30, np.uint8)
-    image[50:70, 70:100] = 230
-    annotations = Annotations(np.array([[70, 50, 100, 70]], np.float32), np.zeros(1, np.int64), np.zeros(1, bool))
-    found = 0
-    for seed in range(12):
-        moved, result = weather.recapture(image, annotations, 0.4, np.random.default_rng(seed))
-        ys, xs = np.nonzero(moved.min(2) > 140)
-        if not len(result) or result.ignore[0]:
-            continue
-        found += 1
-        seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        np.testing.assert_allclose(result.boxes[0], seen, atol=1.6)
-    assert found > 6
 
 
 def test_plausible_depth_of_a_plain_image_is_the_ground_plane():

@@ -68,6 +68,17 @@ def test_read_again_it_is_the_same(tmp_path: Path, images: LabelledSet, format_:
         assert again.classes[: len(CLASSES)] == tuple(CLASSES)
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_written_twice_it_is_the_same_byte_for_byte(tmp_path: Path, images: LabelledSet, format_: str) -> None:
+    """So no file tells of the name that the folder had until it was whole."""
+
+    def files(out: Path) -> dict[str, bytes]:
+        write(images, format_, out)
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
 def test_coco_is_what_pycocotools_reads(tmp_path: Path, images: LabelledSet) -> None:
     write(images, "coco", tmp_path / "out")
     oracle = COCO(str(tmp_path / "out" / "annotations" / "instances_train.json"))

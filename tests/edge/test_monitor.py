@@ -11,11 +11,11 @@ from sklearn.covariance import OAS
 from sklearn.preprocessing import StandardScaler
 
 from acclimate.data import weather
-from acclimate.data.scenes import render
 from acclimate.edge import monitor
 from acclimate.edge.artifact import ArtifactManifest, Decode, Reference
 from acclimate.edge.monitor import FEATURES, Adjustment, Monitor, answer, change_detector, doubt, learn, look
 from acclimate.errors import AcclimateError
+from acclimate.scenes.render import render
 from acclimate.structures import Detections
 
 K = len(FEATURES)

@@ -28,6 +28,7 @@ from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
 from acclimate.edge.package import FILES, FORMAT, Package, differences, locked, opened, pack, unpack
 from acclimate.edge.predict import Predictor, predict_folder
 from acclimate.edge.signing import Signed
+from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
 from acclimate.run import file_digest
@@ -251,7 +252,7 @@ def test_bad_paths(small: Path, packed: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(AcclimateError, match=r"not an artifact"):
         pack(tmp_path, tmp_path / "site.zip", LOCK)
     (tmp_path / "there").mkdir()
-    with pytest.raises(AcclimateError, match="there: cannot be written"):
+    with pytest.raises(AcclimateError, match="there: is there already"):
         unpack(packed, tmp_path / "there")
     monkeypatch.setattr(package, "LARGEST", 100)
     with pytest.raises(AcclimateError, match="a package holds at most"):
@@ -316,10 +317,10 @@ def test_a_package_detects_as_its_artifact_does(artifact: Path, tmp_path: Path) 
     assert [one["detections"] for one in there["images"]] == [one["detections"] for one in here["images"]]
     assert there["artifact"] == here["artifact"]
     file, source = str(tmp_path / "site.zip"), str(tmp_path / "scenes")
-    summary = workflow.watch(file, source, tmp_path / "out", once=True, page=False, expected=packed.digest)
+    summary = watch(file, source, tmp_path / "out", once=True, page=False, expected=packed.digest)
     assert summary.frames == 2
     with pytest.raises(AcclimateError, match="is another package"):
-        workflow.watch(file, source, tmp_path / "other", once=True, page=False, expected="0" * 64)
+        watch(file, source, tmp_path / "other", once=True, page=False, expected="0" * 64)
     assert not (tmp_path / "other").exists()
     image = squares.scene(3)[0]
     assert Predictor.load(tmp_path / "site.zip")(image).boxes.tolist() == Predictor.load(artifact)(image).boxes.tolist()

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from acclimate.config import ModelConfig
-from acclimate.data.scenes import generate
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
@@ -25,6 +24,7 @@ from acclimate.errors import AcclimateError
 from acclimate.export import base, exporter, litert, ncnn, onnx, openvino
 from acclimate.models.detector import Detector, build, specify
 from acclimate.models.predict import network
+from acclimate.scenes.sets import generate
 from acclimate.verification.parity import pairs as paired
 from acclimate.verification.record import Pair
 

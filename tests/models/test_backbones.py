@@ -139,7 +139,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_an_error(content: bytes, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"notes{suffix}"
     file.write_bytes(content)
-    with pytest.raises(AcclimateError, match=r"model\.weights.*notes.*not a checkpoint"):
+    with pytest.raises(AcclimateError, match=r"model\.weights.*notes.*not a state_dict"):
         backbone("test_resnet", weights=file)
 
 

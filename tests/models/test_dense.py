@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou, roi_align, sigmoid_focal_loss
 
+from acclimate.boxes.tensors import pairwise
 from acclimate.data.formats import LabelledImage, LabelledSet
 from acclimate.evaluate import average_precision
-from acclimate.models.dense import PRIOR, START_DISTANCE, TOP_LOCATIONS, DenseDetector, _iou
+from acclimate.models.dense import PRIOR, START_DISTANCE, TOP_LOCATIONS, DenseDetector
 from acclimate.models.dense import quality_focal_loss as qfl
 from acclimate.models.detector import DetectorSpec
 from acclimate.structures import Annotations
@@ -131,33 +132,6 @@ def test_quality_focal_loss_of_hard_targets_is_torchvisions_focal_loss(targets: 
     torch.testing.assert_close(qfl(logits, target), sigmoid_focal_loss(logits, target, alpha=-1, gamma=2))
 
 
-coordinates = st.floats(-20, 120, width=32)
-
-
-@st.composite
-def box_lists(draw: st.DrawFn, most: int = 6, least_side: float = 0.0) -> np.ndarray[Any, Any]:
-    count = draw(st.integers(0, most))
-    corners = [draw(st.tuples(coordinates, coordinates, coordinates, coordinates)) for _ in range(count)]
-    boxes = np.array(corners, np.float32).reshape(-1, 2, 2)
-    boxes = np.concatenate([boxes.min(1), boxes.max(1)], -1)
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + np.float32(least_side))
-    return boxes
-
-
-@given(box_lists(), box_lists())
-def test_iou_is_torchvisions(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
-    first, second = torch.from_numpy(a), torch.from_numpy(b)
-    expected = torch.nan_to_num(box_iou(first, second))
-    big = (box_area(first)[:, None] > 1e-6) & (box_area(second)[None] > 1e-6)
-    found = _iou(first, second)
-    torch.testing.assert_close(found * big, expected * big, rtol=1e-5, atol=1e-6)
-    assert ((found >= 0) & (found <= 1 + 1e-6)).all()
-
-
-def box_area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
 @st.composite
 def assignments(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scores, predicted boxes, and up to six labelled boxes on the canvas, some ignored, some tiny, some huge."""
@@ -199,7 +173,7 @@ def test_assignment(case: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None
     assert not quality[~taken].any(), "a location without a box has a target"
     assert owners[taken].any(-1).all(), "a location answers for what is no labelled box"
     assert (owners & possible.T)[taken].any(-1).all(), "a location answers for a box it is too far from"
-    overlap = _iou(kept, boxes)
+    overlap = pairwise(kept, boxes)
     for index in range(len(kept)):
         same = (kept == kept[index]).all(-1)
         own = owners[:, index]

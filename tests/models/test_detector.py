@@ -11,13 +11,16 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from acclimate import machine
 from acclimate.config import ModelConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import (
     PRESETS,
     Detector,
     DetectorSpec,
+    accelerator,
     build,
+    device_name,
     device_of,
     load,
     load_weights,
@@ -25,6 +28,7 @@ from acclimate.models.detector import (
     save,
     save_weights,
     specify,
+    to_device,
 )
 
 
@@ -180,3 +184,32 @@ def test_a_damaged_specification_is_an_error(text: str, tmp_path: Path) -> None:
 def test_parameters_are_counted() -> None:
     assert parameters(nn.Linear(3, 4)) == 16
     assert device_of(nn.Linear(3, 4)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "meta"])
+def test_whatever_accelerator_there_is_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    assert accelerator() == torch.device(kind)
+    moved: list[torch.device] = []
+    monkeypatch.setattr(nn.Linear, "to", lambda self, device: moved.append(device) or self)
+    layer = nn.Linear(1, 1)
+    assert to_device(layer) is layer
+    assert moved == [torch.device(kind)]
+
+
+def test_without_an_accelerator_the_processor_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert accelerator() is None
+    assert to_device(nn.Linear(1, 1)).weight.device == torch.device("cpu")
+    assert device_name() == machine.processor()
+
+
+def test_an_accelerator_goes_by_the_name_of_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    assert device_name() == "H200"
+    # Metal's has no name.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert device_name() == "mps"

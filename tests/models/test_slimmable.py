@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,10 +27,7 @@ from acclimate.models.channels import follow, round_channels, sort
 from acclimate.models.dense import DenseDetector
 from acclimate.models.detector import DetectorSpec, build, load, parameters, save, specify
 from acclimate.models.slimmable import (
-    Classifier,
-    Slimmable,
     SlimmableBatchNorm2d,
-    SlimmableClassifier,
     SlimmableConv2d,
     SlimmableDetector,
     SlimmableLinear,
@@ -256,8 +252,6 @@ def test_a_bad_width_is_an_error_that_names_it(width: Any, message: str) -> None
         made.set_width(width)
     with pytest.raises(AcclimateError, match=message):
         macs(made, width)
-    with pytest.raises(AcclimateError, match=r"choices: \[0\.5, 0\.25, 1\.0\] must rise"):
-        SlimmableClassifier("resnet", 2, choices=(0.5, 0.25, 1.0))
     with pytest.raises(AcclimateError, match="spec: widths must be 6, for stride2"):
         DenseDetector(spec(kind="dense", widths=(0.5,)))
 
@@ -440,49 +434,3 @@ def test_macs_are_those_that_torch_counts_and_size_is_the_extracted_detectors(ba
     assert counted == macs(made, width) == macs(plain) == macs(plain.spec)
     assert made.size(width) == parameters(plain)
     assert made.widths == (0.5,) * 6
-
-
-KINDS: tuple[Literal["resnet", "mobilenet"], ...] = ("resnet", "mobilenet")
-CLASSIFIERS = {kind: trained(SlimmableClassifier(kind, 5, (28, 28), 1, 32, depth=2)).eval() for kind in KINDS}
-
-
-@given(st.sampled_from(KINDS), st.data())
-@settings(max_examples=6, deadline=None)
-def test_an_extracted_classifier_is_the_slice_to_the_last_bit(kind: str, data: st.DataObject) -> None:
-    made = CLASSIFIERS[kind]
-    assert isinstance(made, SlimmableClassifier)
-    made.set_width([data.draw(st.sampled_from(made.choices)) for _ in made.stages])
-    x = torch.randn(2, 1, 28, 28)
-    plain = made.extract()
-    assert type(plain) is Classifier
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        logits = plain(x[:1])
-    assert torch.equal(logits, made(x[:1]))
-    assert torch.equal(plain.features(x), made.features(x))
-    assert counter.get_total_flops() == 2 * macs(made) == 2 * macs(plain)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_widths_of_a_classifier_halve_what_it_computes(kind: Literal["resnet", "mobilenet"]) -> None:
-    made = SlimmableClassifier(kind, 10)
-    shares = [macs(made) / macs(made, width) for width in reversed(made.choices)]
-    assert all(abs(math.log2(share) - i) < 0.4 for i, share in enumerate(shares)), shares
-
-
-def test_a_classifier_trains_at_every_width() -> None:
-    torch.manual_seed(0)
-    made = SlimmableClassifier("mobilenet", 2, (28, 28), 1, 32)
-    assert isinstance(made, Slimmable)
-    labels = torch.arange(32) % 2
-    images = torch.randn(32, 1, 28, 28) * 0.1 + labels[:, None, None, None]
-    optimiser = torch.optim.AdamW(made.parameters(), 1e-2)
-    losses: dict[float, list[float]] = {0.125: [], 1.0: []}
-    for _ in range(8):
-        for width, seen in losses.items():
-            made.set_width(width)
-            loss = F.cross_entropy(made(images), labels)
-            loss.backward()
-            seen.append(loss.item())
-        optimiser.step()
-        optimiser.zero_grad()
-    assert all(seen[-1] < 0.5 * seen[0] for seen in losses.values())

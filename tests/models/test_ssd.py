@@ -18,9 +18,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou, roi_align
 
+from acclimate.boxes import tensors
 from acclimate.config import ModelConfig, SsdConfig
 from acclimate.errors import AcclimateError
-from acclimate.models import boxes as box_math
 from acclimate.models import detector as detectors
 from acclimate.models.backbones import Backbone
 from acclimate.models.ssd import NEGATIVES, SSDDetector
@@ -296,7 +296,7 @@ def test_regions_are_the_likeliest_boxes() -> None:
     for region, logit, offset in zip(regions, logits, offsets, strict=True):
         objects = 1 - logit.softmax(-1)[:, 0]
         boxes = CODER.decode_single(offset, PRIORS)
-        expected = box_math.clip(boxes[objects.topk(7).indices], SIZE)
+        expected = tensors.clip(boxes[objects.topk(7).indices], SIZE)
         torch.testing.assert_close(region, expected, atol=1e-3, rtol=1e-4)
 
 

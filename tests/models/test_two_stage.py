@@ -17,8 +17,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS
 from acclimate.config import ModelConfig, TwoStageConfig
-from acclimate.models import boxes as box_math
 from acclimate.models import detector as detectors
 from acclimate.models import roi_heads, two_stage
 from acclimate.models.two_stage import TwoStageDetector
@@ -94,33 +95,16 @@ def test_anchors_are_labelled_as_torchvision_does(listed: list[tuple[float, floa
     truth = two_stage._Truth(annotations(*boxes.tolist()), torch.device("cpu"))
     labels, matched = truth.match_anchors(anchors)
     matcher = reference.Matcher(two_stage.OBJECT, two_stage.BACKGROUND, allow_low_quality_matches=True)
-    expected = matcher(box_math.iou(boxes, anchors))
+    expected = matcher(tensors.pairwise(boxes, anchors))
     # Boxes without any anchor near are nobody's; torchvision then takes all of them, as all overlap by nothing.
-    reached = (box_math.iou(boxes, anchors).amax(1) > 0).all()
+    reached = (tensors.pairwise(boxes, anchors).amax(1) > 0).all()
     if reached:
         assert torch.equal(labels, torch.where(expected >= 0, 1, torch.where(expected == -1, 0, -1)))
-    best = box_math.iou(boxes, anchors).max(0).indices
+    best = tensors.pairwise(boxes, anchors).max(0).indices
     assert torch.equal(matched, boxes[best])
 
 
 ANCHORS = make().anchors
-
-
-@given(st.integers(0, 10**6), st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
-def test_offsets_are_those_of_torchvision(seed: int, kind: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    corner, size = torch.rand(2, 9, 2, generator=generator) * 50, torch.rand(2, 9, 2, generator=generator) * 40 + 1
-    boxes, anchors = torch.cat([corner, corner + size], -1)
-    weights = box_math.ROI_WEIGHTS if kind % 2 else box_math.RPN_WEIGHTS
-    coder = reference.BoxCoder(weights)
-    offsets = coder.encode_single(boxes, anchors)
-    torch.testing.assert_close(box_math.encode(boxes, anchors, weights), offsets, atol=1e-4, rtol=1e-4)
-    wild = torch.randn(9, 4, generator=generator) * 8
-    torch.testing.assert_close(
-        box_math.decode(wild, anchors, weights), coder.decode_single(wild, anchors), atol=1e-2, rtol=1e-4
-    )
-    torch.testing.assert_close(box_math.decode(offsets, anchors, weights), boxes, atol=1e-3, rtol=1e-4)
 
 
 def test_head_losses_are_those_of_torchvision() -> None:
@@ -129,7 +113,7 @@ def test_head_losses_are_those_of_torchvision() -> None:
     labels = torch.tensor([[0, 1, 2, 3, 0, 0, 2, 1], [0, 0, 0, 0, 3, 1, 0, 0]])
     corner = torch.rand(2, 2, 8, 2) * 50
     anchors, matched = torch.cat([corner, corner + 5 + torch.rand(2, 2, 8, 2) * 30], -1)
-    targets = box_math.encode(matched, anchors, box_math.ROI_WEIGHTS)
+    targets = tensors.encode(matched, anchors, ROI_WEIGHTS)
     expected = fastrcnn_loss(logits.flatten(0, 1), offsets.flatten(0, 1).flatten(1), [*labels], [*targets])
     assert roi_heads.class_loss(logits, labels).item() == pytest.approx(expected[0].item(), rel=1e-5)
     assert roi_heads.box_loss(offsets, anchors, labels, matched).item() == pytest.approx(expected[1].item(), rel=1e-5)
@@ -167,7 +151,7 @@ def test_peaks_are_local_maxima_and_come_best_first() -> None:
                     if level[0, a, y, x] == near.max():
                         peaks.append((float(level[0, a, y, x]), own[(y * width + x) * count + a]))
     peaks.sort(key=lambda peak: -peak[0])
-    expected = box_math.clip(torch.stack([anchor for _, anchor in peaks[:10]]), SIZE)
+    expected = tensors.clip(torch.stack([anchor for _, anchor in peaks[:10]]), SIZE)
     torch.testing.assert_close(proposals, expected)
 
 
@@ -211,7 +195,7 @@ def test_losses_repeat_with_the_seed_of_torch() -> None:
 def test_boxes_inside_ignored_regions_are_in_no_loss() -> None:
     region = annotations((0, 0, 96, 64), ignore=True)
     truth = two_stage._Truth(region, torch.device("cpu"))
-    inside = box_math.clip(ANCHORS, SIZE)
+    inside = tensors.clip(ANCHORS, SIZE)
     assert (truth.match_anchors(inside)[0] == -1).all()
     assert (truth.match_proposals(inside)[0] == -1).all()
     detector = make()
@@ -336,7 +320,7 @@ def test_it_learns_to_find_squares() -> None:
     with torch.inference_mode():
         found = detector.decode(detector(images))
     overlaps = [
-        float(box_math.iou(torch.from_numpy(one.boxes[:1]), torch.from_numpy(target.boxes)))
+        float(tensors.pairwise(torch.from_numpy(one.boxes[:1]), torch.from_numpy(target.boxes)))
         for one, target in zip(found, targets, strict=True)
         if len(one)
     ]

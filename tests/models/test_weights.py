@@ -18,8 +18,10 @@ import timm
 from huggingface_hub import constants
 
 from acclimate.errors import AcclimateError
+from acclimate.locks import HeldError
 from acclimate.models import weights
 from acclimate.models.backbones import Backbone, load_weights
+from another_process import another_process
 
 NAME = "test_resnet"
 
@@ -82,6 +84,15 @@ def test_weights_are_fetched_once_and_checked_and_then_here(hub: SimpleNamespace
     before = len(hub.asked)
     assert weights.obtain(NAME).origin == "hub r160_in1k"
     assert len(hub.asked) == before, "what is here is not asked for again"
+
+
+def test_a_folder_that_another_process_fills_is_left_to_it(hub: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with another_process(out, "weights"), pytest.raises(HeldError, match="writes there"):
+        weights.fetch(NAME, out)
+    file, checksum = weights.fetch(NAME, out)
+    assert (out / weights.SUMS).read_text() == f"{checksum}  {file.name}\n"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["out"]
 
 
 def test_a_file_with_another_checksum_is_refused_and_not_kept(hub: SimpleNamespace) -> None:

@@ -17,32 +17,22 @@ from running_agent import Running, running
 import coloured_squares as squares
 from acclimate import cli, workflow
 from acclimate.edge.artifact import Artifact
-from acclimate.export import base, exporter
-from acclimate.models import detector as detectors
+from acclimate.export import base
 from acclimate.remote.client import DeviceError
 from acclimate.remote.identity import address
-from acclimate.run import Manifest, Run
+from acclimate.run import Run
 from acclimate.verification.measure import verify
 from acclimate.verification.record import load, saved, verifications
 from acclimate.workflow import delivery
 
-
-@pytest.fixture(autouse=True)
-def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
+pytestmark = pytest.mark.usefixtures("squares_are_a_kind")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory):
     """A finished run with an int8 artifact, and a labelled set."""
-    root = tmp_path_factory.mktemp("remote")
-    scenes = squares.write_scenes(root / "scenes", 4, scale=2)
-    run = Run.create(root / "run", Manifest(verb="train"))
-    detector = squares.SquareDetector()
-    detectors.save(detector, run.path)
-    run.finish("done")
-    artifact = exporter("onnx").export(detector, run.path / "artifacts" / "onnx-int8", "int8", scenes.paths)
-    return artifact.folder, scenes
+    run, scenes = squares.exported(tmp_path_factory.mktemp("remote"), 4, "int8")
+    return run.path / "artifacts" / "onnx-int8", scenes
 
 
 @pytest.fixture(scope="module")

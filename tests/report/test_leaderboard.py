@@ -180,6 +180,16 @@ def test_the_front_is_what_no_other_row_dominates(points: list[tuple[int, int]])
     assert [one.rank for one in ranked] == sorted(one.rank for one in ranked)
 
 
+def test_work_in_hand_has_no_row(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "site" / "run", "onnx-int8")
+    measure(run / "artifacts/onnx-int8")
+    shutil.copytree(run, tmp_path / "site" / ".run.k2j4h5g6.tmp")
+    shutil.copytree(run / "artifacts/onnx-int8", run / "artifacts/.onnx-int8.k2j4h5g6.tmp")
+    for path in (tmp_path / "site", run):
+        (group,) = gather([path]).groups
+        assert [row.path for row in group.rows] == [run / "artifacts/onnx-int8"]
+
+
 def test_what_is_not_in_a_table_is_told_with_the_way_to_it(tmp_path: Path) -> None:
     good = make_run(tmp_path / "runs/good", "onnx-int8", "onnx-fp32", "ncnn-fp32", "litert-fp32", "openvino-fp32")
     measure(good / "artifacts/onnx-int8")

@@ -13,6 +13,7 @@ import pytest
 
 from acclimate import report
 from acclimate.config import Budget
+from acclimate.edge.artifact import ArtifactManifest, Calibration
 from acclimate.errors import AcclimateError
 from acclimate.run import Manifest, Run
 
@@ -395,6 +396,17 @@ def test_a_change_is_coloured_where_its_interval_leaves_out_zero(make_run: MakeR
         assert figure is not None
         assert figure[1] == (tone or "neutral")
         assert bool(re.search(r"<small>[\d.]+ to [\d.]+</small></td>", page)) == bool(chance)
+
+
+def test_a_doubtful_calibration_is_in_the_verdict(job: Job, tmp_path: Path) -> None:
+    runs, _ = job()
+    file = next(runs[-1].glob("artifacts/*int8*/artifact.json"))
+    known = Calibration(images=4, digest="", source="fog", foreign=4)
+    manifest = ArtifactManifest.model_validate_json(file.read_text())
+    file.write_text(manifest.model_copy(update={"calibration": known}).model_dump_json())
+    text = told(report.write(runs, tmp_path / "a.html"))
+    for doubt in known.doubts():
+        assert f"How {file.parent.name} was calibrated is in doubt: {doubt}." in text
 
 
 def test_a_class_that_fell_is_in_the_verdict_though_the_mean_rose(make_run: MakeRun, tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from acclimate.select.search import (
     evolve,
     greedy,
     hindsight,
-    pareto,
     settle,
     spread,
 )
@@ -119,25 +118,6 @@ def test_upem_looks_at_the_anchors_best_locations_alone(images: list[Path]) -> N
 def test_what_has_no_locations_is_told(images: list[Path]) -> None:
     with pytest.raises(AcclimateError, match="'squares' have no locations"):
         Upem(SquareDetector(), images)
-
-
-def test_the_pareto_set_is_what_no_other_beats() -> None:
-    candidates = every()
-    front = pareto(candidates)
-    expected = {
-        one.width
-        for one in candidates
-        if not any(
-            (other.cost.macs_m <= one.cost.macs_m and other.upem < one.upem)
-            or (other.cost.macs_m < one.cost.macs_m and other.upem <= one.upem)
-            for other in candidates
-        )
-    }
-    values = {(one.cost.macs_m, one.upem) for one in candidates if one.width in expected}
-    assert {(one.cost.macs_m, one.upem) for one in front} == values
-    assert [one.cost.macs_m for one in front] == sorted(one.cost.macs_m for one in front)
-    assert pareto([toy(SPACE.largest)] * 2, "latency_ms") == [toy(SPACE.largest)]
-    assert pareto([Candidate(width=(1.0,), upem=0, cost=Cost(macs_m=1))], "size_mb") == []
 
 
 def test_greedy_takes_the_stage_that_harms_least_for_what_it_saves() -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from rich.console import Console
 
 import coloured_squares as squares
 from acclimate.config import Budget
 from acclimate.edge import bench
-from acclimate.edge.artifact import Artifact, MixedPrecision, Sensitivity, write_manifest
+from acclimate.edge.artifact import Artifact, Calibration, MixedPrecision, Sensitivity, write_manifest
 from acclimate.errors import AcclimateError
 from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
@@ -22,31 +21,20 @@ from acclimate.run import Manifest, Run
 from acclimate.structures import Detections
 from acclimate.verification import measure
 from acclimate.verification.measure import contents, source_only, verify
-from acclimate.verification.parity import iou, pairs
+from acclimate.verification.parity import pairs
 from acclimate.verification.record import Verification, load, save, saved, stored, verifications
 from acclimate.verification.show import Compared, cells, print_compared, print_verification
 
 RUNS = 5
 
 
-@pytest.fixture(autouse=True)
-def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(detectors.KINDS, "squares", "coloured_squares:SquareDetector")
+pytestmark = pytest.mark.usefixtures("squares_are_a_kind")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory):
     """A finished run with an fp32 and an int8 artifact, and a labelled set."""
-    root = tmp_path_factory.mktemp("verify")
-    scenes = squares.write_scenes(root / "scenes", 6, scale=2)
-    run = Run.create(root / "run", Manifest(verb="train"))
-    detector = squares.SquareDetector()
-    detectors.save(detector, run.path)
-    run.finish("done")
-    for precision in ("fp32", "int8"):
-        folder = run.path / "artifacts" / f"onnx-{precision}"
-        exporter("onnx").export(detector, folder, precision, scenes.paths)
-    return run, scenes
+    return squares.exported(tmp_path_factory.mktemp("verify"), 6, "fp32", "int8")
 
 
 def copy(made, tmp_path: Path) -> tuple[Run, Path]:
@@ -254,14 +242,6 @@ def test_bad_input(made, tmp_path: Path) -> None:
         verify(folder, [], runs=RUNS)
 
 
-def test_iou_equals_torchvision() -> None:
-    rng = np.random.default_rng(0)
-    boxes = [np.sort(rng.uniform(0, 50, (n, 2, 2)), axis=1).reshape(n, 4).astype(np.float32) for n in (7, 9)]
-    expected = torchvision.ops.box_iou(*(torch.tensor(one) for one in boxes)).numpy()
-    np.testing.assert_allclose(iou(*boxes), expected, atol=1e-6)
-    assert iou(boxes[0], np.zeros((0, 4), np.float32)).shape == (7, 0)
-
-
 def test_pairs_go_by_class_and_overlap() -> None:
     def detections(*rows: tuple[float, int, float]) -> Detections:
         boxes = np.array([[x, 0, x + 10, 10] for x, _, _ in rows], np.float32).reshape(-1, 4)
@@ -280,6 +260,22 @@ def test_pairs_go_by_class_and_overlap() -> None:
     assert found[1].iou == pytest.approx(9 / 11)
     assert found[1].box_px == 1.0
     assert list(pairs(Detections.empty(), Detections.empty(), "x.png", ("a",))) == []
+
+
+@unhurried
+def test_what_speaks_against_the_calibration_stands_under_the_verdict(made, tmp_path: Path, printed: Console) -> None:
+    _, folder = copy(made, tmp_path)
+    known = Calibration(images=4, digest="", source="fog", empty=3, agreement=0.4, compared=8)
+    base.annotate(Artifact.open(folder), calibration=known)
+    result = verify(folder, [], runs=RUNS)
+    assert result.calibration == known
+    print_verification(result, printed)
+    print_compared([Compared(folder, result)], printed)
+    text = printed.file.getvalue()  # type: ignore[attr-defined]
+    assert len(known.doubts()) == 3
+    for doubt in known.doubts():
+        assert f"doubt: {doubt}" in text
+        assert f"note: {folder.name}: {doubt}" in text
 
 
 @unhurried

@@ -8,7 +8,7 @@ import pytest
 
 import tiny_job
 from acclimate import workflow
-from acclimate.adapt.methods import source_only, uses_target
+from acclimate.adapt.methods import uses_target
 from acclimate.config import Config, TeacherConfig
 from acclimate.errors import AcclimateError
 from acclimate.run import Run
@@ -53,10 +53,10 @@ def test_all_options_together_and_a_second_round(source: Run, data: Path, tmp_pa
 
 def test_options_that_read_the_target_are_no_part_of_the_baseline() -> None:
     config = Config.model_validate({"augment": {"style": 0, "weather": 0.5, "mask": 1, "balance": "target"}})
-    alone = source_only(config)
+    alone = config.source_only()
     assert not uses_target(alone)
     assert (alone.augment.weather, alone.augment.mask, alone.augment.balance) == (0, 0, "none")
-    assert source_only(Config.model_validate({"augment": {"balance": "classes"}})).augment.balance == "classes"
+    assert Config.model_validate({"augment": {"balance": "classes"}}).source_only().augment.balance == "classes"
     for option in ({"weather": 0.5}, {"balance": "target"}):
         silent = Config.model_validate({"augment": {"style": 0, **option}, "adapt": {"teacher": None}})
         assert uses_target(silent)

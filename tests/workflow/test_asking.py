@@ -24,10 +24,7 @@ from coloured_squares import CLASSES, SquareDetector, write_scenes
 from test_labels import target_with_labels
 from tiny_job import make_data, settings
 
-
-@pytest.fixture(autouse=True)
-def _squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.KINDS, "squares", "coloured_squares:SquareDetector")
+pytestmark = pytest.mark.usefixtures("squares_are_a_kind")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,10 +17,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from acclimate import load_config, locks, stages, workflow
+from acclimate.adapt.engine import checkpoints
 from acclimate.config import Config, DataConfig
+from acclimate.data.formats import looked
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.run import Run
 from acclimate.select.score import preference
@@ -35,10 +40,42 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_opened: Counter[str] = Counter()
+_headers: Counter[str] = Counter()
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str | Path):
+        _opened[str(arguments[0])] += 1
+
+
+sys.addaudithook(_watch)
+
+
 @pytest.fixture(scope="module")
 def job(data: Path, tmp_path_factory: pytest.TempPathFactory) -> workflow.Job:
     """A whole job, run once; tests that change something work on a copy."""
-    return workflow.run(tiny_config(data, tmp_path_factory.mktemp("job")))
+    _opened.clear()
+    with pytest.MonkeyPatch.context() as patched:
+        read_header = looked.read_header
+        patched.setattr(looked, "read_header", lambda path: _headers.update([str(path)]) or read_header(path))
+        return workflow.run(tiny_config(data, tmp_path_factory.mktemp("job")))
+
+
+@pytest.fixture(scope="module")
+def opened(job: workflow.Job) -> Counter[str]:
+    """How often the job opened each file."""
+    return Counter(_opened)
+
+
+def test_a_job_opens_label_files_twice_at_most_and_reads_headers_once(
+    opened: Counter[str], job: workflow.Job, data: Path
+) -> None:
+    labels = {folder.name: opened[str(folder / "annotations.json")] for folder in data.iterdir()}
+    assert labels.keys() == {"clear-test", "clear-train", "fog-test", "fog-train"}
+    assert all(1 <= times <= 2 for times in labels.values()), labels
+    assert len(_headers) == 20
+    assert set(_headers.values()) == {1}
 
 
 @pytest.fixture
@@ -103,6 +140,18 @@ def test_a_job_leaves_runs_an_artifact_and_a_report(job: workflow.Job) -> None:
         assert names == {("source_test", "source"), ("target_test", "target")}
         assert not run.has("state")
     assert not (job.report.parent / "previous").exists()
+
+
+def test_a_run_keeps_the_average_of_the_weights(job: workflow.Job) -> None:
+    """Of a run that chooses no checkpoint the last, of one that does the chosen: both hold the average."""
+    for run in (job.source, job.adapted):
+        selection = run.selection()
+        files = checkpoints(run)
+        step = max(files) if selection is None else selection.chosen_step
+        kept, written = (load_file(file) for file in (run.path / "model.safetensors", files[step]))
+        assert kept.keys() == written.keys()
+        assert all(torch.equal(kept[name], written[name]) for name in kept)
+    assert job.adapted.selection() is not None
 
 
 def test_the_oracle_is_marked_and_trained_on_the_target(job: workflow.Job, data: Path) -> None:
@@ -181,7 +230,7 @@ def test_the_baseline_trains_as_long_and_uses_nothing_of_the_target(job: workflo
 
 
 def test_the_baseline_of_any_method_is_the_source_alone() -> None:
-    from acclimate.adapt.methods import source_only, uses_target
+    from acclimate.adapt.methods import uses_target
 
     plain = Config.model_validate({"adapt": {"teacher": None}, "augment": {"style": 0}})
     assert not uses_target(plain)
@@ -193,7 +242,7 @@ def test_the_baseline_of_any_method_is_the_source_alone() -> None:
     ):
         config = Config.model_validate({"adapt": method, "augment": augment})
         assert uses_target(config)
-        alone = source_only(config)
+        alone = config.source_only()
         assert not uses_target(alone)
         assert alone.adapt == plain.adapt
         assert alone.augment == config.augment.model_copy(update={"style": 0.0, "fourier": 0.0})
@@ -202,10 +251,8 @@ def test_the_baseline_of_any_method_is_the_source_alone() -> None:
 
 @pytest.mark.usefixtures("nothing_is_repeated")
 def test_other_target_images_are_no_change_of_the_baseline(copy: Config, data: Path) -> None:
-    from acclimate.adapt.methods import source_only
-
     other = data / "fog-test" / "images"
-    workflow.adapt(copy.out / "source", other, copy.out / "baseline", config=source_only(copy))
+    workflow.adapt(copy.out / "source", other, copy.out / "baseline", config=copy.source_only())
     with pytest.raises(AcclimateError, match="holds another run"):
         workflow.adapt(copy.out / "source", other, copy.out / "adapted", config=copy)
 

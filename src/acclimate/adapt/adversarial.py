@@ -39,7 +39,8 @@ _RAMP = 10.0
 
 
 def reverse(x: Tensor, strength: float) -> Tensor:
-    """`x`, whose gradient is multiplied by `-strength` on its way back (Ganin and Lempitsky 2015, section 3.1)."""
+    """`x`, of any shape, whose gradient is multiplied by `-strength` on its way back (Ganin and Lempitsky 2015, section
+    3.1)."""
     reversed_: Tensor = _Reversal.apply(x, strength)
     return reversed_
 
@@ -56,7 +57,7 @@ def focal_loss(logits: Tensor, domain: Tensor, gamma: float) -> Tensor:
     """(1 - p)^gamma times the cross entropy, p the true domain's probability, element by element (SWDA, section 3.1).
 
     Args:
-        logits: of the target domain.
+        logits: of the target domain, of any shape, which is the result's too.
         domain: 0 for source, 1 for target; broadcast.
         gamma: 0 is the cross entropy; the larger, the less a critic counts that is right.
     """
@@ -77,6 +78,10 @@ class Adversarial(Term):
         made = _DAFaster(config, channels, instance) if config.kind == "da-faster" else _StrongWeak(config, channels)
         self.critics: _DAFaster | _StrongWeak = made
         self._felt = _Felt()
+
+    @property
+    def one_width(self) -> str:
+        return "adversarial: a critic is made for one number of channels, and widths differ in it; set it to none"
 
     @classmethod
     def create(cls, options: AdversarialConfig, detector: Detector, source: LabelledSet) -> Adversarial:

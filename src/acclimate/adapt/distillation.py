@@ -36,9 +36,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.adapt.teacher import as_targets, measure
+from acclimate.boxes import tensors
 from acclimate.config import ChannelConfig, DistillationConfig, GanConfig, ImitationConfig
 from acclimate.errors import AcclimateError
-from acclimate.models import boxes as box_math
 from acclimate.models.detector import Detector, device_of, evaluating, load
 from acclimate.structures import Annotations, Detections
 
@@ -81,8 +81,14 @@ class FrozenTeacher:
     """
 
     def __init__(self, detector: Detector, classes: Sequence[str], thresholds: Sequence[float], doubt: float) -> None:
-        """`thresholds` holds the score of each of `classes`, the student's, from which a detection counts as sure;
-        below, down to the fraction `doubt` of it, a detection is ignored."""
+        """Freeze a detector as the teacher.
+
+        Args:
+            detector: what is asked; it is put into evaluation mode.
+            classes: the student's.
+            thresholds: the score of each of `classes` from which a detection counts as sure.
+            doubt: fraction of that score down to which a detection is ignored rather than background.
+        """
         self.detector = detector.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.thresholds = np.asarray(thresholds, np.float32)
         self.doubt = doubt
@@ -97,11 +103,12 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def raw(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Its raw outputs for them."""
+        """Its raw outputs (B, ...) for features (B, C_l, H_l, W_l), one a level; see `Detector.head`."""
         return self.detector.head(features)
 
     def targets(self, raw: tuple[Tensor, ...]) -> list[Annotations]:
-        """Its detections as boxes to learn from, one an image, labels in the student's order."""
+        """The detections in its raw outputs (B, ...) as boxes to learn from, one `Annotations` an image, labels in the
+        student's order."""
         found = [Detections(one.boxes, self._labels[one.labels], one.scores) for one in self.detector.decode(raw)]
         return [as_targets(one, self.thresholds, self.doubt) for one in found]
 
@@ -111,7 +118,8 @@ class Lesson:
 
     Attributes:
         view: the student's.
-        student, teacher: (B, C, H_l, W_l) of each matched level; the student's with gradients.
+        student: (B, C, H_l, W_l) of each matched level, with gradients.
+        teacher: the same of the teacher, without.
     """
 
     def __init__(
@@ -123,6 +131,16 @@ class Lesson:
         levels: Sequence[Level],
         labels: Sequence[Annotations] | None,
     ) -> None:
+        """Ask the teacher about a view.
+
+        Args:
+            view: the student's.
+            student: (B, C_l, H_l, W_l) of each level of the student's pyramid.
+            teacher: who is asked.
+            images: (B, 3, H, W) that the teacher sees.
+            levels: the levels that are compared.
+            labels: labelled boxes of the images; None on target images, which have none.
+        """
         self.view = view
         self.student = [student[level.student] for level in levels]
         self._asked = teacher
@@ -132,7 +150,7 @@ class Lesson:
 
     @cached_property
     def raw(self) -> tuple[Tensor, ...]:
-        """The teacher's raw outputs."""
+        """The teacher's raw outputs, (B, ...) each."""
         return self._asked.raw(self._features)
 
     @cached_property
@@ -162,7 +180,15 @@ class Distillation(Term):
         image_size: tuple[int, int],
         corresponds: bool,
     ) -> None:
-        """`levels` are those to compare, on a canvas of `image_size`; `corresponds` says that outputs do too."""
+        """Learn from `teacher` what `config` asks for.
+
+        Args:
+            config: the parts and their weights.
+            teacher: who is asked.
+            levels: the levels of both pyramids that are compared.
+            image_size: (height, width) of the canvas, pixels.
+            corresponds: whether raw outputs of both correspond, place by place.
+        """
         super().__init__()
         self.config = config
         self.levels = tuple(levels)
@@ -215,9 +241,13 @@ class Distillation(Term):
         return {f"distillation/{name}": loss for name, loss in losses.items()}
 
     @property
-    def compares_features(self) -> bool:
-        """Whether anything is learnt of the features, whose channels must then stay as many as they are."""
-        return any(part is not None for part in (self.gan, self.imitation, self.channel))
+    def one_width(self) -> str:
+        if all(part is None for part in (self.gan, self.imitation, self.channel)):
+            return ""
+        return (
+            "distillation: gan, imitation and channel are made for one number of channels, and widths differ in it; "
+            "keep response alone"
+        )
 
     def watch(self) -> None:
         """What `seen` returns is there anyway."""
@@ -274,8 +304,8 @@ class GanDistillation(nn.Module):
         self._scores: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, lessons: Sequence[Lesson], progress: float) -> Tensor:
-        """The student's loss, sum over levels and views of mean D(student), after a step of the critics; 0 in the plain
-        phase."""
+        """The student's loss, a scalar: the sum over levels and views of mean D(student), after a step of the critics;
+        0 in the plain phase."""
         if progress >= self.config.until:
             self._scores = []
             # Distributed training waits for a gradient of the adapters all the same.
@@ -400,6 +430,7 @@ class Imitation(nn.Module):
         self.adapters = nn.ModuleList(_convolution(level) for level in levels)
 
     def forward(self, lessons: Sequence[Lesson]) -> Tensor:
+        """The sum of the lessons' losses, a scalar."""
         return torch.stack([self._of(lesson) for lesson in lessons]).sum()
 
     def _of(self, lesson: Lesson) -> Tensor:
@@ -437,7 +468,7 @@ def near_objects(
     anchors = [_anchors(size, image_size, sides) for size in sizes]
     if not len(boxes):
         return [torch.zeros(size, dtype=torch.bool) for size in sizes]
-    overlap = box_math.iou(boxes, torch.cat(anchors))
+    overlap = tensors.pairwise(boxes, torch.cat(anchors))
     best = overlap.amax(1, keepdim=True)
     chosen = ((overlap > near * best) & (best > 0)).any(0)
     levels = torch.split(chosen, [len(one) for one in anchors])
@@ -453,6 +484,7 @@ class Channel(nn.Module):
         self.adapters = nn.ModuleList(_adapter(level) for level in levels)
 
     def forward(self, lessons: Sequence[Lesson]) -> Tensor:
+        """The sum of the lessons' losses, a scalar."""
         losses = [
             channel_loss(adapter(lesson.student[i]).float(), lesson.teacher[i].float(), self.config.temperature)
             for lesson in lessons

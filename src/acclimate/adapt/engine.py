@@ -29,7 +29,7 @@ from acclimate.adapt.objective import GradientTransform, Objective, UpdateTransf
 from acclimate.adapt.optimisers import optimiser, rate
 from acclimate.config import ScheduleConfig
 from acclimate.errors import AcclimateError, Interrupted
-from acclimate.models.detector import save_weights
+from acclimate.models import detector as models
 from acclimate.models.synchronised import synchronise
 from acclimate.progress import counting
 from acclimate.run import Run, stop_signal, write_text, writing
@@ -45,14 +45,16 @@ _STATE_ROOM = 2**24
 
 def accelerator(precision: str) -> Accelerator:
     """The Accelerate object; `auto` is bf16 on a GPU that has it, and fp32 on a CPU, which gains little."""
+    device = models.accelerator()
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+        gpu = device is not None and device.type == "cuda"
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
     # One process may run several verbs; Accelerate otherwise refuses a second precision.
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         # Without being told, Accelerate takes several processes on a machine without accelerators for as many runs.
-        cpu=not torch.accelerator.is_available(),
+        cpu=device is None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
     )
 
@@ -71,6 +73,16 @@ def fit(
     """Train until `schedule.steps`, taking up the state in `run` where there is one.
 
     Writes metrics.jsonl, checkpoints/step_N.safetensors (averaged weights) and state/ into the run folder.
+
+    Args:
+        run: the folder that is written; where it holds a state, training goes on from it.
+        objective: the detector, its average and the terms.
+        loader: the batches.
+        schedule: how long and how fast.
+        acc: device, precision and processes; see `accelerator`.
+        transforms: of the gradients, in this order, between the backward pass and clipping.
+        console: where progress goes.
+        title: of the progress bar.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, once the state is saved.
@@ -152,7 +164,7 @@ def fit(
                 advance(step, schedule.steps, f"loss {losses['loss']:.3f}, {speed.images_per_s():.1f} images/s")
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:
                     if acc.is_main_process:
-                        save_weights(objective.average, checkpoint(run, step))
+                        models.save_weights(objective.average, checkpoint(run, step))
                     _save_state(run, acc, step, window)
                 if stop and step < schedule.steps:
                     _save_state(run, acc, step, window)

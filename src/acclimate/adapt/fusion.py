@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from acclimate.boxes.iou import pairwise
 from acclimate.structures import Detections
 
 IOU = 0.55
@@ -42,7 +42,7 @@ def fuse(looks: Sequence[Detections], iou: float = IOU) -> Detections:
     total, members, owner = np.zeros(count), np.zeros(count), np.full(count, -1)
     clusters = 0
     for row in np.argsort(-scores, kind="stable"):
-        overlaps = np.where(owner[:clusters] == labels[row], _iou(boxes[row], fused[:clusters]), 0.0)
+        overlaps = np.where(owner[:clusters] == labels[row], pairwise(boxes[row : row + 1], fused[:clusters])[0], 0.0)
         best = int(overlaps.argmax()) if clusters else -1
         if best < 0 or overlaps[best] <= iou:
             best = clusters
@@ -64,11 +64,3 @@ def mirrored(found: Detections, width: float) -> Detections:
     boxes = found.boxes.copy()
     boxes[:, [0, 2]] = width - found.boxes[:, [2, 0]]
     return Detections(boxes, found.labels, found.scores)
-
-
-def _iou(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) of one box with (N, 4) others."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    inter = np.clip(sides, 0, None).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    return np.asarray(inter / np.maximum(areas - inter, 1e-12))

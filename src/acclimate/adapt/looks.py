@@ -40,7 +40,14 @@ def large_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def look_again(detector: Detector, images: Tensor, size: tuple[int, int], flip: bool) -> list[Detections]:
-    """Detections on a canvas of `size` (height, width), of (B, 3, H, W) images of the same content in any size."""
+    """Detections on a canvas of another size, of images of the same content in any size.
+
+    Args:
+        detector: one of convolutions alone, where `size` is not its own.
+        images: (B, 3, H, W), RGB, 0..255.
+        size: (height, width) of the canvas to look on, pixels.
+        flip: whether it looks at the mirrored images; the boxes are mirrored back.
+    """
     height, width = images.shape[-2:]
     seen = images.flip(-1) if flip else images
     stride = max(detector.spec.strides)
@@ -66,6 +73,12 @@ def fused(first: Sequence[Detections], second: Sequence[Detections]) -> list[Det
 
 def predict_twice(detector: Detector, paths: Sequence[Path], scale: float, flip: bool) -> dict[Path, Detections]:
     """What both looks find in image files, fused, in the pixels of the images; a file that cannot be read is left out.
+
+    Args:
+        detector: what looks.
+        paths: the image files.
+        scale: how many times the pixels a side the second look has.
+        flip: whether the second look is mirrored.
 
     Raises:
         AcclimateError: more than half of the images cannot be read.

@@ -1,6 +1,8 @@
-"""The table of adaptation methods: a field of `AdaptConfig`, and the class that does what it says.
+"""From the options of an adaptation to what trains: the terms, and what happens to their gradients.
 
-A field that is None (or a weight of 0) is a method that is not there. `docs/extending.md` adds one, step by step.
+`AdaptConfig` is the list of methods. What the method NAME does is the class of that name (its attribute `name`) in the
+file NAME beside this one: a `Term`, a `Wrapper` of terms, or else a gradient transform. `docs/extending.md` adds one,
+step by step.
 """
 
 from __future__ import annotations
@@ -9,8 +11,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from acclimate.adapt.objective import GradientTransform, Term
-from acclimate.adapt.slim import Slim
+from acclimate.adapt.objective import GradientTransform, Term, Wrapper
 from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone
@@ -18,19 +19,6 @@ from acclimate.models.backbones import Backbone
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
-
-TERMS = {
-    "supervised": "acclimate.adapt.supervised:Supervised",
-    "labelled": "acclimate.adapt.labelled:Labelled",
-    "teacher": "acclimate.adapt.teacher:Teacher",
-    "adversarial": "acclimate.adapt.adversarial:Adversarial",
-    "distillation": "acclimate.adapt.distillation:Distillation",
-    "quantisation": "acclimate.adapt.quantisation:QuantisationAware",
-}
-"""Field of `AdaptConfig` -> the `Term` whose `create(options, detector, source)` makes it."""
-
-TRANSFORMS = {"suppression": "acclimate.adapt.suppression:DomainSpecificSuppression"}
-"""Field of `AdaptConfig` -> the class whose `create(options, detector)` makes a gradient transform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,49 +50,33 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: i
         for part in detector.modules():
             if isinstance(part, Backbone):
                 part.hold_norms()
-    transforms = [
-        made
-        for field, where in TRANSFORMS.items()
-        if (options := getattr(config, field)) and (made := _class(where).create(options, detector)) is not None
-    ]
-    terms = [
-        _class(where).create(options, detector, source)
-        for field, where in TERMS.items()
-        if (options := getattr(config, field))
-    ]
+    makers = {name: (_class(name), options) for name, options in config.methods.items()}
+    # First, as a transform may change the layers that terms look at.
+    transforms = [maker.create(options, detector) for maker, options in makers.values() if not issubclass(maker, Term)]
+    terms: list[Term] = []
+    for name, (maker, options) in makers.items():
+        if issubclass(maker, Wrapper) and terms:
+            if config.by_domain:
+                raise AcclimateError(
+                    f'adapt.statistics = "domain" is not for adapt.{name}; set it to "mixed" or "target"'
+                )
+            terms = [maker.create(options, detector, terms, seed)]
+        elif not issubclass(maker, Wrapper) and issubclass(maker, Term):
+            terms.append(maker.create(options, detector, source))
     if not terms:
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
-    if config.slim:
-        if config.statistics == "domain":
-            raise AcclimateError('adapt.statistics = "domain" is not for several widths; set it to "mixed" or "target"')
-        terms = [Slim.create(config.slim, detector, terms, seed)]
-    return Method(tuple(terms), tuple(transforms))
+    return Method(tuple(terms), tuple(one for one in transforms if one is not None))
 
 
 def uses_target(config: Config) -> bool:
     """Whether the adaptation that `config` describes looks at target images at all."""
-    views = [view for field, where in TERMS.items() if getattr(config.adapt, field) for view in _class(where).views]
-    ensemble = config.adapt.slim is not None and config.adapt.slim.ensemble > 0
-    views_of = config.augment
-    styled = max(views_of.style, views_of.fourier, views_of.weather) > 0 or views_of.balance == "target"
-    return styled or ensemble or any(view.startswith(("target", "labelled")) for view in views)
+    makers = ((_class(name), options) for name, options in config.adapt.methods.items())
+    return config.augment.looks_at_target or any(
+        issubclass(maker, Term) and maker.uses_target(options) for maker, options in makers
+    )
 
 
-def source_only(config: Config) -> Config:
-    """`config` without anything of the target: the source trained on for the same schedule, with the same views.
-
-    It is the baseline that an adaptation must beat: what needs no target image, both have. A bank is trained on as one.
-    """
-    none = {"ensemble": 0.0, "third": False, "reaches_features": True}
-    bank = config.adapt.slim and config.adapt.slim.model_copy(update=none)
-    alone = AdaptConfig(supervised=config.adapt.supervised or 1.0, teacher=None, slim=bank)
-    of_target: dict[str, Any] = {"style": 0.0, "fourier": 0.0, "weather": 0.0, "mask": 0.0}
-    if config.augment.balance == "target":
-        of_target["balance"] = "none"
-    views = config.augment.model_copy(update=of_target)
-    return config.model_copy(update={"adapt": alone, "augment": views, "labelled": None})
-
-
-def _class(where: str) -> Any:
-    module, name = where.split(":")
-    return getattr(importlib.import_module(module), name)
+def _class(name: str) -> Any:
+    """What the method called `name` is made of."""
+    module = importlib.import_module(f"{__package__}.{name}")
+    return next(part for part in vars(module).values() if isinstance(part, type) and getattr(part, "name", "") == name)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acclimate.boxes.iou import area, shared
 from acclimate.data.augment import MIN_SIDE_PX, MIN_VISIBLE
 from acclimate.structures import Annotations, Detections
 
@@ -82,8 +83,8 @@ def paste(
 
 def _inside(annotations: Annotations, part: Part) -> Annotations:
     boxes = annotations.boxes
-    clipped = np.concatenate([np.maximum(boxes[:, :2], part[:2]), np.minimum(boxes[:, 2:], part[2:])], 1)
-    return _visible(annotations, clipped.astype(np.float32), _area(clipped))
+    clipped = shared(boxes, np.array(part, np.float32))
+    return _visible(annotations, clipped, area(clipped))
 
 
 def _outside(annotations: Annotations, part: Part) -> Annotations:
@@ -92,11 +93,11 @@ def _outside(annotations: Annotations, part: Part) -> Annotations:
     One of which the part covers more than a little in another way is ignored, as no box says what is left of it.
     """
     boxes = annotations.boxes
-    covered = np.concatenate([np.maximum(boxes[:, :2], part[:2]), np.minimum(boxes[:, 2:], part[2:])], 1)
-    left_over = _area(boxes) - _area(covered)
+    covered = shared(boxes, np.array(part, np.float32))
+    left_over = area(boxes) - area(covered)
     clipped = boxes.copy()
     whole = np.zeros(len(boxes), bool)
-    touched = _area(covered) > 0
+    touched = area(covered) > 0
     for axis, other in ((0, 1), (1, 0)):
         across = touched & (part[other] <= boxes[:, other]) & (part[other + 2] >= boxes[:, other + 2])
         for end, limit in ((axis, axis + 2), (axis + 2, axis)):
@@ -107,24 +108,18 @@ def _outside(annotations: Annotations, part: Part) -> Annotations:
             clipped[ends, end] = part[limit]
             whole |= ends
     found = _visible(annotations, clipped, left_over)
-    partly = (~whole & (_area(covered) > MIN_VISIBLE * _area(boxes)))[
-        _is_visible(annotations.boxes, clipped, left_over)
-    ]
+    partly = (~whole & (area(covered) > MIN_VISIBLE * area(boxes)))[_is_visible(annotations.boxes, clipped, left_over)]
     return Annotations(found.boxes, found.labels, found.ignore | partly)
 
 
 def _is_visible(boxes: np.ndarray, clipped: np.ndarray, left_over: np.ndarray) -> np.ndarray:
     sides = (clipped[:, 2:] - clipped[:, :2]).min(axis=1) if len(boxes) else np.zeros(0)
-    return np.asarray((sides >= MIN_SIDE_PX) & (left_over >= MIN_VISIBLE * _area(boxes)))
+    return np.asarray((sides >= MIN_SIDE_PX) & (left_over >= MIN_VISIBLE * area(boxes)))
 
 
 def _visible(annotations: Annotations, clipped: np.ndarray, left_over: np.ndarray) -> Annotations:
     kept = _is_visible(annotations.boxes, clipped, left_over)
     return Annotations(clipped[kept], annotations.labels[kept], annotations.ignore[kept])
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return np.asarray(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1))
 
 
 def _joined(first: Annotations, second: Annotations) -> Annotations:

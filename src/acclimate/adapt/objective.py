@@ -54,6 +54,15 @@ class Step:
     The views that the terms train on go through the detector as one batch, so that batch statistics see the mixture
     that the running statistics will describe. With `by_domain` those of the source go by themselves, normalised by
     their own statistics, which the running ones do not hear of: these describe the target, where the detector will be.
+
+    Args:
+        detector: what is trained.
+        average: the average of its weights, the mean teacher.
+        source: views and boxes of labelled images.
+        target: views of target images; None where a training has no target.
+        progress: fraction of the run that is done, 0..1.
+        views: those that gradients are taken through.
+        by_domain: whether each domain is normalised by its own batch.
     """
 
     def __init__(
@@ -105,12 +114,13 @@ class Step:
         return batch.weak if strength == "weak" else batch.strong
 
     def features(self, view: View) -> list[Tensor]:
-        """The detector's pyramid of a view that a term declared in `Term.views`."""
+        """The detector's pyramid of a view that a term declared in `Term.views`: (B, C_l, H_l, W_l), one a level."""
         self._forward()
         return self._features[view]
 
     def shared(self, view: View) -> tuple[list[Tensor], slice]:
-        """The pyramid of all images that were forwarded together with a view's, and which of them are the view's.
+        """The pyramid (B', C_l, H_l, W_l) of all images that were forwarded together with a view's, and which of the B'
+        are the view's.
 
         What the head was run on: all gradients of a view arrive here, and only some of them at `features`.
         """
@@ -125,7 +135,7 @@ class Step:
         raise KeyError(view)
 
     def raw(self, view: View) -> tuple[Tensor, ...]:
-        """The detector's raw outputs of such a view."""
+        """The detector's raw outputs of such a view, (B, ...) each; see `Detector.head`."""
         self._forward()
         if not self._raw:
             for views, features in zip(self._together(), self._all, strict=True):
@@ -137,13 +147,13 @@ class Step:
         return self._raw[view]
 
     def losses(self, view: View, targets: Sequence[Annotations]) -> dict[str, Tensor]:
-        """The detector's losses of a view against boxes on its canvas."""
+        """The detector's losses of a view against boxes on its canvas: named scalars."""
         features, raw = self.features(view), self._shared_raw(view)
         with self._normalising(view):
             return self.detector.losses(features, targets, raw)
 
     def distillation(self, view: View, soft: tuple[Tensor, ...], threshold: float) -> dict[str, Tensor]:
-        """The detector's losses of a view against another detector's raw outputs."""
+        """The detector's losses of a view against another detector's raw outputs, (B, ...) each: named scalars."""
         return self.detector.distillation(self.features(view), soft, threshold, self._shared_raw(view))
 
     def regions(self, view: View, count: int) -> list[Tensor]:
@@ -151,7 +161,8 @@ class Step:
         return self.detector.regions(self.features(view), count, self._shared_raw(view))
 
     def average_raw(self, view: View) -> tuple[Tensor, ...]:
-        """Raw outputs of the averaged weights (the mean teacher) in eval mode, without gradients; of any view."""
+        """Raw outputs, (B, ...) each, of the averaged weights (the mean teacher) in eval mode, without gradients; of
+        any view."""
         if view not in self._average_raw:
             with torch.no_grad():
                 self._average_raw[view] = self.average(self.images(view))
@@ -199,6 +210,17 @@ class Term(nn.Module):
     needs_target: ClassVar[bool] = True
     """Whether its views of the target must be there; False is a term that does with the others (`Step.views`)."""
     name: ClassVar[str] = ""
+    """Of the method: the field of `AdaptConfig` and the file that it is in."""
+
+    @classmethod
+    def uses_target(cls, options: Any) -> bool:
+        """Whether the term with these options looks at target images."""
+        return any(not view.startswith("source") for view in cls.views)
+
+    @property
+    def one_width(self) -> str:
+        """Why the term works for a detector of one width alone, and what to do; empty where it works for several."""
+        return ""
 
     def prepare(self, step: Step) -> None:
         """Called for every term before any of them: makes the views of its own (`Step.provide`)."""
@@ -215,8 +237,13 @@ class Term(nn.Module):
         """Called after the optimiser's step."""
 
     def deployed(self) -> dict[str, Tensor]:
-        """Weights and statistics, by the detector's names, that the average follows in place of the detector's own."""
+        """Weights and statistics, by the detector's names and in its shapes, that the average follows in place of the
+        detector's own."""
         return {}
+
+
+class Wrapper(Term):
+    """A term around all others: `create(options, detector, terms, seed)`."""
 
 
 class Objective(nn.Module):
@@ -230,7 +257,15 @@ class Objective(nn.Module):
     def __init__(
         self, detector: Detector, terms: Sequence[Term], ema: float, warm: bool, by_domain: bool = False
     ) -> None:
-        """`warm` lets the average follow quickly at first, for weights that start from nothing; `by_domain`: `Step`."""
+        """Put the average and the terms beside a detector.
+
+        Args:
+            detector: what is trained.
+            terms: whose losses are summed.
+            ema: decay of the average, a step.
+            warm: let the average follow quickly at first, for weights that start from nothing.
+            by_domain: see `Step`.
+        """
         super().__init__()
         self.detector = detector
         self.average = folded(detector).requires_grad_(False).eval()
@@ -245,6 +280,7 @@ class Objective(nn.Module):
             raise ValueError("an objective needs at least one term that trains on a view")
 
     def forward(self, source: Batch, target: Batch | None, progress: float) -> dict[str, Tensor]:
+        """The losses of all terms in one step, by name: scalars, with gradients. Their sum is what is minimised."""
         views = self._without_target if target is None else self.views
         step = Step(self.detector, self.average, source, target, progress, views, self.by_domain)
         losses: dict[str, Tensor] = {}

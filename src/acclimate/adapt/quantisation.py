@@ -73,7 +73,7 @@ Read = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """`weight` (outputs first) on its 255 levels a channel; the gradient passes unchanged."""
+    """`weight` (O, ...), outputs first, on its 255 levels a channel; the gradient passes unchanged."""
     flat = weight.detach().flatten(1).float()
     scale = (flat.abs().amax(1) / LARGEST).clamp_min(TINY)
     zero = torch.zeros_like(scale, dtype=torch.int32)

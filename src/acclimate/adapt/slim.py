@@ -30,9 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from acclimate.adapt.adversarial import Adversarial
-from acclimate.adapt.distillation import Distillation
-from acclimate.adapt.objective import Step, Term, View
+from acclimate.adapt.objective import Step, Term, View, Wrapper
+from acclimate.boxes.tensors import paired
 from acclimate.config import SlimConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector
@@ -91,7 +90,8 @@ def confidence(kind: Confidence, macs: Sequence[float], distances: Sequence[floa
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """p^(1 / temperature), scaled to sum to 1 over the last dimension (Berthelot et al. 2019, MixMatch, equation 7)."""
+    """p^(1 / temperature) of probabilities (..., K), scaled to sum to 1 over the last dimension (Berthelot et al. 2019,
+    MixMatch, equation 7)."""
     return (probabilities.clamp(min=1e-12).log() / temperature).softmax(-1)
 
 
@@ -118,20 +118,20 @@ def dense_ensemble(
 
 
 def dense_distance(raw: tuple[Tensor, ...], largest: tuple[Tensor, ...]) -> float:
-    """How differently two dense detectors see the same images: 0 where they agree.
+    """How differently two dense detectors see the same images, from their raw outputs (B, A, C) and (B, A, 4): 0 where
+    they agree.
 
     The mean over locations, weighted by the largest model's best score, of ||p - p_largest||_2 + (1 - IoU).
     """
     (scores, sides), (other, other_sides) = _plain(raw), _plain(largest)
     strength = other.amax(-1)
-    # Both boxes hold their location, so the overlap's sides are the smaller ones.
-    inter, own, its = (_area(s) for s in (torch.minimum(sides, other_sides), sides, other_sides))
-    iou = inter / (own + its - inter).clamp(min=1e-12)
-    each = (scores - other).norm(dim=-1) + 1 - iou
+    # Both boxes are around the same location, wherever that is.
+    boxes, other_boxes = (torch.cat([-side[..., :2], side[..., 2:]], -1) for side in (sides, other_sides))
+    each = (scores - other).norm(dim=-1) + 1 - paired(boxes, other_boxes)
     return float((each * strength).sum() / strength.sum().clamp(min=1e-9))
 
 
-class Slim(Term):
+class Slim(Wrapper):
     """See the module. Wraps the terms of a method; their losses keep their names, summed or averaged over the models.
 
     `views` is the most that a model is run on: the views of the terms inside, and the ensemble's where there is one.
@@ -172,8 +172,18 @@ class Slim(Term):
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
     @classmethod
+    def uses_target(cls, options: SlimConfig) -> bool:
+        return options.ensemble > 0
+
+    @classmethod
     def create(cls, options: SlimConfig, detector: Detector, terms: Sequence[Term], seed: int) -> Slim:
         """Wrap `terms` for a slimmable detector.
+
+        Args:
+            options: of the section `adapt.slim`.
+            detector: the slimmable detector that is about to be adapted.
+            terms: what each of its widths learns by.
+            seed: of the widths that are drawn.
 
         Raises:
             AcclimateError: `detector` has one width, or a term depends on its number of channels.
@@ -182,21 +192,8 @@ class Slim(Term):
             raise AcclimateError(
                 f"adapt.slim: a {detector.spec.kind} detector has one width; train the source with model.kind=slimmable"
             )
-        if any("mixed" in term.views for term in terms):
-            raise AcclimateError(
-                "adapt.teacher.mix: images of both domains are not made for several widths; set it to 0 or leave out "
-                "adapt.slim"
-            )
-        if any(isinstance(term, Adversarial) for term in terms):
-            raise AcclimateError(
-                "adapt.adversarial: a critic is made for one number of channels, and widths differ in it; set it to "
-                "none or leave out adapt.slim"
-            )
-        if any(isinstance(term, Distillation) and term.compares_features for term in terms):
-            raise AcclimateError(
-                "adapt.distillation: gan, imitation and channel are made for one number of channels, and widths differ "
-                "in it; keep response alone or leave out adapt.slim"
-            )
+        if why := next(filter(None, (term.one_width for term in terms)), ""):
+            raise AcclimateError(f"adapt.{why}, or leave out adapt.slim")
         copied = {name: copy.deepcopy(detector.get_submodule(name)) for name in detector.predictors}
         third = nn.ModuleDict(copied) if options.third else None
         return cls(options, terms, functools.partial(macs, detector), seed, third)
@@ -310,8 +307,3 @@ def _statistics_of_the_largest(place: int, module: nn.Module) -> contextlib.Abst
 def _plain(raw: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Probabilities, and side distances in strides, of raw outputs."""
     return raw[0].detach().float().sigmoid(), F.softplus(raw[1].detach().float())
-
-
-def _area(sides: Tensor) -> Tensor:
-    """Of boxes given by their distances left, up, right and down of a location."""
-    return (sides[..., 0] + sides[..., 2]) * (sides[..., 1] + sides[..., 3])

@@ -39,7 +39,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,8 @@ class DomainSpecificSuppression(LayerWatch):
     Where a normalisation follows that undoes the weight's scale (BatchNorm in training mode; GroupNorm with granularity
     "tensor"), <g, W> is 0 and there is nothing to suppress. A warning says so, once.
     """
+
+    name: ClassVar[str] = "suppression"
 
     def __init__(
         self,

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from acclimate.adapt.looks import check, fused, look_again, predict_twice
 from acclimate.adapt.mixing import confident_quarter, paste, random_part
 from acclimate.adapt.objective import Step, Term, View
+from acclimate.boxes import match
+from acclimate.boxes.iou import pairwise
 from acclimate.config import TeacherConfig
 from acclimate.data.dataset import choose
 from acclimate.models.predict import predict
@@ -62,6 +63,11 @@ class Teacher(Term):
         if config.mix > 0:
             own: tuple[View, ...] = ("target_strong",) if config.boxes > 0 or config.soft > 0 else ()
             self.views = (*own, "mixed")  # type: ignore[misc]
+
+    @property
+    def one_width(self) -> str:
+        mixes = "teacher.mix: images of both domains are not made for several widths; set it to 0"
+        return mixes if "mixed" in self.views else ""
 
     @classmethod
     def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
@@ -242,6 +248,12 @@ def counted(detector: Detector, source: LabelledSet, target: UnlabelledSet, seed
     """Boxes of each of the source's classes that the detector is sure of on `MEASURED` target images.
 
     Sure by the thresholds that `measure` finds on the source; a class that is never sure there counts nothing.
+
+    Args:
+        detector: what looks.
+        source: labelled images, which say what is sure.
+        target: images without labels.
+        seed: of the draw of images.
     """
     thresholds = measure(detector, source).thresholds
     counts = [0] * len(source.classes)
@@ -295,13 +307,4 @@ def known_from(found: Sequence[Detections], truth: Sequence[Annotations], classe
 
 def _hits(found: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which detections, best first, match a box of their own with an IoU of at least 0.5."""
-    hits = np.zeros(len(found), bool)
-    if not len(found) or not len(boxes):
-        return hits
-    iou = box_iou(torch.from_numpy(found), torch.from_numpy(np.ascontiguousarray(boxes))).numpy()
-    for row in range(len(found)):
-        column = int(iou[row].argmax())
-        if iou[row, column] >= 0.5:
-            hits[row] = True
-            iou[:, column] = 0.0
-    return hits
+    return match.greedy(pairwise(found, boxes), 0.5) >= 0

@@ -21,10 +21,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from acclimate import machine, stages, workflow
+from acclimate import stages, workflow
 from acclimate.benchmark import table
-from acclimate.benchmark.suite import Place, Suite, Task, available, image_list, load, plan, scene_sets, sets
-from acclimate.config import DataConfig, ScenesConfig
+from acclimate.benchmark.suite import Place, Suite, Task, available, image_list, load, plan, sets
+from acclimate.config import DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.run import Evaluation, Run, locked, write_text
@@ -74,7 +74,9 @@ def run(
         jobs: processes, with one torch thread each; 1 runs in this process.
         ray: run on the Ray cluster that RAY_ADDRESS names, or on this machine under Ray, instead of in `jobs`
             processes; its machines must share the file system.
-        pairs, methods, seeds: a part of the suite; empty is all.
+        pairs: a part of the suite's; empty is all.
+        methods: likewise.
+        seeds: instead of the suite's; empty is those.
         root: folder of the data; by default the environment's ACCLIMATE_DATA, or the suite's.
         console: where progress and the table go.
 
@@ -186,7 +188,7 @@ def _rows(task: Task, made: Run) -> list[dict[str, Any]]:
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
-    detector = stages.to_device(models.load(made.path))
+    detector = models.to_device(models.load(made.path))
     selection = made.selection()
     files = checkpoints(made)
     steps = {"last": max(files)}
@@ -261,6 +263,8 @@ def _evaluation(task: Task, detector: Detector, role: workflow.Role) -> Evaluati
 def _facts(task: Task, made: Run, detector: Detector) -> dict[str, Any]:
     import torch
 
+    from acclimate.models import detector as models
+
     config = task.config
     return {
         "pair": task.pair,
@@ -271,7 +275,7 @@ def _facts(task: Task, made: Run, detector: Detector) -> dict[str, Any]:
         "steps": config.train.steps + config.schedule.steps,
         "batch": config.train.batch_size,
         "minutes": f"{made.manifest.seconds / 60:.1f}",
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else machine.processor(),
+        "processor": models.device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "role": task.role,
@@ -317,7 +321,11 @@ def _prepare(suite: Suite, place: Place, pair: str, console: Console | None) -> 
 
     scenes = suite.pairs[pair].scenes
     if scenes is not None:
-        _generate(scenes, place.out / scenes.out, console)
+        from acclimate.scenes.sets import wanted
+
+        for name, condition, images, seed in wanted(scenes):
+            folder = place.out / scenes.out / name
+            workflow.scenes(folder, images, scenes.size, seed, condition, scenes.strength, console=console)
     domains = sets(suite.pairs[pair], place)
     for domain, data in (("source", domains.source), ("target", domains.target)):
         paths = formats.read(data).paths
@@ -336,13 +344,6 @@ def _paths(data: DataConfig) -> set[Path]:
     from acclimate.data import formats
 
     return {path.resolve() for path in formats.read(data).paths}
-
-
-def _generate(scenes: ScenesConfig, folder: Path, console: Console | None) -> None:
-    for number, (name, condition, images) in enumerate(scene_sets(scenes)):
-        workflow.scenes(
-            folder / name, images, scenes.size, 10_000 * number, condition, scenes.strength, console=console
-        )
 
 
 def _some(what: str, known: Any, wanted: Sequence[Any], free: bool = False) -> list[Any]:

@@ -7,10 +7,10 @@ suite. No term of adaptation is on but those that the file names.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from acclimate.config import AdaptConfig, Config, DataConfig, Options, Prose, ScenesConfig, parse
+from acclimate.config import Config, DataConfig, Options, Prose, ScenesConfig, nothing, overlay, parse, read
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
 
@@ -34,7 +34,7 @@ Role = Literal["source-only", "adapted", "oracle"]
 class Sections(Options):
     """Parts of a job's configuration, as TOML has them; checked once they are put together.
 
-    The word "none" is the absent value, which TOML cannot write, as it is on the command line.
+    The word "none" takes an option away there, as it does everywhere.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)
@@ -166,13 +166,7 @@ def load(suite: str | Path) -> Suite:
             pair's sections come to.
     """
     path = find(suite)
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise AcclimateError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise AcclimateError(f"{path}: not valid TOML: {error}") from None
-    found = parse(Suite, {"name": path.stem, **values}, where=str(path))
+    found = parse(Suite, {"name": path.stem, **read(path)}, where=str(path))
     if found.csv is not None:
         found = found.model_copy(update={"csv": path.parent / found.csv})
     for pair in found.pairs:
@@ -184,44 +178,48 @@ def load(suite: str | Path) -> Suite:
 def configuration(suite: Suite, pair: str, method: str, seed: int = 0, where: str = "") -> Config:
     """A run's settings, without its data.
 
+    Args:
+        suite: what is compared.
+        pair: a name of its pairs.
+        method: a name of its methods.
+        seed: of everything random.
+        where: how the message begins.
+
     Raises:
-        AcclimateError: the sections do not fit together; `where` is how the message begins.
+        AcclimateError: the sections do not fit together.
     """
     chosen = suite.methods[method]
-    values = _merged(_nothing(), suite.sections(), suite.pairs[pair].sections(), chosen.sections())
-    if chosen.role != "adapted":
-        values["augment"] = {**values["augment"], "style": 0.0, "fourier": 0.0}
-    return parse(Config, {"seed": seed, **values}, where=where or suite.name)
+    values = _over(suite.sections(), suite.pairs[pair].sections(), chosen.sections())
+    config = parse(Config, {"seed": seed, **values}, where=where or suite.name)
+    return config if chosen.role == "adapted" else _blind(config)
 
 
 def source_configuration(suite: Suite, pair: str, method: str, seed: int = 0) -> Config:
     """Settings of the source training that a method starts from: the pair's, with the method's [model] and [train], so
-    that methods which agree in these share it."""
+    that methods which agree in these share it.
+
+    Args:
+        suite: what is compared.
+        pair: a name of its pairs.
+        method: a name of its methods.
+        seed: of everything random.
+    """
     own = {name: section for name, section in suite.methods[method].sections().items() if name in {"model", "train"}}
-    values = _merged(_nothing(), suite.sections(), suite.pairs[pair].sections(), own)
-    values["augment"] = {**values["augment"], "style": 0.0, "fourier": 0.0}
-    return parse(Config, {"seed": seed, "model": values["model"], "augment": values["augment"],
-                          "train": values["train"]}, where=suite.name)  # fmt: skip
+    values = _over(suite.sections(), suite.pairs[pair].sections(), own)
+    sections = {name: values[name] for name in ("model", "augment", "train")}
+    return _blind(parse(Config, {"seed": seed, **sections}, where=suite.name))
 
 
-def _nothing() -> dict[str, Any]:
-    """An adaptation without terms: a suite says what a method is, so no default may add to it."""
-    defaults = AdaptConfig()
-    optional = [name for name in AdaptConfig.model_fields if isinstance(getattr(defaults, name), Options | None)]
-    return {"adapt": dict.fromkeys(optional)}
+def _over(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables put over each other, the last one on top. Below them all is no method but the source's labels: a suite
+    says what a method is, so no default may add to it."""
+    sections = {name: off for name, off in nothing().items() if off is None}
+    return functools.reduce(overlay, parts, {"adapt": sections})
 
 
-def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables put over each other, the last one on top."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            if isinstance(value, Mapping):
-                below = merged.get(key)
-                merged[key] = _merged(below if isinstance(below, Mapping) else {}, value)
-            else:
-                merged[key] = None if value == "none" else value
-    return merged
+def _blind(config: Config) -> Config:
+    """A job whose source images are not changed by what the target looks like."""
+    return config.model_copy(update={"augment": config.augment.without_target()})
 
 
 @dataclass(frozen=True)
@@ -292,9 +290,12 @@ class Sets:
 def sets(pair: Pair, place: Place) -> Sets:
     """Where the data of a pair is; generated scenes need not be there yet."""
     if pair.scenes is not None:
+        from acclimate.scenes.sets import wanted
+
         folder = place.out / pair.scenes.out
-        made = {name: DataConfig(path=folder / name) for name, _, _ in scene_sets(pair.scenes)}
-        clear, clear_test, changed, changed_test = made.values()
+        clear, clear_test, changed, changed_test = (
+            DataConfig(path=folder / name) for name, _, _, _ in wanted(pair.scenes)
+        )
         return Sets(clear, changed, clear_test, changed_test)
     assert pair.source is not None
     assert pair.target is not None
@@ -305,13 +306,6 @@ def sets(pair: Pair, place: Place) -> Sets:
         _below(pair.source_test, place.root) if pair.source_test is not None else None,
         _below(pair.target_test, place.root),
     )
-
-
-def scene_sets(scenes: ScenesConfig) -> Iterator[tuple[str, str | None, int]]:
-    """(folder, condition, images) of the four generated sets: clear train and test, then the condition's."""
-    for domain, condition in (("clear", None), (scenes.condition, scenes.condition)):
-        yield f"{domain}-train", condition, scenes.images
-        yield f"{domain}-test", condition, scenes.test_images
 
 
 def _below(data: DataConfig, root: Path) -> DataConfig:
@@ -345,7 +339,15 @@ class Task(Options):
 
 
 def plan(suite: Suite, place: Place, pairs: Iterable[str], methods: Iterable[str], seeds: Iterable[int]) -> list[Task]:
-    """The runs of these pairs, methods and seeds, each source training once and before what starts from it."""
+    """The runs of these pairs, methods and seeds, each source training once and before what starts from it.
+
+    Args:
+        suite: what is compared.
+        place: where its runs and rows go.
+        pairs: names of its pairs.
+        methods: names of its methods.
+        seeds: one run each.
+    """
     tasks: dict[tuple[Path, str, str], Task] = {}
     methods = list(methods)
     for seed in seeds:

@@ -45,10 +45,17 @@ def geometry(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[Image, Annotations]:
-    """Flip, scale and shift an image onto a canvas of `image_size` (height, width), in one warp.
+    """Flip, scale and shift an image onto a canvas, in one warp.
 
     The scale is relative to the letterbox fit; with no jitter and no shift the result is the letterbox. A box that
     leaves the canvas is clipped; see `MIN_VISIBLE` and `MIN_SIDE_PX` for what is dropped.
+
+    Args:
+        image: (H, W, 3) RGB.
+        annotations: its boxes.
+        image_size: (height, width) of the canvas, pixels.
+        config: chances and ranges.
+        rng: what is drawn from.
 
     Returns:
         The canvas, (H, W, 3), and the boxes on it.
@@ -140,7 +147,8 @@ def _half(polygon: NDArray[np.float32], distance: NDArray[np.float32], axis: int
 
 
 def strong(canvas: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Another look of the same canvas: colours, tone, blur, noise, cut-out rectangles. The input is not changed.
+    """Another look of the same canvas (H, W, 3): colours, tone, blur, noise, cut-out rectangles. The input is not
+    changed.
 
     Colour jitter, hue and grey are one matrix in YIQ; brightness, contrast, tone curve and inversion are one table.
     """
@@ -272,7 +280,7 @@ class Statistics:
 
 
 def statistics(image: Image) -> Statistics:
-    """The colour statistics of an image, from an evenly spaced sample of its pixels."""
+    """The colour statistics of an image (H, W, 3), from an evenly spaced sample of its pixels."""
     step = max(1, min(image.shape[:2]) // _SAMPLE_SIDE)
     return _lab_statistics(cv2.cvtColor(np.ascontiguousarray(image[::step, ::step]), cv2.COLOR_RGB2LAB))
 

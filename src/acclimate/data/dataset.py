@@ -75,7 +75,8 @@ class ImageCache:
         return None if found is None else found[0]
 
     def canvas(self, path: Path, image_size: tuple[int, int]) -> tuple[Image, Letterbox] | None:
-        """The letterboxed image at `path`, read-only, for a canvas of (height, width); None where it is damaged."""
+        """The image at `path` letterboxed onto a canvas (H, W, 3) of `image_size`, read-only; None where it is
+        damaged."""
         return self._look_up((path, *image_size), lambda image: letterbox(image, image_size))
 
     def _look_up(self, key: tuple[Any, ...], make: Callable[[Image], tuple[Image, _T]]) -> tuple[Image, _T] | None:
@@ -363,10 +364,16 @@ def plain_images(
     reading: Reading = DEFAULT,
     cache: ImageCache | None = None,
 ) -> Iterator[tuple[Path, Image, Letterbox]]:
-    """Each image as the detector sees it on the device: letterboxed onto (height, width), not augmented, and
-    read as `reading` says.
+    """Each image as the detector sees it on the device, not augmented: its path, the canvas (H, W, 3) that it is
+    letterboxed onto, and how.
 
     A damaged image is logged and left out, so compare by path and not by position.
+
+    Args:
+        paths: the image files.
+        image_size: (height, width) of the canvas, pixels.
+        reading: how files become pixels.
+        cache: where decoded images are kept.
 
     Raises:
         AcclimateError: more than half of the images cannot be read.

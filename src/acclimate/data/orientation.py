@@ -60,7 +60,15 @@ _BOTH: frozenset[Orientation] = frozenset(_FRAMES)
 
 
 def moved(box: Box, outline: Outline, header: Header, frame: Orientation, wanted: Orientation) -> tuple[Box, Outline]:
-    """A box (xyxy) and its polygons, in pixels of `frame`, in those of the frame `wanted`."""
+    """A box and its polygons, moved from one frame of an image to another.
+
+    Args:
+        box: xyxy in pixels of `frame`.
+        outline: its polygons, likewise.
+        header: of the image file: its size and its EXIF orientation.
+        frame: in which the box is drawn.
+        wanted: in which it is to be.
+    """
     if frame == wanted or header.orientation == 1:
         return box, outline
     orientation = header.orientation if wanted == "apply" else turned_back(header.orientation)

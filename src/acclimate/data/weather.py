@@ -1,8 +1,7 @@
 """Weather and camera effects from physics, on an image and its distances; for photos, with a plausible depth.
 
 Radiance adds up in linear light, so every effect decodes the sRGB values first and encodes them again at the end.
-`apply` combines effects as a named condition; none of them moves a pixel, so boxes stay valid. Only `recapture`
-changes the geometry, and it moves the boxes along.
+`apply` combines effects as a named condition; none of them moves a pixel, so boxes stay valid.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acclimate.errors import AcclimateError
-from acclimate.structures import Annotations, Image
+from acclimate.structures import Image
 
 CONDITIONS = ("fog", "rain", "night", "camera")
 """Names that `apply` knows."""
@@ -38,12 +37,12 @@ _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 def to_linear(image: Image) -> Floats:
-    """sRGB values (..., 3) uint8 to linear light in 0..1 (IEC 61966-2-1)."""
+    """sRGB values (..., 3) uint8 to linear light (..., 3) in 0..1 (IEC 61966-2-1)."""
     return _DECODE[image]
 
 
 def to_srgb(linear: Floats) -> Image:
-    """Linear light, clipped to 0..1, to sRGB values uint8 (IEC 61966-2-1)."""
+    """Linear light (..., 3), clipped to 0..1, to sRGB values (..., 3) uint8 (IEC 61966-2-1)."""
     return _ENCODE[(np.clip(linear, 0, 1) * np.float32(65535) + np.float32(0.5)).astype(np.uint16)]
 
 
@@ -120,6 +119,12 @@ def rain(image: Image, depth: Floats, strength: float, rng: np.random.Generator)
     Streaks are motion-blurred drops that refract the sky: they brighten what is behind them, long and blurred
     near the camera, short and dense far away (Garg and Nayar, IJCV 2007), and only where nothing stands nearer.
     The veil is fog with a visibility of 260 m at strength 1.
+
+    Args:
+        image: (H, W, 3) sRGB.
+        depth: (H, W), metres.
+        strength: 1 is strong.
+        rng: what is drawn from.
     """
     height, width = depth.shape
     linear = to_linear(image)
@@ -244,7 +249,8 @@ def _likely_lamps(linear: Floats, depth: Floats) -> Floats:
 
 
 def sensor(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Another, cheaper camera: colour balance, tone curve, read and shot noise, over-sharpening, JPEG blocks."""
+    """Another, cheaper camera, of an image (H, W, 3): colour balance, tone curve, read and shot noise, over-sharpening,
+    JPEG blocks."""
     linear = to_linear(image)
     gains = 1 + np.float32(strength) * rng.normal(0, 1, 3).astype(np.float32) * np.array([0.07, 0.02, 0.09], np.float32)
     gains += np.float32(0.1 * strength) * np.array([-1, 0.1, 0.8], np.float32)
@@ -261,32 +267,6 @@ def sensor(image: Image, strength: float, rng: np.random.Generator) -> Image:
     coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
     return np.ascontiguousarray(decoded[:, :, ::-1])
-
-
-def recapture(
-    image: Image, annotations: Annotations, strength: float, rng: np.random.Generator
-) -> tuple[Image, Annotations]:
-    """A photo as another camera might have taken it: a narrower view (crop and zoom) through another sensor.
-
-    Returns:
-        The image, of the same size, and the boxes moved along and clipped; a box of which less than a quarter
-        remains is marked `ignore`, and one that left the image is dropped.
-    """
-    height, width = image.shape[:2]
-    zoom = 1 + 0.5 * strength * rng.uniform(0.7, 1.3)
-    wide, high = width / zoom, height / zoom
-    x0, y0 = rng.uniform(0, width - wide), rng.uniform(0, height - high)
-    matrix = np.array([[zoom, 0, -x0 * zoom + (zoom - 1) / 2], [0, zoom, -y0 * zoom + (zoom - 1) / 2]], np.float32)
-    moved = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    boxes = (annotations.boxes - np.array([x0, y0, x0, y0], np.float32)) * np.float32(zoom)
-    limit = np.array([width, height, width, height], np.float32)
-    clipped = np.clip(boxes, 0, limit).astype(np.float32)
-    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6), axis=1)
-    left = np.prod(np.maximum(clipped[:, 2:] - clipped[:, :2], 0), axis=1)
-    kept = left > 0
-    ignore = annotations.ignore | (left < 0.25 * area)
-    result = Annotations(clipped[kept], annotations.labels[kept], ignore[kept])
-    return sensor(np.asarray(moved, np.uint8), strength, rng), result
 
 
 def plausible_depth(
@@ -369,7 +349,7 @@ def apply(
     """The image under a named condition; no pixel moves, so boxes stay valid.
 
     "fog" has a visibility of `FOG_VISIBILITY_M` / strength, varied by a quarter either way, and slightly patchy;
-    "camera" changes the sensor alone (`recapture` also changes a photo's view, `scenes` the whole camera).
+    "camera" changes the sensor alone (generated scenes change the whole camera).
 
     Args:
         image: (H, W, 3) uint8.

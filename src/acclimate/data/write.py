@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +14,7 @@ from typing import Literal
 from acclimate.data.formats import LabelledImage, LabelledSet, Problem
 from acclimate.data.formats.raw import IGNORED_NAME
 from acclimate.errors import AcclimateError
-from acclimate.run import writing
+from acclimate.run import locked, writing_folder
 
 _SPLIT = "train"
 
@@ -40,27 +39,24 @@ def write(images: LabelledSet, format_: str, out: Path, *, drafts: bool = False)
     """
     if format_ not in FORMATS:
         raise AcclimateError(f"--to {format_}: choose {', '.join(FORMATS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AcclimateError(f"{out}: is there and not empty; choose a new folder")
     if any(image.path.absolute().is_relative_to(out.absolute()) for image in images.images):
         raise AcclimateError(f"{out}: holds the set that is read; choose another folder")
+    with locked(out, "data"):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise AcclimateError(f"{out}: is there and not empty; choose a new folder")
+        return _written(images, format_, out, drafts)
+
+
+def _written(images: LabelledSet, format_: str, out: Path, drafts: bool) -> tuple[Problem, ...]:
     names = file_names(images.images)
     folder, labelled = FORMATS[format_]
     if drafts:
         labelled = _DRAFTS.get(format_, labelled)
-    # A set that is there is whole: it is made under another name.
-    made = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with writing(out):
-            (made / folder).mkdir(parents=True)
-            for image, name in zip(images.images, names, strict=True):
-                shutil.copyfile(image.path, made / folder / name)
-            problems = labelled(images, names, made)
-            if out.exists():
-                out.rmdir()
-            made.rename(out.absolute())
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with writing_folder(out.absolute()) as fresh:
+        (fresh / folder).mkdir(parents=True)
+        for image, name in zip(images.images, names, strict=True):
+            shutil.copyfile(image.path, fresh / folder / name)
+        problems = labelled(images, names, fresh)
     return tuple(Problem(str(out), problem) for problem in problems)
 
 
@@ -159,7 +155,7 @@ def _cvat(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
-    for key, value in (("name", out.name), ("size", str(len(images))), ("mode", "annotation"), ("overlap", "0")):
+    for key, value in (("name", images.name), ("size", str(len(images))), ("mode", "annotation"), ("overlap", "0")):
         ElementTree.SubElement(task, key).text = value
     labels = ElementTree.SubElement(task, "labels")
     for name in images.classes:

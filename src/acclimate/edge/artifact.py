@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from acclimate.boxes import locations
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
@@ -362,7 +362,7 @@ def _contradictions(manifest: ArtifactManifest) -> Iterator[str]:
             yield f"decode.strides: {list(options.strides)} do not rise from a first one"
         elif options.strides[-1] > max(height, width):
             yield f"decode.strides: {options.strides[-1]} is more than the canvas of {height} x {width} pixels"
-        elif sum(math.ceil(height / s) * math.ceil(width / s) for s in options.strides) > MOST_LOCATIONS:
+        elif locations.count((height, width), options.strides) > MOST_LOCATIONS:
             yield f"decode.strides: {list(options.strides)} give a canvas of {height} x {width} too many locations"
     if (options.kind == "ssd") != bool(options.priors):
         yield f"decode.priors: default boxes belong to ssd, and to ssd alone, not to {options.kind}"

@@ -59,6 +59,13 @@ class Bench(BaseModel):
 def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: int) -> Bench:
     """Measure the artifact in `folder` on images, one after the other, over and over.
 
+    Args:
+        folder: the artifact's.
+        paths: the image files; noise where there are none.
+        threads: of the runtime.
+        runs: images that are timed.
+        warmup: images before those.
+
     Raises:
         AcclimateError: the artifact cannot be loaded.
     """

@@ -18,7 +18,7 @@ from acclimate.edge.images import read_image
 from acclimate.edge.listing import is_image_name
 from acclimate.edge.monitor import LOOK, look
 from acclimate.errors import AcclimateError
-from acclimate.run import write_bytes
+from acclimate.run import listed, write_bytes
 from acclimate.structures import Image
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Collection:
         self._spread = np.ones(len(LOOK))
         self._kept: list[_Kept] = []
         self._distances = np.full((limit, limit), np.inf)
-        for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        for path in listed(folder, "*"):
             if not is_image_name(path.name):
                 continue
             try:

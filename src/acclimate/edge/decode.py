@@ -11,16 +11,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from acclimate.boxes.iou import area
+from acclimate.boxes.locations import centres as location_centres
+from acclimate.boxes.offsets import clip
+from acclimate.boxes.offsets import decode as moved_by
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections
 
-OFFSET_SCALES = (10.0, 10.0, 5.0, 5.0)
-"""What the offsets of a second stage are divided by (Girshick, Fast R-CNN, 2015, as released)."""
 SAMPLED = 8
 """Of so many candidates one is looked at to tell how high the best are."""
-LARGEST_LOG_SCALE = math.log(1000 / 16)
-"""A box is at most this much larger than the one it is relative to, so that exp cannot overflow."""
 
 
 def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
@@ -44,7 +44,7 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
     if options.kind == "ssd":
         return _decode_ssd(outputs, options, image_size)
     logits, distances = outputs
-    centres, strides = _locations(image_size, options.strides)
+    centres, strides = location_centres(image_size, options.strides)
     expected = len(strides)
     if logits.ndim != 3 or logits.shape[1] != expected or distances.shape != (logits.shape[0], expected, 4):
         raise AcclimateError(
@@ -81,20 +81,6 @@ def nms(
     return np.asarray(kept, np.int64).reshape(-1)
 
 
-@lru_cache(maxsize=8)
-def _locations(
-    image_size: tuple[int, int], strides: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Centres (A, 2) as x, y in pixels and strides (A,) of all locations, level by level, row by row."""
-    centres, sizes = [], []
-    for stride in strides:
-        rows, columns = math.ceil(image_size[0] / stride), math.ceil(image_size[1] / stride)
-        y, x = np.mgrid[:rows, :columns].reshape(2, -1)
-        centres.append((np.stack([x, y], axis=1) + 0.5) * stride)
-        sizes.append(np.full(rows * columns, stride))
-    return np.concatenate(centres).astype(np.float32), np.concatenate(sizes).astype(np.float32)
-
-
 def _decode_one(
     logits: NDArray[np.float32],
     distances: NDArray[Any],
@@ -126,7 +112,7 @@ def _decode_two_stage(
         probabilities = _foreground(one.astype(np.float32))
         index, scores = _best(probabilities.ravel(), options.score_threshold, options.candidates)
         where, labels = np.divmod(index, probabilities.shape[1])
-        moved = _move(anchors[where].astype(np.float32), moves[where, labels + 1].astype(np.float32))
+        moved = moved_by(moves[where, labels + 1].astype(np.float32), anchors[where].astype(np.float32))
         found.append(_finish(moved, scores, labels, options, image_size))
     return found
 
@@ -167,7 +153,7 @@ def _decode_ssd(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tu
             first = _first_of_each(index % probabilities.shape[1], limit)[: options.candidates]
             index, scores = index[first], scores[first]
         row, labels = np.divmod(index, probabilities.shape[1])
-        moved = _move(priors[able[row]], moves[able[row]].astype(np.float32))
+        moved = moved_by(moves[able[row]].astype(np.float32), priors[able[row]])
         found.append(_finish(moved, scores, labels, options, image_size))
     return found
 
@@ -186,16 +172,6 @@ def _first_of_each(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     ranked = labels[order]
     rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
     return np.sort(order[rank < count])
-
-
-def _move(anchors: NDArray[np.float32], offsets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Boxes (N, 4) after the offsets (N, 4) of their classes."""
-    scaled = offsets / np.array(OFFSET_SCALES, np.float32)
-    with np.errstate(all="ignore"):
-        size = anchors[:, 2:] - anchors[:, :2]
-        centre = anchors[:, :2] + 0.5 * size + scaled[:, :2] * size
-        half = 0.5 * np.exp(np.minimum(scaled[:, 2:], np.float32(LARGEST_LOG_SCALE))) * size
-    return np.concatenate([centre - half, centre + half], axis=1)
 
 
 def _best(flat: NDArray[np.float32], threshold: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -227,10 +203,9 @@ def _finish(
 ) -> Detections:
     """Boxes cut at the border, without those that are not finite or have no area, after NMS."""
     usable = np.isfinite(boxes).all(axis=1)
-    height, width = image_size
     with np.errstate(all="ignore"):
-        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
-        usable &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes = clip(boxes, image_size)
+        usable &= area(boxes) > 0
     if not usable.all():
         boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
     kept = _first_kept(boxes, scores, labels, options)

@@ -63,7 +63,15 @@ def text_size(text: str, size: float) -> tuple[int, int, int]:
 
 
 def put_text(image: Image, text: str, place: tuple[int, int], size: float, colour: tuple[int, int, int]) -> None:
-    """Write `text` into `image`, its base line beginning at `place` (x, y)."""
+    """Write a line of text into an image.
+
+    Args:
+        image: (H, W, 3), written into.
+        text: a line; what the font lacks is replaced.
+        place: (x, y) where its base line begins, pixels.
+        size: of the font; 1 is some 22 pixels high.
+        colour: RGB, 0..255.
+    """
     cv2.putText(image, _printable(text), place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 

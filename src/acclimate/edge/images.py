@@ -63,7 +63,12 @@ DEFAULT = Reading()
 
 
 def read_image(path: str | Path, reading: Reading = DEFAULT) -> Image:
-    """Decode an image file; see `decode_image`.
+    """Decode an image file to (H, W, 3) RGB; see `decode_image`.
+
+    Examples:
+        >>> from acclimate import read_image
+        >>> read_image("scenes/fog-test/images/000000.jpg").shape
+        (96, 128, 3)
 
     Raises:
         AcclimateError: the file is missing, no regular file, or see `decode_image`.

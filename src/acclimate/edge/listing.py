@@ -11,7 +11,7 @@ import glob
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acclimate.edge.images import SUFFIXES
@@ -31,6 +31,8 @@ class Listed:
 
     paths: tuple[Path, ...]
     problems: tuple[tuple[str, str], ...] = ()
+    folders: tuple[str, ...] = ()
+    """Those that were listed for it."""
 
 
 def images_of(path: str | Path, without: Path | None = None) -> Listed:
@@ -75,6 +77,7 @@ def images_below(folder: Path, without: Path | None = None) -> Listed:
     """The image files below `folder`, sorted; through links, each folder once."""
     found: list[Path] = []
     problems: list[tuple[str, str]] = []
+    listed: list[str] = []
     entered: set[str] = set()
     left_out = without.resolve() if without is not None else None
 
@@ -87,9 +90,10 @@ def images_below(folder: Path, without: Path | None = None) -> Listed:
             folders.clear()
             continue
         entered.add(real)
+        listed.append(place)
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _NOT_ENTERED]
         found += [Path(place, name) for name in files if is_image_name(name)]
-    return _usable(sorted(found), problems)
+    return replace(_usable(sorted(found), problems), folders=tuple(listed))
 
 
 def images_listed(file: Path, bases: Sequence[Path]) -> Listed:

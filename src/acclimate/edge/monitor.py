@@ -101,8 +101,8 @@ def look(image: Image) -> Floats:
 
 
 def answer(detections: Detections, shown: float) -> Floats:
-    """The features `ANSWER` of all detections of a frame, down to the decoding threshold; `shown` is the score from
-    which they are shown."""
+    """The features `ANSWER`, (A,), of all detections of a frame, down to the decoding threshold; `shown` is the score
+    from which they are shown."""
     scores = detections.scores
     best = np.sort(scores)[::-1][:BEST]
     return np.array(
@@ -124,13 +124,13 @@ def doubt(detections: Detections, shown: float) -> float:
 
 
 def learn(rows: Floats, rates: Sequence[float] | Floats = ()) -> Reference:
-    """The reference that feature rows (N, `FEATURES`) make, in the order in which they were seen.
+    """The reference that feature rows (N, F) make, in the order in which they were seen.
 
     The correlation matrix is shrunk towards the identity (oracle approximating shrinkage: Chen, Wiesel, Eldar, Hero
     2010). Distances are those of blocks of rows to what the other rows make, as neighbours resemble each other.
 
     Args:
-        rows: features of at least `FEWEST` frames; `LOOK` alone is enough for `unlike`.
+        rows: `FEATURES` of at least `FEWEST` frames; `LOOK` alone is enough for `unlike`.
         rates: mean number of shown boxes of each class a frame.
     """
     blocks = np.array_split(np.arange(len(rows)), min(FOLDS, len(rows)))
@@ -256,9 +256,13 @@ class Monitor:
         detector: Callable[[], Change] | None = None,
         classes: int = 0,
     ) -> None:
-        """Begin with `reference`, or learn one from the first `learn_frames` frames.
+        """Compare with a reference, or learn one first.
 
-        Without a `detector` there are scores, and no alarm ever.
+        Args:
+            reference: what frames are compared with; None learns it.
+            learn_frames: how many frames it is learnt from.
+            detector: makes the detector of changes of the score; without one there are scores, and no alarm ever.
+            classes: how many the artifact has, for a reference that is learnt.
         """
         self.reference: Reference | None = None
         self.population: Population | None = None
@@ -292,8 +296,8 @@ class Monitor:
         """Take up one frame.
 
         Args:
-            features: `look` and `answer` of it, one after the other.
-            counts: shown boxes of each class, for a reference that is being learnt.
+            features: (F,), `look` and `answer` of it, one after the other.
+            counts: (C,) shown boxes of each class, for a reference that is being learnt.
         """
         if self.reference is None:
             self._rows.append(features)
@@ -342,7 +346,7 @@ class Monitor:
         return self.population.foreign
 
     def refresh(self, mean: Floats) -> None:
-        """Compare with another mean from now on; see `Adjustment`."""
+        """Compare with another mean (F,) from now on; see `Adjustment`."""
         self._shape = _Shape(mean, self._shape.spread, self._shape.correlation, self._shape.log_distance)
 
     def _begin(self, reference: Reference) -> None:
@@ -392,7 +396,7 @@ class Adjustment:
         self.mean = self._centre.copy()
 
     def update(self, detections: Detections, features: Floats, state: str) -> None:
-        """Take up one frame with all its detections."""
+        """Take up one frame: all its detections, its features (F,), and how the monitor found it."""
         found = np.bincount(
             detections.labels[detections.scores >= self.thresholds[detections.labels]], minlength=len(self._classes)
         )

@@ -44,7 +44,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.edge.signing import LENGTH, Signed, check_key, sign, signed_by
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import file_digest, write_bytes, writing
+from acclimate.run import file_digest, write_bytes, writing_folder
 
 log = logging.getLogger(__name__)
 
@@ -168,23 +168,20 @@ def unpack(file: Path, folder: Path, expected: Expected = "") -> Package:
             signed as it must be, or `folder` cannot be written.
     """
     file, folder = Path(file), Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True)
-    try:
-        with writing(folder), _reading(file), open(file, "rb") as stream:
+    if folder.exists():
+        raise AcclimateError(f"{folder}: is there already; choose another --out")
+    with writing_folder(folder) as fresh:
+        with _reading(file), open(file, "rb") as stream:
             _check_end(file, stream)
             with zipfile.ZipFile(stream) as archive:
-                package = _extract(file, archive, folder, expected)
+                package = _extract(file, archive, fresh, expected)
             with tempfile.TemporaryFile(dir=folder.parent) as again, contextlib.ExitStack() as stack:
                 names = [_LIST, *package.manifest.files, *([_SIGNATURE] if package.signed else [])]
-                _write(again, {name: stack.enter_context(open(folder / name, "rb")) for name in names})
+                _write(again, {name: stack.enter_context(open(fresh / name, "rb")) for name in names})
                 if not _same(stream, again):
                     raise AcclimateError(f"{file}: is not as it was packed; copy the package again")
-        _check_lines(file, folder)
-        Artifact.open(folder / _ARTIFACT)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        _check_lines(file, fresh)
+        Artifact.open(fresh / _ARTIFACT)
     return package
 
 

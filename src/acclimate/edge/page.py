@@ -66,11 +66,17 @@ class Page:
     """
 
     def __init__(self, view: View, bind: str, port: int, token: str | None) -> None:
-        """Listen at `bind`:`port`; 0 is any free port.
+        """Begin to listen.
 
         On a loopback address nothing is asked of who is on this machine, but a page of another site that resolves its
         own name to this address (DNS rebinding) is refused. Everywhere else, and where one is given, the token is
         needed: as a bearer token, or once as `?token=`, which becomes a cookie.
+
+        Args:
+            view: what the page shows.
+            bind: the address to listen at.
+            port: 0 is any free port.
+            token: what a reader needs; where there is none and the address is not a loopback one, a token is made.
 
         Raises:
             AcclimateError: the address cannot be listened at, or the token is too short or not made of letters, digits,

@@ -24,7 +24,7 @@ from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
-from acclimate.run import write_text, writing
+from acclimate.run import locked, write_text, writing
 from acclimate.structures import Detections, Image
 
 
@@ -49,7 +49,17 @@ PROGRESS = "detections.jsonl"
 
 
 class Predictor:
-    """An artifact ready to run: image in, detections out."""
+    """An artifact ready to run: image in, detections out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import Predictor
+        >>> predictor = Predictor.load(Path("runs/adapted/artifacts/onnx-int8"))
+        >>> found = predictor("scenes/fog-test/images/000000.jpg").above(0.35)
+        >>> names = [predictor.manifest.classes[label] for label in found.labels]
+        >>> found.boxes.shape == (len(names), 4)
+        True
+    """
 
     def __init__(self, artifact: Artifact, threads: int = 1) -> None:
         """Load `artifact` on `threads` threads, and try it on an empty canvas.
@@ -122,7 +132,7 @@ class Predictor:
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The network's raw outputs.
+        """The network's raw outputs, (1, ...) each in the manifest's order, for a canvas (1, 3, H, W) of 0..255.
 
         Raises:
             AcclimateError: the runtime fails on the artifact.
@@ -138,7 +148,7 @@ class Predictor:
             ) from None
 
     def finish(self, outputs: Sequence[NDArray[Any]], placed: Letterbox) -> Detections:
-        """Detections in the image's pixels, from raw outputs."""
+        """Detections in the image's pixels, from raw outputs (1, ...)."""
         return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
 
 
@@ -202,11 +212,12 @@ def predict_folder(
     predictor = Predictor.load(artifact, threads)
     source, out = Path(source), Path(out)
     lowest = predictor.manifest.show_threshold if threshold is None else threshold
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if _is_video(source):
-        return _predict_video(predictor, source, out, lowest, console)
-    return _predict_images(predictor, source, out, lowest, console)
+    with locked(out, "predict"):
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        if _is_video(source):
+            return _predict_video(predictor, source, out, lowest, console)
+        return _predict_images(predictor, source, out, lowest, console)
 
 
 def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:

@@ -115,15 +115,6 @@ class Video:
         return f"ends after {self._ends:.1f} of {self.duration_s:.1f} s; is it cut?"
 
 
-def is_video(path: Path) -> bool:
-    """Whether a file is a video that can be decoded."""
-    try:
-        with Video(path):
-            return True
-    except AcclimateError:
-        return False
-
-
 def _opened(path: Path, descriptor: int) -> cv2.VideoCapture:
     """The first of OpenCV's readers of files that opens `path`, but for the one that takes a name for a pattern.
 

@@ -39,7 +39,7 @@ from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import locked, read_json, stop_signal, write_bytes, write_text, writing
+from acclimate.run import listed, locked, read_json, stop_signal, write_bytes, write_text, writing
 from acclimate.structures import Detections
 
 log = logging.getLogger(__name__)
@@ -165,13 +165,11 @@ def watch(
     out = Path(out)
     predictor = Predictor.load(Path(artifact), threads, expected)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(out, "watch"))
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(out, "watch"))
-        if reset:
-            with writing(out):
-                for name in (ADJUSTED, LEARNT):
-                    (out / name).unlink(missing_ok=True)
+            for name in (ADJUSTED, LEARNT) if reset else ():
+                (out / name).unlink(missing_ok=True)
         detections = stack.enter_context(Journal(out / DETECTIONS, round(1e6 * file_mb), files))
         events = stack.enter_context(Journal(out / EVENTS, 1_000_000, 4))
         mark, until = _mark(detections.last)
@@ -431,7 +429,7 @@ class _Loop:
             self._keep_for_alarm(f"before-{number}", data)
         self._before.clear()
         self._after = AFTER
-        for old in sorted((self._out / ALARMS).glob("*"))[:-ALARM_FOLDERS]:
+        for old in listed(self._out / ALARMS, "*")[:-ALARM_FOLDERS]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _keep_for_alarm(self, name: str, data: bytes) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import cast
 
+from acclimate.edge.engines.base import named
 from acclimate.errors import AcclimateError
 from acclimate.export.base import Exporter
 
@@ -24,10 +24,7 @@ def exporter(name: str) -> Exporter:
     Raises:
         AcclimateError: there is none of that name.
     """
-    if name not in EXPORTERS:
-        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(EXPORTERS)})")
-    module, attribute = EXPORTERS[name].split(":")
-    return cast(Exporter, getattr(importlib.import_module(module), attribute)())
+    return cast(Exporter, named(EXPORTERS, name))
 
 
 def check(name: str, precisions: Sequence[str], key: str) -> None:

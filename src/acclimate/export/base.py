@@ -253,7 +253,16 @@ def annotate(
     calibration: Calibration | None = None,
     identity: str | None = None,
 ) -> Artifact:
-    """`artifact` with what its manifest lacks, which is what is given; on disk too."""
+    """`artifact` with what its manifest lacks, which is what is given; on disk too.
+
+    Args:
+        artifact: whose manifest is written.
+        source_run: the run that it was exported from.
+        reference: what its domain looks like.
+        mixed: the layers that stay in fp32.
+        calibration: what INT8 was calibrated on.
+        identity: digest of the weights and options that it was made from.
+    """
     manifest = artifact.manifest.model_copy(
         update={
             "source_run": artifact.manifest.source_run if source_run is None else source_run,
@@ -367,7 +376,7 @@ def check_same(name: str, run: Network, frozen: Detector, precision: Precision =
 def calibration_canvases(
     paths: Sequence[Path], size: tuple[int, int], reading: Reading = DEFAULT
 ) -> tuple[list[Image], list[Path]]:
-    """The images on the network's canvas (height, width), and which of `paths` they came from.
+    """The images on the network's canvas, (H, W, 3) each, and which of `paths` they came from.
 
     What cannot be read is left out with a warning.
 
@@ -394,7 +403,7 @@ def calibration_canvases(
 
 
 def check_finite(run: Network, canvases: Sequence[Image]) -> None:
-    """Run the quantised network on `canvases`.
+    """Run the quantised network on `canvases`, (H, W, 3) each.
 
     Raises:
         AcclimateError: an output is not finite.

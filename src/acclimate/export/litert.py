@@ -21,7 +21,7 @@ import numpy as np
 from acclimate.edge.images import to_input
 from acclimate.errors import AcclimateError
 from acclimate.export.base import Exporter, Precision, quiet
-from acclimate.export.quantise import Node, blocks, kept_in_float
+from acclimate.export.quantise import Layers, Node
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -136,18 +136,17 @@ class LiteRtGraph:
         _command("calibrate", self._ranges, self._model, images, self._ranges)
         images.unlink()
         nodes, inputs, outputs = _nodes(json.loads(described.read_text()))
-        self._kept = kept_in_float(nodes, inputs, outputs)
-        self._blocks = blocks(nodes, self._kept)
+        self._layers = Layers(nodes, inputs, outputs)
 
     @property
     def layers(self) -> Sequence[str]:
-        return tuple(self._blocks)
+        return self._layers.names
 
     def write(self, folder: Path, in_float: Collection[str] = ()) -> None:
         """See `base.Graph.write`."""
         file = folder / "model.tflite"
         kept = self._scratch / "kept"
-        kept.write_text(json.dumps([*self._kept, *(name for layer in in_float for name in self._blocks[layer])]))
+        kept.write_text(json.dumps(self._layers.left(in_float)))
         _command("quantise", file, self._model, self._ranges, kept, file.absolute())
         file.chmod(0o644)  # the quantiser makes it executable
 

@@ -93,7 +93,14 @@ def calibrate(model: str, canvases: str, out: str) -> None:
 
 
 def quantise(model: str, ranges: str, kept: str, out: str) -> None:
-    """See the module."""
+    """See the module.
+
+    Args:
+        model: the .tflite file.
+        ranges: JSON, the ranges of its tensors.
+        kept: JSON, the operations that stay in fp32.
+        out: the .tflite file to write.
+    """
     known = json.loads(Path(ranges).read_text())
     found = {tensor: {end: np.array(v, np.float32) for end, v in r.items()} for tensor, r in known.items()}
     result = _quantiser(model, json.loads(Path(kept).read_text())).quantize(found, enable_progress_report=False)

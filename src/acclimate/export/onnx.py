@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from acclimate.edge.images import to_input
 from acclimate.export.base import INPUT, Exporter, Precision, quiet
-from acclimate.export.quantise import Node, blocks, kept_in_float, owners
+from acclimate.export.quantise import Layers, Node, owners
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -86,15 +86,14 @@ class OnnxGraph:
         with quiet():
             quant_pre_process(single, self._prepared, skip_symbolic_shape=True)
         nodes, inputs, outputs = _nodes(onnx.load(self._prepared).graph, modules(single))
-        self._kept = kept_in_float(nodes, inputs, outputs)
-        self._blocks = blocks(nodes, self._kept)
-        kept = set(self._kept)
+        self._layers = Layers(nodes, inputs, outputs)
+        kept = set(self._layers.kept)
         made = (node.module for name, node in nodes.items() if node.layer and node.learned and name not in kept)
         self.modules = tuple(dict.fromkeys(module for module in made if module))
 
     @property
     def layers(self) -> Sequence[str]:
-        return tuple(self._blocks)
+        return self._layers.names
 
     def write(self, folder: Path, in_float: Collection[str] = ()) -> None:
         """See `base.Graph.write`."""
@@ -113,7 +112,7 @@ class OnnxGraph:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
-                nodes_to_exclude=[*self._kept, *(node for name in in_float for node in self._blocks[name])],
+                nodes_to_exclude=self._layers.left(in_float),
                 **ranges,
             )
 

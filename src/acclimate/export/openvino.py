@@ -12,7 +12,7 @@ from acclimate.edge.engines.openvino import package, unreported
 from acclimate.edge.images import to_input
 from acclimate.export.base import Exporter, Precision, quiet
 from acclimate.export.onnx import modules, write_graph
-from acclimate.export.quantise import Node, blocks, kept_in_float
+from acclimate.export.quantise import Layers, Node
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
@@ -71,12 +71,11 @@ class OpenVinoGraph:
         for name, node in nodes.items():
             if node.layer:
                 node.module = _module(name, nodes, known)
-        self._kept = kept_in_float(nodes, inputs, outputs)
-        self._blocks = blocks(nodes, self._kept)
+        self._layers = Layers(nodes, inputs, outputs)
 
     @property
     def layers(self) -> Sequence[str]:
-        return tuple(self._blocks)
+        return self._layers.names
 
     def write(self, folder: Path, in_float: Collection[str] = ()) -> None:
         """See `base.Graph.write`."""
@@ -84,7 +83,7 @@ class OpenVinoGraph:
 
     def quantised(self, in_float: Collection[str] = ()) -> Any:
         """The INT8 version as an `openvino.Model`, with the layers `in_float` left in fp32."""
-        names = [*self._kept, *(node for layer in in_float for node in self._blocks[layer])]
+        names = self._layers.left(in_float)
         with unreported(), quiet():
             nncf = importlib.import_module("nncf")
             return nncf.quantize(

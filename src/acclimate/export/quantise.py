@@ -106,3 +106,22 @@ def blocks(nodes: Mapping[str, Node], kept: Collection[str]) -> dict[str, list[s
             if name not in kept:
                 found[titles.get(layer, first)].append(name)
     return found
+
+
+class Layers:
+    """What of a graph is quantised, and what stays in floating point beside what is asked for.
+
+    Attributes:
+        kept: the operations that stay in any case.
+        names: of what is quantised unless told otherwise: see `base.Graph.layers`.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """See `kept_in_float` for the arguments."""
+        self.kept = kept_in_float(nodes, inputs, outputs)
+        self._blocks = blocks(nodes, self.kept)
+        self.names = tuple(self._blocks)
+
+    def left(self, in_float: Collection[str]) -> list[str]:
+        """The operations that stay where the layers `in_float` do, too."""
+        return [*self.kept, *(node for layer in in_float for node in self._blocks[layer])]

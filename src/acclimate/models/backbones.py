@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acclimate.errors import AcclimateError
+from acclimate.models import checkpoint
 from acclimate.models import weights as pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,7 +38,12 @@ class Backbone(nn.Module):
     ) -> None:
         """Build the backbone without weights; see `load_weights`.
 
-        `modules` makes it torchvision's model of that name instead, with the outputs of these children as levels.
+        Args:
+            name: timm's, or torchvision's where there are `modules`.
+            strides: of the levels that are wanted, rising, pixels.
+            norm: the normalisation; see `ModelConfig.norm`.
+            freeze: how many of its first stages keep their weights.
+            modules: children of torchvision's model whose outputs are the levels.
 
         Raises:
             AcclimateError: timm does not know `name`, it has no feature pyramid, or no level of a wanted stride.
@@ -108,6 +113,7 @@ class Backbone(nn.Module):
             norm.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         return list(self.body(images))
 
     def train(self, mode: bool = True) -> Backbone:
@@ -144,6 +150,7 @@ class Trunk(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         found = []
         for name, child in self.named_children():
             x = child(x)
@@ -246,20 +253,10 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
     if weights == "auto":
         return _automatic(backbone, name)
     path = Path(weights)
-    if not path.is_file():
-        raise AcclimateError(f"model.weights: {path}: no such file")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint ({reason})") from None
-    if isinstance(state, dict):
-        state = state.get("state_dict", state.get("model", state))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AcclimateError(f"model.weights: {path}: not a checkpoint (it holds no table of named tensors)")
+        state = checkpoint.tensors(path)
+    except AcclimateError as error:
+        raise AcclimateError(f"model.weights: {error}") from None
     _fill(backbone, name, state, str(path))
     return f"file {path.name}"
 

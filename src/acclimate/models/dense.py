@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss, roi_align
 
+from acclimate.boxes import tensors
 from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, load_weights
@@ -88,7 +89,7 @@ class DenseDetector(Detector):
             for layer, start in ((self.classify, -math.log((1 - PRIOR) / PRIOR)), (self.regress, _START)):
                 assert layer.bias is not None
                 layer.bias.fill_(start)
-        points, strides = _locations(spec.image_size, spec.strides)
+        points, strides = tensors.locations(spec.image_size, spec.strides)
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("point_strides", strides, persistent=False)
         self.finish(weights != "none")
@@ -127,6 +128,7 @@ class DenseDetector(Detector):
         return [self.smooth(level, i) for i, level in enumerate(merged)]
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, A, C) and side distances (B, A, 4) in strides, of all A locations."""
         logits, distances = [], []
         for i, level in enumerate(features):
             c = b = level
@@ -188,7 +190,7 @@ class DenseDetector(Detector):
         # A box smaller than a stride may hold no location: the nearest ones then answer for it.
         reach = (self.points[None] - (truth[:, None, :2] + truth[:, None, 2:]) / 2).abs().amax(-1)
         candidate = inside | (reach <= 0.75 * self.point_strides[None])
-        iou = _iou(truth, boxes)
+        iou = tensors.pairwise(truth, boxes)
         metric = scores[:, labels].T.pow(CLASS_POWER) * iou.pow(IOU_POWER)
         metric = torch.where(candidate, metric + 1e-9, metric.new_zeros(()))
         count = min(TOP_LOCATIONS, metric.shape[1])
@@ -232,9 +234,7 @@ class DenseDetector(Detector):
         """The locations with the best scores, without NMS: neighbours of an object tell a critic the same."""
         logits, distances = self.head(features) if raw is None else raw
         best = logits.amax(-1).topk(min(count, logits.shape[1]), 1).indices[..., None].expand(-1, -1, 4)
-        height, width = self.spec.image_size
-        boxes = self.boxes(distances).gather(1, best)
-        return list(boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height])))
+        return list(tensors.clip(self.boxes(distances).gather(1, best), self.spec.image_size))
 
     def class_rows(self) -> dict[str, ClassRows]:
         return {"classify": ClassRows(background=0)}
@@ -263,20 +263,10 @@ def _name_within(body: nn.Module, name: str) -> str:
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """|y - p|^2 times the cross entropy of p towards the soft target y, element by element (GFL, equation 2)."""
+    """|y - p|^2 times the cross entropy of p towards the soft target y, element by element, in their shape (GFL,
+    equation 2)."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).pow(2) * cross_entropy
-
-
-def _locations(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    points, owners = [], []
-    for stride in strides:
-        ys = (torch.arange(size[0] // stride) + 0.5) * stride
-        xs = (torch.arange(size[1] // stride) + 0.5) * stride
-        grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
-        points.append(grid)
-        owners.append(grid.new_full((len(grid),), float(stride)))
-    return torch.cat(points), torch.cat(owners)
 
 
 def to_tensors(target: Annotations, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,17 +285,8 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.minimum(low, high).amin(-1) > 0
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """(M, N) IoU without the (M, N, 2) temporaries of the general operator: this is a step's largest tensor."""
-    width = torch.minimum(a[:, None, 2], b[None, :, 2]) - torch.maximum(a[:, None, 0], b[None, :, 0])
-    height = torch.minimum(a[:, None, 3], b[None, :, 3]) - torch.maximum(a[:, None, 1], b[None, :, 1])
-    inter = width.clamp(min=0) * height.clamp(min=0)
-    areas = [(x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b)]
-    return inter / (areas[0][:, None] + areas[1][None] - inter).clamp(min=1e-9)
-
-
 def share_of_total(value: Tensor) -> Tensor:
-    """This process's share of the sum over all processes, which is at least 1.
+    """This process's share of the sum of a scalar over all processes, which is at least 1.
 
     A loss divided by it and averaged over the processes is normalised by the global batch, however many there are.
     """

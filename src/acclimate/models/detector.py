@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
+import pkgutil
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from acclimate import machine
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
@@ -183,9 +184,11 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw outputs of the pyramid, static shapes."""
+        """Raw outputs of the pyramid (B, C_l, H_l, W_l), one a level: (B, A, ...) each, of static shapes, as
+        `output_names` says."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Raw outputs (B, A, ...) of images (B, 3, H, W), RGB, 0..255: exactly what is exported."""
         return self.head(self.features(images))
 
     def _normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -215,7 +218,11 @@ class Detector(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Named scalar losses against another detector's raw outputs on the same geometry (soft targets).
 
-        `soft` are the other's, from the same kind of detector; `raw` as in `losses`.
+        Args:
+            features: (B, C_l, H_l, W_l), the pyramid of one view.
+            soft: the other's raw outputs, (B, A, ...) each, of a detector of the same kind.
+            threshold: score from which its boxes are learnt from.
+            raw: as in `losses`.
         """
 
     @abstractmethod
@@ -238,7 +245,8 @@ class Detector(nn.Module, ABC):
         """Per-box features (total boxes, D) for boxes (N_i, 4) on the canvas, one tensor an image; with gradients."""
 
     def decode(self, raw: tuple[Tensor, ...], image_size: tuple[int, int] | None = None) -> list[Detections]:
-        """Boxes on the canvas, by the same numpy arithmetic that the device runs.
+        """Boxes on the canvas, one `Detections` an image, from raw outputs (B, A, ...), by the same numpy arithmetic
+        that the device runs.
 
         `image_size` (height, width) is that of the images, where it is not the specification's (`any_size`).
         """
@@ -366,8 +374,7 @@ def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") 
     """
     if spec.kind not in KINDS:
         raise AcclimateError(f"spec: unknown kind of detector {spec.kind!r} (known: {', '.join(KINDS)})")
-    module, name = KINDS[spec.kind].split(":")
-    detector: Detector = getattr(importlib.import_module(module), name)(spec, weights)
+    detector: Detector = pkgutil.resolve_name(KINDS[spec.kind])(spec, weights)
     return detector
 
 
@@ -385,6 +392,15 @@ def save_weights(detector: Detector, file: Path) -> None:
 
 def load(folder: Path, weights: Path | None = None) -> Detector:
     """The detector of a run folder, in eval mode on the CPU; `weights` picks another checkpoint of the run.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from acclimate.models import detector as models
+        >>> detector = models.load(Path("runs/adapted"))
+        >>> scores, distances = detector(torch.zeros(1, 3, *detector.spec.image_size))
+        >>> scores.shape[2] == len(detector.spec.classes)
+        True
 
     Raises:
         AcclimateError: a file is missing, damaged, or from another architecture.
@@ -434,6 +450,28 @@ def parameters(module: nn.Module) -> int:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are; the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+Own = TypeVar("Own", bound=nn.Module)
+
+
+def accelerator() -> torch.device | None:
+    """The accelerator that torch has here, of whatever maker; None where the processor does all."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def to_device(detector: Own) -> Own:
+    """The detector on the accelerator, where there is one."""
+    return detector.to(accelerator() or "cpu")
+
+
+def device_name() -> str:
+    """What networks run on here, as its maker calls it."""
+    device = accelerator()
+    if device is None:
+        return machine.processor()
+    named: Any = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return str(named()) if named is not None else device.type
 
 
 @contextlib.contextmanager

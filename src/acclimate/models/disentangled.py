@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acclimate.models import boxes as box_math
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS
 from acclimate.models.detector import LossKind
-from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels, pool
-from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, predictors
+from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels
+from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, fully_connected, predictors
 
 GAMMA = 0.1
 """Offsets are this fraction of the proposal's size times what the layers say."""
@@ -35,15 +36,20 @@ class SeparateLayersHead(RoiHead):
     """One RoI feature, and fully connected layers of each task's own (`separate-fcs`)."""
 
     def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, layers: int = 2) -> None:
-        """`channels` and `strides` are the pyramid's, `classes` go without the background.
+        """Build with random weights.
 
-        Each task has `layers` fully connected layers of width `hidden` (1024 in the paper) before its last one.
+        Args:
+            channels: of the pyramid's levels.
+            strides: of the pyramid's levels, pixels.
+            classes: how many, the background not counted.
+            hidden: width of the fully connected layers (1024 in the paper).
+            layers: how many of them each task has before its last one.
         """
         super().__init__()
         self.strides = tuple(strides)
         self.outputs = hidden
-        self.class_layers = _extractor(channels, hidden, layers)
-        self.box_layers = _extractor(channels, hidden, layers)
+        self.class_layers = fully_connected(channels, hidden, layers)
+        self.box_layers = fully_connected(channels, hidden, layers)
         self.classify, self.regress = predictors(hidden, classes)
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +58,7 @@ class SeparateLayersHead(RoiHead):
         Returns:
             (B, K, channels, BINS, BINS) for the class and for the box, and boxes (B, K, 4).
         """
-        found = pool(features, proposals, self.strides, BINS, self.canonical)
+        found = self.pool(features, proposals)
         return found, found, proposals
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,11 +88,11 @@ class SeparateBackboneHead(SeparateLayersHead):
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
         count = len(self.strides)
-        for_class = pool(features[:count], proposals, self.strides, BINS, self.canonical)
-        return for_class, pool(features[count:], proposals, self.strides, BINS, self.canonical), proposals
+        for_class = self.pool(features[:count], proposals)
+        return for_class, self.pool(features[count:], proposals), proposals
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS, self.canonical)
+        pooled = self.pool(features[: len(self.strides)], boxes)
         hidden: Tensor = self.class_layers(pooled.flatten(2))
         return hidden
 
@@ -115,7 +121,11 @@ class DisentangledHead(SeparateLayersHead):
         layers: int = 2,
         margin: float | None = MARGIN,
     ) -> None:
-        """See `SeparateLayersHead`; `margin` is the progressive constraint's, None leaves it out."""
+        """Build with random weights. Arguments as of `SeparateLayersHead.__init__`.
+
+        Args:
+            margin: of the progressive constraint; None leaves it out.
+        """
         super().__init__(channels, strides, classes, hidden, layers)
         self.margin = margin
         self.shared = nn.Sequential(nn.Linear(channels * BINS * BINS, SHARED), nn.ReLU())
@@ -131,7 +141,7 @@ class DisentangledHead(SeparateLayersHead):
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
-        return self._disentangle(features, proposals, pool(features, proposals, self.strides, BINS, self.canonical))
+        return self._disentangle(features, proposals, self.pool(features, proposals))
 
     def offsets(self, still: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """How far each task moves, in pixels, x and y (equations 3 and 5).
@@ -153,7 +163,7 @@ class DisentangledHead(SeparateLayersHead):
         self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
     ) -> dict[str, Tensor]:
         """The head's own losses, the sibling's, and the progressive constraint between them."""
-        still = pool(features, proposals, self.strides, BINS, self.canonical)
+        still = self.pool(features, proposals)
         logits, offsets, anchors = self._predict(*self._disentangle(features, proposals, still))
         hidden = self.sibling.layers(still.flatten(2))
         beside_logits = self.sibling.classify(hidden)
@@ -219,7 +229,7 @@ def box_constraint(boxes: Tensor, sibling: Tensor, matched: Tensor, margin: floa
         matched: (N, 4), the labelled ones.
         margin: in intersection over union.
     """
-    own, beside = _overlap(boxes, matched), _overlap(sibling.detach(), matched)
+    own, beside = tensors.paired(boxes, matched), tensors.paired(sibling.detach(), matched)
     short = F.relu(beside - own + (1 - beside).clamp(max=margin))
     return short.sum() / max(1, len(short))
 
@@ -247,17 +257,18 @@ def pool_moved(
     Returns:
         (B, K, C, size, size).
     """
+    level = levels(boxes, strides, canonical)
     sample = _sample_by_gather if torch.compiler.is_exporting() else _sample_by_grid
-    return sample(features, boxes, offsets, strides, canonical)
+    return sample(features, level, _points(features, boxes, offsets, strides, level))
+
+
+Points = list[tuple[Tensor, Tensor]]
+"""In x and in y: where to sample, (B, K, size, size, SAMPLES), and whether that counts."""
 
 
 def _points(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    offsets: Tensor,
-    strides: Sequence[int],
-    level: Tensor,
-) -> list[tuple[Tensor, Tensor]]:
+    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], level: Tensor
+) -> Points:
     """Where to sample, in x and in y; a bin's samples are all pairs of its x and its y.
 
     Returns:
@@ -279,16 +290,10 @@ def _points(
     return found
 
 
-def _sample_by_grid(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    offsets: Tensor,
-    strides: Sequence[int],
-    canonical: float = CANONICAL_SIDE,
-) -> Tensor:
+def _sample_by_grid(features: Sequence[Tensor], level: Tensor, points: Points) -> Tensor:
     """`grid_sample` on one map: the levels below each other, and a row of zeros for the samples that do not count."""
-    level = levels(boxes, strides, canonical)
-    (x, in_x), (y, in_y) = _points(features, boxes, offsets, strides, level)
+    (x, in_x), (y, in_y) = points
+    batch, count, size = x.shape[:3]
     width = max(feature.shape[3] for feature in features)
     sheets = [F.pad(feature, (0, width - feature.shape[3])) for feature in features]
     sheet = F.pad(torch.cat(sheets, 2), (0, 0, 0, 1)).to(x.dtype)
@@ -299,24 +304,16 @@ def _sample_by_grid(
     y = torch.where(counts, y[..., :, None] + top, height - 1.0)
     x = x[..., None, :].expand_as(y)
     grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / (height - 1) - 1], -1)
-    batch, count, size = offsets.shape[:3]
     found = F.grid_sample(sheet, grid.reshape(batch, count * size * size, -1, 2), align_corners=True)
     bins = found.mean(-1).view(batch, -1, count, size, size)
     return bins.transpose(1, 2).to(features[0].dtype)
 
 
-def _sample_by_gather(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    offsets: Tensor,
-    strides: Sequence[int],
-    canonical: float = CANONICAL_SIDE,
-) -> Tensor:
+def _sample_by_gather(features: Sequence[Tensor], level: Tensor, points: Points) -> Tensor:
     """The same by fetching the cells around the samples, all channels at once, and one product a bin.
 
     ONNX Runtime's GridSample goes through the points anew for every channel and takes several times as long.
     """
-    level = levels(boxes, strides, canonical)
     cells = torch.cat([feature.flatten(2) for feature in features], 2).transpose(1, 2)
     batch, total, channels = cells.shape
     shapes = [feature.shape[2:] for feature in features]
@@ -326,7 +323,7 @@ def _sample_by_gather(
         for values in ([s[1] - 1 for s in shapes], [s[0] - 1 for s in shapes], [s[1] for s in shapes], first)
     )
     indices, weights = [], []
-    for (at, counts), last in zip(_points(features, boxes, offsets, strides, level), (rights, bottoms), strict=True):
+    for (at, counts), last in zip(points, (rights, bottoms), strict=True):
         below = at.floor()
         part = (at - below).to(cells.dtype)
         near = below.long()
@@ -343,20 +340,5 @@ def _sample_by_gather(
     return found.permute(0, 1, 4, 2, 3)
 
 
-def _extractor(channels: int, hidden: int, layers: int) -> nn.Sequential:
-    """`layers` fully connected layers with ReLU on flat RoI features."""
-    widths = [channels * BINS * BINS] + [hidden] * layers
-    return nn.Sequential(
-        *(module for before, after in itertools.pairwise(widths) for module in (nn.Linear(before, after), nn.ReLU()))
-    )
-
-
 def _decoded(offsets: Tensor, anchors: Tensor) -> Tensor:
-    return box_math.decode(offsets.float(), anchors.float(), box_math.ROI_WEIGHTS)
-
-
-def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """(N,): intersection over union of boxes (N, 4), pair by pair."""
-    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    shared = sides.clamp(min=0).prod(-1)
-    return shared / (box_math.area(a) + box_math.area(b) - shared).clamp(min=1e-9)
+    return tensors.decode(offsets.float(), anchors.float(), ROI_WEIGHTS)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FrozenBatchNorm2d
 
 from acclimate.errors import AcclimateError
-from acclimate.models import ssd, two_stage
+from acclimate.models import checkpoint, ssd, two_stage
 from acclimate.models.detector import Detector
 
 MODELS = (
@@ -25,9 +23,6 @@ MODELS = (
 
 _WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
 """Whose published weights torchvision runs with an epsilon of 0 in the frozen normalisation."""
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "ema")
-"""Keys under which training scripts save the weights, beside their optimiser's state."""
 
 
 def from_file(
@@ -45,7 +40,7 @@ def from_file(
     Raises:
         AcclimateError: the file is no such checkpoint, the model is none of `MODELS`, or the canvas does not fit.
     """
-    state = _state(file)
+    state = checkpoint.tensors(file)
     if model and model not in MODELS:
         raise AcclimateError(f"--model {model}: choose one of {', '.join(MODELS)}")
     name = model or _recognised(state, file)
@@ -79,32 +74,6 @@ def known_names(count: int) -> tuple[str, ...] | None:
     """The names of that many classes where torchvision's own weights have as many: COCO's."""
     names = two_stage.category_names(count)
     return None if names[0] == "class 1" else names
-
-
-def _state(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise AcclimateError(f"{file}: no such file; give a torchvision state_dict, or the folder of a run")
-    try:
-        if file.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many unrelated types for files that it did not write
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise AcclimateError(
-            f"{file}: not a state_dict ({reason}); save one with torch.save(model.state_dict(), FILE)"
-        ) from None
-    for key in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AcclimateError(f"{file}: not a state_dict (it holds no table of named tensors)")
-    # Of distributed training and of a compiled model.
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
 
 
 def _recognised(state: dict[str, Tensor], file: Path) -> str:

@@ -37,8 +37,15 @@ class MaskHead(nn.Module):
         norm: Literal["none", "batch"] = "none",
         canonical: float = CANONICAL_SIDE,
     ) -> None:
-        """`channels` and `strides` are the pyramid's, `classes` go without the background; `norm` is the
-        convolutions', `canonical` as in `pooling.levels`."""
+        """Build with random weights.
+
+        Args:
+            channels: of the pyramid's levels.
+            strides: of the pyramid's levels, pixels.
+            classes: how many, the background not counted.
+            norm: of its convolutions.
+            canonical: as in `pooling.levels`.
+        """
         super().__init__()
         self.strides = tuple(strides)
         self.canonical = canonical

@@ -48,11 +48,12 @@ class FrobeniusNorm(nn.Module):
         self.register_buffer("scale", self._norm(weight.detach()))
 
     def forward(self, raw: Tensor) -> Tensor:
+        """The weight (O, ...) that the layer computes with, of what is trained, in the same shape."""
         normed: Tensor = _Normed.apply(raw, self.scale, self._dims(raw))
         return normed
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The V that gives `weight`, where that has the norm s."""
+        """The V (O, ...) that gives `weight` (O, ...), where that has the norm s."""
         return weight * self.stretch
 
     def _norm(self, weight: Tensor) -> Tensor:
@@ -111,18 +112,6 @@ class _Multiple(nn.Module):
         return weight * self.stretch
 
 
-class FrobeniusConv2d(nn.Conv2d):
-    """A convolution with the weight s V / ||V|| of fixed norm s, V being trained; `fold` makes a plain one of it.
-
-    `reparametrise` does the same to the convolutions of a network that is there.
-    """
-
-    def __init__(self, *arguments: Any, granularity: Granularity = "tensor", **named: Any) -> None:
-        """As `nn.Conv2d`; s is the norm of the weight it draws."""
-        super().__init__(*arguments, **named)
-        parametrize.register_parametrization(self, "weight", FrobeniusNorm(self.weight, granularity))
-
-
 def convolutions(module: nn.Module, layers: Sequence[str] = ("*",)) -> dict[str, Convolution]:
     """The convolutions below `module` that train, by name, as far as `layers` (patterns as in a shell) name them.
 
@@ -144,11 +133,16 @@ def convolutions(module: nn.Module, layers: Sequence[str] = ("*",)) -> dict[str,
 def reparametrise(
     module: _Module, granularity: Granularity = "tensor", layers: Sequence[str] = ("*",), *, rescaled: bool = False
 ) -> _Module:
-    """Let the convolutions below `module` compute with s V / ||V||, s being the norm each weight has; returns `module`.
+    """Let the convolutions of a module compute with s V / ||V||, s being the norm each weight has; returns the module.
 
-    The module computes what it did before. Do it after loading the weights and before making DistributedDataParallel
-    of it; `fold` undoes it, keeping the function. `rescaled` adds the paper's length of the step, as the head of
-    `adapt/suppression.py` tells.
+    Do it after loading the weights and before making DistributedDataParallel of it; `fold` undoes it, keeping the
+    function.
+
+    Args:
+        module: it computes what it did before.
+        granularity: one norm a weight, or one for each output channel.
+        layers: which convolutions, as patterns of their names.
+        rescaled: whether a step has the paper's length, as the head of `adapt/suppression.py` tells.
 
     Raises:
         AcclimateError: no such convolution trains.
@@ -196,7 +190,8 @@ def folded(module: _Module) -> _Module:
 
 
 def folded_state(module: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` that `module` would have after `fold`; the tensors of other layers are not copied."""
+    """The `state_dict`, names and shapes, that `module` would have after `fold`; the tensors of other layers are not
+    copied."""
     state: dict[str, Tensor] = dict(module.state_dict())
     for name, layer in _changed(module):
         prefix = f"{name}." if name else ""
@@ -225,7 +220,7 @@ def _stretches(layers: Mapping[str, Convolution]) -> dict[str, float]:
 
 
 def trained_weight(layer: nn.Module) -> Tensor:
-    """The parameter that an optimizer moves: a convolution's weight, or what a parametrisation makes it of."""
+    """The parameter (O, ...) that an optimizer moves: a convolution's weight, or what a parametrisation makes it of."""
     parametrisations = getattr(layer, "parametrizations", None)
     if parametrisations is not None and "weight" in parametrisations:
         original: Tensor = parametrisations["weight"].original

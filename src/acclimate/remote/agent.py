@@ -711,6 +711,12 @@ async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
 def run(agent: Agent, host: str, port: int, ready: Callable[[str, int], None]) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
+    Args:
+        agent: what answers.
+        host: the address to listen at.
+        port: 0 is any free port.
+        ready: told the address and the port once it listens.
+
     Raises:
         AcclimateError: see `Agent.serve`.
     """

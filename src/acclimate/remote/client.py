@@ -132,7 +132,7 @@ class Remote:
         return self._found(path, raw=False)[1]
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        """See `verification.measure.Device`."""
+        """The raw outputs (1, ...) and the detections; see `verification.measure.Device`."""
         found = self._found(path, raw=True)
         if len(found[0]) != self._outputs:
             raise DeviceError(f"{self.address.name}: answered with {len(found[0])} outputs instead of {self._outputs}")

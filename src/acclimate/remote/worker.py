@@ -32,7 +32,7 @@ PLAIN, RAW = 0, 1
 
 
 def pack(detections: Detections, outputs: Sequence[NDArray[Any]] = ()) -> bytes:
-    """Detections and raw outputs as an .npz file: exact, and read without unpickling."""
+    """Detections and raw outputs (1, ...) as an .npz file: exact, and read without unpickling."""
     arrays = {"boxes": detections.boxes, "labels": detections.labels, "scores": detections.scores}
     arrays |= {f"output_{index}": output for index, output in enumerate(outputs)}
     buffer = BytesIO()
@@ -42,7 +42,7 @@ def pack(detections: Detections, outputs: Sequence[NDArray[Any]] = ()) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[list[NDArray[Any]], Detections]:
-    """What `pack` packed.
+    """What `pack` packed: raw outputs (1, ...), and detections.
 
     Raises:
         ValueError: it is something else.

@@ -22,7 +22,7 @@ from acclimate.edge.artifact import ArtifactManifest
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Change, Comparison, Interval, ap50_interval, compare
 from acclimate.report import pictures
-from acclimate.run import ClassAP, Evaluation, Run, Selection, counted, read_json
+from acclimate.run import ClassAP, Evaluation, Run, Selection, counted, listed, read_json
 from acclimate.select.record import Found, Hindsight
 from acclimate.verification.judge import TOLERANCE, Check, Verdict, verdict
 from acclimate.verification.record import Accuracy, Verification, load, verifications
@@ -87,6 +87,8 @@ class Artifact:
     """It was verified, and replaced since."""
     device: str = ""
     """Where it was verified; empty for the machine of the run folder. On each it is an artifact of its own."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against how it was calibrated."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -272,7 +274,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
     config = run.path / "config.json"
     albums = {}
-    for file in sorted((run.path / "pictures").glob("*.json")):
+    for file in listed(run.path / "pictures", "*.json"):
         album = _checked(file, lambda name=file.stem: pictures.load(run, name))  # type: ignore[misc]
         if album is not None:
             albums[album.model] = album
@@ -384,6 +386,7 @@ def _artifact(
     return Artifact(
         manifest.name, manifest.runtime, manifest.precision, manifest.classes, facts, verified, checks, stale,
         str(verified.machine.get("device") or "") if verified else "",
+        tuple(manifest.calibration.doubts()) if manifest.calibration is not None else (),
     )  # fmt: skip
 
 

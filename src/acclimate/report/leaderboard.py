@@ -20,7 +20,7 @@ from rich.console import Console
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.package import opened
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, counted
+from acclimate.run import Run, counted, listed
 from acclimate.verification.judge import disturbance
 from acclimate.verification.record import Verification, load, verifications
 from acclimate.verification.show import cells, headings, print_rows, verdict
@@ -180,8 +180,8 @@ def _found(path: Path) -> tuple[list[Path], list[Path]]:
         return [path], []
     if (path / "run.json").is_file():
         return [], [path]
-    below = (file.parent for file in path.rglob("run.json"))
-    return [], sorted(run for run in below if "previous" not in run.relative_to(path).parts)
+    below = (file.parent for file in listed(path, "**/run.json"))
+    return [], [run for run in below if "previous" not in run.relative_to(path).parts]
 
 
 def _grouped(rows: Sequence[Row], sort: str) -> tuple[Group, ...]:

@@ -41,10 +41,16 @@ def write(
     budget: Budget | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write the report of `runs` to `out` (a file, or a folder that gets `report.html`); returns the file.
+    """Write the report of runs; returns the file.
 
-    The page fetches nothing and needs no script. `oracle` names the oracle's run where its manifest does not say so
-    (notes["role"] == "oracle"); `budget` takes the place of the one the artifacts were verified against.
+    The page fetches nothing and needs no script.
+
+    Args:
+        runs: run folders, in any order.
+        out: a file, or a folder that gets `report.html`.
+        oracle: the oracle's run, where its manifest does not say that it is one.
+        budget: takes the place of the one that the artifacts were verified against.
+        title: of the page; by default the adapted run's name.
 
     Raises:
         AcclimateError: no run is given, a folder is no run or is damaged, `out` cannot be written, or jinja2 is not

@@ -70,10 +70,19 @@ def save(
     longest: int = LONGEST,
     reading: Reading = DEFAULT,
 ) -> Path:
-    """Store small copies of `images` and what `model` found in them in the run folder; returns the album's file.
+    """Store small copies of images and what was found in them in a run folder; returns the album's file.
 
-    Boxes are in pixels of the original images. Call it with the same images for every run that the report
-    compares; the report matches them by path. Detections with a score below 0.05 are left out.
+    The report matches the images of several runs by path. Detections with a score below 0.05 are left out.
+
+    Args:
+        run: whose folder gets them.
+        images: the image files, the same for every run that the report compares.
+        detections: one for each image, in pixels of the original.
+        classes: the names of their labels.
+        model: what found them, for the album's name.
+        threshold: score from which the report draws a box.
+        longest: of the copies' sides, pixels.
+        reading: how files become pixels.
 
     Raises:
         AcclimateError: an image cannot be read, or the folder cannot be written.

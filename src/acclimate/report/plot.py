@@ -110,7 +110,16 @@ def lines(
     zero: bool = False,
     x_name: str = "step",
 ) -> Markup:
-    """Curves over a common x; `marker` is an (x, text) drawn as a vertical line; `label` tells the plot in words."""
+    """Curves over a common x.
+
+    Args:
+        curves: what is drawn.
+        label: the plot in words, for who cannot see it.
+        height: pixels.
+        marker: (x, text) of a vertical line.
+        zero: whether the y axis begins at 0.
+        x_name: what x is.
+    """
     curves = [Line(c.label, thin(c.points), c.colour, c.dashed, c.marks) for c in curves]
     xs = [x for c in curves for x, _ in c.points] + ([marker[0]] if marker else [])
     y_axis = axis([y for c in curves for _, y in c.points], zero=zero, count=3)
@@ -190,8 +199,15 @@ def scatter(
 ) -> Markup:
     """Points over latency (x, from 0) and accuracy (y), with the budget as a vertical line and the rest shaded.
 
-    A point without a name is drawn smaller. `levels` are (name, y, colour) drawn as horizontal lines. The y axis spans
-    at least ten units, so that a small difference looks small.
+    The y axis spans at least ten units, so that a small difference looks small.
+
+    Args:
+        marks: the points; one without a name is drawn smaller.
+        label: the plot in words, for who cannot see it.
+        limit: of the latency, ms.
+        limit_text: what is written beside it.
+        levels: (name, y, colour) of horizontal lines.
+        height: pixels.
     """
     x_axis = axis([m.x for m in marks] + [0.0] + ([limit * 1.1] if limit else []), zero=True, count=5)
     ys = [m.y for m in marks] + [y for _, y, _ in levels]

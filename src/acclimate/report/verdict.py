@@ -203,6 +203,7 @@ def judge(content: Content) -> Verdict:
         *_classes(content),
         *_drop_between(content),
         *_on_device(content, headline),
+        *_doubts(content),
         *_source_after(content),
         *_several(content),
         *_others(content, headline),
@@ -452,6 +453,17 @@ def _on_device(content: Content, headline: Subject | None) -> list[Sentence]:
     found = changed(source.on(content.target), headline.on(content.target)) if source else None
     tone: Tone = "bad" if found is not None and found.ap50.clear and on_device < before else "neutral"
     return [Sentence(f"{text}, {signed(on_device - before)} against the source-only model before export.", tone)]
+
+
+def _doubts(content: Content) -> list[Sentence]:
+    """What speaks against how an artifact was calibrated; once for an artifact, wherever it was verified."""
+    told = {
+        f"How {artifact.name} was calibrated is in doubt: {doubt}."
+        for subject in content.subjects
+        if (artifact := subject.artifact) is not None
+        for doubt in artifact.doubts
+    }
+    return [Sentence(text, "bad") for text in sorted(told)]
 
 
 def _source_after(content: Content) -> list[Sentence]:

@@ -47,6 +47,14 @@ class Cost(BaseModel):
     latency_ms: float | None = None
     size_mb: float | None = None
     memory_mb: float | None = None
+    latency_at_least: float | None = None
+    disturbed: str = ""
+    """What the judge asks of a latency that was measured; see `verification.judge.Measured`."""
+
+    def as_measured(self, measured: Measured) -> Cost:
+        """These exact counts, with what a verification measured in place of what was predicted."""
+        names = ("latency_ms", "size_mb", "memory_mb", "latency_at_least", "disturbed")
+        return self.model_copy(update={name: getattr(measured, name) for name in names})
 
     def shares(self, budget: Budget) -> dict[str, float]:
         """What is used of each limit that is set and known: 1 is all of it."""
@@ -58,10 +66,22 @@ class Cost(BaseModel):
         broken = {check.name for check in judge(self.measured, budget) if check.passed is False}
         return {name: share for name, share in self.shares(budget).items() if name in broken}
 
+    def unknown(self, budget: Budget) -> str:
+        """Why it cannot be said whether a limit that was measured holds; empty where it can."""
+        checks = judge(self.measured, budget)
+        return next((one.reason for one in checks if one.passed is None and one.value is not None), "")
+
     @property
     def measured(self) -> Measured:
         """These costs, for the judge."""
-        return Measured(latency_ms=self.latency_ms, size_mb=self.size_mb, memory_mb=self.memory_mb, macs_m=self.macs_m)
+        return Measured(
+            latency_ms=self.latency_ms,
+            size_mb=self.size_mb,
+            memory_mb=self.memory_mb,
+            macs_m=self.macs_m,
+            latency_at_least=self.latency_at_least,
+            disturbed=self.disturbed,
+        )
 
     def excess(self, budget: Budget) -> float:
         """The largest share; 0 where no limit is set and known."""
@@ -115,10 +135,18 @@ def fit(
     threads: int = 1,
     where: dict[str, str] | None = None,
 ) -> Table:
-    """The prediction that `samples` give, checked on `held_out`.
+    """The prediction of a width's cost that some widths give, checked on others.
 
     Least squares of relative errors, so that a small width counts as much as a large one, with shares that are not
     negative (Lawson and Hanson 1974): more channels never make a prediction faster.
+
+    Args:
+        samples: widths that were exported and timed.
+        held_out: others, which only check the prediction.
+        runtime: what they ran on; kept in the table.
+        precision: likewise.
+        threads: likewise.
+        where: the machine's facts, likewise.
     """
     latency = np.array([sample.latency_ms for sample in samples])
     size = np.array([sample.size_mb for sample in samples])
@@ -188,8 +216,14 @@ def interleaved(
     """Latency in ms of each artifact, pre- and post-processing included: the median over its turns of a turn's fastest.
 
     On a busy machine half of all images may be interrupted, but seldom all of a turn. All artifacts are
-    loaded, and take turns of `turn` timed images after one that warms the caches. A machine that gets busier slows
-    all of them.
+    loaded and take turns, so a machine that gets busier slows all of them.
+
+    Args:
+        artifacts: their folders.
+        images: (H, W, 3) each.
+        threads: of the runtime.
+        rounds: turns of each artifact.
+        turn: timed images a turn, after one that warms the caches.
 
     Raises:
         AcclimateError: an artifact cannot be loaded.
@@ -217,7 +251,7 @@ def interleaved(
 
 
 def readable(paths: Iterable[Path], count: int) -> list[Image]:
-    """Up to `count` images of those that can be read; noise where there is none."""
+    """Up to `count` images (H, W, 3) of those that can be read; noise where there is none."""
     images = []
     for path in paths:
         try:
@@ -253,8 +287,10 @@ def take(
         widths: which; see `representative`.
         held_out: how many of them.
         export: makes a width's artifact; its folder, and its cost with the exact counts and the size.
-        images: to time on.
-        runtime, precision, threads: what is measured; kept in the table.
+        images: (H, W, 3) each, to time on.
+        runtime: what the artifacts run on; kept in the table.
+        precision: likewise.
+        threads: likewise.
         rounds: see `interleaved`.
         progress: told (done, all) after each export.
     """

@@ -23,10 +23,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.stats import kendalltau
-from torchvision.ops import box_iou
 
+from acclimate.boxes import match
 from acclimate.config import AugmentConfig
 from acclimate.data.augment import strong
 from acclimate.data.dataset import choose, plain_images
@@ -171,7 +170,7 @@ def plausible(
     least, most = np.minimum(one, other), np.maximum(one, other)
     matched, shown = np.zeros(len(most)), np.zeros(len(most))
     for a, b in zip((d.above(SHOWN) for d in weak), (d.above(SHOWN) for d in strong_view), strict=True):
-        iou, rows, _ = _matched(a, b)
+        iou, rows, _ = match.best(a, b)
         np.add.at(matched, a.labels[rows], iou)
         np.add.at(shown, a.labels, 0.5)
         np.add.at(shown, b.labels, 0.5)
@@ -183,7 +182,7 @@ def plausible(
 
 
 def counts(found: Sequence[Detections], classes: int) -> NDArray[np.float64]:
-    """Shown boxes of each class an image."""
+    """Shown boxes of each class an image, (C,)."""
     labels = np.concatenate([np.zeros(0, np.int64), *(one.above(SHOWN).labels for one in found)])
     return np.bincount(labels, minlength=classes) / max(1, len(found))
 
@@ -194,7 +193,7 @@ def kept(start: Sequence[Detections], now: Sequence[Detections]) -> float:
     for before, after in zip(start, now, strict=True):
         sure = before.above(SURE)
         total += len(sure)
-        found += int((_matched(sure, after.above(SHOWN))[0] >= 0.5).sum())
+        found += int((match.best(sure, after.above(SHOWN))[0] >= 0.5).sum())
     return found / total if total else 1.0
 
 
@@ -207,7 +206,7 @@ def stability(plain: Sequence[Detections], dropped: Sequence[Detections]) -> flo
     total, count = 0.0, 0
     for a, b in zip(plain, dropped, strict=True):
         shown = a.above(SHOWN)
-        total += float(_matched(shown, b.above(SHOWN / 2))[0].sum())
+        total += float(match.best(shown, b.above(SHOWN / 2))[0].sum())
         count += len(shown)
     return total / count if count else 0.0
 
@@ -230,7 +229,7 @@ def _overlap(weak: Sequence[Detections], strong_view: Sequence[Detections]) -> t
     """The matched weight of two views' shown detections, and all their scores."""
     both, total = 0.0, 0.0
     for a, b in zip((d.above(SHOWN) for d in weak), (d.above(SHOWN) for d in strong_view), strict=True):
-        iou, rows, columns = _matched(a, b)
+        iou, rows, columns = match.best(a, b)
         both += float((iou * np.minimum(a.scores[rows], b.scores[columns])).sum())
         total += float(a.scores.sum() + b.scores.sum())
     return both, total
@@ -250,17 +249,6 @@ def rank(selection: Selection, hindsight: Mapping[int, float]) -> Selection:
         if np.isfinite(tau):
             taus[name] = tau
     return selection.model_copy(update={"candidates": candidates, "rank_correlation": taus})
-
-
-def _matched(a: Detections, b: Detections) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """IoU, row and column of the best one-to-one matching of same-class boxes; pairs that do not overlap go."""
-    if not len(a) or not len(b):
-        return np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    iou = box_iou(torch.from_numpy(a.boxes), torch.from_numpy(b.boxes)).numpy().astype(np.float64)
-    iou[a.labels[:, None] != b.labels[None]] = 0.0
-    rows, columns = linear_sum_assignment(iou, maximize=True)
-    kept = iou[rows, columns] > 0
-    return iou[rows, columns][kept], rows[kept], columns[kept]
 
 
 def _tensor(images: Sequence[Image], device: torch.device) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from acclimate.boxes.tensors import paired
 from acclimate.config import Budget
 from acclimate.data.dataset import plain_images
 from acclimate.errors import AcclimateError
@@ -30,7 +31,7 @@ from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import recalibrate
 from acclimate.run import writing
-from acclimate.select.budget import Cost, Limit, Table, Width
+from acclimate.select.budget import Cost, Table, Width
 from acclimate.select.record import Candidate, Hindsight, Try
 from acclimate.verification.judge import within
 
@@ -98,14 +99,12 @@ def distance(scores: Tensor, boxes: Tensor, anchor_scores: Tensor, anchor_boxes:
     """Mean over Q locations of ||p - p_a||_2 + (1 - IoU(b, b_a)).
 
     Args:
-        scores: (Q, C) class probabilities p, and `anchor_scores` p_a.
-        boxes: (Q, 4) xyxy pixels b, and `anchor_boxes` b_a.
+        scores: (Q, C) class probabilities p.
+        boxes: (Q, 4) xyxy pixels b.
+        anchor_scores: (Q, C) p_a, what is compared with.
+        anchor_boxes: (Q, 4) b_a.
     """
-    low, high = torch.maximum(boxes[:, :2], anchor_boxes[:, :2]), torch.minimum(boxes[:, 2:], anchor_boxes[:, 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, anchor_boxes)]
-    iou = inter / (areas[0] + areas[1] - inter).clamp(min=1e-9)
-    return float(((scores - anchor_scores).norm(dim=-1) + 1 - iou).mean())
+    return float(((scores - anchor_scores).norm(dim=-1) + 1 - paired(boxes, anchor_boxes)).mean())
 
 
 @dataclass(frozen=True)
@@ -254,25 +253,14 @@ def _fitted(
     return width
 
 
-def pareto(candidates: Iterable[Candidate], by: Limit = "macs_m") -> list[Candidate]:
-    """Those to which no other is at least as near to the anchor and at most as costly, and better in one; cheap first.
-
-    Of equals one stays. A candidate whose cost in `by` is not known is left out.
-    """
-    known = [one for one in candidates if getattr(one.cost, by) is not None]
-    front: list[Candidate] = []
-    for one in sorted(known, key=lambda one: (getattr(one.cost, by), one.upem)):
-        if not front or one.upem < front[-1].upem:
-            front.append(one)
-    return front
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of one budget: what was measured, in order, and whether the last of it holds."""
 
     tries: tuple[Try, ...]
     met: bool
+    unknown: str = ""
+    """Why it cannot be said now whether the last of it holds; empty where it can."""
     nearest: tuple[Candidate, ...] = field(default=())
     """Where it does not: the candidates that come nearest by prediction."""
 
@@ -284,7 +272,14 @@ def settle(
 
     First comes the one with the smallest UPEM among those predicted to hold. Where its artifact breaks a limit, the
     prediction was too low by a factor that is now known, and those that it rules out are passed over. Where nothing is
-    left, the one that comes nearest by prediction gets a chance before the budget counts as missed.
+    left, the one that comes nearest by prediction gets a chance before the budget counts as missed. Where a limit could
+    not be measured, nothing is concluded: another width would be worse, or no better known.
+
+    Args:
+        candidates: widths that were judged and priced.
+        budget: what has to hold.
+        measure: makes and measures a width's artifact.
+        tries: artifacts that are made at most.
     """
     pool = sorted(candidates, key=lambda one: (one.upem, one.cost.macs_m))
     waiting = [one for one in pool if not one.cost.over(budget)]
@@ -303,9 +298,10 @@ def settle(
         done.append(Try(width=one.width, upem=one.upem, predicted=one.cost, measured=cost))
         over = cost.over(budget)
         if not over:
-            return Outcome(tuple(done), True)
+            unknown = cost.unknown(budget)
+            return Outcome(tuple(done), not unknown, unknown)
         waiting = [other for other in waiting if not _ruled_out(other.cost, one.cost, cost, over, budget)]
-    return Outcome(tuple(done), False, tuple(sorted(pool, key=_excess(budget))[:3]))
+    return Outcome(tuple(done), False, nearest=tuple(sorted(pool, key=_excess(budget))[:3]))
 
 
 def _excess(budget: Budget) -> Callable[[Candidate], tuple[float, float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, merge, parse, quantises
+from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, finishing, merge, parse
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
@@ -32,18 +32,24 @@ def adapt(
     config: Config | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Adapt the detector of the run `source` to the unlabelled images in `target`.
+    """Adapt the detector of a run to unlabelled images of the target.
 
-    The configuration is the source run's (or `config`), changed by the `key=value` of `overrides`; its `schedule` is
-    the adaptation's. The checkpoint is chosen by a label-free score on target images (`select.score`). No label of the
-    target is read: the target is an `UnlabelledSet`, which has none.
-
-    `labelled` is the exception that a person makes: a few target images that came back from an annotation tool. They
-    are a type of their own (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set,
-    and never looked at to choose the checkpoint.
+    The checkpoint is chosen by a label-free score on target images (`select.score`).
 
     A method that uses no target image is the fair source-only baseline, further source training of the same length:
     it keeps its last checkpoint, and its manifest has the role "baseline" instead of "adapted".
+
+    Args:
+        source: a finished run.
+        target: a folder of images, or a .txt list of paths. No label of it is read: it becomes an `UnlabelledSet`,
+            which has none.
+        out: the run folder to write.
+        overrides: `key=value`, changes of the configuration.
+        labelled: a few target images that came back from an annotation tool. They are a type of their own
+            (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set, and never
+            looked at to choose the checkpoint.
+        config: takes the place of the source run's; its `schedule` is the adaptation's.
+        console: where progress goes.
 
     Raises:
         AcclimateError: `source` is no finished run, `target` has no image, or an override does not fit.
@@ -138,7 +144,7 @@ def _with_labels(config: Config) -> Config:
         if config.adapt.labelled is not None:
             raise AcclimateError("adapt.labelled learns from labelled target images; name them with --labelled SET")
         return config
-    if config.adapt.labelled is not None or config.adapt.quantisation is not None:
+    if config.adapt.labelled is not None or config.adapt.finishing:
         return config
     return config.model_copy(update={"adapt": config.adapt.model_copy(update={"labelled": LabelledConfig()})})
 
@@ -175,13 +181,14 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
             config = config.model_copy(update={"adapt": AdaptConfig()})
         elif parent.manifest.verb == "search":
             # It was cut from a bank, and has one width.
-            config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"slim": None})})
+            kind = parent.read("spec.json").get("kind", "dense")
+            config = config.model_copy(update={"adapt": config.adapt.for_kind(kind)})
     if not overrides:
         return config
     values = config.model_dump(mode="json")
     merged = merge(values, overrides)
-    if quantises(merged) != quantises(values):
-        # Nor is how it was adapted a way to prepare it for INT8, or the other way round.
+    if finishing(merged["adapt"]) != finishing(values["adapt"]):
+        # Nor is how it was adapted a way to prepare it for its device, or the other way round.
         merged = merge({key: value for key, value in values.items() if key not in {"adapt", "schedule"}}, overrides)
     return parse(Config, merged, where="the source run's config with overrides")
 
@@ -200,12 +207,12 @@ def _keep(
     from acclimate.models import detector as models
     from acclimate.select.score import choose_checkpoint
 
-    if config.adapt.statistics in {"target", "domain"}:
+    if config.adapt.retakes_statistics:
         for file in checkpoints(run).values():
             models.load_weights(average, file)
             recalibrated(average, target, config.seed)
             models.save_weights(average, file)
-    if config.adapt.quantisation is None:
+    if not config.adapt.finishing:
         # What it was before is a candidate too: an adaptation that harms is not kept.
         write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
     rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Config, DistillationConfig, merge, overlay, parse, read
+from acclimate.config import Config, ImitationConfig, merge, overlay, parse, read
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.run import Run
@@ -30,15 +30,23 @@ def distil(
     target: str | Path | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Train a small detector that learns from the run `teacher`, on its source and the unlabelled images in `target`.
+    """Train a small detector that learns from a large one, on its source and on unlabelled images of the target.
 
-    `student` is the run of a detector to start from, a TOML file with a [model] section (and others where they are to
-    differ), or one `key=value`. A student of its own model has the teacher's kind, canvas, strides and classes unless
+    A student of its own model has the teacher's kind, canvas, strides and classes unless
     told otherwise, starts from its backbone's weights and trains for the schedule `train`; one that is a run trains on
-    for `schedule`. Everything else is the teacher's configuration, changed by the `key=value` of `overrides`, but for
+    for `schedule`. Everything else is the teacher's configuration, but for
     the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the student
     learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run keeps the
     averaged weights of the last step.
+
+    Args:
+        teacher: the finished run of the large detector.
+        student: the run of a detector to start from, a TOML file with a [model] section (and others where they are to
+            differ), or one `key=value`.
+        out: the run folder to write.
+        overrides: `key=value`, changes of the configuration.
+        target: a folder of unlabelled images, or a .txt list of paths; None learns on the source alone.
+        console: where progress goes.
 
     Raises:
         AcclimateError: a run is not finished, an option does not fit, or the two detectors have different classes or
@@ -61,10 +69,10 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     Raises:
         AcclimateError: see `distil`.
     """
-    if config.adapt.quantisation is not None:
+    for name in config.adapt.finishing:
         raise AcclimateError(
-            "adapt.quantisation fine-tunes a detector that is trained; leave it out here, and then "
-            "`acclimate adapt` the student with it"
+            f"adapt.{name} fine-tunes a detector that is trained; leave it out here, and then `acclimate adapt` the "
+            "student with it"
         )
     if config.source is None:
         raise AcclimateError(f"{parent.path}: its configuration names no source data set; name one: source.path=FOLDER")
@@ -115,7 +123,7 @@ def _method(config: Config, detector: Detector, source: LabelledSet) -> Method:
 
 
 def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
-    if config.adapt.statistics in {"target", "domain"}:
+    if config.adapt.retakes_statistics:
         recalibrated(average, target, config.seed)
 
 
@@ -141,13 +149,13 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
             more = read(path)
     values["adapt"] = {"teacher": None, "distillation": {"teacher": str(teacher.path)}}
     where = f"{student} and the teacher's config" if more or start else "the teacher's config with overrides"
-    merged = merge(overlay(values, more), changes)
-    config = parse(Config, merged, where=where)
+    config = parse(Config, merge(overlay(values, more), changes), where=where)
     taught = config.adapt.distillation
     dense = config.model.kind == "dense" and spec.get("kind", "dense") in {"dense", "slimmable"}
-    if dense and taught is not None and not DistillationConfig.LESSONS & taught.model_fields_set:
+    if dense and taught is not None and not taught.names_a_lesson:
         # It taught best, on the heads that it was measured on.
-        config = parse(Config, merge(merged, ["adapt.distillation.imitation={}"]), where=where)
+        taught = taught.model_copy(update={"imitation": ImitationConfig()})
+        config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"distillation": taught})})
     if start is not None and config.model != stages.configuration(start).model:
         raise AcclimateError(f"{student}: the student is this run, so its model stays; leave out model.*")
     if config.adapt.distillation is None or config.adapt.distillation.teacher != teacher.path:

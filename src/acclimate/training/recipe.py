@@ -117,16 +117,15 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     torch.manual_seed(config.seed)
     detector = recipe.detector()
     method = recipe.method(detector, inputs.source)
-    by_domain = inputs.target is not None and config.adapt.statistics == "domain"
+    by_domain = inputs.target is not None and config.adapt.by_domain
     objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
-    teacher = config.adapt.teacher if inputs.target is not None else None
     loader = Loader(
         inputs.source, inputs.target, detector.spec.image_size, config.augment, schedule, config.seed,
         acc.process_index, acc.num_processes,
-        large=teacher.scale if teacher is not None else 1.0,
+        large=config.adapt.largest_view if inputs.target is not None else 1.0,
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
-        share=config.adapt.labelled.share if config.adapt.labelled is not None else 0.0,
+        share=config.adapt.labelled_share,
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     if acc.is_main_process and console is not None:

@@ -23,7 +23,9 @@ def slim(
     *,
     console: Console | None = None,
 ) -> Run:
-    """Adapt all widths of the slimmable detector of the run `source` at once: `adapt` with the section `adapt.slim`.
+    """Adapt all widths of a slimmable detector at once: `adapt` with the section `adapt.slim`.
+
+    Arguments as of `training.adapt.adapt`.
 
     Raises:
         AcclimateError: the detector has one width alone, or as `adapt`.

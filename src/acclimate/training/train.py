@@ -25,8 +25,13 @@ def train(
     """Train a detector on the labelled source images of `config`, or go on with a run that was interrupted.
 
     A slimmable detector trains at `model.slimmable.models` widths a step (the sandwich rule, see `adapt.slim`).
-    With `role="oracle"` it trains on `config.oracle`, the labelled target images, for comparison alone. The run keeps
-    the averaged weights of the last step: no labelled image chooses a checkpoint.
+    The run keeps the averaged weights of the last step: no labelled image chooses a checkpoint.
+
+    Args:
+        config: the job; its `source` is trained on.
+        out: the run folder to write.
+        role: `oracle` trains on `config.oracle`, the labelled target images, for comparison alone.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the configuration or the data cannot be used, or `out` holds something else.

@@ -99,7 +99,16 @@ UNMEASURED = {
 
 
 def judge(measured: Measured, budget: Budget) -> tuple[Check, ...]:
-    """Hold what was measured against every limit that is in force."""
+    """Hold what was measured against every limit that is in force.
+
+    Examples:
+        >>> from acclimate.config import parse_budget
+        >>> from acclimate.verification.judge import Measured, judge
+        >>> measured = Measured(latency_ms=12.0, size_mb=3.0)
+        >>> checks = judge(measured, parse_budget("latency_ms=10,size_mb=4,max_ap50_drop=none"))
+        >>> [(check.name, check.passed) for check in checks]
+        [('latency_ms', False), ('size_mb', True)]
+    """
     return tuple(_checks(measured, budget))
 
 

@@ -28,7 +28,7 @@ from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import ap50_interval, ap_interval, compare
 from acclimate.remote.client import DeviceError
-from acclimate.run import Evaluation, Run, file_digest
+from acclimate.run import Evaluation, Run, file_digest, listed
 from acclimate.structures import Detections
 from acclimate.verification import parity as parities
 from acclimate.verification.judge import disturbance, within
@@ -65,7 +65,7 @@ class Device(Protocol):
         """
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
-        """The network's raw outputs for the image at `path`, and what `detect` makes of them.
+        """The network's raw outputs (1, ...) for the image at `path`, and what `detect` makes of them.
 
         Raises:
             AcclimateError: as in `detect`.
@@ -94,6 +94,7 @@ class Here:
         return self._predictor(read_image(path, self._predictor.manifest.reading))
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
+        """The raw outputs (1, ...) and the detections; see `Device`."""
         canvas, placed = self._predictor.prepare(read_image(path, self._predictor.manifest.reading))
         outputs = self._predictor.run(canvas)
         return outputs, self._predictor.finish(outputs, placed)
@@ -275,6 +276,7 @@ def verify(
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
+        calibration=manifest.calibration,
         machine=dict(device.machine),
         notes=tuple(dict.fromkeys([*reference.notes, *(n for one in accuracy.values() for n in one.notes), *said])),
     )
@@ -469,7 +471,7 @@ def source_only(run: Run) -> Run | None:
     lineage = list(_lineage(run))
     for one in lineage:
         start = {Path(parent).name for parent in one.manifest.parents}
-        for file in sorted(one.path.resolve().parent.glob("*/run.json")):
+        for file in listed(one.path.resolve().parent, "*/run.json"):
             try:
                 beside = Run.open(file.parent)
             except AcclimateError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acclimate.boxes import match
 from acclimate.edge.decode import decode
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.errors import AcclimateError
@@ -77,14 +78,16 @@ def compare(manifest: ArtifactManifest, detector: Detector, paths: Sequence[Path
 
 
 def pairs(eager: Detections, artifact: Detections, image: str, classes: Sequence[str]) -> Iterator[Pair]:
-    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object."""
-    overlap = iou(eager.boxes, artifact.boxes)
-    overlap = np.where(eager.labels[:, None] == artifact.labels[None], overlap, 0)
-    partner = np.full(len(eager), -1)
-    for row in range(len(eager)):
-        free = np.where(np.isin(np.arange(len(artifact)), partner), 0, overlap[row])
-        if len(free) and free.max() > PARITY_IOU:
-            partner[row] = int(free.argmax())
+    """Each detection above `PARITY_SCORE` once, with the other model's detection of the same object.
+
+    Args:
+        eager: what the eager model finds in an image.
+        artifact: what the artifact finds there.
+        image: its name.
+        classes: the names of their labels.
+    """
+    overlap = match.overlaps(eager, artifact)
+    partner = match.greedy(overlap, PARITY_IOU)
     for row, column in enumerate(partner):
         score = float(eager.scores[row])
         if column < 0:
@@ -116,13 +119,3 @@ def pairs(eager: Detections, artifact: Detections, image: str, classes: Sequence
                 iou=None,
                 box_px=None,
             )
-
-
-def iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N, M) from boxes (N, 4) and (M, 4)."""
-    first, second = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    inter = sides.clip(min=0).prod(-1)
-    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
-    overlap: NDArray[np.float64] = inter / np.maximum(areas - inter, 1e-9)
-    return overlap

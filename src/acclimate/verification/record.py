@@ -16,11 +16,11 @@ from pydantic import BaseModel, Field, ValidationError, computed_field
 
 from acclimate import __version__
 from acclimate.config import Budget
-from acclimate.edge.artifact import MixedPrecision
+from acclimate.edge.artifact import Calibration, MixedPrecision
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Comparison, Interval
-from acclimate.run import read_json, write_text
+from acclimate.run import listed, read_json, write_text
 from acclimate.verification.judge import Check, Measured, Verdict, at_least, disturbance, judge, not_learnt, verdict
 
 Role = Literal["source", "target"]
@@ -146,6 +146,8 @@ class Verification(BaseModel):
     macs_m: float | None = None
     mixed: MixedPrecision | None = None
     """Of an INT8 artifact that was exported with a tolerance."""
+    calibration: Calibration | None = None
+    """Of a quantised artifact."""
     machine: dict[str, str]
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
@@ -225,6 +227,11 @@ class Verification(BaseModel):
         return max(drops, default=None)
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against how the artifact was calibrated, a line each."""
+        return tuple(self.calibration.doubts()) if self.calibration is not None else ()
+
+    @property
     def first(self) -> str:
         """What is to be said before anything else; empty where there is nothing."""
         return not_learnt(self.source_ap50)
@@ -263,7 +270,7 @@ def saved(artifact: Path, machine: Mapping[str, str] | None = None) -> Path:
 def verifications(artifact: Path) -> list[Path]:
     """The files of an artifact's or a package's verifications that are there: this machine's first."""
     here = saved(artifact)
-    return [*([here] if here.is_file() else []), *sorted(here.parent.glob(f"{glob.escape(here.stem)}.*.json"))]
+    return [*([here] if here.is_file() else []), *listed(here.parent, f"{glob.escape(here.stem)}.*.json")]
 
 
 def load(file: Path) -> Verification:

@@ -45,7 +45,9 @@ def print_compared(compared: Sequence[Compared], console: Console) -> None:
         rows.append((str(one.path) if several else one.path.name, *found))
     print_rows(rows, 1, console)
     for one in compared:
-        notes = one.verification.notes if one.verification is not None else (one.problem,)
+        notes: tuple[str, ...] = (one.problem,)
+        if one.verification is not None:
+            notes = (*one.verification.doubts, *one.verification.notes)
         for note in notes:
             console.print(f"note: {one.path.name}: {note}", markup=False, highlight=False, soft_wrap=True)
     if measured and all(v.latency.energy_mj is None for v in measured):
@@ -117,6 +119,8 @@ def print_verification(verification: Verification, console: Console) -> None:
     for check in v.checks:
         if check.passed is None:
             console.print(f"{check.name}: {check.reason}", style="yellow", markup=False, highlight=False)
+    for doubt in v.doubts:
+        console.print(f"doubt: {doubt}", style="yellow", markup=False, highlight=False)
     if fell := list(v.changed()):
         more = f" and {len(fell) - CLASSES_SHOWN} more" if len(fell) > CLASSES_SHOWN else ""
         told = f"classes that changed against source-only: {', '.join(fell[:CLASSES_SHOWN])}{more}"

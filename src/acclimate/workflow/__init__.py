@@ -26,7 +26,6 @@ from acclimate.workflow.delivery import (
     unpack,
     verify,
     verify_all,
-    watch,
 )
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
@@ -64,6 +63,5 @@ __all__ = [
     "unpack",
     "verify",
     "verify_all",
-    "watch",
     "weights",
 ]

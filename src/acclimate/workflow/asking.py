@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ from rich.console import Console
 from acclimate import stages
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.progress import counting
-from acclimate.run import Run, digest, file_digest, write_text, writing
+from acclimate.run import Run, digest, file_digest, locked, write_text, writing_folder
 from acclimate.select.ask.question import FILE, Asked, AskedBox, AskedFrame, Question, labels_digest, read
 
 if TYPE_CHECKING:
@@ -66,8 +64,24 @@ def ask(
 
     way = way or asking.DEFAULT
     asking.check(way)
-    parent, target, out = stages.finished(Path(run)), Path(target), Path(out)
+    parent = stages.finished(Path(run))
+    with locked(Path(out), "ask"):
+        return _ask(parent, Path(target), Path(out), frames, way, asked, threshold, seed, console)
+
+
+def _ask(
+    parent: Run,
+    target: Path,
+    out: Path,
+    frames: int,
+    way: str,
+    asked: Sequence[str | Path],
+    threshold: float,
+    seed: int | None,
+    console: Console | None,
+) -> Question:
     from acclimate.data import formats
+    from acclimate.select import ask as asking
 
     unlabelled = formats.unlabelled(target)
     seed = parent.manifest.seed if seed is None else seed
@@ -137,7 +151,7 @@ def _seen(
 
     assert isinstance(unlabelled, formats.UnlabelledSet)
     config = stages.configuration(parent)
-    detector: Detector = stages.to_device(models.load(parent.path))
+    detector: Detector = models.to_device(models.load(parent.path))
     size = detector.spec.image_size
     paths = choose(unlabelled.paths, LOOKED_AT, seed)
     if console is not None and len(paths) < len(unlabelled):
@@ -209,21 +223,13 @@ def _write(out: Path, images: LabelledSet, answer: Asked) -> Asked:
     from acclimate.data.inspect import contact_sheet
     from acclimate.data.write import FORMATS, write
 
-    made = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with writing(out):
-            made.mkdir(parents=True)
-            for format_ in FORMATS:
-                write(images, format_, made / format_, drafts=True)
-            answer = answer.model_copy(update={"written": {one: labels_digest(made / one) for one in FORMATS}})
-            contact_sheet(images, made / "sheet.jpg", len(images))
-            write_text(made / "why.txt", _told(answer))
-            write_text(made / FILE, answer.model_dump_json(indent=1) + "\n")
-            if out.exists():
-                out.rmdir()
-            made.rename(out.absolute())
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with writing_folder(out.absolute()) as fresh:
+        for format_ in FORMATS:
+            write(images, format_, fresh / format_, drafts=True)
+        answer = answer.model_copy(update={"written": {one: labels_digest(fresh / one) for one in FORMATS}})
+        contact_sheet(images, fresh / "sheet.jpg", len(images))
+        write_text(fresh / "why.txt", _told(answer))
+        write_text(fresh / FILE, answer.model_dump_json(indent=1) + "\n")
     return answer
 
 

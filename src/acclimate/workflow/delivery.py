@@ -1,4 +1,4 @@
-"""The verbs from a run to its device: export, package, verify, agent; predict and watch run there."""
+"""The verbs from a run to its device: export, package, verify, agent; predict runs there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.edge.artifact import Artifact, MixedPrecision
     from acclimate.edge.package import Expected, Package
-    from acclimate.edge.watch import Summary
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
     from acclimate.verification.measure import Anew
@@ -51,12 +50,21 @@ def export(
     tolerance: float | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Export a finished run's detector as an artifact in its artifacts/ folder; the artifact's folder.
+    """Export a finished run's detector as an artifact in its artifacts/ folder; returns the artifact's folder.
 
-    INT8 is calibrated on `images` of the unlabelled images in `calibration`, by default the target images that the
-    run was adapted to, drawn by `choice` (see `data.dataset.draw`). With a `tolerance` its most sensitive layers stay
-    in fp32 until its detections agree so far with fp32's (see `select.mixed`). An artifact that is already there from
-    the same weights and options is kept.
+    An artifact that is already there from the same weights and options is kept.
+
+    Args:
+        path: a finished run.
+        runtime: what the artifact runs on.
+        precision: its arithmetic.
+        calibration: a folder or list of unlabelled images for INT8; by default the target images that the run was
+            adapted to.
+        images: how many of those.
+        choice: how they are drawn; see `data.dataset.draw`.
+        tolerance: agreement of INT8's detections with fp32's until which its most sensitive layers stay in fp32; see
+            `select.mixed`.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the run is not finished, the runtime or precision is not to be had, INT8 lacks images, or the
@@ -286,16 +294,21 @@ def package(
 
 
 def unpack(package: str | Path, out: str | Path, *, expected: Expected = "", console: Console | None = None) -> Package:
-    """Look a package through and put its files into the new folder `out`; nothing of it is run. Needs no torch.
+    """Look a package through and put its files into a new folder; nothing of it is run. Needs no torch.
+
+    Args:
+        package: the file.
+        out: a folder that is not there yet.
+        expected: what the package must be; see `edge.package.unpack`.
+        console: where words go.
 
     Raises:
         AcclimateError: see `edge.package.unpack`; or `out` exists.
     """
     from acclimate.edge.package import unpack
 
-    if Path(out).exists():
-        raise AcclimateError(f"{out}: is there already; choose another --out")
-    looked_through = unpack(Path(package), Path(out), expected)
+    with locked(Path(out), "package"):
+        looked_through = unpack(Path(package), Path(out), expected)
     if console is not None:
         console.print(f"digest: {looked_through.digest}", highlight=False)
     return looked_through
@@ -309,6 +322,8 @@ def verify(
     anew: Anew = "latency",
     expected: Expected = "",
     device: Address | None = None,
+    all_threads: bool = False,
+    eager: dict[tuple[Path, str], Evaluation] | None = None,
     console: Console | None = None,
 ) -> Verification:
     """Measure an artifact on its own runtime: accuracy against the eager model, parity, latency, size, memory.
@@ -321,12 +336,38 @@ def verify(
             holds: a latency that breaks the budget is measured again all the same.
         expected: the digest that the package must have, or by whom it must be signed.
         device: where to measure; `remote.identity.address` makes it of a device file. None means here.
+        all_threads: measure latency on one and on all threads too.
+        eager: see `verification.measure.verify`.
         console: where progress goes.
 
     Raises:
         AcclimateError: the artifact is damaged, a set cannot be used, or the device fails.
     """
-    return _verify_at(Path(artifact), data, budget, anew=anew, expected=expected, device=device, console=console)
+    from acclimate.edge.artifact import Artifact
+    from acclimate.edge.package import opened
+    from acclimate.verification import measure
+    from acclimate.verification.record import saved, verifications
+
+    with contextlib.ExitStack() as stack:
+        artifact = stack.enter_context(stages.measured_in(Path(artifact), "verify", console))
+        folder = stack.enter_context(opened(artifact, expected))
+        packed = artifact if artifact.is_file() else None
+        if packed is not None:
+            for file in verifications(packed):
+                shutil.copyfile(file, folder / file.name.removeprefix(f"{packed.stem}."))
+        remote = None
+        if device is not None:
+            remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
+        loaded = Artifact.open(folder)
+        sets, notes = _sets(loaded, data)
+        result = measure.verify(
+            folder, sets, budget, device=remote, all_threads=all_threads, eager=eager, anew=anew, console=console,
+            notes=notes,
+        )  # fmt: skip
+        if packed is not None:
+            with writing(packed.parent):
+                shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
+    return result
 
 
 def verify_all(
@@ -366,7 +407,7 @@ def verify_all(
     compared = []
     for path in artifacts:
         try:
-            result = _verify_at(
+            result = verify(
                 path, data, budget, anew=anew, device=device, all_threads=True, eager=eager, console=console
             )
         except DeviceError:
@@ -390,45 +431,6 @@ def _artifacts(path: Path) -> list[Path]:
     if not found:
         raise AcclimateError(f"{path}: has no artifact; make one with acclimate export {path}")
     return found
-
-
-def _verify_at(
-    artifact: Path,
-    data: Sequence[tuple[DataConfig, str, Role]],
-    budget: Budget | None,
-    *,
-    anew: Anew,
-    expected: Expected = "",
-    device: Address | None = None,
-    all_threads: bool = False,
-    eager: dict[tuple[Path, str], Evaluation] | None = None,
-    console: Console | None,
-) -> Verification:
-    from acclimate.edge.artifact import Artifact
-    from acclimate.edge.package import opened
-    from acclimate.verification import measure
-    from acclimate.verification.record import saved, verifications
-
-    with contextlib.ExitStack() as stack:
-        artifact = stack.enter_context(stages.measured_in(artifact, "verify", console))
-        folder = stack.enter_context(opened(artifact, expected))
-        packed = artifact if artifact.is_file() else None
-        if packed is not None:
-            for file in verifications(packed):
-                shutil.copyfile(file, folder / file.name.removeprefix(f"{packed.stem}."))
-        remote = None
-        if device is not None:
-            remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
-        loaded = Artifact.open(folder)
-        sets, notes = _sets(loaded, data)
-        result = measure.verify(
-            folder, sets, budget, device=remote, all_threads=all_threads, eager=eager, anew=anew, console=console,
-            notes=notes,
-        )  # fmt: skip
-        if packed is not None:
-            with writing(packed.parent):
-                shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
-    return result
 
 
 def _sets(
@@ -539,7 +541,6 @@ def agent(
 
     host, port = split(bind)
     home = Path(home)
-    serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
 
     def ready(_: str, port: int) -> None:
         named = socket.gethostname() if host in {"0.0.0.0", "::"} else host
@@ -549,7 +550,9 @@ def agent(
             console.print(f"fingerprint: {serving.identity.fingerprint}", highlight=False)
             console.print(f"device file: {file} (whoever has it may use this agent)", highlight=False)
 
-    run(serving, host, port, ready)
+    with locked(home, "agent"):
+        serving = Agent(home, Limits(disk_bytes=int(disk_mb * 1e6)), require_signature)
+        run(serving, host, port, ready)
     if console is not None:
         console.print("stopped", highlight=False)
 
@@ -564,10 +567,19 @@ def predict(
     expected: Expected = "",
     console: Console | None = None,
 ) -> Path:
-    """Detect with an artifact or a package in an image, a folder, a list or a video; the JSON file. Needs no torch.
+    """Detect with an artifact or a package in an image, a folder, a list or a video; returns the JSON file. Needs no
+    torch.
 
     See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
-    `expected` says what a package must be; see `edge.package.unpack`.
+
+    Args:
+        artifact: an artifact's folder, or a package.
+        images: an image, a folder, a list or a video.
+        out: the folder to write.
+        threshold: lowest score that is reported; by default the artifact's.
+        threads: of the runtime.
+        expected: what a package must be; see `edge.package.unpack`.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.
@@ -577,18 +589,3 @@ def predict(
 
     with opened(Path(artifact), expected) as folder:
         return predict_folder(folder, Path(images), Path(out), threshold=threshold, threads=threads, console=console)
-
-
-def watch(
-    artifact: str | Path, source: str, out: str | Path, *, console: Console | None = None, **options: Any
-) -> Summary:
-    """Detect in what a camera, a stream, a video or a folder gives until asked to stop. Needs no torch.
-
-    See `edge.watch.watch` for the options and for what is written.
-
-    Raises:
-        AcclimateError: the artifact cannot be used, `out` cannot be written, or options do not go together.
-    """
-    from acclimate.edge.watch import watch
-
-    return watch(artifact, source, out, console=console, **options)

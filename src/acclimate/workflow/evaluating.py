@@ -29,8 +29,16 @@ def evaluate(
 ) -> Evaluation:
     """AP of a run's eager detector on a labelled set; saved as evaluations/NAME.json of the run.
 
-    With `hindsight` every checkpoint of the run is evaluated too, and selection.json learns how well each label-free
-    score ranked them. This is the place, with `verify`, where target labels are read; nothing chooses by it.
+    This is the place, with `verify`, where target labels are read; nothing chooses by it.
+
+    Args:
+        path: a finished run.
+        data: the labelled set.
+        name: of the set, and so of the file.
+        role: whose domain it is of.
+        hindsight: whether every checkpoint of the run is evaluated too, and selection.json learns how well each
+            label-free score ranked them.
+        console: where progress goes.
 
     Raises:
         AcclimateError: the run is not finished or the set cannot be used.
@@ -50,7 +58,7 @@ def _evaluate(
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
-    detector = stages.to_device(models.load(run.path))
+    detector = models.to_device(models.load(run.path))
     truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     refuse_tested(stages.labelled_frames(run), truth.paths, name)
     result = evaluate_detector(detector, truth, name, role)

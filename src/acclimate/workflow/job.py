@@ -84,8 +84,6 @@ def run(config: Config, *, console: Console | None = None) -> Job:
 
 
 def _run(config: Config, console: Console | None) -> Job:
-    from acclimate.adapt.methods import source_only
-
     _check_without_data(config)
     config = _with_scenes(config, console)
     target = config.target
@@ -96,7 +94,7 @@ def _run(config: Config, console: Console | None) -> Job:
     place = config.labelled.path if config.labelled is not None else None
     config = _answered(config)
     # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
-    alone = source_only(config)
+    alone = config.source_only()
     _check_early(config, alone, longer, tests)
 
     out = config.out
@@ -143,27 +141,26 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
     """Generate the data that a [scenes] section asks for, and point the data sets there that are not named."""
     if config.scenes is None:
         return config
-    wanted = config.scenes
-    made = {}
-    for domain, condition in (("clear", None), (wanted.condition, wanted.condition)):
-        for split, count, offset in (("train", wanted.images, 0), ("test", wanted.test_images, 1)):
-            seed = 10_000 * (2 * (condition is not None) + offset) + config.seed
-            folder = wanted.out / f"{domain}-{split}"
-            made[domain, split] = stages.take_place(
-                folder,
-                functools.partial(
-                    scenes, folder, count, wanted.size, seed, condition, wanted.strength, console=console
-                ),
-                console,
-            )
-    target = wanted.condition
+    from acclimate.scenes.sets import wanted
+
+    asked = config.scenes
+    clear, clear_test, changed, changed_test = (
+        stages.take_place(
+            asked.out / name,
+            functools.partial(
+                scenes, asked.out / name, images, asked.size, seed, condition, asked.strength, console=console
+            ),
+            console,
+        )
+        for name, condition, images, seed in wanted(asked, config.seed)
+    )
     return config.model_copy(
         update={
-            "source": config.source or made["clear", "train"],
-            "target": config.target or made[target, "train"].path.parent / "images",
-            "source_test": config.source_test or made["clear", "test"],
-            "target_test": config.target_test or made[target, "test"],
-            "oracle": config.oracle or made[target, "train"],
+            "source": config.source or clear,
+            "target": config.target or changed.path.parent / "images",
+            "source_test": config.source_test or clear_test,
+            "target_test": config.target_test or changed_test,
+            "oracle": config.oracle or changed,
         }
     )
 
@@ -236,7 +233,7 @@ def _check_without_data(config: Config) -> None:
         AcclimateError: the detector cannot be built.
     """
     if config.scenes is not None:
-        from acclimate.data.scenes import CLASSES
+        from acclimate.scenes.render import CLASSES
 
         specified(config, CLASSES)
 
@@ -302,7 +299,7 @@ def _pictures(runs: Sequence[Run], config: Config) -> None:
             continue
         from acclimate.models.predict import predict as find
 
-        detector = stages.to_device(models.load(run.path))
+        detector = models.to_device(models.load(run.path))
         found = find(detector, chosen)
         readable = [(path, one) for path, one in zip(chosen, found, strict=True) if one is not None]
         pictures.save(

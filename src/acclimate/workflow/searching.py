@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     from acclimate.select.record import Candidate
     from acclimate.select.search import Outcome, Space, Survey
 
-BUSY = 1.5
-"""A measured latency that is so many times what the latency table says of it was taken on a busier machine."""
-
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What `search` leaves: a run for each budget that is met, and one line for each that is not."""
+    """What `search` leaves: a run for each budget that is met, one line for each that is not, and one for each of which
+    it cannot be said now, as the machine was busy."""
 
     found: dict[str, Run]
     missed: dict[str, str]
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 def search(
@@ -62,7 +61,8 @@ def search(
         target: unlabelled images.
         budgets: by name; the run of a budget is out/NAME, or `out` for the name "".
         out: where the runs go.
-        runtime, precision: what is exported and measured.
+        runtime: what the artifacts run on.
+        precision: their arithmetic.
         evaluations: widths that evolution judges for each budget; None means `select.search.EVALUATIONS`.
         console: where progress goes.
 
@@ -124,11 +124,11 @@ def _search(
             waiting[name] = budget, manifest, inputs
     if not waiting:
         return Search(found, {})
-    detector = cast(SlimmableDetector, stages.to_device(models.load(bank)))
+    detector = cast(SlimmableDetector, models.to_device(models.load(bank)))
     space = searching.Space.of(detector)
     paths = choose(images.paths, searching.IMAGES, config.seed)
     ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
-    missed: dict[str, str] = {}
+    lines: dict[str, tuple[bool, str]] = {}
     for threads in sorted({budget.threads for budget, *_ in waiting.values()}):
         group = {name: one for name, one in waiting.items() if one[0].threads == threads}
         survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(console))
@@ -142,15 +142,16 @@ def _search(
         judged = [survey.judge(width) for width, _ in list(ledger)]
         parent.write("search/candidates.json", record.Candidates(target=str(target), candidates=tuple(judged)))
         for name, (budget, manifest, inputs) in group.items():
-            run, line = _settle(
+            outcome = _settle(
                 out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, inputs,
                 config, runtime, precision, console,
             )  # fmt: skip
-            if run is not None:
-                found[name] = run
+            if outcome.met:
+                found[name] = Run.open(out / name)
             else:
-                missed[name] = line
-    return Search({name: found[name] for name in budgets if name in found}, missed)
+                lines[name] = bool(outcome.unknown), _told(name, budget, outcome)
+    missed, unknown = ({name: line for name, (open_, line) in lines.items() if open_ is kind} for kind in (False, True))
+    return Search({name: found[name] for name in budgets if name in found}, missed, unknown)
 
 
 def _every_tenth(console: Console | None) -> Callable[[int], None]:
@@ -221,8 +222,8 @@ def _settle(
     runtime: str,
     precision: Precision,
     console: Console | None,
-) -> tuple[Run | None, str]:
-    """The run of the best width whose verified artifact holds `budget`; else None, and which come nearest."""
+) -> Outcome:
+    """Make the run of the best width whose verified artifact holds `budget`; none where the outcome says so."""
     from acclimate.data.dataset import choose, draw
     from acclimate.models import detector as models
     from acclimate.models.statistics import IMAGES, recalibrate
@@ -248,13 +249,7 @@ def _settle(
         models.save(plain, run.path)
         folder = artifact_of(run, runtime, precision, calibration, console, domain=seen)
         result = measuring.verify(folder, [], budget, images=seen, run=run, console=console)
-        measured = candidate.cost.model_copy(
-            update={
-                "latency_ms": result.latency.median_ms,
-                "size_mb": result.size_mb,
-                "memory_mb": result.peak_memory_mb,
-            }
-        )
+        measured = candidate.cost.as_measured(result.measured(budget.threads))
         if console is not None:
             console.print(f"measured {_line(candidate.width, measured, budget)}", markup=False, highlight=False)
         return measured
@@ -263,7 +258,7 @@ def _settle(
     try:
         outcome = searching.settle(judged, budget, measure)
         if not outcome.met:
-            return None, _nearest(name, budget, outcome)
+            return outcome
         chosen = outcome.tries[-1]
         run.write(
             "search.json",
@@ -292,18 +287,19 @@ def _settle(
         if not kept:
             # What is judged and timed is in the bank's run, so nothing is lost.
             shutil.rmtree(out, ignore_errors=True)
-    return run, ""
+    return outcome
 
 
-def _nearest(name: str, budget: Budget, outcome: Outcome) -> str:
-    """One line about a budget that nothing meets."""
+def _told(name: str, budget: Budget, outcome: Outcome) -> str:
+    """One line about a budget that nothing meets, or of which that cannot be said."""
+    of = name + ": " if name else ""
+    if outcome.unknown:
+        last = outcome.tries[-1]
+        line = f"{of}{outcome.unknown}; width {_line(last.width, last.measured, budget)} comes first"
+        return f"{line}; search again when nothing else runs: what was judged is kept"
     limits = ", ".join(f"{limit}={value:g}" for limit, value in budget.limits().items())
     tried = min(outcome.tries, key=lambda one: one.measured.excess(budget))
-    line = f"{name + ': ' if name else ''}no width meets {limits}; nearest measured: "
-    line += _line(tried.width, tried.measured, budget)
-    measured, predicted = tried.measured.latency_ms, tried.predicted.latency_ms
-    if "latency_ms" in tried.measured.over(budget) and measured and predicted and measured > BUSY * predicted:
-        line += f", {measured / predicted:.1f} times as predicted: if the machine was busy, search again when it is not"
+    line = f"{of}no width meets {limits}; nearest measured: {_line(tried.width, tried.measured, budget)}"
     others = [one for one in outcome.nearest if one.width != tried.width]
     if others:
         line += "; by prediction: " + ", ".join(_line(one.width, one.cost, budget) for one in others)

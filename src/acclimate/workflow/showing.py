@@ -101,6 +101,12 @@ def convert(
 ) -> tuple[Problem, ...]:
     """Write what is read of a labelled set as a COCO, YOLO or Pascal VOC set in the folder `out`.
 
+    Args:
+        source: the labelled set.
+        format_: a name of `data.write.FORMATS`.
+        out: the folder to write.
+        console: where words go.
+
     Returns:
         What was left out, in reading and in writing.
 
@@ -172,6 +178,13 @@ def init(
 ) -> Path:
     """Propose a job file from what the data say, with the reasons as comments; returns the file.
 
+    Args:
+        source: a labelled set.
+        target: a folder of unlabelled images.
+        test: labelled images of the target, if there are some.
+        out: the file to write.
+        console: where words go.
+
     Raises:
         AcclimateError: a set cannot be read, the source has no labels, or `out` is there or cannot be written.
     """
@@ -198,12 +211,21 @@ def scenes(
     *,
     console: Console | None = None,
 ) -> DataConfig:
-    """Generate street scenes of (height, width) `size` with exact boxes; the data set, ready to train on.
+    """Generate street scenes with exact boxes; returns the data set, ready to train on.
+
+    Args:
+        out: the folder to write.
+        images: how many.
+        size: (height, width) of an image, pixels.
+        seed: sets of different seeds share no scene.
+        condition: `fog`, `rain`, `night` or `camera`; None is clear.
+        strength: of the condition; 1 is strong.
+        console: where progress goes.
 
     Raises:
         AcclimateError: `out` holds something else or cannot be written, or the condition does not exist.
     """
-    from acclimate.data.scenes import generate
+    from acclimate.scenes.sets import generate
 
     with counting(console, f"{Path(out).name} scenes") as tick:
         return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))

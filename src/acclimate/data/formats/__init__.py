@@ -14,10 +14,12 @@ import contextlib
 import gc
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
 from acclimate.config import FORMATS, DataConfig
+from acclimate.data.formats import looked
 from acclimate.data.formats.raw import (
     LabelledImage,
     LabelledSet,
@@ -75,6 +77,14 @@ def read(
         reading: how a detector reads pictures, which are those that the boxes are then of; None reads them as the
             set's own options say.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> from acclimate import DataConfig
+        >>> from acclimate.data import formats
+        >>> labelled = formats.read(DataConfig(path=Path("scenes/fog-test")))
+        >>> len(labelled.images), labelled.classes
+        (6, ('car', 'truck', 'person', 'bicycle', 'traffic sign'))
+
     Raises:
         AcclimateError: the path is missing or of no known format, the index is damaged, the split or fog level is not
             there, a class has no counterpart in `classes`, nothing usable remains, or `masks` are asked of a set that
@@ -83,6 +93,22 @@ def read(
     path = config.path
     if not path.exists():
         raise AcclimateError(f"{path}: no such file or folder")
+    with _collector_paused():
+        format_, raw = _found(config, masks)
+        return assemble(config, raw, format_, classes, masks, reading)
+
+
+def _found(config: DataConfig, masks: bool) -> tuple[str, Raw]:
+    """The format, and what its reader finds: what an earlier call found, where all that it looked at is as it was."""
+    decides = config.model_dump_json(exclude={"classes", "ignore", "drop", "orientation", "intensity"})
+    key = (str(Path.cwd()), decides, str(masks))
+    format_, raw = looked.found(key, lambda: _read(config, masks))
+    # What becomes of it adds problems.
+    return format_, replace(raw, problems=[*raw.problems])
+
+
+def _read(config: DataConfig, masks: bool) -> tuple[str, Raw]:
+    path = config.path
     named = [name for name in FORMATS if _format(name).find(path)] if config.format == "auto" else [config.format]
     if not named:
         raise AcclimateError(
@@ -91,13 +117,12 @@ def read(
         )
     if config.fog_level is not None and named[0] != "cityscapes":
         raise AcclimateError(f"{path}: fog_level is for Foggy Cityscapes, and this is {named[0]}; remove the key")
-    with _collector_paused():
-        raw = _format(named[0]).read(config, masks)
-        for other in named[1:]:
-            raw.problem(
-                path, f"read as {named[0]}, and {_format(other).FILES} lies here too; format = {other!r} reads that"
-            )
-        return assemble(config, raw, named[0], classes, masks, reading)
+    raw = _format(named[0]).read(config, masks)
+    for other in named[1:]:
+        raw.problem(
+            path, f"read as {named[0]}, and {_format(other).FILES} lies here too; format = {other!r} reads that"
+        )
+    return named[0], raw
 
 
 @contextlib.contextmanager
@@ -114,7 +139,8 @@ def _collector_paused() -> Iterator[None]:
 
 def detect(path: Path) -> str | None:
     """The format of the labelled set at `path`, or None where there are no labels that we know."""
-    return next((name for name in FORMATS if _format(name).find(path)), None)
+    with looked.looking():
+        return next((name for name in FORMATS if _format(name).find(path)), None)
 
 
 def looked_for() -> str:

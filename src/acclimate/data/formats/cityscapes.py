@@ -23,18 +23,18 @@ CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bic
 
 def find(path: Path) -> bool:
     """A folder with gtFine."""
-    return (path / "gtFine").is_dir()
+    return places.is_dir(path / "gtFine")
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the polygon files say; see `formats.read`."""
     root, split = config.path, config.split or "train"
     labels = root / "gtFine" / split
-    if not labels.is_dir():
-        there = ", ".join(sorted(f.name for f in (root / "gtFine").glob("*") if f.is_dir())) or "none"
+    if not places.is_dir(labels):
+        there = ", ".join(folder.name for folder in places.folders_in(root / "gtFine")) or "none"
         raise AcclimateError(f"{labels}: no such folder (splits there: {there}); set `split`")
     folder = config.images or _cityscapes_images(root, foggy=config.fog_level is not None)
-    if (folder / split).is_dir():
+    if places.is_dir(folder / split):
         folder = folder / split
     found: dict[str, dict[str | None, Path]] = {}
     for path in places.images_below(folder):
@@ -55,18 +55,14 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         if image is None:
             raw.problem(file, f"no image {stem}_leftImg8bit in {folder}; left out")
             continue
-        try:
-            content = files.json_of(file)
-            size = (int(content["imgHeight"]), int(content["imgWidth"]))
-            items = list(content["objects"])
-        except AcclimateError:
-            raw.problem(file, "damaged JSON; the image is left out")
-            continue
-        except (TypeError, KeyError, ValueError, OverflowError):
-            raw.problem(file, "no imgHeight, imgWidth and objects; the image is left out")
-            continue
-        _polygons(raw.sample(image, file, size), file, items, raw)
+        if (taken := files.of_image(raw, file, _taken, "imgHeight, imgWidth and objects")) is not None:
+            size, items = taken
+            _polygons(raw.sample(image, file, size), file, items, raw)
     return raw
+
+
+def _taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
+    return (int(content["imgHeight"]), int(content["imgWidth"])), list(content["objects"])
 
 
 def _polygons(sample: int, file: Path, items: Sequence[Any], raw: Raw) -> None:
@@ -86,7 +82,7 @@ def _polygons(sample: int, file: Path, items: Sequence[Any], raw: Raw) -> None:
 
 
 def _cityscapes_images(root: Path, foggy: bool) -> Path:
-    folders = sorted(folder for folder in root.glob("leftImg8bit*") if folder.is_dir())
+    folders = [folder for folder in places.folders_in(root) if folder.name.startswith("leftImg8bit")]
     if not folders:
         raise AcclimateError(f"{root}: no leftImg8bit folder; name the image folder with `images`")
     preferred = [folder for folder in folders if ("fog" in folder.name) == foggy] or folders

@@ -18,7 +18,6 @@ import numpy as np
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
-from acclimate.edge import listing
 from acclimate.errors import AcclimateError
 from acclimate.structures import Outline
 
@@ -34,13 +33,13 @@ _SAMPLE = 32
 
 def find(path: Path) -> bool:
     """A json file, or a folder with an index in it, in annotations/, or one for each split's folder."""
-    return path.suffix.lower() == ".json" if path.is_file() else bool(_indices(path))
+    return path.suffix.lower() == ".json" if places.is_file(path) else bool(_indices(path))
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What an index says; see `formats.read`."""
-    file = config.path if config.path.is_file() else _index(config.path, config.split)
-    if config.path.is_file() and config.split is not None:
+    file = config.path if places.is_file(config.path) else _index(config.path, config.split)
+    if places.is_file(config.path) and config.split is not None:
         raise AcclimateError(f"{file}: `split` is for a folder; a COCO json is one split already, so remove the key")
     prefix = f"{file}: annotation "
     raw = Raw(file.stem, locate=lambda where, place: f"{prefix}{place}", outlined=masks)
@@ -274,7 +273,9 @@ def _indices(folder: Path) -> list[Path]:
         if inner.name.casefold() == "annotations":
             found += places.files_in(inner, ".json")
         else:
-            found += [file for name in ("_annotations.coco.json", "labels.json") if (file := inner / name).is_file()]
+            found += [
+                file for name in ("_annotations.coco.json", "labels.json") if places.is_file(file := inner / name)
+            ]
     return sorted(file for file in found if files.mentions(file, b'"images"', b'"annotations"', b'"categories"'))
 
 
@@ -312,7 +313,7 @@ def _folders(file: Path, names: Sequence[str], config: DataConfig, raw: Raw) -> 
     """The folders that an index's file names are relative to, the one in which most of a sample of them exist first."""
     sample = [names[i] for i in np.linspace(0, len(names) - 1, min(_SAMPLE, len(names))).astype(int)]
     if config.images is not None:
-        if not config.images.is_dir():
+        if not places.is_dir(config.images):
             raise AcclimateError(f"{config.images}: no such image folder (`images`)")
         tried = [config.images]
         if not sample or any(places.Images(tried, tried).find(name) for name in sample):
@@ -348,4 +349,4 @@ def _around(root: Path, parts: Sequence[str]) -> list[Path]:
 
 
 def _plain(base: Path, name: str) -> bool:
-    return listing.is_file(base / name) or ("\\" in name and listing.is_file(base / name.replace("\\", "/")))
+    return places.is_file(base / name) or ("\\" in name and places.is_file(base / name.replace("\\", "/")))

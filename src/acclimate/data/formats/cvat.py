@@ -15,13 +15,13 @@ FILES = "CVAT's annotations.xml"
 
 def find(path: Path) -> bool:
     """annotations.xml of "CVAT for images", or a folder with it."""
-    file = path if path.is_file() else path / "annotations.xml"
+    file = path if places.is_file(path) else path / "annotations.xml"
     return file.suffix.lower() == ".xml" and files.mentions(file, b"<annotations", b"<image ")
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the file says; see `formats.read`."""
-    file = config.path if config.path.is_file() else config.path / "annotations.xml"
+    file = config.path if places.is_file(config.path) else config.path / "annotations.xml"
     try:
         tree = files.xml_of(file)
     except FileNotFoundError:

@@ -15,7 +15,9 @@ FILES = "DOTA's labelTxt"
 
 def find(path: Path) -> bool:
     """A folder labelTxt (or labelTxt-v1.0 and the like), in the folder or in that of a split."""
-    return path.is_dir() and (_labels(path) is not None or any(_labels(inner) for inner in places.folders_in(path)))
+    return places.is_dir(path) and (
+        _labels(path) is not None or any(_labels(inner) for inner in places.folders_in(path))
+    )
 
 
 def _labels(root: Path) -> Path | None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import codecs
 import json
 import math
-import mmap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from acclimate.data.formats.looked import current
 from acclimate.errors import AcclimateError
+
+if TYPE_CHECKING:
+    from acclimate.data.formats.raw import Raw
+
+T = TypeVar("T")
 
 _YES = frozenset({"true", "yes", "y", "t", "on"})
 _NO = frozenset(
@@ -62,7 +67,7 @@ def text(file: Path, names: bool = False) -> str | None:
     Bytes that are not UTF-8 are replaced; in a text of file `names` they stay what the file system has.
     """
     try:
-        content = file.read_bytes()
+        content = current().content(file)
     except OSError:
         return None
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
@@ -74,6 +79,16 @@ def lines(content: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(content.splitlines(), 1):
         if stripped := line.strip():
             yield number, stripped
+
+
+def first_line(file: Path) -> str:
+    """The first line of a text file, of which no more is read; empty where it is missing."""
+    try:
+        content = current().mapped(file)
+    except (OSError, ValueError):
+        return ""
+    end = content.find(b"\n")
+    return content[: min(end if end >= 0 else len(content), 1 << 16)].decode("utf-8-sig", errors="replace")
 
 
 def numbers(words: list[str]) -> list[float] | None:
@@ -93,10 +108,10 @@ def finite(word: str) -> bool:
 
 
 def mentions(file: Path, *words: bytes) -> bool:
-    """Whether all `words` are in a file. It is mapped, not read, as indices may be large."""
+    """Whether all `words` are in a file. A large one is mapped, not read."""
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(content.find(word) >= 0 for word in words)
+        content = current().mapped(file)
+        return all(content.find(word) >= 0 for word in words)
     except (OSError, ValueError):
         return False
 
@@ -108,7 +123,7 @@ def json_of(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> 
         AcclimateError: it cannot be read or is damaged.
     """
     try:
-        content = file.read_bytes()
+        content = current().content(file)
         decoded = content.decode(json.detect_encoding(content), "surrogatepass")
         del content
         return json.loads(decoded.removeprefix("\ufeff"), object_hook=hook)
@@ -116,6 +131,27 @@ def json_of(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> 
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise AcclimateError(f"{file}: damaged JSON ({error}); copy the file again") from None
+
+
+def of_image(raw: Raw, file: Path, take: Callable[[Any], T], lacks: str) -> T | None:
+    """What `take` makes of the JSON file of one image.
+
+    Args:
+        raw: hears of the image that is left out.
+        file: the file.
+        take: raises TypeError, KeyError, ValueError or OverflowError where the file is of another kind.
+        lacks: what it then lacks.
+
+    Returns:
+        None where the image is left out.
+    """
+    try:
+        return take(json_of(file))
+    except AcclimateError:
+        raw.problem(file, "damaged JSON; the image is left out")
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raw.problem(file, f"no {lacks}; the image is left out")
+    return None
 
 
 def yaml_of(file: Path) -> Any:
@@ -127,7 +163,7 @@ def yaml_of(file: Path) -> Any:
     from acclimate.data import safe_yaml
 
     try:
-        return safe_yaml.load(file.read_bytes())
+        return safe_yaml.load(current().content(file))
     except OSError as error:
         raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -142,7 +178,7 @@ def xml_of(file: Path) -> ElementTree.Element:
         AcclimateError: it cannot be read or parsed.
     """
     try:
-        return ElementTree.parse(file).getroot()
+        return ElementTree.fromstring(current().content(file))
     except FileNotFoundError:
         raise
     # An encoding that Python does not know is a LookupError.

@@ -22,7 +22,7 @@ _NUMBERS = (14, 15, 7, 8)
 
 def find(path: Path) -> bool:
     """label_2 (or tracking's label_02) in the folder or in training/; or labels/ with rows that begin with a word."""
-    return path.is_dir() and (_root(path, None) is not None or _plain(path, None) is not None)
+    return places.is_dir(path) and (_root(path, None) is not None or _plain(path, None) is not None)
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:

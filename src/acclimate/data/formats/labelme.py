@@ -21,7 +21,7 @@ _BOXED = frozenset({"rectangle", "polygon", "circle", "rotation", "mask"})
 
 def find(path: Path) -> bool:
     """A json file with shapes and an imagePath, or a folder with one in it or in its subfolders."""
-    if path.is_file():
+    if places.is_file(path):
         return path.suffix.lower() == ".json" and _is_label(path)
     some = places.files_in(path, ".json")[:_LOOKED_AT]
     for folder in places.folders_in(path) if not some else ():
@@ -35,14 +35,16 @@ def _is_label(file: Path) -> bool:
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the files say; see `formats.read`."""
-    root = config.path.parent if config.path.is_file() else config.path
+    root = config.path.parent if places.is_file(config.path) else config.path
     if config.split is not None:
         folder = next((f for f in places.folders_in(root) if places.same_split(config.split, f.name)), None)
         if folder is None:
             there = ", ".join(f.name for f in places.folders_in(root)) or "none"
             raise AcclimateError(f"{root}: no folder {config.split} (there: {there}); set `split`")
         root = folder
-    labels = [config.path] if config.path.is_file() else [f for f in places.files_below(root, ".json") if _is_label(f)]
+    labels = (
+        [config.path] if places.is_file(config.path) else [f for f in places.files_below(root, ".json") if _is_label(f)]
+    )
     if not labels:
         raise AcclimateError(f"{root}: no LabelMe json (one with `shapes` and `imagePath`) in this folder")
     raw = Raw(
@@ -54,15 +56,12 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     for file in labels:
         bases = [config.images] if config.images is not None else [file.parent, root]
         resolver = resolvers.setdefault(file.parent, places.Images(bases, below, split=config.split or ""))
-        try:
-            content = files.json_of(file)
-            shapes, written = list(content["shapes"]), str(content["imagePath"])
-        except AcclimateError:
-            raw.problem(file, "damaged JSON; the image is left out")
+        taken = files.of_image(
+            raw, file, lambda it: (list(it["shapes"]), str(it["imagePath"]), it), "list of shapes and imagePath"
+        )
+        if taken is None:
             continue
-        except (TypeError, KeyError):
-            raw.problem(file, "no list of shapes and imagePath; the image is left out")
-            continue
+        shapes, written, content = taken
         by_tag, by_name = resolver.find(written), resolver.find(file.stem)
         if by_tag is not None and by_name is not None and by_tag != by_name:
             raw.problem(file, f"imagePath is {written}, though {by_name.name} is there too; read with {by_tag.name}")
@@ -72,7 +71,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         sample = raw.sample(path, file, size)
         for number, shape in enumerate(shapes, 1):
             _shape(sample, shape, number, raw)
-    if not config.path.is_file():
+    if not places.is_file(config.path):
         places.tell_unlabelled(raw, config.images or root, labels)
     return raw
 

@@ -28,7 +28,7 @@ def find(path: Path) -> bool:
 
 
 def _index(path: Path) -> Path | None:
-    candidates = [path] if path.is_file() else places.files_in(path, ".json") if path.is_dir() else []
+    candidates = [path] if places.is_file(path) else places.files_in(path, ".json") if places.is_dir(path) else []
     words = (b'"data"', b'"annotations"'), (b'"data"', b'"predictions"')
     for file in candidates:
         # COCO's index has no "data"; what is a list and what an object is seen when it is read.

@@ -26,7 +26,7 @@ _COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
 
 def find(path: Path) -> bool:
     """A csv of boxes, or a folder with one in it or at most two folders further down."""
-    return bool(_boxes([path]) if path.is_file() else _boxes(_tables(path)))
+    return bool(_boxes([path]) if places.is_file(path) else _boxes(_tables(path)))
 
 
 def _tables(folder: Path) -> Iterator[Path]:
@@ -41,17 +41,13 @@ def _boxes(tables: Iterator[Path] | list[Path]) -> list[Path]:
 
 
 def _header(file: Path) -> list[str]:
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace") as opened:
-            return next(csv.reader([opened.readline(1 << 16)]), [])
-    except OSError:
-        return []
+    return next(csv.reader([files.first_line(file)]), [])
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What a table of boxes says; see `formats.read`."""
-    root = config.path.parent if config.path.is_file() else config.path
-    table = config.path if config.path.is_file() else _chosen(root, config.split)
+    root = config.path.parent if places.is_file(config.path) else config.path
+    table = config.path if places.is_file(config.path) else _chosen(root, config.split)
     names = _descriptions(root)
     above = _hierarchy(root)
     folders = [config.images] if config.images is not None else [table.parent, root]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from acclimate.data.formats import looked
 from acclimate.data.formats.files import lines, text
 from acclimate.data.formats.raw import Problem, Raw
 from acclimate.edge import listing
@@ -45,31 +47,37 @@ def hidden(name: str) -> bool:
 
 def is_dir(path: Path) -> bool:
     """Whether it is a folder; a name that the file system refuses is none."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    return stat.S_ISDIR(looked.kind(path))
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; what cannot be a file name, such as one of 300 characters, is none."""
+    return stat.S_ISREG(looked.kind(path))
 
 
 def folder_in(folder: Path, *names: str) -> Path | None:
     """The first of the subfolders `names`, in any capitals."""
-    try:
-        there = {entry.name.casefold(): entry for entry in sorted(folder.iterdir(), reverse=True) if entry.is_dir()}
-    except OSError:
-        return None
+    there = {entry.name.casefold(): entry for entry in sorted(_entries(folder), reverse=True) if is_dir(entry)}
     return next((there[name.casefold()] for name in names if name.casefold() in there), None)
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The visible subfolders, sorted."""
+    return sorted(entry for entry in _entries(folder) if not hidden(entry.name) and is_dir(entry))
+
+
+def _entries(folder: Path) -> list[Path]:
+    """All that lies in a folder; nothing where it cannot be listed."""
+    looked.listed(folder)
     try:
-        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name))
+        return list(folder.iterdir())
     except OSError:
         return []
 
 
 def files_in(folder: Path, *suffixes: str) -> list[Path]:
     """The visible files of a folder with one of the `suffixes` (in lower case), sorted; without its subfolders."""
+    looked.listed(folder)
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not hidden(entry.name)]
@@ -83,6 +91,7 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
     found: list[Path] = []
     entered: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
+        looked.listed(place)
         real = os.path.realpath(place)
         if real in entered:
             folders.clear()
@@ -101,6 +110,8 @@ def images_in(folder: Path) -> list[Path]:
 def images_below(folder: Path, raw: Raw | None = None) -> list[Path]:
     """Image files below `folder`, sorted; what only looks like one is a problem of `raw`."""
     found = listing.images_below(folder)
+    for place in (str(folder), *found.folders):
+        looked.listed(place)
     if raw is not None:
         raw.problems += [Problem(*problem) for problem in found.problems]
     return list(found.paths)
@@ -201,6 +212,7 @@ class Images:
         folder, _, name = path.rpartition("/")
         there = self._listings.get(folder)
         if there is None:
+            looked.listed(f"{folder}/")
             try:
                 with os.scandir(f"{folder}/") as entries:
                     there = frozenset(entry.name for entry in entries if not entry.is_dir())

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data import orientation
+from acclimate.data.formats.looked import Headers
 from acclimate.edge.headers import DEEP, Header, Orientation, read_header
 from acclimate.edge.images import DEFAULT, Reading, intensity_of
 from acclimate.errors import AcclimateError
@@ -140,6 +141,7 @@ class Raw:
     problems: list[Problem] = field(default_factory=list)
     outlined: bool = False
     """Whether outlines were read."""
+    headers: Headers = field(default_factory=Headers)
     _names: dict[str, int] = field(default_factory=dict)
     _owners: array[int] = field(default_factory=lambda: array("q"))
     _kinds: array[int] = field(default_factory=lambda: array("q"))
@@ -154,7 +156,14 @@ class Raw:
     def sample(
         self, path: Path, where: str | Path, size: tuple[int, int] | None = None, fractions: bool = False
     ) -> int:
-        """Add an image; returns its number, for `add`."""
+        """Add an image; returns its number, for `add`.
+
+        Args:
+            path: the image file.
+            where: what a problem of it names.
+            size: (height, width) as the index has it; None where it does not say.
+            fractions: whether its boxes are fractions of the image.
+        """
         self.samples.append(Sample(path, str(where), size, fractions))
         return len(self.samples) - 1
 
@@ -216,7 +225,14 @@ class Raw:
         self._outlines.update({first + index: outline for index, outline in outlines.items() if outline})
 
     def flag(self, value: bool | None, where: str, name: str, written: Any) -> bool:
-        """A flag that `files.flag` has read; a word that is neither yes nor no is told, and taken for no."""
+        """A flag that `files.flag` has read; a word that is neither yes nor no is told, and taken for no.
+
+        Args:
+            value: what `files.flag` made of it; None for a word that it does not know.
+            where: what a problem names.
+            name: the flag's.
+            written: what stands in the file.
+        """
         if value is None:
             self.problem(where, f"{name} is {str(written)[:40]!r}, neither yes nor no; taken for no")
         return bool(value)
@@ -252,7 +268,16 @@ def assemble(
     masks: bool = False,
     reading: Reading | None = None,
 ) -> LabelledSet:
-    """The set that a reader's findings make; see `formats.read`."""
+    """The set that a reader's findings make; see `formats.read`.
+
+    Args:
+        config: what is asked of the set.
+        raw: what the files say.
+        format_: the reader's name.
+        classes: a detector's, which the set's have to be among; None takes the set's own.
+        masks: whether outlines are needed.
+        reading: how files become pixels; None reads them as the set's own options say.
+    """
     if masks and not raw.outlined:
         raise AcclimateError(
             f"{config.path}: masks are read from COCO's polygons, and this is {format_}; convert it, or set "
@@ -321,7 +346,7 @@ def _frames(raw: Raw, asked: Orientation) -> list[_Frame | None]:
             raw.problem(sample.where, f"image {sample.path.name} is listed twice; the first is taken")
         else:
             try:
-                header = read_header(sample.path)
+                header = raw.headers.read(sample.path)
                 seen.add(key)
             except AcclimateError as error:
                 message = str(error).removeprefix(f"{sample.path}: ")

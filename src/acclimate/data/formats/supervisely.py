@@ -17,7 +17,7 @@ FILES = "Supervisely's ann and img"
 
 def find(path: Path) -> bool:
     """A folder with ann/ and img/, or a project with meta.json whose data sets have them."""
-    return path.is_dir() and bool(_sets(path))
+    return places.is_dir(path) and bool(_sets(path))
 
 
 def _sets(path: Path) -> list[Path]:
@@ -44,21 +44,18 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         images = config.images or folder / "img"
         resolver = places.Images([images])
         for file in places.files_below(folder / "ann", ".json"):
-            try:
-                content = files.json_of(file)
-                size = (int(content["size"]["height"]), int(content["size"]["width"]))
-                items = list(content["objects"])
-            except AcclimateError:
-                raw.problem(file, "damaged JSON; the image is left out")
+            if (taken := files.of_image(raw, file, _taken, "size and objects")) is None:
                 continue
-            except (TypeError, KeyError, ValueError, OverflowError):
-                raw.problem(file, "no size and objects; the image is left out")
-                continue
+            size, items = taken
             # a.jpg.json belongs to a.jpg; the old form, a.json, to any image a.
             sample = raw.sample(resolver.find(file.stem) or images / file.stem, file, size)
             for number, item in enumerate(items, 1):
                 _object(sample, item, number, raw)
     return raw
+
+
+def _taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
+    return (int(content["size"]["height"]), int(content["size"]["width"])), list(content["objects"])
 
 
 def _object(sample: int, item: Any, number: int, raw: Raw) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
-from acclimate.edge import listing
 from acclimate.errors import AcclimateError
 
 FILES = "VOC's Annotations"
@@ -27,12 +26,12 @@ _IMAGES = ("JPEGImages", "images", "image", "imgs", "img")
 
 def find(path: Path) -> bool:
     """XML files in Annotations (in the folder or its only VOC* folder), beside the images, or in a folder a split."""
-    return path.is_dir() and any(True for _ in _label_folders(path))
+    return places.is_dir(path) and any(True for _ in _label_folders(path))
 
 
 def _label_folders(path: Path) -> Iterator[Path]:
     """The folders whose XML files are labels, the likeliest first."""
-    for root in (path, *sorted(folder for folder in path.glob("VOC*") if folder.is_dir())):
+    for root in (path, *_challenges(path)):
         for name in _LABELS:
             folder = places.folder_in(root, name)
             if folder is not None and _labels_in(folder, deep=True):
@@ -40,6 +39,11 @@ def _label_folders(path: Path) -> Iterator[Path]:
     if _labels_in(path):
         yield path
     yield from (folder for folder in places.folders_in(path) if _labels_in(folder))
+
+
+def _challenges(path: Path) -> list[Path]:
+    """The folders VOC2007, VOC2012 and the like."""
+    return [folder for folder in places.folders_in(path) if folder.name.startswith("VOC")]
 
 
 def _labels_in(folder: Path, deep: bool = False) -> bool:
@@ -55,7 +59,7 @@ def _root(path: Path) -> Path:
     """The folder with Annotations: `path`, or its only VOC* folder, as the challenges and Sim10K are unpacked."""
     if places.folder_in(path, *_LABELS) is not None or _labels_in(path):
         return path
-    inner = sorted(folder.parent for folder in path.glob("VOC*/Annotations"))
+    inner = [folder for folder in _challenges(path) if places.is_dir(folder / "Annotations")]
     if len(inner) > 1:
         raise AcclimateError(f"{path}: several VOC sets ({', '.join(f.name for f in inner)}); point `path` at one")
     return inner[0] if inner else path
@@ -64,7 +68,7 @@ def _root(path: Path) -> Path:
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the XML files say; see `formats.read`."""
     root = _root(config.path)
-    if not root.is_dir():
+    if not places.is_dir(root):
         raise AcclimateError(f"{root}: a VOC set is a folder with JPEGImages and Annotations")
     raw = Raw(
         f"{config.path.name}/{config.split}" if config.split else config.path.name,
@@ -156,4 +160,4 @@ def _label(labels: Path, line: str) -> Path:
     names += [re.sub(r"\.(xml|jpe?g|png|bmp|tiff?|webp)$", "", name, flags=re.IGNORECASE) for name in names]
     tried = [labels / f"{name}.xml".replace("\\", "/") for name in dict.fromkeys(names)]
     # A name without a file is told as it is written, its column left off.
-    return next((file for file in tried if listing.is_file(file)), tried[1] if len(tried) > 1 else tried[0])
+    return next((file for file in tried if places.is_file(file)), tried[1] if len(tried) > 1 else tried[0])

@@ -19,7 +19,7 @@ _INVALID = 7
 
 def find(path: Path) -> bool:
     """Such a file, or a folder with one in it or in wider_face_split/."""
-    return path.name.endswith("_bbx_gt.txt") if path.is_file() else bool(_files(path))
+    return path.name.endswith("_bbx_gt.txt") if places.is_file(path) else bool(_files(path))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -28,7 +28,7 @@ def _files(folder: Path) -> list[Path]:
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What a split's file says; see `formats.read`."""
-    found = [config.path] if config.path.is_file() else _files(config.path)
+    found = [config.path] if places.is_file(config.path) else _files(config.path)
     if config.split is not None:
         found = [file for file in found if places.splits_in(config.split) & places.splits_in(file.stem)]
     if len(found) != 1:

@@ -16,7 +16,6 @@ from typing import Any
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
-from acclimate.edge import listing
 from acclimate.errors import AcclimateError
 
 FILES = "a YOLO data.yaml or classes.txt"
@@ -28,17 +27,17 @@ _SEEN = 50
 
 def find(path: Path) -> bool:
     """A yaml file, or a folder with one that has `names`; or one with a list of classes and rows of numbers."""
-    if path.is_file():
+    if places.is_file(path):
         return path.suffix.lower() in {".yaml", ".yml"} or path.name == "obj.data"
     return _index(path) is not None or _names_file(path) is not None
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the index and the label files say; see `formats.read`."""
-    index = config.path if config.path.is_file() else _index(config.path)
+    index = config.path if places.is_file(config.path) else _index(config.path)
     if index is not None and index.suffix.lower() in {".yaml", ".yml"}:
         return _read_yaml(index, config)
-    root = config.path.parent if config.path.is_file() else config.path
+    root = config.path.parent if places.is_file(config.path) else config.path
     names = _names_file(root)
     if names is None:
         raise AcclimateError(f"{config.path}: no data.yaml with `names` in this folder")
@@ -64,14 +63,14 @@ def _read_yaml(index: Path, config: DataConfig) -> Raw:
         entries = str(config.images.absolute())
     if entries is None:
         folders = [root / f for root in roots for f in (f"images/{split}", f"{split}/images", split)]
-        entries = next((str(folder.absolute()) for folder in folders if folder.is_dir()), None)
+        entries = next((str(folder.absolute()) for folder in folders if places.is_dir(folder)), None)
     if entries is None:
         keys = [key for key in ("train", "val", "valid", "test") if _value(content, key) is not None]
         raise AcclimateError(f"{index}: no split {split!r} (there: {', '.join(keys) or 'none'}); set `split`")
     paths: list[Path] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         place = _place(index, split, str(entry), roots, raw)
-        if place.is_dir():
+        if places.is_dir(place):
             paths += places.images_below(place, raw)
         else:
             paths += places.listed(place, (place.parent, *roots), raw)
@@ -116,7 +115,7 @@ def _place(index: Path, split: str, entry: str, roots: Sequence[Path], raw: Raw)
 
 
 def _exists(path: Path) -> bool:
-    return places.is_dir(path) or listing.is_file(path)
+    return places.is_dir(path) or places.is_file(path)
 
 
 def _holds(folder: Path, inner: Path) -> bool:
@@ -155,7 +154,7 @@ def _read_plain(root: Path, names_file: Path, config: DataConfig) -> Raw:
 
 def _names(index: Path, written: Any) -> dict[int, str]:
     """The class of each number."""
-    if isinstance(written, str) and listing.is_file(index.parent / written):
+    if isinstance(written, str) and places.is_file(index.parent / written):
         written = [line for _, line in files.lines(files.text(index.parent / written) or "")]
     if isinstance(written, list):
         written = {str(number): name for number, name in enumerate(written)}
@@ -178,7 +177,7 @@ def _points(shape: Any) -> int | None:
 
 def _index(folder: Path) -> Path | None:
     """The yaml file of a YOLO set: data.yaml, or the only one that names classes."""
-    if (folder / "data.yaml").is_file():
+    if places.is_file(folder / "data.yaml"):
         return folder / "data.yaml"
     named = [
         file
@@ -190,11 +189,11 @@ def _index(folder: Path) -> Path | None:
 
 def _names_file(folder: Path) -> Path | None:
     """The list of classes of a set without a yaml, where there are rows that count in them."""
-    if not folder.is_dir():
+    if not places.is_dir(folder):
         return None
     inner = [folder, *places.folders_in(folder)]
     inner += [below for place in inner[1:] for below in places.folders_in(place)]
-    found = next((place / name for name in _NAME_LISTS for place in inner if listing.is_file(place / name)), None)
+    found = next((place / name for name in _NAME_LISTS for place in inner if places.is_file(place / name)), None)
     if found is None:
         return None
     rows = (

@@ -7,11 +7,9 @@ network = engines.engine(artifact.manifest.runtime).load(artifact, threads=1)
 
 from __future__ import annotations
 
-import importlib
 from typing import cast
 
-from acclimate.edge.engines.base import Engine, Network
-from acclimate.errors import AcclimateError
+from acclimate.edge.engines.base import Engine, Network, named
 
 __all__ = ["ENGINES", "Engine", "Network", "available", "engine"]
 
@@ -30,10 +28,7 @@ def engine(name: str) -> Engine:
     Raises:
         AcclimateError: there is none of that name.
     """
-    if name not in ENGINES:
-        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(ENGINES)})")
-    module, attribute = ENGINES[name].split(":")
-    return cast(Engine, getattr(importlib.import_module(module), attribute)())
+    return cast(Engine, named(ENGINES, name))
 
 
 def available() -> list[str]:

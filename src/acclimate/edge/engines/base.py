@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import importlib.util
-from collections.abc import Callable, Collection, Sequence
+import pkgutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,6 +69,17 @@ class Engine(abc.ABC):
         return ", ".join(f"{package} {metadata.version(package)}" for package in self.distributions())
 
 
+def named(table: Mapping[str, str], name: str) -> Any:
+    """A new object of the class, written "module:Class", that a table of runtimes has under a name.
+
+    Raises:
+        AcclimateError: there is none of that name.
+    """
+    if name not in table:
+        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(table)})")
+    return pkgutil.resolve_name(table[name])()
+
+
 def not_installed(name: str, modules: Sequence[str], extra: str) -> str:
     """Which of `modules` are not there, and the `extra` that brings them, in one line; empty where all are."""
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -77,8 +89,14 @@ def not_installed(name: str, modules: Sequence[str], extra: str) -> str:
 def check_named(file: Path, what: str, wanted: Sequence[str], found: Collection[str]) -> None:
     """Refuse a model file that lacks an input or output which the manifest names.
 
+    Args:
+        file: the model file.
+        what: `input` or `output`, for the message.
+        wanted: the manifest's names.
+        found: the file's.
+
     Raises:
-        AcclimateError: names `what` is not `found`.
+        AcclimateError: a name is missing.
     """
     absent = [name for name in wanted if name not in found]
     if absent:

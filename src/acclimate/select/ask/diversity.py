@@ -31,7 +31,8 @@ def standardised(features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def distance(points: NDArray[np.float64], index: int, chosen: list[int]) -> float:
-    """From a point to the nearest of the chosen ones, in standard deviations; 0 where there is none."""
+    """From one of the points (N, F) to the nearest of the chosen ones, in standard deviations; 0 where there is
+    none."""
     if not chosen:
         return 0.0
     return float(np.sqrt(np.square(points[chosen] - points[index]).mean(axis=1)).min())

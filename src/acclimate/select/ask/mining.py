@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import from_numpy
-from torchvision.ops import box_iou
 
+from acclimate.boxes.iou import pairwise
 from acclimate.data.dataset import choose as drawn
 from acclimate.data.dataset import plain_images
 from acclimate.errors import AcclimateError
@@ -51,7 +50,7 @@ def choose(seen: Seen, count: int) -> list[Choice]:
 
 
 def validated(seen: Seen) -> tuple[list[Detections], list[NDArray[np.float64]]]:
-    """The regions of each frame, and of each region the share of labelled images in which it is found again.
+    """The regions of each frame, and of its R regions the share (R,) of labelled images in which it is found again.
 
     Raises:
         AcclimateError: there are no source images.
@@ -94,7 +93,7 @@ def found_again(regions: Detections, found: Detections) -> NDArray[np.float64]:
     """(N,) 1 for each region where a box of its class, and at least half of its score, lies; else 0."""
     if not len(found):
         return np.zeros(len(regions))
-    iou = box_iou(from_numpy(regions.boxes), from_numpy(found.boxes)).numpy()
+    iou = pairwise(regions.boxes, found.boxes)
     there = (
         (iou >= FOUND)
         & (regions.labels[:, None] == found.labels[None])
@@ -107,7 +106,7 @@ def _apart(found: Detections) -> Detections:
     """The surest regions of which none covers a part of another, so that all can be pasted at once."""
     if not len(found):
         return found
-    iou = box_iou(from_numpy(found.boxes), from_numpy(found.boxes)).numpy()
+    iou = pairwise(found.boxes, found.boxes)
     chosen: list[int] = []
     for index in range(len(found)):
         if len(chosen) < REGIONS and not (iou[index, chosen] > 0).any():

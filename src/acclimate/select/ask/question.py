@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from acclimate.errors import AcclimateError
-from acclimate.run import read_json
+from acclimate.run import listed, read_json
 
 FILE = "ask.json"
 LABELS = frozenset({".txt", ".json", ".xml", ".yaml"})
@@ -92,7 +92,7 @@ def read(folder: Path) -> Question:
 def labels_digest(folder: Path) -> str:
     """Of the names and the content of the label files below a folder."""
     state = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in listed(folder, "**/*"):
         if path.suffix.lower() in LABELS and path.is_file():
             state.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             state.update(hashlib.sha256(path.read_bytes()).digest())

@@ -153,7 +153,7 @@ def ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def highest(scores: NDArray[np.float64], count: int) -> list[int]:
-    """Indices of the `count` highest, the highest first; of equal ones the earlier."""
+    """Indices of the `count` highest of scores (N,), the highest first; of equal ones the earlier."""
     return [int(index) for index in np.argsort(-scores, kind="stable")[:count]]
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import from_numpy
-from torchvision.ops import box_iou
 
+from acclimate.boxes.iou import pairwise
 from acclimate.select.ask.seen import Choice, Seen, highest, ranks, rarest
 from acclimate.structures import Detections
 
@@ -45,7 +44,7 @@ def entropy(seen: Seen) -> NDArray[np.float64]:
 
 
 def bits(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The entropy in bits of each score, taken for a probability."""
+    """The entropy in bits, (N,), of each of scores (N,), taken for a probability."""
     p = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
     return np.asarray(-p * np.log2(p) - (1 - p) * np.log2(1 - p))
 
@@ -61,8 +60,7 @@ def differences(found: Detections) -> NDArray[np.float64]:
     if not len(found):
         return scores
     rival = np.where(
-        (box_iou(from_numpy(found.boxes), from_numpy(found.boxes)).numpy() >= SAME_PLACE)
-        & (found.labels[:, None] != found.labels[None]),
+        (pairwise(found.boxes, found.boxes) >= SAME_PLACE) & (found.labels[:, None] != found.labels[None]),
         scores[None],
         0.0,
     ).max(axis=1)

@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from acclimate.data import scenes, weather
-from acclimate.data.scenes import CLASSES, Camera, Scene
+from acclimate.config import ScenesConfig
+from acclimate.data import weather
 from acclimate.edge.images import read_image
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.run import digest
+from acclimate.scenes import render as scenes
+from acclimate.scenes import sets
+from acclimate.scenes.render import CLASSES, Camera, Scene
 
 SMALL = (96, 128)
 
@@ -193,7 +196,7 @@ def test_any_size_and_camera(
 
 def test_generated_set_is_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     calls: list[tuple[int, int]] = []
-    index = scenes.generate(tmp_path / "set", 5, SMALL, seed=3, progress=lambda n, of: calls.append((n, of)))
+    index = sets.generate(tmp_path / "set", 5, SMALL, seed=3, progress=lambda n, of: calls.append((n, of)))
     assert calls == [(n, 5) for n in range(1, 6)]
     coco = COCO(str(index))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
@@ -215,15 +218,15 @@ def test_generated_set_is_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_sets_of_other_seeds_share_no_scene(tmp_path: Path):
-    first = scenes.generate(tmp_path / "a", 2, SMALL, seed=1).parent / "images"
-    second = scenes.generate(tmp_path / "b", 2, SMALL, seed=2).parent / "images"
+    first = sets.generate(tmp_path / "a", 2, SMALL, seed=1).parent / "images"
+    second = sets.generate(tmp_path / "b", 2, SMALL, seed=2).parent / "images"
     contents = [path.read_bytes() for folder in (first, second) for path in sorted(folder.iterdir())]
     assert len(set(contents)) == 4
 
 
 def test_a_condition_changes_pixels_and_not_boxes(tmp_path: Path):
-    clear = json.loads(scenes.generate(tmp_path / "clear", 2, SMALL, seed=1).read_text())
-    fog = json.loads(scenes.generate(tmp_path / "fog", 2, SMALL, seed=1, condition="fog").read_text())
+    clear = json.loads(sets.generate(tmp_path / "clear", 2, SMALL, seed=1).read_text())
+    fog = json.loads(sets.generate(tmp_path / "fog", 2, SMALL, seed=1, condition="fog").read_text())
     assert clear["annotations"] == fog["annotations"]
     assert clear["info"]["condition"] is None
     assert fog["info"]["condition"] == "fog"
@@ -233,23 +236,23 @@ def test_a_condition_changes_pixels_and_not_boxes(tmp_path: Path):
 
 @pytest.mark.parametrize("condition", weather.CONDITIONS)
 def test_every_condition_can_be_generated(tmp_path: Path, condition: str):
-    index = scenes.generate(tmp_path / condition, 1, SMALL, condition=condition, strength=0.7)
+    index = sets.generate(tmp_path / condition, 1, SMALL, condition=condition, strength=0.7)
     assert json.loads(index.read_text())["info"]["condition"] == condition
 
 
 def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path: Path):
-    whole = scenes.generate(tmp_path / "whole", 4, SMALL, seed=9)
+    whole = sets.generate(tmp_path / "whole", 4, SMALL, seed=9)
 
     def interrupt(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scenes.generate(tmp_path / "cut", 4, SMALL, seed=9, progress=interrupt)
+        sets.generate(tmp_path / "cut", 4, SMALL, seed=9, progress=interrupt)
     log = tmp_path / "cut" / "annotations.partial.jsonl"
     log.write_text(log.read_text() + '{"file_name": "000002.j')
     calls: list[int] = []
-    cut = scenes.generate(tmp_path / "cut", 4, SMALL, seed=9, progress=lambda n, of: calls.append(n))
+    cut = sets.generate(tmp_path / "cut", 4, SMALL, seed=9, progress=lambda n, of: calls.append(n))
     assert calls == [3, 4]
     assert cut.read_bytes() == whole.read_bytes()
     for path in (whole.parent / "images").iterdir():
@@ -258,32 +261,32 @@ def test_an_interrupted_set_goes_on_and_ends_the_same(tmp_path: Path):
 
 
 def test_a_finished_set_is_left_alone_and_a_hole_is_filled(tmp_path: Path):
-    index = scenes.generate(tmp_path / "set", 2, SMALL)
+    index = sets.generate(tmp_path / "set", 2, SMALL)
     image = tmp_path / "set" / "images" / "000001.jpg"
     stamps = [path.stat().st_mtime_ns for path in (index, image)]
-    assert scenes.generate(tmp_path / "set", 2, SMALL) == index
+    assert sets.generate(tmp_path / "set", 2, SMALL) == index
     assert [path.stat().st_mtime_ns for path in (index, image)] == stamps
     data = image.read_bytes()
     image.unlink()
-    scenes.generate(tmp_path / "set", 2, SMALL)
+    sets.generate(tmp_path / "set", 2, SMALL)
     assert image.read_bytes() == data
 
 
 def test_what_else_is_in_the_folder_is_not_overwritten(tmp_path: Path):
-    index = scenes.generate(tmp_path / "set", 1, SMALL)
+    index = sets.generate(tmp_path / "set", 1, SMALL)
     before = index.read_bytes()
     with pytest.raises(OtherInputsError, match="another data set") as ours:
-        scenes.generate(tmp_path / "set", 1, SMALL, seed=5)
+        sets.generate(tmp_path / "set", 1, SMALL, seed=5)
     assert index.read_bytes() == before
     assert ours.value.digest == digest(json.loads(before)["info"])
     index.write_text('{"info": {"description": "mine"}}')
     with pytest.raises(AcclimateError, match="another data set") as theirs:
-        scenes.generate(tmp_path / "set", 1, SMALL, seed=5)
+        sets.generate(tmp_path / "set", 1, SMALL, seed=5)
     assert not isinstance(theirs.value, OtherInputsError)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     with pytest.raises(AcclimateError, match="not empty"):
-        scenes.generate(tmp_path / "other", 1, SMALL)
+        sets.generate(tmp_path / "other", 1, SMALL)
 
 
 def test_an_unfinished_set_of_other_settings_is_named(tmp_path: Path):
@@ -291,14 +294,25 @@ def test_an_unfinished_set_of_other_settings_is_named(tmp_path: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scenes.generate(tmp_path / "set", 3, SMALL, progress=interrupt)
+        sets.generate(tmp_path / "set", 3, SMALL, progress=interrupt)
     with pytest.raises(OtherInputsError, match="unfinished"):
-        scenes.generate(tmp_path / "set", 3, SMALL, seed=1)
+        sets.generate(tmp_path / "set", 3, SMALL, seed=1)
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(AcclimateError, match="cannot be written"):
-        scenes.generate(tmp_path / "file" / "set", 1, SMALL)
+        sets.generate(tmp_path / "file" / "set", 1, SMALL)
     with pytest.raises(AcclimateError, match="hail"):
-        scenes.generate(tmp_path / "set", 1, SMALL, condition="hail")
+        sets.generate(tmp_path / "set", 1, SMALL, condition="hail")
+
+
+def test_the_sets_of_a_job_and_of_a_suite_share_no_scene_and_are_the_same_wherever_they_are_asked_for():
+    asked = ScenesConfig(out=Path("x"), images=3, test_images=2, condition="rain")
+    assert list(sets.wanted(asked)) == [
+        ("clear-train", None, 3, 0),
+        ("clear-test", None, 2, 10_000),
+        ("rain-train", "rain", 3, 20_000),
+        ("rain-test", "rain", 2, 30_000),
+    ]
+    assert [seed for *_, seed in sets.wanted(asked, 7)] == [7, 10_007, 20_007, 30_007]

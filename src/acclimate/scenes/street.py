@@ -42,7 +42,14 @@ class Part:
 
 
 class Thing:
-    """Something made of parts, standing on the ground at (x, z) and heading `heading` radians right of forward."""
+    """Something made of parts, standing on the ground.
+
+    Args:
+        x: metres to the right of the camera.
+        z: metres before it.
+        heading: radians right of forward.
+        label: an index of `CLASSES`; -1 for what is no object of a class.
+    """
 
     def __init__(self, x: float, z: float, heading: float, label: int = -1) -> None:
         self.x, self.z, self.heading, self.label = x, z, heading, label
@@ -60,7 +67,16 @@ class Thing:
         lamp: int = 0,
         shaded: bool = True,
     ) -> int:
-        """A flat polygon. With `outward` it shows from that side only; with `owner` it shows when that face does."""
+        """A flat polygon; returns its number.
+
+        Args:
+            points: its corners (forward, up, right), metres.
+            colour: RGB, 0..255.
+            outward: the side from which alone it shows.
+            owner: the number of a face: this one shows when that does.
+            lamp: a code of what shines at night; 0 does not.
+            shaded: whether light falls on it.
+        """
         start = len(self.points)
         self.points.extend(points)
         self.parts.append(Part(start, len(self.points), colour, 0.0, outward, owner, lamp, shaded))
@@ -75,11 +91,29 @@ class Thing:
         lamp: int = 0,
         owner: int = -1,
     ) -> None:
+        """A tube with round ends.
+
+        Args:
+            a: where it begins (forward, up, right), metres.
+            b: where it ends.
+            radius: metres.
+            colour: as in `face`.
+            lamp: as in `face`.
+            owner: as in `face`.
+        """
         start = len(self.points)
         self.points.extend((a, b))
         self.parts.append(Part(start, start + 2, colour, radius, None, owner, lamp))
 
     def ball(self, centre: Point, radius: float, colour: Colour, lamp: int = 0) -> None:
+        """A sphere.
+
+        Args:
+            centre: (forward, up, right), metres.
+            radius: metres.
+            colour: as in `face`.
+            lamp: as in `face`.
+        """
         self.points.append(centre)
         self.parts.append(Part(len(self.points) - 1, len(self.points), colour, radius, None, -1, lamp))
 
@@ -93,7 +127,17 @@ class Thing:
         colour: Colour,
         top: Colour | None = None,
     ) -> dict[str, int]:
-        """An upright box; returns its faces by name (front, back, left, right, top)."""
+        """An upright box; returns its faces by name (front, back, left, right, top).
+
+        Args:
+            centre: (forward, right), metres.
+            length: along the heading, metres.
+            width: across it, metres.
+            low: height of its lower face above the ground, metres.
+            high: height of its upper face.
+            colour: as in `face`.
+            top: colour of its upper face; by default `colour`.
+        """
         cl, cw = centre
         l0, l1, w0, w1 = cl - length / 2, cl + length / 2, cw - width / 2, cw + width / 2
         return {
@@ -222,7 +266,14 @@ def _inset(quad: Sequence[Point], amount: float) -> list[Point]:
 
 
 def car(rng: np.random.Generator, x: float, z: float, heading: float) -> Thing:
-    """A saloon, hatchback, estate, van or pickup: an extruded side profile with panes, lights, plates and wheels."""
+    """A saloon, hatchback, estate, van or pickup: an extruded side profile with panes, lights, plates and wheels.
+
+    Args:
+        rng: what its shape and colours are drawn from.
+        x: as of `Thing`.
+        z: as of `Thing`.
+        heading: as of `Thing`.
+    """
     thing = Thing(x, z, heading, CAR)
     thing.convex = True
     kind = ("sedan", "hatchback", "estate", "van", "pickup")[int(rng.choice(5, p=(0.3, 0.26, 0.24, 0.11, 0.09)))]
@@ -296,7 +347,7 @@ def car(rng: np.random.Generator, x: float, z: float, heading: float) -> Thing:
 
 
 def truck(rng: np.random.Generator, x: float, z: float, heading: float) -> Thing:
-    """A cab with a box or an open bed with a load."""
+    """A cab with a box or an open bed with a load. Arguments as of `car`."""
     thing = Thing(x, z, heading, TRUCK)
     hw = rng.uniform(1.1, 1.25)
     cab_length, cab_height = rng.uniform(1.7, 2.2), rng.uniform(2.3, 2.9)
@@ -416,7 +467,8 @@ def _limbs(
 
 
 def person(rng: np.random.Generator, x: float, z: float, heading: float) -> Thing:
-    """Somebody who walks or stands: an adult or a child, perhaps with a bag, a rucksack or a long coat."""
+    """Somebody who walks or stands: an adult or a child, perhaps with a bag, a rucksack or a long coat. Arguments as of
+    `car`."""
     thing = Thing(x, z, heading, PERSON)
     h = rng.uniform(1.55, 1.9) if rng.random() < 0.88 else rng.uniform(1.05, 1.4)
     stride = rng.uniform(0.15, 0.6) if rng.random() < 0.7 else rng.uniform(0.0, 0.08)
@@ -457,7 +509,7 @@ def person(rng: np.random.Generator, x: float, z: float, heading: float) -> Thin
 
 
 def bicycle(rng: np.random.Generator, x: float, z: float, heading: float) -> tuple[Thing, Thing | None]:
-    """A bicycle, and its rider if it has one."""
+    """A bicycle, and its rider if it has one. Arguments as of `car`."""
     thing = Thing(x, z, heading, BICYCLE)
     size = rng.uniform(0.92, 1.06)
     r = 0.34 * size
@@ -512,7 +564,7 @@ def bicycle(rng: np.random.Generator, x: float, z: float, heading: float) -> tup
 
 
 def sign(rng: np.random.Generator, x: float, z: float, heading: float) -> tuple[Thing, Thing]:
-    """The plate, which is the labelled object, and its pole."""
+    """The plate, which is the labelled object, and its pole. Arguments as of `car`."""
     pole = Thing(x, z, heading)
     plate = Thing(x, z, heading, SIGN)
     r = rng.uniform(0.34, 0.5)
@@ -579,7 +631,14 @@ def sign(rng: np.random.Generator, x: float, z: float, heading: float) -> tuple[
 
 
 def tree(rng: np.random.Generator, x: float, z: float, small: bool) -> Thing:
-    """A tree, or a bush where `small`."""
+    """A tree or a bush.
+
+    Args:
+        rng: what its shape and colours are drawn from.
+        x: as of `Thing`.
+        z: as of `Thing`.
+        small: whether it is a bush.
+    """
     thing = Thing(x, z, 0.0)
     green = pick(rng, ((70, 104, 46), (54, 88, 44), (92, 116, 50), (116, 110, 48), (150, 98, 40)), 8)
     if small:
@@ -603,7 +662,14 @@ def tree(rng: np.random.Generator, x: float, z: float, small: bool) -> Thing:
 
 
 def lamp_post(rng: np.random.Generator, x: float, z: float, toward: float) -> Thing:
-    """A street lamp whose arm reaches to the right where `toward` is positive, else to the left."""
+    """A street lamp.
+
+    Args:
+        rng: what its shape and colours are drawn from.
+        x: as of `Thing`.
+        z: as of `Thing`.
+        toward: where its arm reaches: to the right where it is positive, else to the left.
+    """
     thing = Thing(x, z, 0.0)
     height = rng.uniform(4.5, 6.5)
     grey = pick(rng, ((90, 92, 94), (60, 66, 62), (140, 142, 144)))
@@ -615,7 +681,7 @@ def lamp_post(rng: np.random.Generator, x: float, z: float, toward: float) -> Th
 
 
 def distractor(rng: np.random.Generator, x: float, z: float, heading: float) -> Thing:
-    """Street furniture that shares shapes and colours with the classes and is none of them."""
+    """Street furniture that shares shapes and colours with the classes and is none of them. Arguments as of `car`."""
     thing = Thing(x, z, heading)
     kind = int(rng.integers(8))
     colour = pick(rng, _PAINT + CLOTHES, 14)

@@ -1,4 +1,4 @@
-"""Generated street scenes with exact boxes, depth and lamps: data sets for the demo, for tests and for experiments.
+"""Generated street scenes with exact boxes, depth and lamps.
 
 A scene is a small world in metres (road, pavement, buildings, trees, road users) seen through a pinhole camera. It
 is drawn from far to near at twice the wanted resolution, together with a depth, an object number and a lamp code
@@ -9,28 +9,20 @@ World frame: x right, y up, z forward, the camera at (0, height, 0). Object fram
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
-from acclimate.data import street, weather
-from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.run import digest, write_bytes, write_text, writing
+from acclimate.scenes import street
 from acclimate.structures import Annotations, Image
 
 CLASSES = street.CLASSES
 """Class names in label order."""
-
-GENERATOR = "acclimate.data.scenes"
-"""What a set's index says that made it; only such a set is ours to move."""
 
 VERSION = 1
 """Of the generator: the same version, seed, size and camera give the same pixels."""
@@ -48,7 +40,6 @@ _SHIFT = 4
 _RADIANCE = np.array(
     [(0, 0, 0), (14.0, 13.0, 11.0), (4.0, 0.25, 0.15), (14.0, 9.5, 5.0), (0.55, 0.38, 0.2)], np.float32
 )
-_JPEG_QUALITY = 92
 
 Floats = NDArray[np.float32]
 
@@ -106,72 +97,6 @@ def render(seed: int, size: tuple[int, int] = (240, 320), camera: Camera = Camer
     return _World(np.random.default_rng(seed), size, camera).render()
 
 
-def generate(
-    out: Path,
-    images: int,
-    size: tuple[int, int] = (240, 320),
-    seed: int = 0,
-    condition: str | None = None,
-    strength: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write a data set in COCO's format: `out/images/*.jpg` and `out/annotations.json`.
-
-    A finished set of the same settings is left alone, an interrupted one goes on where it stopped. Boxes marked
-    `ignore` are written with `iscrowd` 1. `progress` is called with (images done, images in all).
-
-    Args:
-        out: the set's folder; created.
-        images: how many.
-        size: (height, width) in pixels.
-        seed: sets of different seeds share no scene.
-        condition: None for clear weather, or one of `weather.CONDITIONS`.
-        strength: of the condition; 1 is strong.
-        progress: told after every image.
-
-    Returns:
-        The path of annotations.json.
-
-    Raises:
-        OtherInputsError: the folder holds a generated set of other settings.
-        AcclimateError: it holds something else or cannot be written, or the condition does not exist.
-    """
-    if condition is not None and condition not in weather.CONDITIONS:
-        raise AcclimateError(f"condition {condition!r} does not exist; choose one of {', '.join(weather.CONDITIONS)}")
-    info: dict[str, Any] = {
-        "description": f"acclimate street scenes, {condition or 'clear'}",
-        "generator": GENERATOR,
-        "version": VERSION,
-        "seed": seed,
-        "images": images,
-        "size": list(size),
-        "condition": condition,
-        "strength": strength if condition else None,
-    }
-    index = out / "annotations.json"
-    partial = out / "annotations.partial.jsonl"
-    if index.exists():
-        found = _read_info(index)
-        if found == info and _all_there(index):
-            return index
-        if found != info:
-            raise _occupied(f"{out}: holds another data set; choose another folder, or delete it", found, info)
-    records = _resume(out, partial, info)
-    with writing(out):
-        (out / "images").mkdir(parents=True, exist_ok=True)
-        with open(partial, "a") as log:
-            for number in range(len(records), images):
-                records.append(_write_scene(out, number, size, seed, condition, strength))
-                log.write(json.dumps(records[-1]) + "\n")
-                log.flush()
-                if progress is not None:
-                    progress(number + 1, images)
-    write_text(index, json.dumps(_coco(info, records, size)) + "\n")
-    with writing(out):
-        partial.unlink()
-    return index
-
-
 def changed_camera(camera: Camera, strength: float) -> Camera:
     """The camera of the condition "camera": from a windscreen up to a pole, with a wider, distorting lens."""
     return replace(
@@ -181,105 +106,6 @@ def changed_camera(camera: Camera, strength: float) -> Camera:
         pitch_deg=min(camera.pitch_deg + 11.0 * strength, 40.0),
         distortion=camera.distortion - min(0.12 * strength, 0.2),
     )
-
-
-def _write_scene(
-    out: Path, number: int, size: tuple[int, int], seed: int, condition: str | None, strength: float
-) -> dict[str, Any]:
-    """Render image `number`, write its JPEG, and return its line of the set's log."""
-    state = np.random.SeedSequence([seed, number]).generate_state(2, np.uint64)
-    camera = changed_camera(Camera(), strength) if condition == "camera" else Camera()
-    scene = render(int(state[0]), size, camera)
-    image = scene.image
-    if condition is not None:
-        rng = np.random.default_rng(int(state[1]))
-        image = weather.apply(image, condition, strength, rng, scene.depth, scene.emission)
-    name = f"{number:06d}.jpg"
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorspace="RGB")
-    write_bytes(out / "images" / name, data)
-    found = scene.annotations
-    return {
-        "file_name": name,
-        "boxes": [[round(float(v), 2) for v in box] for box in found.boxes],
-        "labels": [int(v) for v in found.labels],
-        "ignore": [int(v) for v in found.ignore],
-    }
-
-
-def _coco(info: dict[str, Any], records: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
-    entries: list[dict[str, Any]] = []
-    for number, record in enumerate(records):
-        for box, label, ignore in zip(record["boxes"], record["labels"], record["ignore"], strict=True):
-            width, height = round(box[2] - box[0], 2), round(box[3] - box[1], 2)
-            entries.append(
-                {
-                    "id": len(entries) + 1,
-                    "image_id": number + 1,
-                    "category_id": label + 1,
-                    "bbox": [box[0], box[1], width, height],
-                    "area": round(width * height, 2),
-                    "iscrowd": ignore,
-                }
-            )
-    return {
-        "info": info,
-        "images": [
-            {"id": n + 1, "file_name": record["file_name"], "height": size[0], "width": size[1]}
-            for n, record in enumerate(records)
-        ],
-        "annotations": entries,
-        "categories": [{"id": n + 1, "name": name} for n, name in enumerate(CLASSES)],
-    }
-
-
-def _read_info(index: Path) -> Any:
-    try:
-        return json.loads(index.read_text()).get("info")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _all_there(index: Path) -> bool:
-    """Whether every image of the finished set is on disk."""
-    present = {path.name for path in (index.parent / "images").glob("*.jpg")}
-    return all(image["file_name"] in present for image in json.loads(index.read_text())["images"])
-
-
-def _resume(out: Path, partial: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of images that are done; starts the log when there is none.
-
-    Raises:
-        AcclimateError: the folder holds something else, or cannot be written.
-    """
-    lines: list[dict[str, Any]] = []
-    with writing(out):
-        if partial.exists():
-            for line in partial.read_text().splitlines():
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    break
-            if lines and lines[0] != info:
-                raise _occupied(
-                    f"{out}: holds an unfinished data set of other settings; delete it or choose another",
-                    lines[0],
-                    info,
-                )
-        elif out.exists() and any(out.iterdir()) and not (out / "annotations.json").exists():
-            raise AcclimateError(f"{out}: is not empty and is no generated data set; choose another folder")
-        records = []
-        for record in lines[1:]:
-            if not (out / "images" / record["file_name"]).is_file():
-                break
-            records.append(record)
-    write_text(partial, "".join(json.dumps(line) + "\n" for line in [info, *records]))
-    return records
-
-
-def _occupied(message: str, found: Any, wanted: dict[str, Any]) -> AcclimateError:
-    """What to raise about a folder in which a set says of itself what is in `found`, and not what is `wanted`."""
-    ours = isinstance(found, dict) and found.get("generator") == GENERATOR
-    return OtherInputsError(message, digest(found), digest(wanted)) if ours else AcclimateError(message)
 
 
 class _View:

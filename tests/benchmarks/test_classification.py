@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from acclimate.adapt import classification as c
+import classification as c
+from acclimate.errors import AcclimateError
+from acclimate.models.slimmable import Slimmable, macs
 
 K = 2
 # One image, two classes: the exponentials of the logits are 1, 2, 3, 4, so p = (0.1, 0.2, 0.3, 0.4).
@@ -219,3 +225,68 @@ def test_a_shift_is_undone_at_every_width() -> None:
             right[i] += float((made(t).argmax(1) == y).double().mean()) / 3
     assert alone_right < 0.97
     assert min(right) > 0.98
+
+
+@torch.no_grad()
+def trained(module: nn.Module) -> nn.Module:
+    """The module as training would leave it: no two channels are alike, and no statistic is 0 or 1."""
+    generator = torch.Generator().manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for values, low in ((part.weight, 0.5), (part.bias, -0.5), (part.running_var, 0.5)):
+                values.uniform_(low, low + 1, generator=generator)
+            part.running_mean.normal_(0, 0.1, generator=generator)
+        elif isinstance(part, nn.Conv2d) and part.weight.std() < 0.02:
+            part.weight.normal_(0, 0.2, generator=generator)
+    return module
+
+
+KINDS: tuple[Literal["resnet", "mobilenet"], ...] = ("resnet", "mobilenet")
+CLASSIFIERS = {kind: trained(c.SlimmableClassifier(kind, 5, (28, 28), 1, 32, depth=2)).eval() for kind in KINDS}
+
+
+@given(st.sampled_from(KINDS), st.data())
+@settings(max_examples=6, deadline=None)
+def test_an_extracted_classifier_is_the_slice_to_the_last_bit(kind: str, data: st.DataObject) -> None:
+    made = CLASSIFIERS[kind]
+    assert isinstance(made, c.SlimmableClassifier)
+    made.set_width([data.draw(st.sampled_from(made.choices)) for _ in made.stages])
+    x = torch.randn(2, 1, 28, 28)
+    plain = made.extract()
+    assert type(plain) is c.Classifier
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = plain(x[:1])
+    assert torch.equal(logits, made(x[:1]))
+    assert torch.equal(plain.features(x), made.features(x))
+    assert counter.get_total_flops() == 2 * macs(made) == 2 * macs(plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_widths_of_a_classifier_halve_what_it_computes(kind: Literal["resnet", "mobilenet"]) -> None:
+    made = c.SlimmableClassifier(kind, 10)
+    shares = [macs(made) / macs(made, width) for width in reversed(made.choices)]
+    assert all(abs(math.log2(share) - i) < 0.4 for i, share in enumerate(shares)), shares
+
+
+def test_a_classifier_trains_at_every_width() -> None:
+    torch.manual_seed(0)
+    made = c.SlimmableClassifier("mobilenet", 2, (28, 28), 1, 32)
+    assert isinstance(made, Slimmable)
+    labels = torch.arange(32) % 2
+    images = torch.randn(32, 1, 28, 28) * 0.1 + labels[:, None, None, None]
+    optimiser = torch.optim.AdamW(made.parameters(), 1e-2)
+    losses: dict[float, list[float]] = {0.125: [], 1.0: []}
+    for _ in range(8):
+        for width, seen in losses.items():
+            made.set_width(width)
+            loss = F.cross_entropy(made(images), labels)
+            loss.backward()
+            seen.append(loss.item())
+        optimiser.step()
+        optimiser.zero_grad()
+    assert all(seen[-1] < 0.5 * seen[0] for seen in losses.values())
+
+
+def test_choices_must_rise() -> None:
+    with pytest.raises(AcclimateError, match=r"choices: \[0\.5, 0\.25, 1\.0\] must rise"):
+        c.SlimmableClassifier("resnet", 2, choices=(0.5, 0.25, 1.0))

@@ -1,21 +1,24 @@
-"""Arithmetic on boxes (..., 4), xyxy pixels: overlaps, and the offsets that anchor-based detectors regress."""
+"""What `iou`, `offsets` and `locations` compute, on tensors and with gradients; boxes are (..., 4), xyxy pixels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from acclimate.edge.decode import LARGEST_LOG_SCALE, OFFSET_SCALES
-
-RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-ROI_WEIGHTS = OFFSET_SCALES
-"""Scale of the offsets of the second stage, which the device decodes."""
+from acclimate.boxes import locations as numpy_locations
+from acclimate.boxes.offsets import LARGEST_LOG_SCALE, Weights
 
 
-def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+def locations(image_size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Centres (A, 2) and strides (A,) of `locations.centres`, as tensors of their own."""
+    centres, owners = numpy_locations.centres(image_size, strides)
+    return torch.tensor(centres), torch.tensor(owners)
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
     """Offsets (..., 4) that turn `anchors` into `boxes`: of the centre in anchor sizes, of the size as a logarithm.
 
-    Both have positive width and height. Ren et al. 2015 (Faster R-CNN), equation 2.
+    Boxes and anchors are (..., 4) xyxy of positive width and height. Ren et al. 2015 (Faster R-CNN), equation 2.
     """
     size, centre = _size_and_centre(anchors)
     wanted_size, wanted_centre = _size_and_centre(boxes)
@@ -23,8 +26,8 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     return offsets * offsets.new_tensor(weights)
 
 
-def decode(offsets: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """The boxes (..., 4) that `offsets` make of `anchors`; the inverse of `encode`. Shapes broadcast."""
+def decode(offsets: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
+    """The boxes (..., 4) that `offsets` (..., 4) make of `anchors` (..., 4); `encode`'s inverse. Shapes broadcast."""
     size, centre = _size_and_centre(anchors)
     x, y, w, h = weights
     moved = centre + offsets[..., :2] / offsets.new_tensor((x, y)) * size
@@ -34,13 +37,13 @@ def decode(offsets: Tensor, anchors: Tensor, weights: tuple[float, float, float,
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Boxes cut at the border of a canvas of (height, width) pixels."""
+    """Boxes (..., 4) cut at the border of a canvas of (height, width) pixels."""
     height, width = image_size
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def area(boxes: Tensor) -> Tensor:
-    """(...,): square pixels."""
+    """Square pixels (N,) of boxes (N, 4), or of any number of dimensions before the last."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -54,10 +57,17 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
     return width.clamp(min=0) * height.clamp(min=0)
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
+def pairwise(a: Tensor, b: Tensor) -> Tensor:
     """(M, N): intersection over union of boxes (M, 4) and (N, 4)."""
     shared = intersection(a, b)
     return shared / (area(a)[:, None] + area(b)[None] - shared).clamp(min=1e-9)
+
+
+def paired(a: Tensor, b: Tensor) -> Tensor:
+    """(...,): intersection over union of boxes (..., 4), each with its own partner."""
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    shared = sides.clamp(min=0).prod(-1)
+    return shared / (area(a) + area(b) - shared).clamp(min=1e-9)
 
 
 def _size_and_centre(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,120 @@
+"""A whole job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from acclimate.config.adapt import AdaptConfig, finishing
+from acclimate.config.data import AugmentConfig, DataConfig, ScenesConfig
+from acclimate.config.delivery import Budget, ExportConfig
+from acclimate.config.model import ModelConfig
+from acclimate.config.options import Options
+from acclimate.config.reading import merge, parse, read
+from acclimate.config.schedule import ScheduleConfig
+
+ADAPTATION: dict[str, Any] = {"steps": 1000, "lr": 5e-4, "warmup": 50}
+"""What the schedule of an adaptation has other defaults for than that of a training."""
+
+
+class AskConfig(Options):
+    """Frames of the target that `run` asks a person to label (`select/ask`)."""
+
+    frames: int = Field(default=16, ge=1)
+    """How many, at most."""
+    way: str | None = None
+    """How they are chosen; by default as `acclimate ask` does."""
+
+
+class Config(Options):
+    """A whole job. `source` is needed to train; `target` (images only) to adapt; the `*_test` sets to verify.
+
+    `oracle` is a labelled set of the target domain: it trains the oracle baseline, and nothing else ever reads it.
+    """
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of everything random."""
+    out: Path = Path("runs")
+    """Folder that `run` writes; the other verbs take `--out`."""
+    scenes: ScenesConfig | None = None
+    """Generates the data sets; see `[scenes]`. A set that is named as well is not replaced."""
+    source: DataConfig | None = None
+    """Labelled images to train on; see `[source]`."""
+    target: Path | None = None
+    """Unlabelled target images: a folder, or a `.txt` list with one path a line."""
+    source_test: DataConfig | None = None
+    """Labelled source images to measure on, a table like `[source]`."""
+    target_test: DataConfig | None = None
+    """Labelled target images to measure on, likewise; nothing is chosen by them."""
+    oracle: DataConfig | None = None
+    """Labelled target images, likewise; they train the oracle for comparison, and nothing else reads them."""
+    labelled: DataConfig | None = None
+    """A few images of the target that a person has labelled; the adaptation learns from them."""
+    ask: AskConfig | None = None
+    """Ask for them: `run` waits until they are labelled."""
+    model: ModelConfig = ModelConfig()
+    """See `[model]`."""
+    augment: AugmentConfig = AugmentConfig()
+    """See `[augment]`."""
+    train: ScheduleConfig = ScheduleConfig()
+    """Schedule of the source training; see `[train]` and `[schedule]`."""
+    adapt: AdaptConfig = AdaptConfig()
+    """See `[adapt]`."""
+    schedule: ScheduleConfig = ScheduleConfig(**ADAPTATION)
+    """The schedule of the adaptation; `train` is the schedule of the source training."""
+    export: ExportConfig = ExportConfig()
+    """See `[export]`."""
+    budget: Budget | None = None
+    """See `[budget]`; without it the accuracy tolerance alone must hold."""
+
+    def source_only(self) -> Config:
+        """This job without anything of the target: the source trained on for the same schedule, with the same views.
+
+        It is the baseline that an adaptation must beat: what needs no target image, both have. A bank is trained on as
+        one.
+        """
+        alone = {"adapt": self.adapt.without_target(), "augment": self.augment.without_target(), "labelled": None}
+        return self.model_copy(update=alone)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapt_schedule_inherits(cls, values: Any) -> Any:
+        """The adaptation's schedule starts from `train`'s loader settings, so that one place sets them."""
+        if not isinstance(values, Mapping):
+            return values
+        train, given, adapt = values.get("train"), values.get("schedule"), values.get("adapt")
+        if isinstance(train, ScheduleConfig):
+            train = train.model_dump(exclude_unset=True)
+        if given is not None and not isinstance(given, Mapping):
+            return values
+        inherited = {
+            key: value
+            for key, value in (train if isinstance(train, Mapping) else {}).items()
+            if key in {"batch_size", "precision", "workers", "cache_mb"}
+        }
+        default = dict(ADAPTATION)
+        for options in finishing(adapt.methods if isinstance(adapt, AdaptConfig) else adapt).values():
+            default |= options.schedule
+            # It keeps its last weights.
+            default["checkpoint_every"] = (given or {}).get("steps", default["steps"])
+        return {**values, "schedule": {**default, **inherited, **(given or {})}}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, or the config.json of a run, and apply `key=value` overrides (dotted keys, TOML values; a bare
+    word is a string).
+
+    Relative paths in the file are relative to the working directory, as on the command line.
+
+    Examples:
+        >>> from acclimate.config import load
+        >>> load("job.toml", ["train.steps=500"]).train.steps
+        500
+
+    Raises:
+        AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
+    """
+    return parse(Config, merge(read(path), overrides), where=str(path))

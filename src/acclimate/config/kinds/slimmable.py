@@ -1,0 +1,19 @@
+"""Options of the kind "slimmable" (`models/slimmable.py`)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from acclimate.config.options import Options, Share
+
+
+class SlimmableConfig(Options):
+    """The widths of a detector of kind `slimmable` (`models/slimmable.py`)."""
+
+    choices: tuple[Share, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    """Ratios of channels that each of its stages may keep, rising to 1."""
+    divisor: int = Field(default=8, ge=1, le=1024)
+    """Channel counts are rounded to a multiple of it."""
+    models: int = Field(default=4, ge=1, le=64)
+    """Widths that a step of the source training runs: the largest, the smallest, and others at random between; 1 trains
+    the full width alone."""

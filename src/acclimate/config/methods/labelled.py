@@ -1,0 +1,20 @@
+"""Options of labelled target images (`adapt/labelled.py`)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from acclimate.config.methods import MethodOptions
+
+
+class LabelledConfig(MethodOptions):
+    """Target images that a person has labelled (`adapt/labelled.py`)."""
+
+    share: float = Field(default=0.25, gt=0, le=1)
+    """How many of them come with each batch, as a part of its size: at least one."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of the mean loss over them, beside `supervised` of that over the source's."""
+
+    @property
+    def labelled_share(self) -> float:
+        return self.share
