@@ -16,6 +16,7 @@ import contextlib
 import mmap
 import os
 import stat
+import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -66,6 +67,9 @@ class Looks:
         if name in self._contents:
             return self._contents[name]
         self.ask("stamp", name)
+        if name in self._maps:
+            # Its pages would count for as long as what is read is parsed.
+            self._maps.pop(name).close()
         read = path.read_bytes()
         if len(read) <= _SMALL:
             self._contents[name] = read
@@ -96,18 +100,26 @@ class Looks:
 class Headers:
     """The headers of a set's images, each read once for as long as its file stays as it is."""
 
-    _known: dict[str, tuple[tuple[int, ...], Header]] = field(default_factory=dict)
+    _known: dict[str, Header] = field(default_factory=dict)
+    _stamps: dict[str, bytes] = field(default_factory=dict)
+    """As bytes, as there may be very many."""
+    _same: dict[Header, Header] = field(default_factory=dict)
+    """One object for all headers that say the same."""
 
     def read(self, path: Path) -> Header:
         """As `read_header` does."""
         name, now = str(path), stamp(path)
-        before = self._known.get(name)
-        if before is not None and before[0] == now:
-            return before[1]
+        if now is not None and self._stamps.get(name) == _packed(now):
+            return self._known[name]
         header = read_header(path)
+        header = self._same.setdefault(header, header)
         if now is not None and _old(now):
-            self._known[name] = now, header
+            self._known[name], self._stamps[name] = header, _packed(now)
         return header
+
+
+def _packed(now: tuple[int, ...]) -> bytes:
+    return struct.pack("<5Q", *(number & 0xFFFFFFFFFFFFFFFF for number in now))
 
 
 _looks: ContextVar[Looks | None] = ContextVar("looks", default=None)

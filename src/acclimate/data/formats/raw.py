@@ -423,8 +423,11 @@ def _repeated(found: _Objects, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     )
     # A hash finds candidates; what decides is that the rows are equal.
     factors = np.random.default_rng(0).integers(1, 2**62, columns.shape[1], np.int64) * 2 + 1
+    hashes = np.zeros(len(columns), np.int64)
     with np.errstate(over="ignore"):
-        hashes = ((columns ^ (columns >> 29)) * factors).sum(axis=1)
+        # Column by column: what stands in between would take as much memory as all of the set's boxes.
+        for column, factor in zip(columns.T, factors, strict=True):
+            hashes += (column ^ (column >> 29)) * factor
     order = np.argsort(hashes, kind="stable")
     same = (hashes[order[1:]] == hashes[order[:-1]]) & (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
     return np.sort(order[1:][same])
