@@ -288,7 +288,8 @@ def _classes(source: Domain, tests: Sequence[Domain]) -> list[str]:
         unknown = [name for name, count in other.items() if count and name not in own]
         if unknown:
             named = ", ".join(unknown)
-            said.append(f"{test.name}: {named} no class of the source; rename, ignore or drop (see data formats)")
+            what = "is no class" if len(unknown) == 1 else "are no classes"
+            said.append(f"{test.name}: {named} {what} of the source; rename, ignore or drop (see data formats)")
         absent = [name for name, count in own.items() if count and not other.get(name)]
         if absent and set(absent) < set(own):
             said.append(f"{test.name}: has no box of {', '.join(absent)}, so these are not measured")
@@ -302,11 +303,15 @@ def _shared(one: Domain, other: Domain, why: str) -> list[str]:
     taken = {path for path, _ in same}
     near = near_duplicates({path: seen for path, seen in one.looks.items() if path not in taken}, other.looks)
     said = []
-    for pairs, what in ((same, "the same files as"), (near, "nearly the same as")):
+    for pairs, one_is, they_are in (
+        (same, "is the same file as an image", "are the same files as images"),
+        (near, "is nearly the same as an image", "are nearly the same as images"),
+    ):
         if pairs:
-            verb = "is" if len(pairs) == 1 else "are"
-            first = f"{pairs[0][0]} and {pairs[0][1]}"
-            said.append(f"{one.name}: {len(pairs)} images {verb} {what} images of {other.name} ({first}): {why}")
+            told = f"1 image {one_is}" if len(pairs) == 1 else f"{len(pairs)} images {they_are}"
+            # One path where both sets hold the very file.
+            first = " and ".join(dict.fromkeys(map(str, pairs[0])))
+            said.append(f"{one.name}: {told} of {other.name} ({first}): {why}")
     return said
 
 
@@ -370,17 +375,17 @@ def show(comparison: Comparison, console: Console) -> None:
     table = Table("", *(escape(f"{one.role}: {Path(one.name).name}") for one in comparison.domains), box=None)
     rows: list[tuple[str, Callable[[Domain], str]]] = [
         ("images", lambda one: f"{len(one.looks):,}"),
-        ("size (width x height)", _sizes),
+        ("width x height", _sizes),
         ("brightness", lambda one: _spread(one, "brightness")),
         ("contrast", lambda one: _spread(one, "contrast")),
         ("colour", lambda one: _spread(one, "colour")),
         ("boxes", lambda one: "-" if one.classes is None else f"{len(one.sides):,}"),
         ("boxes an image", lambda one: "-" if one.classes is None else f"{len(one.sides) / len(one.looks):.1f}"),
-        ("side of a box on the input, px", _sides),
-        (f"boxes below {SMALL_PX} px there", lambda one: _share(one)),
+        ("box side, px of input", _sides),
+        (f"boxes below {SMALL_PX} px", _share),
     ]
     if any(one.deep for one in comparison.domains):
-        rows.append(("values of more than 8 bits", lambda one: "-" if one.values is None else _limits(one.values)))
+        rows.append(("values above 8 bits", lambda one: "-" if one.values is None else _limits(one.values)))
     for name, cell in rows:
         table.add_row(name, *(escape(cell(one)) for one in comparison.domains))
     names = dict.fromkeys(name for one in comparison.domains for name in one.classes or ())
@@ -388,7 +393,9 @@ def show(comparison: Comparison, console: Console) -> None:
         cells = ("-" if one.classes is None else f"{one.classes.get(name, 0):,}" for one in comparison.domains)
         table.add_row(escape(f"  {name}"), *cells)
     height, width = comparison.image_size
-    console.print(f"input of the network: {height}x{width} (height x width); medians, and 5 % to 95 % in brackets")
+    console.print(
+        f"input of the network: {height}x{width} (height x width); medians, and 5 % to 95 % in brackets", soft_wrap=True
+    )
     console.print(table)
     for finding in comparison.findings:
         console.print(f"- {escape(finding)}", soft_wrap=True, highlight=False)
