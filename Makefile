@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@echo 'installing into .venv: some gigabytes, mostly torch; a minute or two once they are downloaded'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,docs,agent,openvino,ncnn,litert,watch]' || { \
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,docs,agent,openvino,ncnn,litert,watch,transformers,trackers,tune]' || { \
 	  echo 'The installation failed; the lines above say why. Where a pinned version has no wheel for this machine, change it in constraints.txt.' >&2; \
 	  exit 1; \
 	}

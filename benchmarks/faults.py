@@ -58,6 +58,8 @@ SAME = (".safetensors", ".onnx", ".jpg", ".zip", ".txt", ".xml", ".yaml", ".toml
 SAME_NAMES = ("annotations.json", "detections.json", "instances_train.json", "ask.json", "spec.json", "selection.json")
 """Suffixes and names of files that an undisturbed run writes the same, bit for bit: no time stands in them."""
 SIZE = (96, 128)
+PRELOADED = {"acclimate", "onnx", "onnxruntime", "onnxscript", "torch"}
+"""Packages whose modules are loaded before processes are forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class Bench:
 
     def times(self, kind: str) -> range:
         """One for each try."""
-        return range(max(1, round(self.part * TRIES[kind])))
+        return range(_tries(kind, self.part))
 
     def copy(self) -> Path:
         """A fresh copy of the project."""
@@ -251,6 +253,10 @@ class Ended:
 Trial = Callable[[Bench], Iterator[str]]
 
 
+def _tries(kind: str, part: float) -> int:
+    return max(1, round(part * TRIES.get(kind, 1)))
+
+
 def _make_project(bench: Bench, project: Path) -> None:
     from acclimate.scenes.sets import generate
 
@@ -272,8 +278,9 @@ def _make_project(bench: Bench, project: Path) -> None:
             sys.exit(f"{' '.join(arguments)}: {done.text}")
         # What has been loaded here need not be loaded in every process that is forked from now on.
         for name in modules.read_text().splitlines():
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+            if name.partition(".")[0] in PRELOADED:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
 
 
 def _events(then: Callable[[int], None]) -> Callable[[], None]:
@@ -472,21 +479,32 @@ def _record(out: Path, kind: str, what: str, tries: int, lost: int, first: str, 
     print(json.dumps(row), flush=True)
 
 
-def summary(file: Path) -> Iterator[str]:
-    """Tries and losses as a table in Markdown: a row for each verb, or what else was broken."""
-    yield "| | kind | tries | lost |"
+def summary(file: Path = CSV) -> Iterator[str]:
+    """Tries, and how many of them lost something, as tables in Markdown: of each verb, and of what is foreign."""
+    cells = {(row["kind"], row["what"]): _cell(row) for row in rows.read(file)}
+    yield "| verb | killed | disk full | two at once |"
     yield "|---|---|---|---|"
-    for row in rows.read(file):
-        told = f"{row['lost']}: {row['first']}" if row["lost"] != "0" else "0"
-        yield f"| {row['what']} | {row['kind']} | {row['tries']} | {told} |"
+    for name in VERBS:
+        told = [cells.get((kind, name), "") for kind in TRIES]
+        if any(told):
+            yield f"| {name} | {' | '.join(told)} |"
+    yield "\n| what is foreign | tries |"
+    yield "|---|---|"
+    for kind, what in faults_foreign.KINDS:
+        if (kind, what) in cells:
+            yield f"| {kind} ({what}) | {cells[kind, what]} |"
 
 
-def left_to_do(file: Path) -> list[tuple[str, str]]:
+def _cell(row: dict[str, str]) -> str:
+    return row["tries"] if row["lost"] == "0" else f"{row['tries']}, {row['lost']} lost: {row['first']}"
+
+
+def left_to_do(file: Path, part: float) -> list[tuple[str, str]]:
     """The trials that have no row, or lost something, or were tried less often than they are to be."""
     fine = {
         (row["kind"], row["what"])
         for row in rows.read(file)
-        if row["lost"] == "0" and int(row["tries"]) >= TRIES.get(row["kind"], 1)
+        if row["lost"] == "0" and int(row["tries"]) >= _tries(row["kind"], part)
     }
     foreign = [FOREIGN] if not fine >= set(faults_foreign.KINDS) else []
     return [*(trial for trial in TRIALS if trial not in fine), *foreign]
@@ -502,7 +520,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the table and do nothing")
     options = parser.parse_args()
     if not options.summary:
-        wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out)
+        wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out, options.part)
         run(wanted, options.part, options.seed, options.out)
     print("\n".join(summary(options.out)))
 

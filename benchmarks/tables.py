@@ -12,7 +12,10 @@ from pathlib import Path
 import adaptation
 import cosines
 import distillation
+import faults
 import front
+import labellers
+import labels
 import quantisation
 import recipe
 import rows
@@ -142,7 +145,9 @@ TABLES = {
     "methods": methods_tables,
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
+    "labels": labels.summary,
     "distillation": distillation.tables,
+    "labellers": labellers.summary,
     "quantisation": quantisation.tables,
     "training": training_table,
     "latency": latency_table,
@@ -152,6 +157,7 @@ TABLES = {
     "tsd": tsd_table,
     "drift": drift_table,
     "soak": soak_table,
+    "faults": faults.summary,
     "reading": reading_table,
 }
 

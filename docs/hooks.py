@@ -16,8 +16,12 @@ LEFT_OUT = {"__main__"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The reference comes last in the navigation, as the package is laid out."""
+    """Fills the navigation: what the tables of verbs and benchmarks link to, and last the reference."""
     assert config.nav is not None
+    for entry in config.nav:
+        for title, page in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(page, str) and Path(page).stem in {"README", "index"}:
+                entry[title] = [page, *linked(page, (Path(config.docs_dir) / page).read_text())]
     config.nav.append({"Reference": _navigation(SOURCE / "acclimate")})
     return config
 
@@ -40,6 +44,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return f'{fence[1]}{fence[2]} title="{file[1]}"' if file else f"{fence[1]}{fence[2]}"
 
     return re.sub(r"^( *```)(\w+) +(.+)$", shown, markdown, flags=re.MULTILINE)
+
+
+def linked(page: str, text: str) -> list[str]:
+    """The pages beside one that its tables link to, in their order."""
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    return [str(Path(page).parent / name) for name in dict.fromkeys(re.findall(r"\]\(([\w-]+\.md)\)", rows))]
 
 
 def home(readme: str) -> str:

@@ -16,12 +16,13 @@ import itertools
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import typer
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -70,7 +71,7 @@ def verb(name: str) -> Iterator[str]:
     yield "|---|---|---|"
     function = next(command.callback for command in cli.app.registered_commands if _name(command) == name)
     for parameter, annotation in get_type_hints(function, include_extras=True).items():
-        if parameter != "return":
+        if annotation is not typer.Context and parameter != "return":
             kind, info = get_args(annotation)
             default = inspect.signature(function).parameters[parameter].default
             spelling = _spelling(parameter, kind, info)
@@ -113,7 +114,9 @@ def _default(name: str, key: str, field: FieldInfo) -> str:
     if name in config.Config.model_fields and isinstance(own := getattr(config.Config(), name), section(name)):
         # A section whose default is other than that of its class, as the adaptation's schedule is.
         value = getattr(own, key)
-    return "-" if value is None or isinstance(value, BaseModel) else f"`{_written(value)}`"
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    return "-" if value is None else f"`{_written(value)}`"
 
 
 def _written(value: Any) -> str:
@@ -141,37 +144,37 @@ def _heading(path: str) -> str:
     raise ValueError(f"{CONFIGURATION}: no heading has [{path}]")
 
 
-def _kind(annotation: Any, marks: list[Any] | tuple[Any, ...] = ()) -> str:
-    """What an annotation allows, in words."""
+def _kind(annotation: Any, marks: Sequence[Any] = (), plural: str = "") -> str:
+    """What an annotation allows, in words; `plural` is "s" for what may be several."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _kind(parts[0], [*_flat(parts[1:]), *marks])
+        return _kind(parts[0], [*parts[1:], *marks], plural)
     if origin in (Union, UnionType):
-        return " or ".join(_kind(part, marks) for part in parts if part is not NoneType)
+        return " or ".join(_kind(part, marks, plural) for part in parts if part is not NoneType)
     if origin is Literal:
         return ", ".join(f"`{json.dumps(value)}`" for value in parts)
     if origin is tuple:
-        if parts[-1] is Ellipsis:
-            return f"list: {_kind(parts[0])}"
-        return f"{len(parts)} times {_kind(parts[0])}"
+        return f"{'list of' if parts[-1] is Ellipsis else 'two'} {_kind(parts[0], plural='s')}"
     if origin is dict:
         return "table of names"
-    if annotation in (int, float):
-        return f"{'whole number' if annotation is int else 'number'}{_bounds(_flat(marks))}"
-    return {bool: "`true` or `false`", str: "name", Path: "path"}[annotation]
+    words = {int: "whole number", float: "number", str: "name", Path: "path"}
+    return "`true` or `false`" if annotation is bool else f"{words[annotation]}{plural}{_bounds(marks)}"
 
 
-def _flat(marks: Any) -> list[Any]:
-    """The marks, those inside a `Field` too."""
-    return [inner for mark in marks for inner in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
-
-
-def _bounds(marks: list[Any]) -> str:
-    words = {Ge: "from {:g}", Gt: "above {:g}", Le: "to {:g}", Lt: "below {:g}"}
-    values = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt"}
-    lower = [words[type(mark)].format(getattr(mark, values[type(mark)])) for mark in marks if type(mark) in (Ge, Gt)]
-    upper = [words[type(mark)].format(getattr(mark, values[type(mark)])) for mark in marks if type(mark) in (Le, Lt)]
-    return "".join(f", {words}" if place == 0 else f" {words}" for place, words in enumerate([*lower, *upper]))
+def _bounds(marks: Sequence[Any]) -> str:
+    """Of numbers; other marks say nothing here."""
+    limits = [inner for mark in marks for inner in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
+    words = ""
+    for limit in limits:
+        if isinstance(limit, Ge):
+            words += f" from {limit.ge:.15g}"
+        elif isinstance(limit, Gt):
+            words += f" above {limit.gt:.15g}"
+        elif isinstance(limit, Le):
+            words += f"{',' if ' above ' in words else ''} up to {limit.le:.15g}"
+        elif isinstance(limit, Lt):
+            words += f"{',' if words else ''} below {limit.lt:.15g}"
+    return words.replace(" up to ", " to ") if " from " in words else words
 
 
 def _name(command: CommandInfo) -> str:

@@ -17,6 +17,8 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     ),
     "OpenVINO": ("tests/export/test_openvino.py",),
     "ncnn": ("tests/export/test_ncnn.py",),
+    "detectors of transformers": ("tests/models/test_transformers.py",),
+    "zero-shot labellers": ("tests/labelling/test_zero_shot.py",),
     "the agent": ("tests/remote/test_agent.py",),
     "pretrained weights from packages": ("tests/models/test_backbones.py",),
     "an installation from nothing": ("tests/test_install.py",),

@@ -25,6 +25,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "mutants.md"
+SHARED = (
+    "accelerate", "cv2", "hotcoco", "hypothesis", "onnx", "onnxruntime", "pydantic", "rich.progress",
+    "safetensors.torch", "scipy.optimize", "scipy.stats", "timm", "torch", "torchvision", "typer",
+)  # fmt: skip
+"""Imported once, before the children begin."""
 FAILED = 1
 """pytest's status where tests ran and at least one failed."""
 
@@ -308,7 +313,7 @@ def main() -> None:
     wanted = parser.parse_args().only
     os.chdir(REPOSITORY)
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in ("cv2", "hypothesis", "timm", "torch", "torchvision"):
+    for name in SHARED:
         importlib.import_module(name)
     mutants = [one for one in MUTANTS if wanted is None or one.name in wanted]
     tests = tuple(dict.fromkeys(test for one in mutants for test in one.tests))

@@ -678,3 +678,103 @@ def test_torchrun_trains_with_two_processes_and_speaks_once(project: Path) -> No
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("run: x") == 1
     assert Run.open(project / "x").manifest.notes["processes"] == 2
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """What a command that succeeds prints as JSON; people's text is on stderr."""
+    capsys.readouterr()
+    status = main(arguments)
+    said = capsys.readouterr()
+    assert status in {0, 1, 3}, said.err
+    return json.loads(said.out)
+
+
+def test_json_of_each_verb_is_all_that_standard_output_has(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = printed(capsys, "data", "data/clear-train", "--json", "-")
+    assert told["images"] == 6
+    assert sum(told["image_sizes"].values()) == 6
+    compared = printed(capsys, "data", "data/clear-train", TARGET, "data/fog-test", "--json", "-")
+    assert [domain["role"] for domain in compared["domains"]] == ["source", "target", "test"]
+    (evaluated,) = printed(capsys, "evaluate", "source", "--data", "data/fog-test", "--json", "-")["evaluations"]
+    assert evaluated["role"] == "target"
+    assert "resamples" not in evaluated
+    (verified,) = printed(capsys, "verify", ARTIFACT, "--data", "data/fog-test", "--json", "-")["verifications"]
+    assert verified["accuracy"]["target_test"]["images"] == 4
+    found = printed(capsys, "predict", ARTIFACT, TARGET, "--json", "-")
+    assert found["complete"]
+    assert {"ok"} < {check["state"] for check in printed(capsys, "doctor", "--json", "-")["checks"]}
+    assert main(["doctor", "--json", "doctor.json"]) == 0
+    assert json.loads((project / "doctor.json").read_text())["checks"]
+
+
+def test_predict_without_out_takes_the_next_number(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        accepted(capsys, "predict", ARTIFACT, TARGET)
+        assert (project / "runs" / "predict" / str(number) / "detections.json").is_file()
+    shutil.rmtree(project / "runs" / "predict" / "1")
+    accepted(capsys, "predict", ARTIFACT, TARGET)
+    assert (project / "runs" / "predict" / "3").is_dir()
+
+
+@pytest.mark.parametrize("verb", ["predict", "package"])
+def test_an_artifact_that_lies_inside_is_named(verb: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [TARGET] if verb == "predict" else ["--out", "x.zip"]
+    assert f"an artifact lies inside: name it, {ARTIFACT}" in refused(capsys, verb, "source", *more)
+    shutil.move("source", "job/source")
+    assert f"name it, job/{ARTIFACT}" in refused(capsys, verb, "job", *more)
+    assert "a run lies inside: name it, job/source" in refused(capsys, "evaluate", "job", "--data", "data/fog-test")
+
+
+def test_a_bad_override_is_blamed_and_not_the_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "job.toml", "--out", "x", "train.stepz=5", "train.batch_size=0")
+    assert "'train.stepz=5': unknown key 'train.stepz'" in said
+    assert "'train.batch_size=0': train.batch_size" in said
+    assert "job.toml" not in said
+    text = (project / "job.toml").read_text()
+    (project / "job.toml").write_text(text.replace("[train]", "[train]\nstepz = 5"))
+    said = refused(capsys, "train", "job.toml", "--out", "x", "train.batch_size=0")
+    assert "job.toml: unknown key 'train.stepz'" in said
+    assert "'train.batch_size=0': train.batch_size" in said
+
+
+def test_the_score_of_the_challenge_is_shown_where_it_is_asked_for(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", ARTIFACT, "--data", "data/fog-test"]
+    for score in (False, True):
+        capsys.readouterr()
+        main([*arguments, *["--score"] * score])
+        assert ("AP50 per minute" in capsys.readouterr().out) == score
+
+
+def test_suggested_thresholds_come_from_the_source_and_are_taken(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acclimate.edge.artifact import Artifact, write_manifest
+
+    assert "suggests no thresholds" in refused(capsys, "predict", ARTIFACT, TARGET, "--suggested")
+    manifest = Artifact.open(Path(ARTIFACT)).manifest
+    before = Artifact.open(Path(ARTIFACT)).digest
+    low, high = manifest.classes[0], manifest.classes[1]
+    write_manifest(Path(ARTIFACT), manifest.model_copy(update={"suggested": {low: 0.0, high: 0.999}}))
+    # They decide what is shown, not what is detected: what was verified still holds.
+    assert Artifact.open(Path(ARTIFACT)).digest == before
+    told = printed(capsys, "predict", ARTIFACT, TARGET, "--suggested", "--threshold", "0.5", "--json", "-")
+    assert told["threshold"] == {low: 0.0, high: 0.999, **dict.fromkeys(manifest.classes[2:], 0.5)}
+    shown = [detection for image in told["images"] for detection in image["detections"]]
+    assert all(one["score"] >= told["threshold"][one["name"]] for one in shown)
+    everything = printed(capsys, "predict", ARTIFACT, TARGET, "--threshold", "0", "--json", "-")
+    every = [detection for image in everything["images"] for detection in image["detections"]]
+    assert len(shown) == sum(one["score"] >= told["threshold"][one["name"]] for one in every)
+
+
+def test_the_shell_is_taught_the_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        **os.environ,
+        "_ACCLIMATE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "acclimate ver",
+        "COMP_CWORD": "1",
+    }
+    command = [sys.executable, "-c", "import sys; from acclimate.cli import main; sys.exit(main())"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["verify"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperGroup
@@ -45,7 +47,6 @@ app = typer.Typer(
     cls=_Verbs,
     help="Domain-adaptive object detection for edge devices: unlabelled folder in, verified artifact out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -53,6 +54,8 @@ _out = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 """Of several processes of torchrun, the first one speaks."""
 _err = Console(stderr=True, soft_wrap=True)
 
+Unlabelled = Annotated[Path, typer.Option(help="a folder of unlabelled target images")]
+RunFolder = Annotated[Path, typer.Option(help="the run folder to write")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override any option, as in train.steps=500")
 ]
@@ -80,13 +83,27 @@ Limits = Annotated[
 ]
 
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="send what is logged to tensorboard, mlflow, wandb or trackio too; may be repeated"),
+]
+AsJson = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="the result as JSON; - is the standard output")
+]
+
+
 @app.command()
-def run(config: Annotated[Path, typer.Argument(help="the job: a TOML file")], overrides: Overrides = None) -> None:
+def run(
+    config: Annotated[Path, typer.Argument(help="the job: a TOML file")],
+    overrides: Overrides = None,
+    track: Track = None,
+) -> None:
     """Run the whole chain from one file: train, adapt, export, verify, report. Unchanged stages are not repeated."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
     from acclimate.config import load
 
-    done = workflow.run(load(config, overrides or ()), console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.run(load(config, overrides or ()), console=_out)
     if not done.passed:
         _say_missed(done.verifications)
     _say("report", done.report)
@@ -115,28 +132,34 @@ def data(
     image_size: Annotated[
         str | None, typer.Option("--input", help="HEIGHTxWIDTH of the network's input, for comparing")
     ] = None,
+    as_json: AsJson = None,
 ) -> None:
     """Say what is in a data set: format, classes, counts, sizes, problems found; and draw a contact sheet. With further
     sets, compare domains before anything is trained."""
     from acclimate import workflow
     from acclimate.data import inspect
+    from acclimate.data.compare import as_json as comparison_json
 
     others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
     options = [text for text in more or () if Path(text) not in others]
     if to is not None:
         if len(others) != 1:
             raise AcclimateError(f"--to {to}: name one folder to write, as in acclimate data {path} --to {to} out")
+        if as_json is not None:
+            raise AcclimateError(f"--json {as_json}: with --to the result is the set itself; leave it out")
         workflow.convert(_set(path, options), to, others[0], console=_out)
         _say("data set", others[0])
         return
     if others:
         size = _image_size(image_size) if image_size is not None else None
         source, *tests = (_set(one, own) for one, own in _own([path, *others[1:]], options))
-        workflow.compare(source, others[0], tests, image_size=size, console=_out)
+        comparison = workflow.compare(source, others[0], tests, image_size=size, console=_console(as_json))
+        _write_json(as_json, comparison_json(comparison))
         return
     where = inspect.sheet_place(path, sheet)
-    workflow.data(_set(path, options) if options else path, where, decode=decode, console=_out)
-    _say("contact sheet", where)
+    summary = workflow.data(_set(path, options) if options else path, where, decode=decode, console=_console(as_json))
+    _write_json(as_json, {**to_jsonable_python(summary), "sheet": str(where)})
+    _say("contact sheet", where, _console(as_json))
 
 
 @app.command()
@@ -165,18 +188,20 @@ def init(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="a TOML file with a [source] section, or a run's config.json")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     overrides: Overrides = None,
     role: Annotated[str, typer.Option(help="`oracle` trains on the [oracle] set, for comparison alone")] = "source",
+    track: Track = None,
 ) -> None:
     """Train a detector on labelled source images. An interrupted run goes on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
     from acclimate.config import load
 
     _one_of("--role", role, "source", "oracle")
-    done = workflow.train(
-        load(config, overrides or ()), out, role=cast(Literal["source", "oracle"], role), console=_out
-    )
+    with trackers.asked(track or ()):
+        done = workflow.train(
+            load(config, overrides or ()), out, role=cast(Literal["source", "oracle"], role), console=_out
+        )
     _say("run", done.path)
 
 
@@ -196,8 +221,13 @@ def weights(
 
 @app.command()
 def take(
-    checkpoint: Annotated[Path, typer.Argument(help="a state_dict of a torchvision detector, or a run folder")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="a state_dict of a torchvision detector, a folder or hub name of transformers, or a run folder"
+        ),
+    ],
+    out: RunFolder,
     overrides: Overrides = None,
     data: Annotated[
         Path | None, typer.Option(help="labelled source images, which adaptations keep in the mix (source.path)")
@@ -220,22 +250,76 @@ def take(
 
 
 @app.command()
+def label(
+    folder: Annotated[Path, typer.Argument(help="a folder of unlabelled images")],
+    labeller: Annotated[
+        str, typer.Option("--with", help="a run folder, a zero-shot detector of transformers, or a file of labels")
+    ],
+    out: Annotated[Path, typer.Option(help="the COCO file to write")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value: of --source, for example split=val")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="which of its classes are kept: a,b or theirs=ours; of a zero-shot detector theirs is the prompt",
+            show_default="all",
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="labelled images on which it is measured from which score it is sure of each class",
+            show_default="those that a run was trained on",
+        ),
+    ] = None,
+    scales: Annotated[str, typer.Option(help="of a run: factors on its input's sides, a look each, as 1,1.5")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="of a run: look at each image mirrored too")] = False,
+    fuse: Annotated[list[str] | None, typer.Option(help="another labeller, whose boxes are fused with these")] = None,
+) -> None:
+    """Label images with a large detector, for `adapt.labels` to teach a small one."""
+    from acclimate import workflow
+
+    workflow.label(
+        folder, labeller, out,
+        classes=_separated(classes),
+        source=_set(source, options or []) if source is not None else None,
+        scales=_factors("--scales", _separated([scales])),
+        flip=flip,
+        fuse_with=fuse or (),
+        console=_out,
+    )  # fmt: skip
+    _say("labels", out)
+
+
+@app.command()
 def adapt(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained source detector")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Unlabelled,
+    out: RunFolder,
     overrides: Overrides = None,
     labelled: Annotated[
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
     ] = None,
+    validate: Annotated[
+        int | None, typer.Option(min=1, help="so many of these are held back, to choose the checkpoint alone")
+    ] = None,
+    asked: Annotated[
+        Path | None,
+        typer.Option(
+            help="the folder of ask that they come from, where they do not lie in it: the run then says how many of "
+            "its boxes were kept, moved, added and removed"
+        ),
+    ] = None,
+    track: Track = None,
 ) -> None:
     """Adapt a detector to unlabelled target images. An interrupted run goes on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
 
     own = [text for text in overrides or () if text.startswith("labelled.") and labelled is not None]
     others = [text for text in overrides or () if text not in own]
+    others += [f"adapt.labelled.validation={validate}"] if validate is not None else []
     frames = _set(labelled, [text.removeprefix("labelled.") for text in own]) if labelled is not None else None
-    done = workflow.adapt(source, target, out, others, labelled=frames, console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.adapt(source, target, out, others, labelled=frames, asked=asked, console=_out)
     _say("run", done.path)
 
 
@@ -245,8 +329,13 @@ def ask(
     target: Annotated[Path, typer.Option(help="a folder of unlabelled target images, such as what `watch` collected")],
     out: Annotated[Path, typer.Option(help="the folder to write, for annotation tools")],
     frames: Annotated[
-        int, typer.Option(min=1, help="how many, at most; near-duplicates are never asked twice, so there may be fewer")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=1,
+            help="how many, at most; near-duplicates are never asked twice, so there may be fewer",
+            show_default="16, with --review all",
+        ),
+    ] = None,
     way: Annotated[
         str | None,
         typer.Option(help="combined, uncertainty, disagreement, diversity, mining or random", show_default="combined"),
@@ -260,13 +349,17 @@ def ask(
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
     seed: Annotated[int | None, typer.Option(min=0, help="of everything random", show_default="the run's")] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="choose nothing: every frame, the one with the most doubtful boxes first")
+    ] = False,
 ) -> None:
     """Choose the frames that a person should label, and write them with the detector's boxes for annotation tools."""
     from acclimate import workflow
 
     done = workflow.ask(
-        path, target, out, frames=frames, way=way, asked=asked or (), threshold=threshold, seed=seed, console=_out
-    )
+        path, target, out, frames=frames, way=way, asked=asked or (), threshold=threshold, seed=seed, review=review,
+        console=_out,
+    )  # fmt: skip
     _say("frames to label", done.path)
 
 
@@ -276,38 +369,42 @@ def distil(
     student: Annotated[
         str, typer.Option(help="a TOML file with a [model] section, one key=value, or a run folder to start from")
     ],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    out: RunFolder,
     target: Annotated[
         Path | None, typer.Option(help="a folder of unlabelled target images", show_default="the source alone")
     ] = None,
     overrides: Overrides = None,
+    track: Track = None,
 ) -> None:
     """Train a small detector that learns from a large one, on unlabelled target images too. An interrupted run goes
     on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
 
-    done = workflow.distil(teacher, student, out, overrides or (), target=target, console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.distil(teacher, student, out, overrides or (), target=target, console=_out)
     _say("run", done.path)
 
 
 @app.command()
 def slim(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder of a trained slimmable detector")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
-    out: Annotated[Path, typer.Option(help="the run folder to write")],
+    target: Unlabelled,
+    out: RunFolder,
     overrides: Overrides = None,
+    track: Track = None,
 ) -> None:
     """Adapt all widths of a slimmable detector at once: a bank to search in. An interrupted run goes on."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
 
-    done = workflow.slim(source, target, out, overrides or (), console=_out)
+    with trackers.asked(track or ()):
+        done = workflow.slim(source, target, out, overrides or (), console=_out)
     _say("bank", done.path)
 
 
 @app.command()
 def search(
     bank: Annotated[Path, typer.Argument(help="the run folder of a slimmable detector, adapted or not")],
-    target: Annotated[Path, typer.Option(help="a folder of unlabelled target images")],
+    target: Unlabelled,
     budget: Annotated[Path, typer.Option(help="a TOML file: limits, or a table of limits for each of several")],
     out: Annotated[Path, typer.Option(help="the run folder to write, or the folder of several")],
     runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",
@@ -341,6 +438,26 @@ def search(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="the job: a TOML file with ranges in [tune.ranges]")],
+    overrides: Overrides = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="score by target labels instead: a bound, for comparison alone")
+    ] = False,
+    as_json: AsJson = None,
+) -> None:
+    """Search options of the adaptation over a job's ranges, scored without labels. A stopped search goes on."""
+    from acclimate import workflow
+    from acclimate.config import load
+    from acclimate.run import read_json
+
+    done = workflow.tune(load(config, overrides or ()), oracle=oracle, console=_console(as_json))
+    if as_json is not None:
+        _write_json(as_json, read_json(done.file))
+    _say("trials", done.file, _console(as_json))
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run folder")],
     options: OwnOptions = None,
@@ -354,16 +471,24 @@ def evaluate(
             "how well each label-free score ranked them",
         ),
     ] = False,
+    track: Track = None,
+    as_json: AsJson = None,
 ) -> None:
     """Measure a run's detector on labelled images, for the report. Nothing is chosen by it."""
-    from acclimate import workflow
+    from acclimate import trackers, workflow
+    from acclimate.evaluate import told
 
     sets = _sets(source, data, options)
     if not sets:
         raise AcclimateError("evaluate: name a labelled set: --data for the target's, --source for the source's")
-    for one, name, role in sets:
-        workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=_out)
-    _say("evaluations", path / "evaluations")
+    out = _console(as_json)
+    with trackers.asked(track or ()):
+        results = [
+            workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=out)
+            for one, name, role in sets
+        ]
+    _write_json(as_json, {"evaluations": [told(result) for result in results]})
+    _say("evaluations", path / "evaluations", out)
 
 
 @app.command()
@@ -447,6 +572,10 @@ def verify(
     again: Annotated[
         bool, typer.Option("--again", help="measure accuracy and parity too where they are known of these images")
     ] = False,
+    score: Annotated[
+        bool, typer.Option("--score", help="also the low-power challenge's score: AP50 for the time and the energy")
+    ] = False,
+    as_json: AsJson = None,
 ) -> None:
     """Measure artifacts on their runtimes. Exit status 1 when a limit is broken, 3 when none is but one could not be
     measured; of several artifacts, 0 when one of them passes."""
@@ -454,6 +583,7 @@ def verify(
     from acclimate.verification.record import saved, stored
     from acclimate.verification.show import print_compared, print_verification
 
+    out = _console(as_json)
     limits = _budget(budget)
     others = [Path(text) for text in more or () if "=" not in text or Path(text).exists()]
     sets = _sets(source, data, [text for text in more or () if Path(text) not in others])
@@ -461,17 +591,18 @@ def verify(
     anew: Literal["all", "latency"] = "all" if again else "latency"
     expected = _expected(digest, require_signature)
     if not others and not (artifact / "run.json").is_file():
-        results = [workflow.verify(artifact, sets, limits, anew=anew, expected=expected, device=there, console=_out)]
-        print_verification(results[0], _out)
+        results = [workflow.verify(artifact, sets, limits, anew=anew, expected=expected, device=there, console=out)]
+        print_verification(results[0], out, score=score)
         if stored(artifact, results[0].machine) == results[0]:
-            _say("verification", saved(artifact, results[0].machine))
+            _say("verification", saved(artifact, results[0].machine), out)
     else:
         if digest or require_signature:
             given = f"--digest {digest}" if digest else "--require-signature"
             raise AcclimateError(f"{given}: is of one package; name that alone")
-        compared = workflow.verify_all([artifact, *others], sets, limits, anew=anew, device=there, console=_out)
-        print_compared(compared, _out)
+        compared = workflow.verify_all([artifact, *others], sets, limits, anew=anew, device=there, console=out)
+        print_compared(compared, out, score=score)
         results = [one.verification for one in compared if one.verification is not None]
+    _write_json(as_json, {"verifications": [result.model_dump(mode="json") for result in results]})
     if not any(result.passed for result in results):
         _say_missed(results)
         raise typer.Exit(_status(results))
@@ -503,19 +634,31 @@ def predict(
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list, a pattern or a video")
     ],
-    out: Annotated[Path, typer.Option(help="where JSON and pictures go")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="where JSON and pictures go", show_default="the next free runs/predict/N"),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest score that is reported", show_default="the artifact's")
     ] = None,
+    suggested: Annotated[
+        bool, typer.Option("--suggested", help="the score of each class that the artifact suggests")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
     digest: Digest = "",
     require_signature: Signer = None,
+    as_json: AsJson = None,
 ) -> None:
     """Detect in images or a video: JSON and annotated pictures. Needs no torch."""
     from acclimate import workflow
+    from acclimate.run import next_free, read_json
 
-    expected = _expected(digest, require_signature)
-    workflow.predict(artifact, images, out, threshold=threshold, threads=threads, expected=expected, console=_out)
+    file = workflow.predict(
+        artifact, images, out if out is not None else next_free(Path("runs/predict")), threshold=threshold,
+        suggested=suggested, threads=threads, expected=_expected(digest, require_signature), console=_console(as_json),
+    )  # fmt: skip
+    if as_json is not None:
+        _write_json(as_json, read_json(file))
 
 
 @app.command()
@@ -590,11 +733,18 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders: source, adapted, oracle")],
     out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("report.html"),
     budget: Annotated[str, typer.Option(help="latency_ms=10,size_mb=4 instead of the verified one")] = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="the folders are a series of runs or jobs: compare them in one table")
+    ] = False,
+    as_json: AsJson = None,
 ) -> None:
     """Write one self-contained HTML page about runs and their artifacts."""
     from acclimate import workflow
 
-    _say("report", workflow.report(runs, out, budget=_budget(budget)))
+    file = workflow.report(runs, out, budget=_budget(budget), compare=compare)
+    if as_json is not None:
+        _write_json(as_json, workflow.summary(runs, budget=_budget(budget), compare=compare))
+    _say("report", file, _console(as_json))
 
 
 @app.command()
@@ -627,11 +777,12 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0, help="sets of different seeds share no scene")] = 0,
     condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera", show_default="clear")] = None,
     strength: Annotated[float, typer.Option(min=0.05, help="of the condition; 1 is strong")] = 1.0,
+    field_of_view: Annotated[float, typer.Option(min=10, max=110, help="of the camera, horizontal, degrees")] = 52.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
     from acclimate import workflow
 
-    made = workflow.scenes(out, images, (height, width), seed, condition, strength, console=_out)
+    made = workflow.scenes(out, images, (height, width), seed, condition, strength, field_of_view, console=_out)
     _say("data set", made.path)
 
 
@@ -698,12 +849,15 @@ def benchmark(
 
 
 @app.command()
-def doctor(deep: Annotated[bool, typer.Option(help="import torch and look for accelerators")] = False) -> None:
+def doctor(
+    deep: Annotated[bool, typer.Option(help="import torch and look for accelerators")] = False, as_json: AsJson = None
+) -> None:
     """Say what is installed and what this machine can do."""
     from acclimate import doctor as checks
 
     found = checks.diagnose(deep=deep)
-    checks.show(found, _out)
+    checks.show(found, _console(as_json))
+    _write_json(as_json, {"checks": to_jsonable_python(found)})
     if checks.required_missing(found):
         raise typer.Exit(1)
 
@@ -809,6 +963,16 @@ def _separated(texts: list[str] | None) -> list[str]:
     return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
 
 
+def _factors(option: str, texts: list[str]) -> list[float]:
+    try:
+        factors = [float(text) for text in texts]
+    except ValueError:
+        factors = []
+    if not factors or not all(0.1 <= factor <= 10 for factor in factors):
+        raise AcclimateError(f"{option} {','.join(texts)}: factors from 0.1 to 10, as in 1,1.5")
+    return factors
+
+
 def _whole(option: str, texts: list[str]) -> list[int]:
     try:
         return [int(text) for text in texts]
@@ -816,8 +980,28 @@ def _whole(option: str, texts: list[str]) -> list[int]:
         raise AcclimateError(f"{option} {','.join(texts)}: whole numbers, as in 0,1,2") from None
 
 
-def _say(what: str, where: Path) -> None:
-    _out.print(f"{what}: {where}", markup=False, highlight=False)
+def _say(what: str, where: Path, console: Console = _out) -> None:
+    console.print(f"{what}: {where}", markup=False, highlight=False)
+
+
+_STANDARD_OUTPUT = Path("-")
+
+
+def _console(as_json: Path | None) -> Console:
+    """Where a verb speaks: on stderr where its standard output is JSON."""
+    return _err if as_json == _STANDARD_OUTPUT else _out
+
+
+def _write_json(where: Path | None, value: Any) -> None:
+    if where is None:
+        return
+    from acclimate.run import write_text
+
+    text = json.dumps(value, indent=1)
+    if where == _STANDARD_OUTPUT:
+        print(text)
+    else:
+        write_text(where, text + "\n")
 
 
 def _status(verifications: Sequence[Verification]) -> int:

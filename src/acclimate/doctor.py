@@ -24,7 +24,7 @@ from rich.table import Table
 from acclimate import __version__, machine
 from acclimate.installation import hint
 
-State = Literal["ok", "warn", "missing"]
+State = Literal["ok", "warn", "absent", "missing", "unseen"]
 Area = Literal["machine", "device", "training", "runtimes", "extras"]
 
 
@@ -35,7 +35,8 @@ class Check:
     Attributes:
         area: the heading it stands under.
         name: what was looked at.
-        state: `ok`; `warn`, something optional is absent or slow; `missing`, acclimate cannot work so.
+        state: `ok`; `warn`, it is there and something about it is to be known; `absent`, it is missing and optional;
+            `missing`, acclimate cannot work without it; `unseen`, it was not looked at.
         detail: what was found.
         way_out: what to do about it; empty where nothing need be done.
     """
@@ -68,6 +69,9 @@ EXTRAS = {
     "watch": "drift alarms",
     "agent": "serving as a device for verify --device",
     "fleet": "benchmarks on a Ray cluster",
+    "trackers": "TensorBoard and MLflow for --track",
+    "tune": "searching options with acclimate tune",
+    "transformers": "detectors and zero-shot labellers of Hugging Face",
 }
 """Extras that no area of their own lists, and what each is for."""
 
@@ -97,7 +101,13 @@ def required_missing(checks: Sequence[Check]) -> bool:
 def show(checks: Sequence[Check], console: Console | None = None) -> None:
     """Print the diagnosis as a table, and below it what can be done, one line each, to be copied whole."""
     console = console or Console()
-    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "missing": "[red]missing[/]"}
+    marks = {
+        "ok": "[green]ok[/]",
+        "warn": "[yellow]warn[/]",
+        "absent": "[yellow]missing[/]",
+        "missing": "[red]missing[/]",
+        "unseen": "[dim]not looked at[/]",
+    }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for style in ("bold", "", "", "dim"):
         table.add_column(style=style, overflow="fold")
@@ -197,7 +207,7 @@ def _memory() -> Check:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError, AttributeError):
-        return Check("machine", "memory", "ok", "unknown on this system")
+        return Check("machine", "memory", "unseen", "this system does not tell")
     text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
     available = re.search(r"^MemAvailable:\s*(\d+) kB", text, flags=re.MULTILINE)
     detail = f"{total:.1f} GiB" + (f", {int(available[1]) / 2**20:.1f} GiB available" if available else "")
@@ -253,10 +263,10 @@ def _training(deep: bool) -> Iterator[Check]:
     found = {requirement.name: version(requirement.name) for requirement in needed}
     if not found.get("torch") and not found.get("timm"):
         detail = "not installed: this machine can predict and monitor, not train, adapt, export or verify"
-        yield Check("training", "extra train", "warn", detail, hint("train"))
+        yield Check("training", "extra train", "absent", detail, hint("train"))
         return
     for requirement in needed:
-        check = _package("training", requirement, found[requirement.name], "warn", hint("train"))
+        check = _package("training", requirement, found[requirement.name], "absent", hint("train"))
         unmet = requirement_unmet(requirement.name, "torch") if check.state == "ok" else None
         if unmet:
             detail = f"{check.detail} wants {unmet}, here is torch {found['torch']}"
@@ -265,7 +275,7 @@ def _training(deep: bool) -> Iterator[Check]:
     if deep and found["torch"] and found["torchvision"]:
         yield from _torch()
     elif found["torch"]:
-        yield Check("training", "CUDA", "ok", "not looked at (acclimate doctor --deep imports torch and looks)")
+        yield Check("training", "CUDA", "unseen", "acclimate doctor --deep imports torch and looks")
 
 
 def _torch() -> Iterator[Check]:
@@ -299,11 +309,11 @@ def _weights(deep: bool) -> Iterator[Check]:
         reachable = _reachable(HUB)
         found.append(f"{HUB} {'answers' if reachable else 'does not answer'}")
         offline = not reachable
-    else:
-        found.append("network not looked at (acclimate doctor --deep)")
     few = few and offline
     way_out = "name a file (model.weights=PATH), or train from scratch (model.weights=none)" if few else ""
-    yield Check("training", "pretrained weights", "warn" if few else "ok", "; ".join(found), way_out)
+    yield Check("training", "pretrained weights", "warn" if few else "ok", "; ".join(found) or "none yet", way_out)
+    if not deep and not offline:
+        yield Check("training", "network", "unseen", f"acclimate doctor --deep tries to reach {HUB}")
 
 
 HUB = "huggingface.co"
@@ -330,7 +340,7 @@ def _runtimes() -> Iterator[Check]:
 
     for name in ENGINES:
         if load := engine(name).missing():
-            yield Check("runtimes", name, "warn", "not installed", load)
+            yield Check("runtimes", name, "absent", "not installed", load)
         elif export := exporter(name).missing():
             yield Check("runtimes", name, "ok", f"loads artifacts; to export, {export}")
         else:
@@ -341,16 +351,17 @@ def _runtimes() -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     """One line an extra: what of it is installed, or how to get it."""
     for extra, purpose in EXTRAS.items():
-        found = [_package("extras", needed, version(needed.name), "warn", "") for needed in wanted(extra)]
+        found = [_package("extras", needed, version(needed.name), "absent", "") for needed in wanted(extra)]
         if not found:
             # An installation in place, older than the extra: its metadata is from then.
             detail = f"the installed acclimate does not know it ({purpose})"
-            yield Check("extras", f"extra {extra}", "warn", detail, hint(extra))
+            yield Check("extras", f"extra {extra}", "absent", detail, hint(extra))
             continue
         lacking = [f"{check.name} {check.detail}" for check in found if check.state != "ok"]
         detail = ", ".join(lacking or [f"{check.name} {check.detail}" for check in found])
         way_out = hint(extra) if lacking else ""
-        yield Check("extras", f"extra {extra}", "warn" if lacking else "ok", f"{detail} ({purpose})", way_out)
+        state: State = "ok" if not lacking else "warn" if any(check.state == "warn" for check in found) else "absent"
+        yield Check("extras", f"extra {extra}", state, f"{detail} ({purpose})", way_out)
 
 
 def _chromium() -> Check:
@@ -358,4 +369,4 @@ def _chromium() -> Check:
     if found:
         return Check("extras", "chromium", "ok", f"{found} (only the report's own tests use it)")
     way_out = "only the report's own tests need it; on Debian: apt-get install chromium"
-    return Check("extras", "chromium", "warn", "not found", way_out)
+    return Check("extras", "chromium", "absent", "not found", way_out)

@@ -158,9 +158,26 @@ def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
     return float(low), float(high)
 
 
+def ap50_draws(evaluation: Evaluation) -> NDArray[np.float64] | None:
+    """The AP50 of each draw of images (R,), 0..1; NaN for a draw that has none. None where nothing was drawn."""
+    resamples = evaluation.resamples
+    return None if resamples is None or resamples.ap50 is None else _decoded(resamples.ap50)
+
+
 def ap50_interval(evaluation: Evaluation) -> Interval | None:
     """Of the AP50; None where it cannot be told."""
     return interval(evaluation.resamples.ap50) if evaluation.resamples is not None else None
+
+
+def told(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation for JSON, with intervals in the place of the draws that they are made of."""
+    draws = evaluation.resamples
+    return {
+        **evaluation.model_dump(mode="json", exclude={"resamples"}),
+        "ap50_interval": ap50_interval(evaluation),
+        "ap_interval": ap_interval(evaluation),
+        "class_ap50_intervals": {name: interval(text) for name, text in draws.classes.items()} if draws else {},
+    }
 
 
 def ap_interval(evaluation: Evaluation) -> Interval | None:
@@ -220,11 +237,27 @@ def evaluate_detector(
     Raises:
         AcclimateError: the set has a class that the detector does not know, or no box that counts.
     """
+    found = predictions_of(detector, truth, data, batch_size=batch_size, report=report)
+    return average_precision(found, truth, data=data, role=role, model=model)
+
+
+def predictions_of(
+    detector: Detector,
+    truth: LabelledSet,
+    data: str,
+    *,
+    batch_size: int = 16,
+    report: Callable[[str], None] = log.warning,
+) -> list[Detections | None]:
+    """What an eager detector sees in the images of a set named `data`, with labels into the set's classes.
+
+    Raises:
+        AcclimateError: the set has a class that the detector does not know.
+    """
     from acclimate.models.predict import predict
 
     found = predict(detector, [image.path for image in truth.images], batch_size=batch_size, report=report)
-    renamed = relabel(found, detector.spec.classes, truth.classes, data)
-    return average_precision(renamed, truth, data=data, role=role, model=model)
+    return relabel(found, detector.spec.classes, truth.classes, data)
 
 
 def relabel(
@@ -277,50 +310,69 @@ class _Matched:
     boxes: NDArray[np.int64]
 
 
-def _evaluated(
-    predictions: Sequence[Detections], truth: LabelledSet
-) -> tuple[NDArray[np.float64], dict[str, _Matched]]:
-    """Interpolated precision (10 IoU thresholds, 101 recalls, classes), -1 where it is undefined; and what was matched
-    of each class."""
+def evaluator_of(
+    predictions: Sequence[Detections], truth: LabelledSet, scales: Sequence[float] | None = None
+) -> Any | None:
+    """hotcoco's evaluator over detections and true boxes, not run yet; None where nothing was detected.
+
+    Its image ids are indices into `truth.images`, its category ids into `truth.classes`. Ids of detections and of true
+    boxes count from 1, in the order of the images and of their boxes.
+
+    Args:
+        predictions: one an image, labels into `truth.classes`.
+        truth: the labelled images; a box of unknown class (-1) that is ignored counts once for each class.
+        scales: what boxes of each image are multiplied by; None leaves them in pixels of the image.
+    """
     from hotcoco import COCO, COCOeval
 
+    factors = [1.0] * len(truth.images) if scales is None else scales
     names = [{"id": index, "name": name} for index, name in enumerate(truth.classes)]
     images = [
         {"id": index, "file_name": str(index), "height": image.height, "width": image.width}
         for index, image in enumerate(truth.images)
     ]
     rows = [
-        (index, label, box, ignored)
+        (index, label, box * factors[index], ignored)
         for index, image in enumerate(truth.images)
         for label, box, ignored in _boxes(image.annotations, len(truth.classes))
     ]
-    corner_and_size = _xywh(np.array([box for _, _, box, _ in rows]))
     gold = COCO.from_arrays(
         images,
         names,
         np.array([index for index, _, _, _ in rows], np.int64),
         np.array([label for _, label, _, _ in rows], np.int64),
-        corner_and_size,
+        _xywh(np.array([box for _, _, box, _ in rows])),
         iscrowd=np.array([ignored for _, _, _, ignored in rows], np.int64),
     )
-    boxes = np.zeros((len(names), len(images)), np.int64)
-    for index, label, _, ignored in rows:
-        boxes[label, index] += not ignored
     table = np.concatenate(
         [np.zeros((0, 7))]
         + [
-            np.column_stack([np.full(len(found), index), _xywh(found.boxes), found.scores, found.labels])
+            np.column_stack(
+                [np.full(len(found), index), factors[index] * _xywh(found.boxes), found.scores, found.labels]
+            )
             for index, found in enumerate(predictions)
         ]
     )
-    if not len(table):
+    return COCOeval(gold, gold.load_res(table), "bbox") if len(table) else None
+
+
+def _evaluated(
+    predictions: Sequence[Detections], truth: LabelledSet
+) -> tuple[NDArray[np.float64], dict[str, _Matched]]:
+    """Interpolated precision (10 IoU thresholds, 101 recalls, classes), -1 where it is undefined; and what was matched
+    of each class."""
+    boxes = np.zeros((len(truth.classes), len(truth.images)), np.int64)
+    for index, image in enumerate(truth.images):
+        for label, _, ignored in _boxes(image.annotations, len(truth.classes)):
+            boxes[label, index] += not ignored
+    evaluator = evaluator_of(predictions, truth)
+    if evaluator is None:
         nothing = np.zeros((10, 0), bool)
         matched = {
             name: _Matched(np.zeros(0, np.int64), nothing, nothing, boxes[label])
             for label, name in enumerate(truth.classes)
         }
         return np.where(boxes.sum(1) == 0, -1.0, np.zeros((10, 101, 1))), matched
-    evaluator = COCOeval(gold, gold.load_res(table), "bbox")
     # One range of areas: the smaller ones would be matched likewise, and nobody reads them.
     evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0.0, 1e10]], ["all"]
     evaluator.evaluate()

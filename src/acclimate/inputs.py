@@ -30,6 +30,7 @@ class Inputs:
         source: labelled images.
         target: images without labels.
         labelled: a few others of the target, with labels.
+        validation: and those that choose the checkpoint.
     """
 
     settings: dict[str, Any]
@@ -37,11 +38,13 @@ class Inputs:
     source: LabelledSet | None = None
     target: UnlabelledSet | None = None
     labelled: LabelledSet | None = None
+    validation: LabelledSet | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What inputs.json holds; of each file its size in bytes (-1 where it is gone) and what is labelled in it."""
         sets: dict[str, Any] = {}
-        for name, labels in (("source", self.source), ("labelled", self.labelled)):
+        sources = (("source", self.source), ("labelled", self.labelled), ("validation", self.validation))
+        for name, labels in sources:
             if labels is not None:
                 sets[name] = {
                     "classes": list(labels.classes),

@@ -10,6 +10,7 @@
     state/                what an exact resume needs; removed when the run is done
     selection.json        label-free scores of the candidates, and which was chosen
     evaluations/*.json    AP on a labelled set (written by `evaluate` and `verify`, never read by training)
+    diagnoses/*.json      where it is right and wrong there, box by box (likewise)
     artifacts/NAME/       exported artifacts, each with its own artifact.json and verification.json
 
 Every file is written to a temporary name and renamed, so a reader or a killed process never sees half of one. Names
@@ -137,7 +138,7 @@ class Candidate(BaseModel):
 
 
 class Selection(BaseModel):
-    """How the run's weights were chosen among its checkpoints, without labels."""
+    """How the run's weights were chosen among its checkpoints, without labels unless frames were held back."""
 
     rule: str
     """Which score decided."""
@@ -145,6 +146,8 @@ class Selection(BaseModel):
     candidates: tuple[Candidate, ...]
     rank_correlation: dict[str, float] = Field(default_factory=dict)
     """Kendall's tau of each score with AP50 in hindsight, where labels were available to `evaluate`."""
+    validated_on: int = 0
+    """Labelled frames, held back, that decided; 0 is a choice without labels."""
 
 
 class Run:
@@ -199,6 +202,10 @@ class Run:
         """
         file = Path(path) / "run.json"
         if not file.is_file():
+            inside = [found.parent for found in listed(Path(path), "*/run.json")]
+            if inside:
+                lies = "a run lies inside: name it" if len(inside) == 1 else "runs lie inside: name one"
+                raise AcclimateError(f"{path}: not a run folder; {lies}, {', '.join(map(str, inside[:6]))}")
             raise AcclimateError(f"{path}: not a run folder (it has no run.json)")
         try:
             manifest = Manifest.model_validate_json(file.read_bytes())
@@ -349,6 +356,12 @@ def stop_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def next_free(folder: Path) -> Path:
+    """The first of `folder`/1, `folder`/2, ... that is above all that are there."""
+    numbers = [int(path.name) for path in listed(folder, "*") if path.name.isdecimal()] if folder.is_dir() else []
+    return folder / str(max(numbers, default=0) + 1)
 
 
 def write_text(path: Path, text: str) -> Path:

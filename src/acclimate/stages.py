@@ -321,7 +321,7 @@ def _earlier(path: Path, wanted: str) -> Path | None:
     return min(found)[1] if found else None
 
 
-OWN_SECTION = {"two-stage": "two_stage", "ssd": "ssd", "slimmable": "slimmable"}
+OWN_SECTION = {"two-stage": "two_stage", "ssd": "ssd", "slimmable": "slimmable", "transformers": "transformers"}
 """The section of `model` that one kind of detector alone looks at."""
 
 

@@ -62,9 +62,9 @@ class Detections:
     def __getitem__(self, index: NDArray[Any] | slice) -> Detections:
         return Detections(self.boxes[index], self.labels[index], self.scores[index])
 
-    def above(self, threshold: float) -> Detections:
-        """The detections with a score of at least `threshold`."""
-        return self[self.scores >= threshold]
+    def above(self, threshold: float | NDArray[np.float32]) -> Detections:
+        """The detections with a score of at least `threshold`, or of that of their class where it is an array (K,)."""
+        return self[self.scores >= (threshold if isinstance(threshold, int | float) else threshold[self.labels])]
 
     def to_coco(self, image_id: int = 0, categories: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO results: `bbox` is x, y, width, height in pixels.
@@ -180,6 +180,7 @@ class Batch:
         targets: the boxes of each image on the network's canvas; None for target images, which have no labels.
         large: the weak view of target images with more pixels, (B, 3, S H, S W), where a teacher asks for it.
         labelled: beside target images, a few others that a person has labelled, where there are any.
+        found: what a labeller has found in target images, on the network's canvas, where there is one.
     """
 
     weak: Tensor
@@ -187,9 +188,10 @@ class Batch:
     targets: Sequence[Annotations] | None = None
     large: Tensor | None = None
     labelled: Batch | None = None
+    found: Sequence[Detections] | None = None
 
     def to(self, device: Any) -> Batch:
         weak, strong = self.weak.to(device, non_blocking=True), self.strong.to(device, non_blocking=True)
         large = None if self.large is None else self.large.to(device, non_blocking=True)
         labelled = None if self.labelled is None else self.labelled.to(device)
-        return Batch(weak, strong, self.targets, large, labelled)
+        return Batch(weak, strong, self.targets, large, labelled, self.found)

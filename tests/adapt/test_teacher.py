@@ -18,6 +18,7 @@ from acclimate.adapt.teacher import NEVER, Known, Teacher, as_targets, known_fro
 from acclimate.config import ModelConfig, SsdConfig, TeacherConfig, TwoStageConfig
 from acclimate.models.detector import Detector, DetectorSpec, build, specify
 from acclimate.structures import Annotations, Batch, Detections
+from coloured_squares import SquareDetector, scene
 
 
 def detector() -> Detector:
@@ -450,3 +451,37 @@ def test_mixed_images_have_the_boxes_of_both_domains(part: str) -> None:
 def test_looks_of_soft_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="scale and flip"):
         TeacherConfig(boxes=0, soft=1, flip=True)
+
+
+def test_what_is_found_again_in_source_images_is_a_target_whatever_its_score() -> None:
+    detector = SquareDetector().eval()
+
+    def images(seeds: Sequence[int], squares: int) -> torch.Tensor:
+        pictures = np.stack([scene(seed, squares=squares)[0] for seed in seeds])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+
+    grounds, target = images([10, 11], 0), images([0, 1], 4)
+    step = Step(
+        detector, detector, Batch(grounds, grounds, []), Batch(target, target), 1.0, ("target_strong",)
+    )  # fmt: skip
+    seen = detector.decode(detector(target))
+    assert [len(one.above(0.5)) for one in seen] == [4, 4]
+    # As a shift would have lowered their scores; in the second image the first box is called by the wrong class.
+    labels = seen[1].labels.copy()
+    labels[0] = 1 - labels[0]
+    found = [
+        Detections(seen[0].boxes, seen[0].labels, seen[0].scores * 0.5),
+        Detections(seen[1].boxes, labels, seen[1].scores * 0.5),
+    ]
+    sure = {}
+    for mining in (0, 2):
+        teacher = Teacher(TeacherConfig(mining=mining), Known.fixed([0.9, 0.9]))
+        step.notes = {"teacher": (found, np.float32([0.9, 0.9]))}
+        sure[mining] = [~one.ignore for one in teacher._targets(step)]
+    assert not any(one.any() for one in sure[0])
+    assert sure[2][0][:4].all()
+    assert not sure[2][1][0]
+    assert sure[2][1][1:4].all()
+    # A class that is never sure on the source stays out.
+    never = as_targets(found[0], np.float32([NEVER, NEVER]), 0.0, np.ones(len(found[0]), bool))
+    assert never.ignore.all()

@@ -159,3 +159,30 @@ def test_every_batch_has_its_share_of_labelled_frames(
         assert one is not None
         assert other is not None
         np.testing.assert_array_equal(one.strong.numpy(), other.strong.numpy())
+
+
+def test_frames_held_back_are_not_learnt_from_nor_are_their_copies(tmp_path: Path, target: UnlabelledSet) -> None:
+    copy = tmp_path / "target" / "0 again.png"
+    shutil.copy(tmp_path / "target" / "0.png", copy)
+    paths = (copy, *target.paths)
+    whole = match(labelled(*paths), unlabelled(tmp_path / "target"))
+    assert whole.holding_back(0, 0) is whole
+    for seed in range(4):
+        frames = whole.holding_back(2, seed)
+        assert frames.held is not None
+        learnt, held = ({file_digest(path) for path in one.paths} for one in (frames.images, frames.held))
+        assert len(held) == len(learnt) == 2
+        assert not held & learnt
+        assert sorted((*frames.images.paths, *frames.held.paths)) == sorted(paths)
+        assert frames.contents == whole.contents
+        # What was held back stays out of test sets too.
+        test = tmp_path / f"test-{seed}"
+        test.mkdir()
+        shutil.copy(frames.held.paths[0], test / "taken.png")
+        with pytest.raises(AcclimateError, match="is a labelled frame"):
+            refuse_early(frames, DataConfig(path=test))
+    with pytest.raises(AcclimateError, match="4 frames to validate on, of 4 that are labelled, leave none"):
+        whole.holding_back(4, 0)
+    empty = match(labelled(*paths, annotations=Annotations.empty()), unlabelled(tmp_path / "target"))
+    with pytest.raises(AcclimateError, match="have no box"):
+        empty.holding_back(2, 0)

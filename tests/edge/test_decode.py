@@ -311,3 +311,42 @@ def test_ssd_outputs_of_other_default_boxes_are_refused() -> None:
     for outputs in ([logits[:, :9], offsets[:, :9]], [logits, offsets[:, :9]]):
         with pytest.raises(AcclimateError, match="186 default boxes; export the artifact again"):
             decode(outputs, Decode(kind="ssd", priors=PRIORS), SIZE)
+
+
+def queries(seed: int, count: int = 40, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-1.0, 2.0, (2, count, classes)).astype(np.float32)
+    return logits, rng.uniform(0.05, 0.7, (2, count, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("limit", "threshold"), [(40, 0.01), (10, 0.01), (40, 0.6)])
+def test_queries_are_the_documented_arithmetic(seed: int, limit: int, threshold: float) -> None:
+    """Pair by pair in torch: a sigmoid, the best of them, centre and size to corners, no NMS."""
+    logits, boxes = queries(seed)
+    found = decode((logits, boxes), Decode(kind="queries", max_detections=limit, score_threshold=threshold), SIZE)
+    for one, scores, shares in zip(found, torch.tensor(logits).sigmoid(), torch.tensor(boxes), strict=True):
+        best, index = scores.flatten().topk(limit)
+        index, best = index[best >= threshold], best[best >= threshold]
+        corners = torchvision.ops.box_convert(shares[index // 3], "cxcywh", "xyxy")
+        corners = torchvision.ops.clip_boxes_to_image(corners * torch.tensor([SIZE[1], SIZE[0]] * 2), SIZE)
+        np.testing.assert_allclose(one.scores, best, atol=1e-6)
+        np.testing.assert_array_equal(one.labels, index % 3)
+        np.testing.assert_allclose(one.boxes, corners, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_queries_that_are_not_finite_are_no_detections(bad: float) -> None:
+    logits, boxes = queries(0)
+    logits[0, 3], boxes[0, 5, 2] = bad, bad
+    options = Decode(kind="queries", max_detections=40)
+    first, second = decode((logits, boxes), options, SIZE)
+    assert np.isfinite(first.boxes).all()
+    assert np.isfinite(first.scores).all()
+    assert len(second) == len(decode(queries(0), options, SIZE)[1])
+
+
+def test_queries_of_other_shapes_are_refused() -> None:
+    logits, boxes = queries(0)
+    with pytest.raises(AcclimateError, match="not those of queries; export the artifact again"):
+        decode((logits, boxes[:, 1:]), Decode(kind="queries"), SIZE)

@@ -22,6 +22,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -462,6 +463,36 @@ def test_a_model_that_no_runtime_takes(device: Running, artifact: Path, tmp_path
     with pytest.raises(DeviceError, match=r"the latency process failed: .*ONNX Runtime does not accept it"):
         remote.bench([image], 1, 2)
     remote.close()
+
+
+def test_a_model_that_would_carry_the_agents_key_away_is_not_run(
+    device: Running, artifact: Path, tmp_path: Path
+) -> None:
+    """Its weights are said to lie in the file of the key, by a way out of the package and by its whole path."""
+    key = device.home / "agent.key"
+    assert b"PRIVATE KEY" in key.read_bytes()
+    image = squares.write_scenes(tmp_path / "scenes", 1).paths[0]
+    for number, location in enumerate((f"../../../../{key.name}", str(key))):
+        model = onnx.load(artifact / "model.onnx")
+        stolen = onnx.TensorProto(name="stolen", data_type=onnx.TensorProto.UINT8, dims=[32])
+        stolen.data_location = onnx.TensorProto.EXTERNAL
+        for name, value in (("location", location), ("offset", "0"), ("length", "32")):
+            stolen.external_data.add(key=name, value=value)
+        model.graph.initializer.append(stolen)
+        model.graph.node.append(onnx.helper.make_node("Identity", ["stolen"], ["sent"]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("sent", onnx.TensorProto.UINT8, [32]))
+        folder = tmp_path / f"thief-{number}"
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        files = {"model.onnx": sha((folder / "model.onnx").read_bytes())}
+        write_manifest(folder, Artifact.open(artifact).manifest.model_copy(update={"files": files}))
+        pack(folder, tmp_path / f"{number}.zip", [])
+        with contextlib.closing(Remote(device.address)) as remote:
+            remote.install(tmp_path / f"{number}.zip", 2)
+            with pytest.raises(DeviceError, match="keeps weights in other files"):
+                remote.outputs(image)
+            with pytest.raises(DeviceError, match="keeps weights in other files"):
+                remote.bench([image], 1, 2)
 
 
 def test_the_process_that_detects_may_die(device: Running, remote: Remote, package: Path, tmp_path: Path) -> None:

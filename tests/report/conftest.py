@@ -12,11 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
-from acclimate import report
+from acclimate import diagnosis, report
+from acclimate.data.formats.raw import LabelledImage, LabelledSet
 from acclimate.edge.artifact import Artifact, ArtifactManifest, Decode
 from acclimate.report import pictures
+from acclimate.report.content import gather
+from acclimate.report.sections import outcomes
 from acclimate.run import Candidate, ClassAP, Evaluation, Manifest, Resamples, Run, Selection
-from acclimate.structures import Detections
+from acclimate.structures import Annotations, Detections
 
 CLASSES = ("car", "person", "bicycle", "sign")
 
@@ -160,6 +163,25 @@ def street(seed: int) -> tuple[np.ndarray[Any, Any], Detections]:
     return image, Detections(np.array(boxes, np.float32), labels.astype(np.int64), scores.astype(np.float32))
 
 
+def write_diagnosis(run: Run, images: Sequence[Path], found: Sequence[Detections], classes: Sequence[str]) -> None:
+    """What a model that finds `found` gets right and wrong in streets; every third image has a false box too."""
+    labelled, seen = [], []
+    for i, (path, detections) in enumerate(zip(images, found, strict=True)):
+        _, truth = street(i)
+        nothing = np.zeros(len(truth), bool)
+        labelled.append(LabelledImage(path, 240, 320, Annotations(truth.boxes, truth.labels, nothing)))
+        false = Detections(np.float32([[2, 2, 14, 20]]), np.array([i % len(classes)]), np.float32([0.5 + 0.1 * i / 6]))
+        seen.append(detections if i % 3 else merged(detections, false))
+    truth_set = LabelledSet("fog-test", "coco", tuple(classes), tuple(labelled))
+    told = diagnosis.diagnose(seen, truth_set, data="target_test", role="target", image_size=(240, 320))
+    diagnosis.save(run, "target_test", told)
+
+
+def merged(a: Detections, b: Detections) -> Detections:
+    parts = [(getattr(a, name), getattr(b, name)) for name in ("boxes", "labels", "scores")]
+    return Detections(*(np.concatenate(part) for part in parts))
+
+
 def write_run(
     root: Path,
     name: str,
@@ -239,6 +261,8 @@ def write_run(
             images.append(path)
             found.append(detections[: max(1, round(seen * len(detections)))])
         pictures.save(run, images, found, classes)
+        if target_ap50 is not None:
+            write_diagnosis(run, images, found, classes)
     run.finish("done", 184.0)
     return run.path
 
@@ -337,4 +361,5 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole job whose budget is met."""
     root = tmp_path_factory.mktemp("report")
     runs, oracle = write_job(root)
+    outcomes.illustrate(gather(runs, oracle=oracle))
     return report.write(runs, root / "report.html", oracle=oracle)

@@ -139,7 +139,7 @@ def test_the_pictures_before_are_those_of_the_baseline(job: Job, tmp_path: Path)
     before = re.compile(r"Before: source-only</b> ([^<]*)<")
     without = before.findall(report.write([source, adapted], tmp_path / "a.html").read_text())
     fair = before.findall(report.write([source, source.parent / "baseline", adapted], tmp_path / "b.html").read_text())
-    assert len(without) == len(fair) == 6
+    assert len(without) == len(fair) > 0
     assert without != fair
 
 

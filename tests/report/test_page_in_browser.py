@@ -118,7 +118,7 @@ def any_file(request: pytest.FixtureRequest) -> Path:
     return file
 
 
-@pytest.mark.parametrize("width", [360, 768, 1200])
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_nothing_sticks_out_at_any_width(browser: Any, any_file: Path, width: int) -> None:
     with Visit(browser, any_file, width=width) as visit:
         visit.open_everything()

@@ -217,6 +217,15 @@ def test_generated_set_is_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {path.name for path in index.parent.iterdir()} == {"images", "annotations.json"}
 
 
+def test_what_a_kill_at_the_end_left_goes_with_the_next_call(tmp_path: Path):
+    index = sets.generate(tmp_path / "set", 1, SMALL, seed=3)
+    (index.parent / "annotations.partial.jsonl").touch()
+    (tmp_path / ".set.lock").touch()
+    sets.generate(tmp_path / "set", 1, SMALL, seed=3)
+    assert {path.name for path in index.parent.iterdir()} == {"images", "annotations.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_sets_of_other_seeds_share_no_scene(tmp_path: Path):
     first = sets.generate(tmp_path / "a", 2, SMALL, seed=1).parent / "images"
     second = sets.generate(tmp_path / "b", 2, SMALL, seed=2).parent / "images"
@@ -316,3 +325,23 @@ def test_the_sets_of_a_job_and_of_a_suite_share_no_scene_and_are_the_same_wherev
         ("rain-test", "rain", 2, 30_000),
     ]
     assert [seed for *_, seed in sets.wanted(asked, 7)] == [7, 10_007, 20_007, 30_007]
+
+
+def test_a_narrow_view_is_the_middle_of_a_wide_one(tmp_path: Path) -> None:
+    wide, narrow = Camera(), Camera(fov_deg=26)
+    zoom = narrow.focal_px(320) / wide.focal_px(320)
+    assert zoom == pytest.approx(math.tan(math.radians(26)) / math.tan(math.radians(13)))
+    index = sets.generate(tmp_path / "narrow", 2, SMALL, field_of_view=26)
+    assert json.loads(index.read_text())["info"]["field_of_view"] == 26
+    with pytest.raises(OtherInputsError, match="holds another data set"):
+        sets.generate(tmp_path / "narrow", 2, SMALL)
+    # Sets that were made before the view could be chosen are of the default.
+    assert "field_of_view" not in json.loads(sets.generate(tmp_path / "wide", 1, SMALL).read_text())["info"]
+
+
+def test_objects_are_larger_in_a_narrow_view(tmp_path: Path) -> None:
+    heights = []
+    for view in (52.0, 30.0):
+        index = sets.generate(tmp_path / str(view), 12, SMALL, field_of_view=view)
+        heights.append(np.median([box["bbox"][3] for box in json.loads(index.read_text())["annotations"]]))
+    assert heights[1] > 1.3 * heights[0]

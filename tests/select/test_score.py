@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from acclimate.select.score import (
     RULE,
     SHOWN,
     SURE,
+    Looks,
     agreement,
     choose_checkpoint,
     consensus,
     kept,
+    latest_as_good,
+    left_one_out,
     look,
     plausible,
-    preference,
     rank,
     score,
     stability,
@@ -168,7 +171,43 @@ def test_a_checkpoint_that_lost_what_the_start_was_sure_of_is_not_chosen() -> No
         return Candidate(step=step, scores={RULE: rule, "kept": share})
 
     listed = [candidate(0, 0.3, 1.0), candidate(10, 0.4, KEPT), candidate(20, 0.9, KEPT - 0.01)]
-    assert max(listed, key=preference).step == 10
+    assert latest_as_good(listed, [np.full(5, 0.3)] * 3) == 10
+
+
+def test_of_checkpoints_that_the_score_cannot_tell_apart_the_latest_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal([0.60, 0.55, 0.58, 0.40], 0.1, (40, 4))
+    # Where the score is a mean over images, the jackknife's error is the standard error of the mean.
+    without = (values.sum(0) - values) / 39
+    listed = [Candidate(step=i, scores={RULE: v, "kept": 1.0}) for i, v in enumerate(values.mean(0))]
+    best = int(values.mean(0).argmax())
+    differences = values[:, [best]] - values
+    errors = differences.std(0, ddof=1) / math.sqrt(40)
+    as_good = [i for i in range(4) if differences.mean(0)[i] <= errors[i]]
+    assert latest_as_good(listed, list(without.T)) == max(as_good) < 3
+
+
+def test_few_images_do_not_excuse_a_collapse() -> None:
+    listed = [Candidate(step=i, scores={RULE: v, "kept": 1.0}) for i, v in enumerate((0.6, 0.5, 0.4))]
+    unsure = [np.array([0.6, 0.1, 0.9]), np.array([0.1, 0.9, 0.5]), np.array([0.9, 0.1, 0.1])]
+    assert latest_as_good(listed, unsure) == 1
+
+
+def test_leaving_one_image_out_is_the_score_of_the_others() -> None:
+    rng = np.random.default_rng(1)
+
+    def found() -> list[Detections]:
+        corners = rng.uniform(0, 40, (4, 3, 2))
+        return [
+            detections(*((x, y, x + 20, y + 20, i % 2, 0.9) for i, (x, y) in enumerate(of_image)))
+            for of_image in corners
+        ]
+
+    now, start = (Looks(found(), found(), found()) for _ in range(2))
+    rates = [1.2, 2.0]
+    for image, value in enumerate(left_one_out(now, start, rates)):
+        rest, before = (Looks(*([d for i, d in enumerate(v) if i != image] for v in looks)) for looks in (now, start))
+        assert value == pytest.approx(score(rest, before, rates)[RULE])
 
 
 def test_matching_is_the_best_one_to_one_and_not_greedy() -> None:

@@ -238,3 +238,45 @@ def test_verify_report_and_leaderboard_agree_on_any_record_and_budget(
     assert broken <= over
     unknown = {check.name for check in asked.checks if check.passed is None}
     assert over - broken <= unknown | ({"macs_m"} if one.macs_m is None else set())
+
+
+def test_intervals_stand_at_every_accuracy_and_class_that_fell_far_is_named() -> None:
+    """A class may fall far by chance: that is said, and its fall is not passed over."""
+    one = Accuracy(
+        role="target", images=100, artifact_ap=0.3, artifact_ap50=0.5, ap_interval=(0.25, 0.35),
+        ap50_interval=(0.42, 0.58), difference_ap50=-0.02,
+        export=Comparison(
+            ap=Change(before=0.3, after=0.3), ap50=Change(before=0.52, after=0.5, interval=(-0.03, 0.01)), classes={}
+        ),
+        gain=Comparison(
+            ap=Change(before=0.2, after=0.3), ap50=Change(before=0.48, after=0.5, interval=(-0.04, 0.08)),
+            classes={
+                "car": Change(before=0.3, after=0.5, interval=(0.1, 0.3)),
+                "bus": Change(before=0.491, after=0.369, interval=(-0.3, 0.05)),
+                "cat": Change(before=0.5, after=0.47, interval=(-0.2, 0.1)),
+                "dog": Change(before=0.5, after=0.4, interval=(-0.2, -0.01)),
+            },
+        ),
+    )  # fmt: skip
+    other = one.model_copy(update={"difference_ap50": -0.01, "export": None})
+    found = Verification(
+        artifact="a", runtime="onnx", precision="int8", digest="d", budget=Budget(), latency=bench(), size_mb=1,
+        peak_memory_mb=1, machine={}, accuracy={"other": other, "target_test": one},
+    )  # fmt: skip
+    assert found.drop == 0.02
+    assert found.drop_interval == (-0.01, 0.03)
+    assert "+0.0200 (-0.0100 to +0.0300)" in cells(found, [1])
+    assert "0.500 (0.420 to 0.580)" in cells(found, [1])
+    assert "0.300 (0.250 to 0.350)" in cells(found, [1])
+    console = Console(file=io.StringIO(), width=200)
+    print_verification(found, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "bus 49.1 -> 36.9 (-12.2, which chance may have done), dog 50.0 -> 40.0 (-10.0), car 30.0 -> 50.0" in text
+    assert "cat" not in text
+    for shown in ("0.420 to 0.580", "0.250 to 0.350", "-0.0300 to +0.0100", "-0.0400 to +0.0800"):
+        assert shown in text
+    plain = found.model_copy(
+        update={"accuracy": {"t": Accuracy(role="target", images=1, artifact_ap=0, artifact_ap50=0)}}
+    )
+    assert plain.drop_interval is None
+    assert "0.000" in cells(plain, [1])

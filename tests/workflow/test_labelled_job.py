@@ -6,14 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from acclimate import cli, workflow
+from acclimate.adapt.engine import checkpoints
 from acclimate.config import Config, DataConfig
+from acclimate.data import formats
 from acclimate.errors import AcclimateError, WaitingError
+from acclimate.evaluate import evaluate_detector
+from acclimate.models import detector as models
 from acclimate.run import Run, file_digest
+from acclimate.select.validation import Validation
 from acclimate.workflow import job
 from test_labels import target_with_labels
 from tiny_job import make_data, settings
@@ -112,7 +118,7 @@ from acclimate import workflow
 from acclimate.config import DataConfig
 
 source, target, labelled = (Path(one) for one in sys.argv[2:5])
-workflow.adapt(source, target, "adapted", labelled=DataConfig(path=labelled))
+workflow.adapt(source, target, "adapted", ["adapt.labelled.validation=1"], labelled=DataConfig(path=labelled))
 print(json.dumps(sorted(opened)))
 """
 
@@ -132,3 +138,34 @@ def test_of_the_target_the_labelled_frames_labels_alone_are_opened(waited: Path,
     of_target = {path.suffix for path in opened if path.parts[0] == "fog-train"}
     assert of_target == {".jpg"}
     assert ".txt" in {path.suffix for path in opened if path.parts[0] == "labelled"}
+
+
+def test_frames_held_back_choose_the_checkpoint(waited: Path, tmp_path: Path) -> None:
+    arguments = ["adapt", str(waited / "job" / "source"), "--target", str(waited / "fog-train" / "images")]
+    arguments += ["--labelled", str(waited / "fog-train"), "--validate", "3", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    run = Run.open(tmp_path / "out")
+    told = run.manifest.notes["labelled"]
+    assert (told["images"], told["validation"]["images"], len(told["sha256"])) == (3, 3, 6)
+    selection, validation = run.selection(), Validation.model_validate(run.read("validation.json"))
+    assert selection is not None
+    assert (selection.rule, selection.validated_on) == ("validated_ap", 3)
+    # The same measured here, on the frames that the run has not learnt from.
+    learnt = set(run.read("inputs.json")["sets"]["labelled"]["files"])
+    truth = formats.read(DataConfig(path=waited / "fog-train"), models.specification(run.path).classes)
+    held = replace(truth, images=tuple(image for image in truth.images if str(image.path) not in learnt))
+    assert len(held) == 3
+    wanted = {
+        step: evaluate_detector(models.load(run.path, file), held, "held", "target").ap
+        for step, file in checkpoints(run).items()
+    }
+    assert sorted(wanted) == [0, 2, 4]
+    assert {one.step: one.scores["validated_ap"] for one in selection.candidates} == pytest.approx(wanted)
+    assert selection.chosen_step == max(wanted, key=lambda step: (wanted[step], step))
+    assert validation.start is not None
+    assert (validation.start.ap, validation.chosen.ap) == pytest.approx((wanted[0], wanted[selection.chosen_step]))
+    with pytest.raises(AcclimateError, match="name them with --labelled"):
+        workflow.adapt(
+            waited / "job" / "source", waited / "fog-train" / "images", tmp_path / "none",
+            ["adapt.labelled.validation=1"],
+        )  # fmt: skip

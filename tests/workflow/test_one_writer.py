@@ -37,9 +37,9 @@ FOLDERS = {
     "watch": ("watch", "onnx-fp32", "--source", "fog-train/images", "--once", "--no-page", "--out", "out"),
 }
 """Each verb that writes a folder, as a command in `place`; what it writes is `out`, or else the run."""
-ELSEWHERE = {"benchmark", "weights"}
-"""Runs of a benchmark wait for each other; weights is in tests/models/test_weights.py."""
-FILES = {"init", "leaderboard", "report"}
+ELSEWHERE = {"benchmark", "tune", "weights"}
+"""Runs of a benchmark wait for each other; tune and weights are in test_tuning.py and tests/models/test_weights.py."""
+FILES = {"init", "label", "leaderboard", "report"}
 """Verbs that write single files, each whole or not at all."""
 NOTHING = {"doctor"}
 

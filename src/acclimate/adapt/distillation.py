@@ -209,7 +209,8 @@ class Distillation(Term):
         teacher = load(options.teacher)
         _check(options.teacher, teacher, detector)
         levels = matched(detector, teacher)
-        if not levels:
+        compared = options.gan or options.imitation or options.channel
+        if compared and not levels:
             raise AcclimateError(
                 f"adapt.distillation.teacher: {options.teacher}: no level of its pyramid has the stride of one of the "
                 f"student's ({_strides(teacher)} against {_strides(detector)}); give the student model.strides of it"
@@ -263,7 +264,7 @@ class Distillation(Term):
             other: View = "source_weak" if source else "target_weak"
         else:
             other = view
-        labels = step.source.targets if source else None
+        labels = step.source.targets if source and step.source is not None else None
         return Lesson(view, step.features(view), self._teacher, step.images(other), self.levels, labels)
 
     def _response(self, step: Step, lesson: Lesson) -> dict[str, Tensor]:

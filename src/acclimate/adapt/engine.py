@@ -33,6 +33,7 @@ from acclimate.models import detector as models
 from acclimate.models.synchronised import synchronise
 from acclimate.progress import counting
 from acclimate.run import Run, stop_signal, write_text, writing
+from acclimate.trackers import Track
 
 if TYPE_CHECKING:
     from acclimate.data.dataset import Loader
@@ -69,9 +70,11 @@ def fit(
     transforms: Sequence[GradientTransform] = (),
     console: Console | None = None,
     title: str = "training",
+    track: Track = lambda step, values: None,
 ) -> None:
     """Train until `schedule.steps`, taking up the state in `run` where there is one.
 
+    What is logged goes to `track` too.
     Writes metrics.jsonl, checkpoints/step_N.safetensors (averaged weights) and state/ into the run folder.
 
     Args:
@@ -115,7 +118,7 @@ def fit(
                 losses: dict[str, float] = {}
                 for micro in range(schedule.accumulate):
                     source, target = next(batches)
-                    source = source.to(acc.device)
+                    source = source.to(acc.device) if source is not None else None
                     target = target.to(acc.device) if target is not None else None
                     sync = contextlib.nullcontext() if micro == schedule.accumulate - 1 else acc.no_sync(model)
                     with sync:
@@ -159,7 +162,9 @@ def fit(
                 if logged:
                     if acc.is_main_process:
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
-                        run.log(step=step, lr=lr, images_per_s=round(speed.images_per_s(), 2), **means, **seen)
+                        facts = {"lr": lr, "images_per_s": round(speed.images_per_s(), 2), **means, **seen}
+                        run.log(step=step, **facts)
+                        track(step, facts)
                     window = {}
                 advance(step, schedule.steps, f"loss {losses['loss']:.3f}, {speed.images_per_s():.1f} images/s")
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:

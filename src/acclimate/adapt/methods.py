@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from acclimate.adapt.objective import GradientTransform, Term, Wrapper
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import AdaptConfig, Config
+from acclimate.config.methods import MethodOptions
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone
 
@@ -34,18 +36,21 @@ class Method:
         return [part.name for term in self.terms for part in term.modules() if isinstance(part, Term)]
 
 
-def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: int = 0) -> Method:
+def method(config: AdaptConfig, detector: Detector, source: LabelledSet | SourceStatistics, seed: int = 0) -> Method:
     """Make what `config` describes, for `detector`, which may be changed by it (reparametrised layers).
 
     Args:
         config: the method.
         detector: the source run's, about to be adapted.
-        source: the labelled source images, for what a method measures before it starts.
+        source: the labelled source images, for what a method measures before it starts; or what is kept of them.
         seed: the run's, for what a method draws step by step.
 
     Raises:
-        AcclimateError: no term is left, or the method is not for this kind of detector.
+        AcclimateError: no term is left, the method is not for this kind of detector, or it looks at source images
+            and there are none.
     """
+    if isinstance(source, SourceStatistics):
+        _refuse_source(config)
     if config.statistics == "frozen":
         for part in detector.modules():
             if isinstance(part, Backbone):
@@ -66,6 +71,16 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet, seed: i
     if not terms:
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
     return Method(tuple(terms), tuple(one for one in transforms if one is not None))
+
+
+def _refuse_source(config: AdaptConfig) -> None:
+    for name, options in config.methods.items():
+        maker = _class(name)
+        if issubclass(maker, Term) and any(view.startswith("source") for view in maker.views):
+            raise AcclimateError(f"adapt.{name} looks at source images, and there are none; set it to none")
+        if isinstance(options, MethodOptions) and options.needs_source:
+            option = f"adapt.{name}.{options.needs_source}"
+            raise AcclimateError(f"{option} needs source images, and there are none; leave it out")
 
 
 def uses_target(config: Config) -> bool:

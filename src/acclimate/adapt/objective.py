@@ -69,7 +69,7 @@ class Step:
         self,
         detector: Detector,
         average: Detector,
-        source: Batch,
+        source: Batch | None,
         target: Batch | None,
         progress: float,
         views: Sequence[View],
@@ -110,7 +110,7 @@ class Step:
         if domain == "labelled" and batch is not None:
             batch = batch.labelled
         if batch is None:
-            raise ValueError(f"this step has no target images, so there is no view {view!r}")
+            raise ValueError(f"this step has no {domain} images, so there is no view {view!r}")
         return batch.weak if strength == "weak" else batch.strong
 
     def features(self, view: View) -> list[Tensor]:
@@ -279,7 +279,7 @@ class Objective(nn.Module):
         if not self.views:
             raise ValueError("an objective needs at least one term that trains on a view")
 
-    def forward(self, source: Batch, target: Batch | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, source: Batch | None, target: Batch | None, progress: float) -> dict[str, Tensor]:
         """The losses of all terms in one step, by name: scalars, with gradients. Their sum is what is minimised."""
         views = self._without_target if target is None else self.views
         step = Step(self.detector, self.average, source, target, progress, views, self.by_domain)

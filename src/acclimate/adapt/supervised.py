@@ -28,6 +28,7 @@ class Supervised(Term):
         return cls(options)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
+        assert step.source is not None
         assert step.source.targets is not None
         losses = step.losses("source_strong", step.source.targets)
         return {f"supervised/{name}": self.weight * loss for name, loss in losses.items()}

@@ -24,11 +24,14 @@ from torch import Tensor
 from acclimate.adapt.looks import check, fused, look_again, predict_twice
 from acclimate.adapt.mixing import confident_quarter, paste, random_part
 from acclimate.adapt.objective import Step, Term, View
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.boxes import match
 from acclimate.boxes.iou import pairwise
 from acclimate.config import TeacherConfig
 from acclimate.data.dataset import choose
+from acclimate.errors import AcclimateError
 from acclimate.models.predict import predict
+from acclimate.select.ask.mining import LEAST, apart, found_again, pasted
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
@@ -70,16 +73,24 @@ class Teacher(Term):
         return mixes if "mixed" in self.views else ""
 
     @classmethod
-    def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet) -> Teacher:
-        """With the configured threshold, or those measured on `MEASURED` labelled source images.
+    def create(cls, options: TeacherConfig, detector: Detector, source: LabelledSet | SourceStatistics) -> Teacher:
+        """With the configured threshold, or those measured on `MEASURED` labelled source images, now or by the run.
 
         Raises:
-            AcclimateError: the teacher is to look at images of a size that the detector does not take.
+            AcclimateError: the teacher is to look at images of a size that the detector does not take, or twice, and
+                only a single look at the source was measured.
         """
         check(detector, options.scale)
-        if isinstance(options.threshold, str):
+        if not isinstance(options.threshold, str):
+            return cls(options, Known.fixed([float(options.threshold)] * len(detector.spec.classes)))
+        if not isinstance(source, SourceStatistics):
             return cls(options, measure(detector, source, options.scale, options.flip))
-        return cls(options, Known.fixed([float(options.threshold)] * len(detector.spec.classes)))
+        if options.scale > 1 or options.flip:
+            raise AcclimateError(
+                "adapt.teacher: scores of two looks need a threshold that source images tell, and there are none; set "
+                "adapt.teacher.threshold to a score, or leave out scale and flip"
+            )
+        return cls(options, Known(source.thresholds, source.floors, source.rates, source.means))
 
     def prepare(self, step: Step) -> None:
         if self.config.mix == 0 or step.target is None:
@@ -90,6 +101,7 @@ class Teacher(Term):
             parts = [random_part(size) for _ in targets]
         else:
             parts = [confident_quarter(found, size) for found in self._found(step)]
+        assert step.source is not None
         assert step.source.targets is not None
         step.provide("mixed", *paste(step.images("source_strong"), step.source.targets, images, targets, parts))
 
@@ -126,8 +138,34 @@ class Teacher(Term):
         return kept
 
     def _targets(self, step: Step) -> list[Annotations]:
-        found = self._found(step)
-        return [as_targets(one, step.notes["teacher"][1], self.config.doubt) for one in found]
+        found, thresholds = self._found(step), step.notes["teacher"][1]
+        if "consistent" not in step.notes:
+            step.notes["consistent"] = [self._consistent(step, index, one) for index, one in enumerate(found)]
+        return [
+            as_targets(one, thresholds, self.config.doubt, sure)
+            for one, sure in zip(found, step.notes["consistent"], strict=True)
+        ]
+
+    def _consistent(self, step: Step, index: int, found: Detections) -> NDArray[np.bool_] | None:
+        """Which detections of an image of the batch are found again where they are pasted into source images.
+
+        Wang et al. 2018, self-supervised sample mining: a region that is the same object in other surroundings can be
+        believed, also with a score that the shift has lowered.
+        """
+        if self.config.mining == 0 or not len(found):
+            return None
+        likely = np.flatnonzero(found.scores >= LEAST)
+        places = likely[apart(found[likely])]
+        sure = np.zeros(len(found), bool)
+        if not len(places):
+            return sure
+        grounds = step.images("source_weak")
+        others = [(index + turn) % len(grounds) for turn in range(min(self.config.mining, len(grounds)))]
+        images = pasted(grounds[others], step.images("target_weak")[index], found[places])
+        with torch.no_grad():
+            again = step.average.decode(step.average(images))
+        sure[places] = np.mean([found_again(found[places], one) for one in again], axis=0) > HALF
+        return sure
 
     def _current(self, found: Sequence[Detections]) -> NDArray[np.float32]:
         """The thresholds, moved to where the target's scores are (running estimates)."""
@@ -193,6 +231,8 @@ MIN_PRECISION = 0.5
 """A class that is not right at least this often on the source, where it was trained, gives no target box."""
 NEVER = 2.0
 """A threshold that no score reaches."""
+HALF = 0.5
+"""A detection that is found again in more than this share of the source images that it is pasted into is a target."""
 UNSURE = 0.5
 """What `doubt` is a fraction of where the threshold is higher: what a class that is never sure may be
 is not background either."""
@@ -208,17 +248,25 @@ MEMORY = 0.95
 """Of the running histogram of the teacher's scores, a step."""
 
 
-def as_targets(found: Detections, thresholds: NDArray[np.float32], doubt: float) -> Annotations:
+def as_targets(
+    found: Detections, thresholds: NDArray[np.float32], doubt: float, consistent: NDArray[np.bool_] | None = None
+) -> Annotations:
     """Sure detections as boxes, doubtful ones as regions to ignore; what is below both is background.
 
     Args:
         found: of one image.
         thresholds: (C,), the score from which a detection of each class is sure.
         doubt: the fraction of it from which it is doubtful.
+        consistent: (N,), detections that are sure whatever their score; None without any.
     """
     needed = thresholds[found.labels]
+    unsure = found.scores < needed
     kept = found.scores >= doubt * np.minimum(needed, UNSURE)
-    return Annotations(found.boxes[kept], found.labels[kept], (found.scores < needed)[kept])
+    if consistent is not None:
+        # A class that is never sure on the source is none here either.
+        consistent = consistent & (needed < NEVER)
+        unsure, kept = unsure & ~consistent, kept | consistent
+    return Annotations(found.boxes[kept], found.labels[kept], unsure[kept])
 
 
 def measure(detector: Detector, source: LabelledSet, scale: float = 1.0, flip: bool = False) -> Known:

@@ -325,7 +325,9 @@ def _prepare(suite: Suite, place: Place, pair: str, console: Console | None) -> 
 
         for name, condition, images, seed in wanted(scenes):
             folder = place.out / scenes.out / name
-            workflow.scenes(folder, images, scenes.size, seed, condition, scenes.strength, console=console)
+            workflow.scenes(
+                folder, images, scenes.size, seed, condition, scenes.strength, scenes.field_of_view, console=console
+            )
     domains = sets(suite.pairs[pair], place)
     for domain, data in (("source", domains.source), ("target", domains.target)):
         paths = formats.read(data).paths

@@ -4,15 +4,18 @@ An unknown key or a wrong value is an error that names the key, the file and wha
 """
 
 from acclimate.config.adapt import AdaptConfig, finishing, nothing
-from acclimate.config.data import FORMATS, AugmentConfig, DataConfig, ScenesConfig
+from acclimate.config.data import FIELD_OF_VIEW, FORMATS, AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_budget
-from acclimate.config.job import AskConfig, Config, load
+from acclimate.config.job import AskConfig, Config, RangeConfig, TuneConfig, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
+from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
 from acclimate.config.methods.adversarial import AdversarialConfig
+from acclimate.config.methods.alignment import AlignmentConfig
 from acclimate.config.methods.distillation import ChannelConfig, DistillationConfig, GanConfig, ImitationConfig
 from acclimate.config.methods.labelled import LabelledConfig
+from acclimate.config.methods.labels import LabelsConfig
 from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
@@ -23,10 +26,12 @@ from acclimate.config.reading import merge, overlay, parse, read
 from acclimate.config.schedule import ScheduleConfig
 
 __all__ = [
+    "FIELD_OF_VIEW",
     "FORMATS",
     "AdaptConfig",
     "Added",
     "AdversarialConfig",
+    "AlignmentConfig",
     "AskConfig",
     "AugmentConfig",
     "Budget",
@@ -38,10 +43,12 @@ __all__ = [
     "GanConfig",
     "ImitationConfig",
     "LabelledConfig",
+    "LabelsConfig",
     "ModelConfig",
     "Options",
     "Prose",
     "QuantisationConfig",
+    "RangeConfig",
     "ScenesConfig",
     "ScheduleConfig",
     "SlimConfig",
@@ -49,6 +56,8 @@ __all__ = [
     "SsdConfig",
     "SuppressionConfig",
     "TeacherConfig",
+    "TransformersConfig",
+    "TuneConfig",
     "TwoStageConfig",
     "finishing",
     "load",

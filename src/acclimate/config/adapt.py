@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 
 from acclimate.config.methods import MethodOptions
 from acclimate.config.methods.adversarial import AdversarialConfig
+from acclimate.config.methods.alignment import AlignmentConfig
 from acclimate.config.methods.distillation import DistillationConfig
 from acclimate.config.methods.labelled import LabelledConfig
+from acclimate.config.methods.labels import LabelsConfig
 from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
@@ -28,24 +30,30 @@ class AdaptConfig(Options):
     supervised: float = Field(default=1.0, ge=0)
     """Weight of the detector's own losses on source images; 0 leaves the source out."""
     labelled: Annotated[LabelledConfig | None, Added(None)] = None
-    """How labelled target images take part; on with its defaults wherever there are some."""
+    """How labelled target images take part; on with its defaults where there are some."""
     teacher: TeacherConfig | None = TeacherConfig()
-    """The mean teacher, on unless it is `none`; see `[adapt.teacher]`."""
+    """The mean teacher; `none` in an override switches it off."""
+    labels: Annotated[LabelsConfig | None, Added(None)] = None
+    """What a labeller has found in the target images."""
+    alignment: Annotated[AlignmentConfig | None, Added(None)] = None
+    """Features drawn to those of a frozen encoder."""
     adversarial: AdversarialConfig | None = None
-    """Domain critics; see `[adapt.adversarial]`."""
+    """Domain critics."""
     suppression: SuppressionConfig | None = None
-    """Domain-Specific Suppression; see `[adapt.suppression]`."""
+    """Domain-Specific Suppression."""
     distillation: DistillationConfig | None = None
-    """A large, frozen detector that teaches; see `[adapt.distillation]`."""
+    """A large, frozen detector that teaches."""
+    matching: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
+    """Weight of the distance of the target's features to the moments that the run keeps of its source's."""
     quantisation: QuantisationConfig | None = None
-    """Fine-tuning for INT8. With it the supervised term and the teacher are off unless they are given."""
+    """Fine-tuning for INT8, after the adaptation. With it `supervised` is 0 and `teacher` off unless they are given."""
     slim: SlimConfig | None = None
-    """Of a slimmable detector: all the terms above, over a batch of its widths."""
+    """All the terms above, over a batch of the widths of a slimmable detector."""
     statistics: Literal["mixed", "target", "domain", "frozen"] = "mixed"
-    """What BatchNorm's running statistics describe after a method that sees target images: the mixture that was trained
-    on, or the target alone, from which they are then taken anew at the end; `domain` also normalises each domain's
-    images by their own statistics while training; `frozen` keeps the backbone's normalisation as the source training
-    left it, which is where suppression acts."""
+    """What BatchNorm's running statistics describe after a method that sees target images: the `mixed` batches that
+    were trained on, or the `target` alone, from which they are then taken anew at the end; `domain` also normalises
+    each domain's images by their own statistics while training; `frozen` keeps the backbone's normalisation as the
+    source training left it, which is where suppression acts."""
 
     @property
     def methods(self) -> dict[str, MethodOptions | float]:
@@ -64,6 +72,16 @@ class AdaptConfig(Options):
     def runs(self) -> tuple[Path, ...]:
         """The finished runs that the methods learn from."""
         return tuple(path for options in self._options().values() for path in options.runs)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that the methods learn from beside images and runs, by what they are."""
+        return {what: file for options in self._options().values() for what, file in options.files.items()}
+
+    @property
+    def found(self) -> Path | None:
+        """The file with what a labeller has found in the target images, where a method learns from one."""
+        return next((options.found for options in self._options().values() if options.found is not None), None)
 
     @property
     def largest_view(self) -> float:

@@ -33,7 +33,7 @@ class DataConfig(Options):
     path: Path
     """The set's folder, or its index file (COCO json, `data.yaml`)."""
     format: Format = "auto"
-    """`auto`, or the name of a format."""
+    """The set's format; `auto` recognises it by its files."""
     split: str | None = None
     """Part of the set, such as `train` or `val`, where it has several."""
     images: Path | None = None
@@ -47,10 +47,10 @@ class DataConfig(Options):
     drop: tuple[str, ...] = ()
     """Classes whose boxes are background."""
     orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
-    """Whether an EXIF tag turns a picture as viewers do, or its pixels are taken as they are `"stored"`."""
+    """Whether an EXIF tag turns a picture, as viewers do (`apply`), or its pixels are taken as they are (`stored`)."""
     intensity: Annotated[tuple[float, float] | Literal["set"] | None, Added(None)] = None
-    """Of pictures of more than 8 bits: `[black, white]` in their own units, or `"set"`, which measures them from the
-    set; by default each picture's own percentiles."""
+    """Of pictures of more than 8 bits: `[black, white]` in their own units, or `set`, which measures them from the set;
+    by default each picture's own percentiles."""
 
     @field_validator("intensity")
     @classmethod
@@ -71,7 +71,7 @@ class AugmentConfig(Options):
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
     """Chance of an upside-down flip; for views from above and through microscopes."""
     scale: tuple[Factor, Factor] = (0.6, 1.4)
-    """The smallest and the largest factor by which an image is made larger or smaller."""
+    """Smallest and largest scale, relative to the whole image on the canvas."""
     translate: float = Field(default=0.1, ge=0, le=0.5)
     """Largest shift, as a fraction of the image."""
     colour: float = Field(default=0.8, ge=0, le=1)
@@ -103,8 +103,8 @@ class AugmentConfig(Options):
     mask_ratio: Annotated[float, Added(0.5)] = Field(default=0.5, gt=0, lt=1)
     """Share of the blocks that are hidden."""
     balance: Annotated[Literal["none", "classes", "target"], Added("none")] = "none"
-    """How often a source image is drawn: all alike, more often with classes that few images show, or (adaptation only)
-    so that classes come up as often as the detector finds them on the target (`data/balance.py`)."""
+    """How often a source image is drawn: all alike (`none`), more often with `classes` that few images show, or, while
+    adapting, so that classes come up as often as the detector finds them on the `target`."""
 
     @property
     def looks_at_target(self) -> bool:
@@ -116,6 +116,10 @@ class AugmentConfig(Options):
         balance = "none" if self.balance == "target" else self.balance
         return self.model_copy(update={"style": 0.0, "fourier": 0.0, "weather": 0.0, "mask": 0.0, "balance": balance})
 
+    def without_source(self) -> AugmentConfig:
+        """These views without what is done to source images alone, where there are none."""
+        return self.model_copy(update={"style": 0.0, "fourier": 0.0, "weather": 0.0, "balance": "none"})
+
     @field_validator("scale")
     @classmethod
     def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -124,18 +128,24 @@ class AugmentConfig(Options):
         return value
 
 
+FIELD_OF_VIEW = 52.0
+"""Of the camera that sees generated scenes: horizontal, degrees."""
+
+
 class ScenesConfig(Options):
     """Generated data sets, for the demo and for tests: one clear set and one under each named condition."""
 
     out: Path
     """Folder of the data sets: `clear-train`, `clear-test`, and `CONDITION-train`, `CONDITION-test`."""
     images: int = Field(default=300, ge=1, le=1_000_000)
-    """Of each training set."""
+    """Images of each training set."""
     test_images: int = Field(default=100, ge=1, le=1_000_000)
-    """Of each test set."""
+    """Images of each test set."""
     size: Canvas = (240, 320)
-    """Height and width, pixels."""
+    """Height and width of an image, pixels."""
     condition: Literal["fog", "rain", "night", "camera"] = "fog"
-    """What the target is: `fog`, `rain`, `night` or `camera`."""
+    """What the target is."""
     strength: float = Field(default=1.0, gt=0, le=100)
-    """Of the condition; 1 is strong."""
+    """Strength of the condition; 1 is strong."""
+    field_of_view: Annotated[float, Added(FIELD_OF_VIEW)] = Field(default=FIELD_OF_VIEW, ge=10, le=110)
+    """View of the camera, horizontal, degrees; a narrow one shows fewer and larger objects."""

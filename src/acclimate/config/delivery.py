@@ -17,16 +17,16 @@ class ExportConfig(Options):
     """Which artifacts are made, from which calibration images, and how near INT8 has to be to fp32."""
 
     runtime: str = "onnx"
-    """`onnx`, `openvino`, `ncnn` or `litert`."""
+    """What the artifacts run on: `onnx`, `openvino`, `ncnn` or `litert`."""
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(default=("fp32", "int8"), min_length=1)
-    """Which artifacts `run` makes: of `fp32`, `int8`, `fp16`, what the runtime carries."""
+    """Which artifacts `run` makes, as far as the runtime carries them."""
     calibration_images: int = Field(default=128, ge=1, le=1_000_000)
-    """Unlabelled target images that INT8 is calibrated on."""
+    """How many unlabelled target images INT8 is calibrated on."""
     calibration_choice: Literal["diverse", "even", "random"] = "even"
-    """Which of them: `"even"`, spread over their sorted names; `"random"`; or `"diverse"`, those that look least
-    alike."""
+    """Which of them: `even`, spread over their sorted names; `random`; or `diverse`, those that look least alike."""
     tolerance: float | None = Field(default=None, gt=0, lt=1)
-    """Agreement of INT8's detections with fp32's, see `select.mixed`; layers stay in fp32 until it holds."""
+    """Agreement of INT8's detections with fp32's on target images until which the most sensitive layers stay in
+    fp32."""
 
 
 class Budget(Options):
@@ -41,9 +41,10 @@ class Budget(Options):
     macs_m: float | None = Field(default=None, gt=0)
     """Multiply-accumulates of one image, millions."""
     threads: int = Field(default=1, ge=1, le=MOST_THREADS)
-    """Of the runtime, while latency is measured."""
+    """Threads of the runtime while latency is measured."""
     max_ap50_drop: float | None = Field(default=0.01, ge=0, le=1)
-    """Accuracy tolerance: how much AP50 the artifact may lose against the eager model, on any labelled set."""
+    """Accuracy tolerance: how much AP50 the artifact may lose against the eager model, on any labelled set; `none`
+    takes the limit away."""
     min_ap50: Annotated[float | None, Added(None)] = Field(default=None, ge=0, le=1)
     """AP50 that the artifact must reach on the target's labelled set."""
     min_gain_ap50: Annotated[float | None, Added(None)] = Field(default=None, ge=-1, le=1)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from acclimate.config.adapt import AdaptConfig, finishing
 from acclimate.config.data import AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig
 from acclimate.config.model import ModelConfig
-from acclimate.config.options import Options
+from acclimate.config.options import Added, Options
 from acclimate.config.reading import merge, parse, read
 from acclimate.config.schedule import ScheduleConfig
 
@@ -24,9 +24,49 @@ class AskConfig(Options):
     """Frames of the target that `run` asks a person to label (`select/ask`)."""
 
     frames: int = Field(default=16, ge=1)
-    """How many, at most."""
+    """How many frames, at most."""
     way: str | None = None
     """How they are chosen; by default as `acclimate ask` does."""
+
+
+class RangeConfig(Options):
+    """What `tune` may set an option to: from `low` to `high`, or one of `choices`."""
+
+    low: float | None = None
+    """Least value."""
+    high: float | None = None
+    """Greatest value."""
+    log: bool = False
+    """Draw it by its logarithm, as learning rates are."""
+    choices: tuple[float | int | str | bool, ...] | None = Field(default=None, min_length=2)
+    """Instead of a range."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RangeConfig:
+        if (self.choices is None) == (self.low is None or self.high is None):
+            raise ValueError("give low and high, or choices")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and not (self.low or 0) > 0:
+            raise ValueError("log needs a low above 0")
+        return self
+
+
+class TuneConfig(Options):
+    """Options that `tune` searches, scored without labels."""
+
+    trials: int = Field(default=20, ge=1)
+    """How many adaptations are tried."""
+    ranges: dict[str, RangeConfig] = Field(min_length=1)
+    """Dotted options of `adapt`, `schedule` or `augment`, each with what it may be: a table of `tune.ranges`."""
+
+    @field_validator("ranges")
+    @classmethod
+    def _of_the_adaptation(cls, ranges: dict[str, RangeConfig]) -> dict[str, RangeConfig]:
+        for name in ranges:
+            if name.partition(".")[0] not in {"adapt", "schedule", "augment"} or "." not in name:
+                raise ValueError(f"{name}: tune searches options of adapt, schedule or augment; the source run stays")
+        return ranges
 
 
 class Config(Options):
@@ -36,39 +76,41 @@ class Config(Options):
     """
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of everything random."""
+    """Seed of everything random."""
     out: Path = Path("runs")
     """Folder that `run` writes; the other verbs take `--out`."""
     scenes: ScenesConfig | None = None
-    """Generates the data sets; see `[scenes]`. A set that is named as well is not replaced."""
+    """Generates the data sets. A set that is named as well is not replaced."""
     source: DataConfig | None = None
-    """Labelled images to train on; see `[source]`."""
+    """Labelled images to train on."""
     target: Path | None = None
     """Unlabelled target images: a folder, or a `.txt` list with one path a line."""
     source_test: DataConfig | None = None
-    """Labelled source images to measure on, a table like `[source]`."""
+    """Labelled source images to measure on."""
     target_test: DataConfig | None = None
-    """Labelled target images to measure on, likewise; nothing is chosen by them."""
+    """Labelled target images to measure on; nothing is chosen by them."""
     oracle: DataConfig | None = None
-    """Labelled target images, likewise; they train the oracle for comparison, and nothing else reads them."""
+    """Labelled target images that train the oracle for comparison; nothing else reads them."""
     labelled: DataConfig | None = None
     """A few images of the target that a person has labelled; the adaptation learns from them."""
     ask: AskConfig | None = None
-    """Ask for them: `run` waits until they are labelled."""
+    """Frames of the target that `run` asks a person to label; it waits until they are."""
     model: ModelConfig = ModelConfig()
-    """See `[model]`."""
+    """What is built."""
     augment: AugmentConfig = AugmentConfig()
-    """See `[augment]`."""
+    """Random views of the training images."""
     train: ScheduleConfig = ScheduleConfig()
-    """Schedule of the source training; see `[train]` and `[schedule]`."""
+    """Schedule of the source training."""
     adapt: AdaptConfig = AdaptConfig()
-    """See `[adapt]`."""
+    """The method of the adaptation."""
     schedule: ScheduleConfig = ScheduleConfig(**ADAPTATION)
-    """The schedule of the adaptation; `train` is the schedule of the source training."""
+    """Schedule of the adaptation."""
     export: ExportConfig = ExportConfig()
-    """See `[export]`."""
+    """Which artifacts are made."""
     budget: Budget | None = None
-    """See `[budget]`; without it the accuracy tolerance alone must hold."""
+    """What the device allows; without it the accuracy tolerance alone must hold."""
+    tune: Annotated[TuneConfig | None, Added(None)] = None
+    """Options that `acclimate tune` searches; no other verb reads it."""
 
     def source_only(self) -> Config:
         """This job without anything of the target: the source trained on for the same schedule, with the same views.
@@ -117,4 +159,4 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         AcclimateError: the file is missing or not TOML, a key is unknown, or a value does not fit.
     """
-    return parse(Config, merge(read(path), overrides), where=str(path))
+    return parse(Config, merge(read(path), overrides), where=str(path), overrides=overrides)

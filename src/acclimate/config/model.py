@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
+from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
@@ -16,36 +17,40 @@ from acclimate.config.options import Added, Canvas, Options, Stride
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
 
-    kind: Literal["dense", "two-stage", "ssd", "slimmable"] = "dense"
-    """`dense`, `two-stage`, `ssd` or `slimmable`."""
+    kind: Literal["dense", "two-stage", "ssd", "slimmable", "transformers"] = "dense"
+    """Which detector."""
 
     size: Literal["nano", "tiny", "small"] = "tiny"
-    """`nano`, `tiny` or `small`. Every key below overrides a part of it."""
+    """A preset of backbone, channels and depth; the keys below override its parts."""
     image_size: Canvas = (320, 320)
-    """(height, width) of the network's canvas in pixels; each a multiple of the largest stride."""
+    """Height and width of the network's canvas, pixels; each a multiple of the largest stride."""
     backbone: str | None = None
-    """Any timm model with `features_only`."""
+    """Any timm model with `features_only`; by default the size's."""
     weights: Path | Literal["auto", "none"] = "auto"
-    """Backbone weights: a file, `auto` (an installed package's, the hub cache's or the hub's; an error where there are
-    none), or `none`, which starts from random ones."""
+    """Where the backbone starts: `auto` (an installed package, the hub's cache, or a download; an error where none is
+    to be had), `none` (random, on purpose), or a file."""
     start: Annotated[Path | None, Added(None)] = None
-    """A run whose detector is the start: of all weights, and of the class scores where classes have the same name."""
+    """A run whose detector is the start: all of its weights, and the class scores of those classes that have the same
+    name. The options of `[model]` must be those that it was made with."""
     strides: Annotated[tuple[Stride, ...], Field(min_length=1, max_length=16)] | None = None
-    """Of the pyramid's levels, pixels, rising; by default 8, 16, 32."""
+    """Strides of the pyramid's levels, pixels, rising; by default 8, 16, 32."""
     channels: int | None = Field(default=None, ge=8, le=4096)
-    """Of the pyramid; by default the size's."""
+    """Channels of the pyramid; by default the size's."""
     depth: int | None = Field(default=None, ge=0, le=8)
     """Convolution blocks in each tower of the head; by default the size's."""
     norm: Literal["batch", "frozen", "group"] = "batch"
-    """The backbone's normalisation: trainable BatchNorm, frozen BatchNorm, or GroupNorm."""
+    """The backbone's normalisation: `batch` (trainable BatchNorm), `frozen` (fixed statistics, scale and shift; folded
+    into the convolutions when it is exported) or `group` (GroupNorm)."""
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
     two_stage: TwoStageConfig = TwoStageConfig()
-    """See `[model.two_stage]`; for `kind = "two-stage"` alone."""
+    """The second stage; for `kind = "two-stage"` alone."""
     ssd: SsdConfig = SsdConfig()
-    """See `[model.ssd]`; for `kind = "ssd"` alone."""
+    """Levels and default boxes; for `kind = "ssd"` alone."""
     slimmable: SlimmableConfig = SlimmableConfig()
-    """See `[model.slimmable]`; for `kind = "slimmable"` alone."""
+    """The widths; for `kind = "slimmable"` alone."""
+    transformers: TransformersConfig = TransformersConfig()
+    """Where the checkpoint is; for `kind = "transformers"` alone."""
 
     @property
     def has_masks(self) -> bool:

@@ -75,8 +75,10 @@ def merge(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return merged
 
 
-def parse(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+def parse(model: type[_Model], values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> _Model:
     """Validate `values` as `model`; `where` is the file or argument that the message names.
+
+    A problem that lies in one of the `overrides` (`key=value`), which `values` hold already, is told of that one.
 
     Raises:
         AcclimateError: with one line that holds every problem found.
@@ -84,7 +86,13 @@ def parse(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise AcclimateError(f"{where}: " + "; ".join(_explain(model, dict(item)) for item in error.errors())) from None
+        given = {tuple(override.partition("=")[0].strip().split(".")): override for override in overrides}
+        told: dict[str, list[str]] = {}
+        for item in error.errors():
+            place = tuple(str(part) for part in item["loc"])
+            blamed = next((text for key, text in given.items() if place[: len(key)] == key), None)
+            told.setdefault(where if blamed is None else f"{blamed!r}", []).append(_explain(model, dict(item)))
+        raise AcclimateError("; ".join(f"{name}: {'; '.join(problems)}" for name, problems in told.items())) from None
 
 
 def _value(text: str) -> Any:

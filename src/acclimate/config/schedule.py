@@ -21,17 +21,19 @@ class ScheduleConfig(Options):
     optimizer: Annotated[str, Added("adamw")] = "adamw"
     """`adamw`, `sgd` (with momentum), or any other that timm's factory knows."""
     momentum: Annotated[float, Added(0.9)] = Field(default=0.9, ge=0, lt=1)
-    """Of `sgd`, and of timm's optimisers that have one."""
+    """Momentum of `sgd`, and of timm's optimisers that have one."""
     backbone_lr: Annotated[float, Added(1.0)] = Field(default=1.0, gt=0)
     """The backbone's learning rate as a multiple of `lr`."""
     layer_decay: Annotated[float | None, Added(None)] = Field(default=None, gt=0, le=1)
-    """Factor by which the learning rate falls from one stage of the backbone to the one before it."""
+    """Factor by which the learning rate falls from one stage of the backbone to the one before it; 0.7 to 0.9 are
+    usual."""
     decay: Annotated[Literal["cosine", "step", "constant"], Added("cosine")] = "cosine"
-    """How the learning rate goes after `warmup`."""
+    """How the learning rate goes after `warmup`: `cosine` falls to 2 % of `lr`, `step` to a tenth at each of
+    `decay_at`, `constant` stays."""
     decay_at: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Added((0.67, 0.89))] = (0.67, 0.89)
-    """`step`: parts of the run after which the learning rate is a tenth of what it was."""
+    """Only for `step`: parts of the run after which the learning rate is a tenth of what it was."""
     weight_decay: float = Field(default=0.02, ge=0)
-    """Of weights with more than one dimension; norms and biases have none."""
+    """Weight decay of weights with more than one dimension; norms and biases have none."""
     warmup: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises."""
     ema: float = Field(default=0.998, ge=0, lt=1)
@@ -39,7 +41,7 @@ class ScheduleConfig(Options):
     clip: float | None = Field(default=10.0, gt=0)
     """Largest norm of the gradient; `none` switches clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU that has it, else fp32."""
+    """Arithmetic of the training; `auto` is bf16 on a GPU that has it, else fp32."""
     accumulate: int = Field(default=1, ge=1, le=65_536)
     """Batches a step; the effective batch is `batch_size` times this."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -48,6 +50,6 @@ class ScheduleConfig(Options):
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of `metrics.jsonl`."""
     workers: int = Field(default=2, ge=0, le=MOST_WORKERS)
-    """Loader threads per process; 0 loads in the training thread."""
+    """Loader threads a process; 0 loads in the training thread."""
     cache_mb: int = Field(default=2048, ge=0)
-    """Decoded images are kept in memory up to this size."""
+    """Memory for decoded images, MB."""

@@ -3,13 +3,11 @@ images that are in two sets at once. Needs no torch."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -23,6 +21,7 @@ from acclimate.data.formats import LabelledSet, Problem, UnlabelledSet
 from acclimate.edge.headers import DEEP, read_header
 from acclimate.edge.images import DEFAULT, Reading, intensity_of, read_image, turned
 from acclimate.errors import AcclimateError
+from acclimate.progress import in_threads
 from acclimate.structures import Image
 
 SMALL_PX = 8
@@ -100,6 +99,26 @@ class Comparison:
     findings: tuple[str, ...]
 
 
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison for JSON: of each domain its counts and the quartiles of its boxes' sides, and the findings."""
+    return {
+        "image_size": list(comparison.image_size),
+        "domains": [
+            {
+                "role": domain.role,
+                "name": domain.name,
+                "images": len(domain.looks),
+                "classes": dict(domain.classes) if domain.classes is not None else None,
+                "boxes": len(domain.sides),
+                "sides_px": np.percentile(domain.sides, [25, 50, 75]).round(2).tolist() if len(domain.sides) else None,
+                "problems": [str(problem) for problem in domain.problems],
+            }
+            for domain in comparison.domains
+        ],
+        "findings": list(comparison.findings),
+    }
+
+
 def perceptual_hash(grey: NDArray[np.float32]) -> int:
     """64 bits of a picture (32, 32): the signs of its lowest frequencies around their median.
 
@@ -172,14 +191,11 @@ def domain(
         except AcclimateError as error:
             return str(error).removeprefix(f"{path}: ").split(";")[0]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, seen) in enumerate(zip(images.paths, pool.map(attempt, images.paths), strict=True), 1):
-            if isinstance(seen, str):
-                problems.append(Problem(str(path), f"{seen}; left out"))
-            else:
-                looks[path] = seen
-            if progress is not None and (done % 32 == 0 or done == len(images)):
-                progress(done, len(images))
+    for path, seen in in_threads(attempt, images.paths, progress):
+        if isinstance(seen, str):
+            problems.append(Problem(str(path), f"{seen}; left out"))
+        else:
+            looks[path] = seen
     if not looks:
         raise AcclimateError(f"{name}: none of its {len(images)} images can be read (the first: {problems[-1]})")
     deep = [path for path, seen in looks.items() if seen.deep]

@@ -26,10 +26,11 @@ from acclimate.data.augment import Statistics, fourier, geometry, masked, restyl
 from acclimate.data.balance import drawn
 from acclimate.data.climate import CLIMATE_IMAGES, Climate, fitted
 from acclimate.data.formats import LabelledSet, UnlabelledSet
+from acclimate.data.scored import Found
 from acclimate.edge.images import DEFAULT, Letterbox, Reading, letterbox, read_image
 from acclimate.edge.monitor import look
 from acclimate.errors import AcclimateError
-from acclimate.structures import Annotations, Batch, Image
+from acclimate.structures import Annotations, Batch, Detections, Image
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ class Loader:
     Creating a loader switches off OpenCV's own threads in this process: the loader's threads work on whole batches.
 
     Args:
-        source: labelled images; its boxes become the targets. Both sets are read as it is.
+        source: labelled images; its boxes become the targets. All sets are read as it is. None where there are none:
+            then its batch is None, and the others are read as `reading` says.
         target: images without labels, or None to train on the source alone.
         image_size: (height, width) of the network's canvas.
         augment: the random views. `style` and `fourier` act where there is a target.
@@ -135,6 +137,8 @@ class Loader:
         weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
         labelled: target images that a person has labelled, where there are any, and
         share: how many of them come with each batch, as a part of its size; at least one in each process.
+        reading: see `source`.
+        found: what a labeller has found in target images, by file; nothing in one that is not there.
 
     Raises:
         AcclimateError: the batch size cannot be shared out evenly.
@@ -142,7 +146,7 @@ class Loader:
 
     def __init__(
         self,
-        source: LabelledSet,
+        source: LabelledSet | None,
         target: UnlabelledSet | None,
         image_size: tuple[int, int],
         augment: AugmentConfig,
@@ -155,6 +159,8 @@ class Loader:
         weights: NDArray[np.float64] | None = None,
         labelled: LabelledSet | None = None,
         share: float = 0.25,
+        reading: Reading = DEFAULT,
+        found: Mapping[Path, Found] | None = None,
     ) -> None:
         if schedule.batch_size % world:
             raise AcclimateError(
@@ -171,17 +177,19 @@ class Loader:
         self._sizes = {_SOURCE: own, _TARGET: own, _LABELLED: max(1, round(share * own))}
         self._rank, self._world = rank, world
         self._labelled = labelled
+        self._found = found
         # A little more than the largest scale shows, so that nothing is enlarged that has pixels to give.
         self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
         self._large = large if target is not None else 1.0
         self._weights = weights
-        self.cache = ImageCache(schedule.cache_mb, source.reading)
+        self.cache = ImageCache(schedule.cache_mb, reading if source is None else source.reading)
         self._order = lru_cache(maxsize=4)(self._permutation)
         self._styles: dict[int, Statistics] = {}
         cv2.setNumThreads(0)
-        self._climate = self._fitted_climate() if target is not None and augment.weather > 0 else None
+        weather = source is not None and target is not None and augment.weather > 0
+        self._climate = self._fitted_climate() if weather else None
 
-    def batches(self, start: int = 0) -> Generator[tuple[Batch, Batch | None], None, None]:
+    def batches(self, start: int = 0) -> Generator[tuple[Batch | None, Batch | None], None, None]:
         """Endless batches from step `start` on; the target's batch is None where there is no target.
 
         Closing the iterator (or dropping it) ends its threads.
@@ -196,7 +204,7 @@ class Loader:
                 step += 1
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
         try:
-            ahead: deque[Future[tuple[Batch, Batch | None]]] = deque()
+            ahead: deque[Future[tuple[Batch | None, Batch | None]]] = deque()
             step = start
             while True:
                 while len(ahead) <= self._workers + 1:
@@ -206,9 +214,9 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def batch(self, step: int) -> tuple[Batch, Batch | None]:
+    def batch(self, step: int) -> tuple[Batch | None, Batch | None]:
         """The batch of one step, made in the calling thread."""
-        source = self._load(step, _SOURCE)
+        source = self._load(step, _SOURCE) if self._source is not None else None
         if self._target is None:
             return source, None
         target = self._load(step, _TARGET)
@@ -221,7 +229,7 @@ class Loader:
         """The images that could not be read so far, and why, by what they were for; another took each one's place."""
         damaged = self.cache.damaged
         roles = {
-            "source": self._source.paths,
+            "source": self._source.paths if self._source is not None else (),
             "target": self._target.paths if self._target is not None else (),
             "labelled": self._labelled.paths if self._labelled is not None else (),
         }
@@ -234,9 +242,10 @@ class Loader:
         other = np.empty_like(weak)
         targets: list[Annotations] = []
         enlarged = []
+        found: list[Detections] = []
         for slot, position in enumerate(range(self._rank * count, (self._rank + 1) * count)):
             rng = np.random.default_rng([self._seed, stream, step, position])
-            image, annotations = self._sample(step, position, stream)
+            path, image, annotations = self._sample(step, position, stream)
             if stream == _SOURCE and self._target is not None:
                 image = self._disguised(image, len(self._target), rng)
             if stream == _TARGET and self._large > 1:
@@ -248,8 +257,19 @@ class Loader:
                 view = masked(view, self._augment.mask_block, self._augment.mask_ratio, rng)
             other[slot] = view
             targets.append(annotations)
+            if stream == _TARGET and self._found is not None:
+                # What is in `labels` are rows of what was found, so that scores stay with their boxes.
+                rows = annotations.labels
+                seen = self._seen(path).detections
+                found.append(Detections(annotations.boxes, seen.labels[rows], seen.scores[rows]))
         large = _tensor(np.stack(enlarged).astype(np.float32)) if enlarged else None
-        return Batch(_tensor(weak), _tensor(other), None if stream == _TARGET else targets, large)
+        boxes = None if stream == _TARGET else targets
+        labelled = found if stream == _TARGET and self._found is not None else None
+        return Batch(_tensor(weak), _tensor(other), boxes, large, found=labelled)
+
+    def _seen(self, path: Path) -> Found:
+        assert self._found is not None
+        return self._found.get(path, Found((1, 1), Detections.empty()))
 
     def _enlarged(self, image: Image, rng: np.random.Generator) -> Image:
         """The view that `geometry` is about to draw, on a canvas of more pixels."""
@@ -272,7 +292,7 @@ class Loader:
         """The target's weather, from images of both domains that are evenly spread."""
         source, target = (
             [self._readable(place, stream)[1] for place in range(0, count, max(1, -(-count // CLIMATE_IMAGES)))]
-            for stream, count in ((_SOURCE, len(self._source)), (_TARGET, self._length(_TARGET)))
+            for stream, count in ((_SOURCE, self._length(_SOURCE)), (_TARGET, self._length(_TARGET)))
         )
         climate = fitted(source, target, np.random.default_rng([self._seed, _CLIMATE]))
         if climate is None:
@@ -283,18 +303,24 @@ class Loader:
             _log.info("augment.weather: %s, strength %.2f", climate.condition, climate.strength)
         return climate
 
-    def _sample(self, step: int, position: int, stream: int) -> tuple[Image, Annotations]:
+    def _sample(self, step: int, position: int, stream: int) -> tuple[Path, Image, Annotations]:
         """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
         epoch, offset = divmod(step * self._sizes[stream] * self._world + position, self._length(stream))
         index = int(self._order(stream, epoch)[offset])
         index, image = self._readable(index, stream)
+        path = self._path(index, stream)
         if stream == _TARGET:
-            return image, Annotations.empty()
+            if self._found is None:
+                return path, image, Annotations.empty()
+            seen = self._seen(path)
+            count = len(seen.detections)
+            boxes = Annotations(seen.detections.boxes, np.arange(count), np.zeros(count, bool))
+            return path, image, boxes.moved((image.shape[1] / seen.size[0], image.shape[0] / seen.size[1]))
         item = self._with_labels(stream).images[index]
         sx, sy = image.shape[1] / item.width, image.shape[0] / item.height
         if sx == sy == 1.0:
-            return image, item.annotations
-        return image, item.annotations.moved((sx, sy))
+            return path, image, item.annotations
+        return path, image, item.annotations.moved((sx, sy))
 
     def _readable(self, index: int, stream: int) -> tuple[int, Image]:
         """The image at `index`, or the next one in the set that can be read."""
@@ -335,10 +361,9 @@ class Loader:
         return self._target.paths[index]
 
     def _with_labels(self, stream: int) -> LabelledSet:
-        if stream == _SOURCE:
-            return self._source
-        assert self._labelled is not None
-        return self._labelled
+        labelled = self._source if stream == _SOURCE else self._labelled
+        assert labelled is not None
+        return labelled
 
     def _length(self, stream: int) -> int:
         if stream != _TARGET:

@@ -1,19 +1,21 @@
 """Labelled frames of the target: a type of their own, matched to the target's files by content.
 
 They come back from an annotation tool, often under another name, and are taken out of the unlabelled target. They never
-meet a test set: what is in both is refused by content, and what nearly is, is told.
+meet a test set: what is in both is refused by content, and what nearly is, is told. They choose no checkpoint, but for
+those that are held back for that.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acclimate.config import DataConfig
 from acclimate.data.compare import domain, near_duplicates
-from acclimate.data.formats import LabelledSet, UnlabelledSet
+from acclimate.data.dataset import choose
+from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet
 from acclimate.data.formats.places import same_split
 from acclimate.edge.listing import images_of
 from acclimate.errors import AcclimateError
@@ -28,15 +30,54 @@ class LabelledFrames:
 
     Attributes:
         images: the frames and their boxes; labels are indices into the detector's classes.
-        contents: SHA-256 of each frame's file.
+        contents: SHA-256 of the file of each frame, of those held back too.
         matched: how many are frames of the target folder.
-        rest: the target without them.
+        rest: the target without any of them.
+        held: frames that nothing is learnt from, as they choose the checkpoint; None without any.
     """
 
     images: LabelledSet
     contents: tuple[str, ...]
     matched: int
     rest: UnlabelledSet
+    held: LabelledSet | None = None
+
+    @property
+    def labelled(self) -> tuple[LabelledImage, ...]:
+        """All of them, those held back last."""
+        return (*self.images.images, *(self.held.images if self.held is not None else ()))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of these."""
+        return tuple(image.path for image in self.labelled)
+
+    def holding_back(self, count: int, seed: int) -> LabelledFrames:
+        """With `count` of the frames held back, evenly spread, copies of them included; with none for 0.
+
+        Raises:
+            AcclimateError: none is left to learn from, or those held back have no box to measure on.
+        """
+        if count == 0:
+            return self
+        content = {path: file_digest(path) for path in self.images.paths}
+        first = {content[path]: path for path in reversed(self.images.paths)}
+        if count >= len(first):
+            raise AcclimateError(
+                f"{self.images.name}: {count} frames to validate on, of {len(first)} that are labelled, leave none to "
+                "learn from; hold back fewer, or label more"
+            )
+        held = {content[path] for path in choose(tuple(first.values()), count, seed)}
+        parts = [
+            replace(self.images, images=tuple(one for one in self.images.images if (content[one.path] in held) == side))
+            for side in (False, True)
+        ]
+        if all(image.annotations.ignore.all() for image in parts[1].images):
+            raise AcclimateError(
+                f"{self.images.name}: the {count} frames to validate on have no box (the first: {parts[1].paths[0]}); "
+                "hold back more"
+            )
+        return replace(self, images=parts[0], held=parts[1])
 
 
 def match(images: LabelledSet, target: UnlabelledSet) -> LabelledFrames:
@@ -128,7 +169,7 @@ def refuse_early(frames: LabelledFrames, test: DataConfig) -> None:
     root = test.images or (test.path if test.path.is_dir() else test.path.parent)
     if not root.is_dir():
         return
-    own = {path.resolve().parent for path in (*frames.images.paths, *frames.rest.paths)}
+    own = {path.resolve().parent for path in (*frames.paths, *frames.rest.paths)}
     try:
         listed = images_of(root).paths
     except AcclimateError:
@@ -140,8 +181,8 @@ def refuse_early(frames: LabelledFrames, test: DataConfig) -> None:
         and (test.split is None or any(same_split(test.split, part) for part in path.relative_to(root).parts))
     ]
     where = dict.fromkeys(frames.contents, frames.images.name)
-    refuse_tested(where, among(tested, frames.images.paths, frames.contents), str(test.path))
-    pairs = _near(UnlabelledSet(frames.images.paths), UnlabelledSet(tuple(tested))) if tested else []
+    refuse_tested(where, among(tested, frames.paths, frames.contents), str(test.path))
+    pairs = _near(UnlabelledSet(frames.paths), UnlabelledSet(tuple(tested))) if tested else []
     if pairs:
         log.warning(
             "%s: %d labelled frames show nearly what images of the test set %s show (the first: %s and %s); "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import simplejpeg
@@ -13,6 +11,7 @@ from acclimate.data.formats import Problem, files, looked_for, places
 from acclimate.edge.headers import read_header
 from acclimate.edge.images import DEFAULT, Reading, decode_image, read_image
 from acclimate.errors import AcclimateError
+from acclimate.progress import in_threads
 
 _TEXTS = (".txt", ".xml", ".json", ".csv", ".yaml", ".yml")
 _BINARY = (".mat", ".tfrecord", ".tfrecords", ".parquet", ".h5", ".hdf5", ".pkl", ".npz", ".arrow")
@@ -76,16 +75,8 @@ def undecodable(
         reading: how they are read.
         progress: is called with how many of how many are done.
     """
-    bad: dict[Path, str] = {}
-    done = 0
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path, reason in zip(paths, pool.map(lambda path: _reason(path, reading), paths), strict=True):
-            done += 1
-            if reason is not None:
-                bad[path] = reason
-            if progress is not None and (done % 32 == 0 or done == len(paths)):
-                progress(done, len(paths))
-    return bad
+    reasons = in_threads(lambda path: _reason(path, reading), paths, progress)
+    return {path: reason for path, reason in reasons if reason is not None}
 
 
 def _reason(path: Path, reading: Reading) -> str | None:

@@ -20,7 +20,7 @@ from acclimate.boxes import locations
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
-from acclimate.run import digest, file_digest, write_text
+from acclimate.run import digest, file_digest, listed, write_text
 from acclimate.structures import LARGEST_CANVAS, LARGEST_SIDE
 
 FORMAT = 2
@@ -37,7 +37,7 @@ _BESIDE = re.compile(r"\..*|artifact\.json|verification[^/]*\.json|Thumbs\.db|de
 """Files that may lie in an artifact's folder without being of it: no runtime reads them."""
 
 _NOT_DECIDING: dict[str, bool | set[str]] = {
-    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "format", "sha256"), True),
+    **dict.fromkeys(("name", "source_run", "notes", "reference", "half", "suggested", "format", "sha256"), True),
     "calibration": {"empty", "foreign", "agreement", "compared"},
 }
 """Keys of the manifest that no detection depends on."""
@@ -74,11 +74,16 @@ class Decode(BaseModel):
     `ssd`: outputs `logits` (1, A, C + 1) and `offsets` (1, A, 4), A default boxes in the order of `priors`, each level
     row by row, column by column, size by size; score as of `two-stage`, and the offsets move a default box as there,
     whatever the class. `strides` has no meaning.
+
+    `queries`: outputs `logits` (1, Q, C) and `boxes` (1, Q, 4), a box a query: its centre x, y, width and height, as
+    shares of the canvas's width and height; score = sigmoid(logit). The best `max_detections` (query, class) pairs are
+    the detections: queries were trained not to repeat one another, so there is no NMS. `strides`, `nms_iou` and
+    `candidates` have no meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["dense", "two-stage", "ssd"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "queries"] = "dense"
     strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(default=(), max_length=16)
     priors: tuple[Priors, ...] = Field(default=(), max_length=32)
     """Of `ssd` alone."""
@@ -240,6 +245,9 @@ class ArtifactManifest(BaseModel):
     decode: Decode
     show_threshold: Share = 0.35
     """Score from which `predict` reports a detection unless told otherwise."""
+    suggested: dict[str, Share] = Field(default_factory=dict)
+    """Score from which to show each class: where F1 is highest on labelled images of the source. Empty, or without a
+    class, where that was not measured."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name -> SHA-256; checked before loading."""
     calibration: Calibration | None = None
@@ -265,8 +273,15 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "dense": ("logits", "distances"),
     "two-stage": ("logits", "offsets", "boxes"),
     "ssd": ("logits", "offsets"),
+    "queries": ("logits", "boxes"),
 }
 """The outputs of each kind of `Decode`, in its order."""
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Artifacts of a run, or of the runs of a job, at `folder`; or of a folder of artifacts."""
+    patterns = ("*/artifact.json", "artifacts/*/artifact.json", "*/artifacts/*/artifact.json")
+    return [file.parent for pattern in patterns for file in listed(folder, pattern)]
 
 
 def write_manifest(folder: Path, manifest: ArtifactManifest) -> ArtifactManifest:
@@ -401,6 +416,11 @@ class Artifact:
         folder = Path(folder)
         file = folder / "artifact.json"
         if not file.is_file():
+            inside = _inside(folder)
+            if inside:
+                few = ", ".join(map(str, inside[:4])) + ("" if len(inside) <= 4 else f" and {len(inside) - 4} more")
+                lies = "an artifact lies inside: name it" if len(inside) == 1 else "artifacts lie inside: name one"
+                raise AcclimateError(f"{folder}: not an artifact; {lies}, {few}")
             raise AcclimateError(f"{folder}: not an artifact (it has no artifact.json); `acclimate export` makes one")
         manifest = _read_manifest(file)
         if not manifest.files:

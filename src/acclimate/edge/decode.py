@@ -43,6 +43,8 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
         return _decode_two_stage(outputs, options, image_size)
     if options.kind == "ssd":
         return _decode_ssd(outputs, options, image_size)
+    if options.kind == "queries":
+        return _decode_queries(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = location_centres(image_size, options.strides)
     expected = len(strides)
@@ -155,6 +157,31 @@ def _decode_ssd(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tu
         row, labels = np.divmod(index, probabilities.shape[1])
         moved = moved_by(moves[able[row]].astype(np.float32), priors[able[row]])
         found.append(_finish(moved, scores, labels, options, image_size))
+    return found
+
+
+def _decode_queries(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
+    logits, boxes = outputs
+    if logits.ndim != 3 or boxes.shape != (*logits.shape[:2], 4):
+        raise AcclimateError(
+            f"the network's outputs have shapes {logits.shape} and {boxes.shape}, which are not those of queries; "
+            "export the artifact again"
+        )
+    height, width = image_size
+    found = []
+    for one, shares in zip(logits, boxes, strict=True):
+        lowest = _logit(options.score_threshold)
+        index, values = _best(np.asarray(one, np.float32).ravel(), lowest, options.max_detections)
+        where, labels = np.divmod(index, one.shape[1])
+        with np.errstate(all="ignore"):
+            scores = (1 / (1 + np.exp(-values))).astype(np.float32)
+            centres, sizes = np.split(shares[where].astype(np.float32), 2, axis=1)
+            corners = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
+            corners *= np.array([width, height] * 2, np.float32)
+            usable = np.isfinite(corners).all(axis=1)
+            corners = clip(corners, image_size)
+            usable &= area(corners) > 0
+        found.append(Detections(corners[usable], labels[usable].astype(np.int64), scores[usable]))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, overload
@@ -13,10 +12,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
+from acclimate import machine
 from acclimate.edge import video
-from acclimate.edge.artifact import OUTPUTS, Artifact
+from acclimate.edge.artifact import OUTPUTS, Artifact, ArtifactManifest
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
 from acclimate.edge.engines import engine
@@ -24,6 +23,7 @@ from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
 from acclimate.errors import AcclimateError
+from acclimate.progress import counting
 from acclimate.run import locked, write_text, writing
 from acclimate.structures import Detections, Image
 
@@ -43,6 +43,9 @@ Picture: TypeAlias = str | Path | NDArray[Any] | PilImage
 
 _ORIENTATION = 0x0112
 """EXIF's tag of it."""
+
+Lowest: TypeAlias = float | dict[str, float]
+"""The lowest score that is reported: of all, or of each class in the artifact's order."""
 
 RESULTS = "detections.json"
 PROGRESS = "detections.jsonl"
@@ -68,7 +71,7 @@ class Predictor:
             AcclimateError: its runtime is not installed or does not accept the model file, or what the network gives
                 is not what the manifest says.
         """
-        cores = os.cpu_count() or 1
+        cores = machine.usable_cores()
         if not 1 <= threads <= cores:
             raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
         self.artifact = artifact
@@ -83,7 +86,7 @@ class Predictor:
         shapes = ", ".join(str(tuple(np.shape(output))) for output in outputs)
         if len(outputs) != len(OUTPUTS[manifest.decode.kind]) or any(output.dtype.kind != "f" for output in outputs):
             raise AcclimateError(f"{where}: the network's outputs {shapes} are not those of {manifest.decode.kind}")
-        channels = len(manifest.classes) + (manifest.decode.kind != "dense")
+        channels = len(manifest.classes) + (manifest.decode.kind in {"two-stage", "ssd"})
         if outputs[0].ndim != 3 or outputs[0].shape[0] != 1 or outputs[0].shape[2] != channels:
             raise AcclimateError(
                 f"{where}: the network's outputs {shapes} are not for {len(manifest.classes)} classes; "
@@ -178,6 +181,7 @@ def predict_folder(
     out: Path,
     *,
     threshold: float | None = None,
+    suggested: bool = False,
     threads: int = 1,
     console: Console | None = None,
 ) -> Path:
@@ -200,6 +204,8 @@ def predict_folder(
             or a video. What counts as an image is the same for every verb; see `edge.listing`.
         out: the folder to write.
         threshold: lowest score that is reported; None means the artifact's own.
+        suggested: take the score of each class that the artifact suggests, and `threshold` for a class without one;
+            `threshold` in detections.json is then a score for each class.
         threads: of the network.
         console: where progress and the summary go.
 
@@ -211,7 +217,7 @@ def predict_folder(
     """
     predictor = Predictor.load(artifact, threads)
     source, out = Path(source), Path(out)
-    lowest = predictor.manifest.show_threshold if threshold is None else threshold
+    lowest = _lowest(predictor.manifest, threshold, suggested)
     with locked(out, "predict"):
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -220,7 +226,23 @@ def predict_folder(
         return _predict_images(predictor, source, out, lowest, console)
 
 
-def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
+def _lowest(manifest: ArtifactManifest, threshold: float | None, suggested: bool) -> Lowest:
+    one = manifest.show_threshold if threshold is None else threshold
+    if not suggested:
+        return one
+    if not manifest.suggested:
+        raise AcclimateError(
+            f"{manifest.name}: suggests no thresholds; evaluate its run on labelled images of the source (acclimate "
+            "evaluate RUN --source SET) and export it again, or give --threshold"
+        )
+    return {name: manifest.suggested.get(name, one) for name in manifest.classes}
+
+
+def _by_class(lowest: Lowest) -> float | NDArray[np.float32]:
+    return np.array(list(lowest.values()), np.float32) if isinstance(lowest, dict) else lowest
+
+
+def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: Lowest, console: Console | None) -> Path:
     listed = images_of(source, without=out / "images")
     paths = listed.paths
     header = _header(predictor, source, lowest)
@@ -238,7 +260,7 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float
     complete = False
     try:
         with writing(out), open(out / PROGRESS, "a") as progress:
-            for path in _shown(paths, console):
+            for path in _shown(paths, console, len(paths)):
                 if str(path) in kept:
                     continue
                 entry = _predict_image(predictor, path, out, pictures[path], lowest)
@@ -257,12 +279,12 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: float
     return file
 
 
-def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lowest: float) -> dict[str, Any]:
+def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lowest: Lowest) -> dict[str, Any]:
     try:
         image = read_image(path, predictor.manifest.reading)
     except AcclimateError as error:
         return {"file": str(path), "problem": str(error)}
-    detections = predictor(image).above(lowest)
+    detections = predictor(image).above(_by_class(lowest))
     drawn = draw(image, detections, predictor.manifest.classes)
     target = out / picture
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +299,7 @@ def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lo
     }
 
 
-def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float, console: Console | None) -> Path:
+def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: Lowest, console: Console | None) -> Path:
     frames: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
     complete = False
@@ -297,7 +319,7 @@ def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float,
                         size = f"{height_width[1]} x {height_width[0]}"
                         told = f"{source}: from frame {len(frames)} on frames have {size} pixels"
                         problems.append({"file": str(source), "problem": told})
-                    detections = predictor(frame).above(lowest)
+                    detections = predictor(frame).above(_by_class(lowest))
                     writer.write(draw(frame, detections, predictor.manifest.classes), time_s)
                     found = as_json(detections, predictor.manifest.classes)
                     frames.append({"frame": len(frames), "time_s": round(time_s, 4), "detections": found})
@@ -311,7 +333,7 @@ def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: float,
     return file
 
 
-def _header(predictor: Predictor, source: Path, lowest: float) -> dict[str, Any]:
+def _header(predictor: Predictor, source: Path, lowest: Lowest) -> dict[str, Any]:
     manifest = predictor.manifest
     return {
         "format": 1,
@@ -389,10 +411,10 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _shown(items: Iterable[Any], console: Console | None, total: int | None = None) -> Iterator[Any]:
-    if console is None:
-        yield from items
-    else:
-        yield from track(items, description="detecting", total=total or None, console=console, transient=True)
+    with counting(console, "detecting", lines=0) as tick:
+        for done, item in enumerate(items, 1):
+            yield item
+            tick(done, max(done, total or 0))
 
 
 def _summarise(

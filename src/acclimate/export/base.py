@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -251,6 +251,7 @@ def annotate(
     reference: Reference | None = None,
     mixed: MixedPrecision | None = None,
     calibration: Calibration | None = None,
+    suggested: Mapping[str, float] | None = None,
     identity: str | None = None,
 ) -> Artifact:
     """`artifact` with what its manifest lacks, which is what is given; on disk too.
@@ -269,6 +270,7 @@ def annotate(
             "reference": artifact.manifest.reference if reference is None else reference,
             "mixed": artifact.manifest.mixed if mixed is None else mixed,
             "calibration": artifact.manifest.calibration if calibration is None else calibration,
+            "suggested": artifact.manifest.suggested if suggested is None else dict(suggested),
             "notes": artifact.manifest.notes.model_copy(update={} if identity is None else {"identity": identity}),
         }
     )

@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from acclimate.errors import AcclimateError
 from acclimate.models import checkpoint
 from acclimate.models import weights as pretrained
+from acclimate.models.plain_vit import PlainVisionTransformer, is_plain
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -68,6 +69,13 @@ class Backbone(nn.Module):
             reductions = list(probe.feature_info.reduction())
         except (RuntimeError, AttributeError, TypeError):
             raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
+        config = getattr(timm.create_model(name), "pretrained_cfg", {})
+        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
+        self.std = tuple(config.get("std", IMAGENET_STD))
+        if is_plain(reductions):
+            plain = PlainVisionTransformer(name, self.strides)
+            self.body, self.channels, self._fixed_until = plain, plain.channels, []
+            return
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
             raise AcclimateError(f"model.strides: {name!r} has levels of stride {reductions}, not {missing}")
@@ -76,9 +84,6 @@ class Backbone(nn.Module):
         if max(strides) < max(reductions):
             _drop_unused(body)
         self.channels = tuple(body.feature_info.channels())
-        config = getattr(timm.create_model(name), "pretrained_cfg", {})
-        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
-        self.std = tuple(config.get("std", IMAGENET_STD))
         info = getattr(body.feature_info, "info", [])
         self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
         self.body = body
@@ -275,7 +280,9 @@ def _automatic(backbone: Backbone, name: str) -> str:
 def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -> None:
     full = {k: v for k, v in timm.create_model(name).state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    own = backbone.body.state_dict()
+    # The pyramid behind a plain transformer is trained from nothing.
+    body = backbone.body.encoder if isinstance(backbone.body, PlainVisionTransformer) else backbone.body
+    own = body.state_dict()
     wanted = [key for key in own if not key.endswith("num_batches_tracked")]
     if not all(_key(key, state) for key in wanted):
         fits = len(state) == len(full) and all(
@@ -289,7 +296,7 @@ def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -
     absent = [key for key in wanted if key not in matched]
     if shapes or (absent and backbone.norm != "group"):
         raise AcclimateError(f"model.weights: {where} does not fit {name!r} at {(shapes + absent)[0]!r}")
-    backbone.body.load_state_dict(matched, strict=False)
+    body.load_state_dict(matched, strict=False)
 
 
 def _key(key: str, state: dict[str, Tensor]) -> str | None:

@@ -18,7 +18,7 @@ PREFIXES = ("module.", "_orig_mod.")
 
 
 def tensors(file: Path) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file or of a torch checkpoint, on the CPU; nothing in the file is run.
+    """Tensors by name, in their shapes, of a .safetensors file or a torch checkpoint, on the CPU; nothing in it is run.
 
     Raises:
         AcclimateError: there is no such file, or it holds no such table.

@@ -33,6 +33,7 @@ KINDS = {
     "dense": "acclimate.models.dense:DenseDetector",
     "slimmable": "acclimate.models.slimmable:SlimmableDetector",
     "ssd": "acclimate.models.ssd:SSDDetector",
+    "transformers": "acclimate.models.transformers:TransformersDetector",
     "two-stage": "acclimate.models.two_stage:TwoStageDetector",
 }
 """The detectors: what `DetectorSpec.kind` may be, and the class it names."""
@@ -105,6 +106,20 @@ class SsdSpec(BaseModel):
     max_detections: int = 100
 
 
+class TransformersSpec(BaseModel):
+    """What determines a detector of `transformers`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: dict[str, Any]
+    """The library's own configuration, without the names of the classes."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of the pixels in 0..1."""
+    checkpoint: str = ""
+    """The folder or hub name that its weights start from; not looked at once it is trained."""
+
+
 class DetectorSpec(BaseModel):
     """Everything that determines a detector's graph; saved beside the weights as spec.json."""
 
@@ -131,6 +146,8 @@ class DetectorSpec(BaseModel):
     """For the kind "two-stage" alone."""
     ssd: SsdSpec | None = None
     """For the kind "ssd" alone."""
+    transformers: TransformersSpec | None = None
+    """For the kind "transformers" alone."""
     choices: tuple[float, ...] = ()
     """For the kind "slimmable" alone: the widths that each of its stages may have."""
     widths: tuple[float, ...] | None = None
@@ -146,12 +163,15 @@ class DetectorSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ClassRows:
-    """How the outputs of a layer belong to classes: (groups, background + classes, each), flattened in this order."""
+    """How the outputs of a layer belong to classes: (groups, background + classes + last, each), flattened in this
+    order."""
 
     groups: int = 1
     background: int = 1
     """1 where the first of them is the background."""
     each: int = 1
+    last: int = 0
+    """How many behind those of the classes belong to none."""
 
 
 class Detector(nn.Module, ABC):
@@ -269,6 +289,9 @@ def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFA
     Raises:
         AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
     """
+    if config.kind == "transformers":
+        spec: DetectorSpec = _class(config.kind).specify(config, classes, reading)
+        return spec
     backbone, channels, depth = PRESETS[config.size]
     strides = config.strides or (8, 16, 32)
     height, width = config.image_size
@@ -372,10 +395,14 @@ def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") 
     Raises:
         AcclimateError: an unknown kind or backbone, or weights that do not fit.
     """
-    if spec.kind not in KINDS:
-        raise AcclimateError(f"spec: unknown kind of detector {spec.kind!r} (known: {', '.join(KINDS)})")
-    detector: Detector = pkgutil.resolve_name(KINDS[spec.kind])(spec, weights)
+    detector: Detector = _class(spec.kind)(spec, weights)
     return detector
+
+
+def _class(kind: str) -> Any:
+    if kind not in KINDS:
+        raise AcclimateError(f"spec: unknown kind of detector {kind!r} (known: {', '.join(KINDS)})")
+    return pkgutil.resolve_name(KINDS[kind])
 
 
 def save(detector: Detector, folder: Path) -> None:

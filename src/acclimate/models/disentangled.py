@@ -64,12 +64,6 @@ class SeparateLayersHead(RoiHead):
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._predict(*self.pooled(features, proposals))
 
-    def losses(
-        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
-    ) -> dict[str, Tensor]:
-        logits, offsets, anchors = self(features, proposals)
-        return {"roi_class": class_loss(logits, labels), "roi_box": box_loss(offsets, anchors, labels, matched)}
-
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         hidden: Tensor = self.class_layers(self.pooled(features, boxes)[0].flatten(2))
         return hidden

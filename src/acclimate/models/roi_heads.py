@@ -63,7 +63,6 @@ class RoiHead(nn.Module, ABC):
             boxes (B, K, 4) that the offsets are relative to: the proposals, or where the head has moved them to.
         """
 
-    @abstractmethod
     def losses(
         self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
     ) -> dict[str, Tensor]:
@@ -75,6 +74,8 @@ class RoiHead(nn.Module, ABC):
             labels: (B, K) int64: -1 is left out of every loss, 0 is background, c + 1 an object of class c.
             matched: (B, K, 4), the labelled box of each proposal; anything where the label is not above 0.
         """
+        logits, offsets, anchors = self(features, proposals)
+        return {"roi_class": class_loss(logits, labels), "roi_box": box_loss(offsets, anchors, labels, matched)}
 
     @abstractmethod
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -116,15 +117,6 @@ class SiblingHead(RoiHead):
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.instances(features, proposals)
         return self.classify(hidden), self.regress(hidden).view(*proposals.shape[:2], -1, 4), proposals
-
-    def losses(
-        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
-    ) -> dict[str, Tensor]:
-        logits, offsets, anchors = self(features, proposals)
-        return {
-            "roi_class": class_loss(logits, labels),
-            "roi_box": box_loss(offsets, anchors, labels, matched),
-        }
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         pooled = self.pool(features, boxes).flatten(0, 1)

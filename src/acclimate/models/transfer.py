@@ -113,10 +113,11 @@ def _with_rows(
 ) -> Tensor:
     """`own` with the rows of the background and of these pairs of classes (its index, the other's) from `theirs`."""
     mine, given = (
-        tensor.view(layer.groups, layer.background + count, layer.each, *tensor.shape[1:])
+        tensor.view(layer.groups, layer.background + count + layer.last, layer.each, *tensor.shape[1:])
         for tensor, count in zip((own.clone(), theirs), counts, strict=True)
     )
     every = [(0, 0)] * layer.background + [(layer.background + a, layer.background + b) for a, b in pairs]
+    every += [(mine.shape[1] - 1 - i, given.shape[1] - 1 - i) for i in range(layer.last)]
     if every:
         to, source = (torch.tensor(index) for index in zip(*every, strict=True))
         mine[:, to] = given[:, source]

@@ -133,6 +133,31 @@ def fetch(name: str, to: Path | None = None) -> tuple[Path, str]:
     return copy, digest
 
 
+def snapshot(name: str, files: tuple[str, ...] = ()) -> Path:
+    """The folder of a model on the hub, by its name there, with those of `files` that it has, or all; the cache's where
+    it is there.
+
+    Raises:
+        AcclimateError: it is not here and cannot be had.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    key = offline()
+    try:
+        if key:
+            raise OSError(f"downloads are switched off ({key})")
+        with silenced():
+            return Path(snapshot_download(name, allow_patterns=list(files) or None, etag_timeout=TIMEOUT_S))
+    except Exception as error:  # the hub's client and its transport raise many unrelated types
+        raise AcclimateError(
+            f"{name}: neither a folder nor in the hub's cache, and the hub gives none ({_reason(error)}); fetch it "
+            "where there is a network and give its folder"
+        ) from None
+
+
 def offline() -> str:
     """The variable that switches downloads off, or nothing."""
     return next((key for key in OFFLINE_KEYS if os.environ.get(key, "").upper() in {"1", "ON", "YES", "TRUE"}), "")

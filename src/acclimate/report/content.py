@@ -85,6 +85,8 @@ class Artifact:
     checks: tuple[Check, ...]
     stale: bool = False
     """It was verified, and replaced since."""
+    suggested: Mapping[str, float] = field(default_factory=dict)
+    """The score from which to show each class, as its manifest suggests."""
     device: str = ""
     """Where it was verified; empty for the machine of the run folder. On each it is an artifact of its own."""
     doubts: tuple[str, ...] = ()
@@ -385,6 +387,7 @@ def _artifact(
         checks = verified.checks if budget is None else verified.against(budget)
     return Artifact(
         manifest.name, manifest.runtime, manifest.precision, manifest.classes, facts, verified, checks, stale,
+        manifest.suggested,
         str(verified.machine.get("device") or "") if verified else "",
         tuple(manifest.calibration.doubts()) if manifest.calibration is not None else (),
     )  # fmt: skip

@@ -302,10 +302,16 @@ def _record(group: Group, row: Row) -> dict[str, Any]:
 def _numbers(v: Verification) -> dict[str, float | None]:
     s = v.score
     benches = {str(bench.threads): bench.median_ms for bench in v.benches}
+    a = v.accuracy[s.data] if s else None
+    intervals = {
+        "ap50": a.ap50_interval if a else None, "ap": a.ap_interval if a else None, "ap50_drop": v.drop_interval
+    }  # fmt: skip
     return {
         "ap50": s.ap50 if s else None,
-        "ap": v.accuracy[s.data].artifact_ap if s else None,
+        "ap": a.artifact_ap if a else None,
         "ap50_drop": v.drop,
+        **{f"{name}_low": interval[0] if interval else None for name, interval in intervals.items()},
+        **{f"{name}_high": interval[1] if interval else None for name, interval in intervals.items()},
         "latency_ms": v.latency.median_ms,
         "latency_p95_ms": v.latency.p95_ms,
         "latency_1_thread_ms": benches.get("1"),

@@ -17,9 +17,11 @@ from acclimate.errors import AcclimateError
 from acclimate.evaluate import Change
 from acclimate.installation import hint
 from acclimate.report import content as gathering
-from acclimate.report import pictures, verdict
+from acclimate.report import pictures, series, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
 from acclimate.report.health import health
+from acclimate.report.sections import advice, classwise, labels, outcomes
+from acclimate.report.sections import pair as pairs
 from acclimate.run import write_text
 
 if TYPE_CHECKING:
@@ -63,6 +65,18 @@ def write(
     return write_text(file, page)
 
 
+def write_series(runs: Sequence[Path], out: Path) -> Path:
+    """Write the comparison of a series of runs or jobs to `out`, as `write` does; returns the file.
+
+    Raises:
+        AcclimateError: see `series.compare`; or `out` cannot be written, or jinja2 is not installed.
+    """
+    out = Path(out)
+    file = out / "report.html" if out.is_dir() or out.suffix.lower() not in {".html", ".htm"} else out
+    page = _environment().get_template("series.html").render(series.context(series.compare(runs)))
+    return write_text(file, page)
+
+
 def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -92,6 +106,8 @@ def _context(content: Content, title: str) -> dict[str, Any]:
     from markupsafe import Markup
 
     target = content.target
+    both = pairs.pair(content)
+    scored = outcomes.section(content, both)
     return {
         "title": title,
         "css": Markup((Path(__file__).parent / "page.css").read_text()),
@@ -122,7 +138,12 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "measured": [s for s in content.subjects if s.artifact],
         "details": {s.label: _details(s) for s in content.subjects if s.artifact},
         "target": target,
-        "gallery": _gallery(content),
+        # What is scored box by box says more than the same pictures without the truth.
+        "gallery": None if scored and scored["shown"] else _gallery(content),
+        "outcomes": scored,
+        "classwise": classwise.section(content, both),
+        "labels": labels.section(content),
+        "advice": advice.section(content, both),
         "problems": _all_problems(content),
         "data_sets": [row for part in content.parts for row in _data_sets(part)],
         "facts": {part.label: list(_flat(part.run.manifest.notes, skip=_LEFT_OUT)) for part in content.parts},

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from acclimate.edge.images import DEFAULT, Reading, read_image
@@ -22,6 +23,8 @@ from acclimate.structures import Detections
 
 LONGEST = 480
 """Longest side of a stored picture in pixels."""
+CROP = 160
+"""Longest side of a stored region in pixels."""
 
 
 class Boxes(BaseModel):
@@ -90,16 +93,7 @@ def save(
     """
     pictures = []
     for path, found in zip(images, detections, strict=True):
-        image = read_image(path, reading)
-        height, width = image.shape[:2]
-        scale = min(1.0, longest / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-        done, data = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-        if not done:
-            raise AcclimateError(f"{path}: could not be stored as a JPEG; remove it or convert it to 8-bit RGB")
-        name = f"images/{digest(str(path), longest)}.jpg"
-        write_bytes(run.path / "pictures" / name, np.asarray(data, np.uint8).tobytes())
+        name, size, (width, height) = keep(run, path, reading, longest)
         kept = found.above(0.05)
         factors = np.array([size[0] / width, size[1] / height] * 2)
         boxes = (kept.boxes.astype(np.float64) * factors).round(1)
@@ -118,6 +112,66 @@ def save(
         )
     album = Album(model=model, classes=tuple(classes), threshold=threshold, pictures=tuple(pictures))
     return run.write(f"pictures/{model}.json", album)
+
+
+def keep(
+    run: Run, path: Path, reading: Reading = DEFAULT, longest: int = LONGEST
+) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """Store a small copy of an image; its name below `pictures/`, and the sizes (width, height) of copy and image.
+
+    Raises:
+        AcclimateError: the image cannot be read, or the folder cannot be written.
+    """
+    image = read_image(path, reading)
+    height, width = image.shape[:2]
+    size = stored_size(width, height, longest)
+    name = _name(str(path), longest)
+    _write(run, name, path, cv2.resize(image, size, interpolation=cv2.INTER_AREA) if size != (width, height) else image)
+    return name, size, (width, height)
+
+
+def keep_crop(run: Run, path: Path, region: tuple[int, int, int, int], reading: Reading = DEFAULT) -> None:
+    """Store the region (xyxy, whole pixels) of an image, a small one enlarged to `CROP` pixels, a large one reduced.
+
+    Raises:
+        AcclimateError: the image cannot be read, or the folder cannot be written.
+    """
+    image = read_image(path, reading)
+    x1, y1, x2, y2 = region
+    part = np.ascontiguousarray(image[y1:y2, x1:x2])
+    if not part.size:
+        raise AcclimateError(f"{path}: is smaller than it was when it was evaluated; evaluate again")
+    scale = CROP / max(part.shape[:2])
+    size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
+    resized = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    _write(run, _name(str(path), region), path, resized)
+
+
+def stored_size(width: int, height: int, longest: int = LONGEST) -> tuple[int, int]:
+    """(width, height) of the small copy of an image."""
+    scale = min(1.0, longest / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _name(*of: object) -> str:
+    return f"images/{digest(*of)}.jpg"
+
+
+def _write(run: Run, name: str, path: Path, image: NDArray[Any]) -> None:
+    done, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
+    if not done:
+        raise AcclimateError(f"{path}: could not be stored as a JPEG; remove it or convert it to 8-bit RGB")
+    write_bytes(run.path / "pictures" / name, np.asarray(data, np.uint8).tobytes())
+
+
+def uri_of(run: Run, path: str, longest: int = LONGEST) -> str | None:
+    """The stored copy of an image as a data URI; None where there is none."""
+    return _uri(run, _name(path, longest))
+
+
+def crop_uri(run: Run, path: str, region: tuple[int, int, int, int]) -> str | None:
+    """The stored region of an image as a data URI; None where there is none."""
+    return _uri(run, _name(path, region))
 
 
 def load(run: Run, model: str = "eager") -> Album | None:
@@ -142,8 +196,12 @@ def load(run: Run, model: str = "eager") -> Album | None:
 
 def data_uri(run: Run, picture: Picture) -> str | None:
     """The stored JPEG as a data URI, or None where it is not in the run's `pictures` folder."""
+    return _uri(run, picture.image)
+
+
+def _uri(run: Run, name: str) -> str | None:
     folder = (run.path / "pictures").resolve()
-    file = (folder / picture.image).resolve()
+    file = (folder / name).resolve()
     if not file.is_relative_to(folder) or not file.is_file():
         return None
     return "data:image/jpeg;base64," + base64.b64encode(file.read_bytes()).decode()

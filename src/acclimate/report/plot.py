@@ -109,6 +109,7 @@ def lines(
     marker: tuple[float, str] | None = None,
     zero: bool = False,
     x_name: str = "step",
+    span: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Markup:
     """Curves over a common x.
 
@@ -119,12 +120,15 @@ def lines(
         marker: (x, text) of a vertical line.
         zero: whether the y axis begins at 0.
         x_name: what x is.
+        span: what x and y go over, (low, high) each; None is what the curves cover.
     """
     curves = [Line(c.label, thin(c.points), c.colour, c.dashed, c.marks) for c in curves]
     xs = [x for c in curves for x, _ in c.points] + ([marker[0]] if marker else [])
     y_axis = axis([y for c in curves for _, y in c.points], zero=zero, count=3)
     low, high = (min(xs), max(xs)) if xs else (0.0, 1.0)
     x_axis = Axis(low, high if high > low else low + 1.0)
+    if span is not None:
+        x_axis, y_axis = Axis(*span[0]), axis(span[1], count=4)
     parts = [_horizontal_grid(y_axis)]
     inner = [
         Markup('<polyline class="curve s-{}{}" points="{}"/>').format(
@@ -232,7 +236,9 @@ def scatter(
     marks = sorted(marks, key=lambda m: not m.label)
     named = [m for m in marks if m.label]
     xs = [x_axis.at(m.x) for m in named] + [0.0] * len(levels)
-    heights = [height * (1 - y_axis.at(y) / 100) for y in [m.y for m in named] + [y for _, y, _ in levels]]
+    # A level's name stands above its line.
+    heights = [height * (1 - y_axis.at(m.y) / 100) for m in named]
+    heights += [height * (1 - y_axis.at(y) / 100) - 9 for _, y, _ in levels]
     rows = _spread(list(zip(xs, heights, strict=True)), height)
     parts += [
         Markup('<g><title>{}</title><circle class="mark s-{}" cx="{:.2f}%" cy="{:.2f}%" r="4"/></g>').format(
@@ -264,7 +270,7 @@ def scatter(
             Markup(
                 '<line class="level s-{}" x1="0" x2="100%" y1="{:.2f}%" y2="{:.2f}%"/>'
                 '<text class="level-name" x="6" y="{:.1f}">{}</text>'
-            ).format(colour, 100 - y_axis.at(y), 100 - y_axis.at(y), text_y - 5, name)
+            ).format(colour, 100 - y_axis.at(y), 100 - y_axis.at(y), text_y + 4, name)
         )
     return _frame(parts, height, label, "scatter")
 
@@ -272,13 +278,13 @@ def scatter(
 def _spread(places: Sequence[tuple[float, float]], height: float, apart: float = 17.0) -> list[float]:
     """Rows in pixels for labels at `places` (x in per cent, row in pixels), such that near ones do not touch.
 
-    From the top down, a label that is less than `apart` from one already placed within a third of the width goes
+    From the top down, a label that is less than `apart` from one already placed within half of the width goes
     below it, or where the plot ends above it.
     """
     placed: dict[int, float] = {}
     for i in sorted(range(len(places)), key=lambda i: places[i][1]):
         x, row = places[i]
-        near = sorted(placed[j] for j in placed if abs(places[j][0] - x) < 34)
+        near = sorted(placed[j] for j in placed if abs(places[j][0] - x) < 50)
         wanted = row
         for other in near:
             if abs(other - wanted) < apart:

@@ -16,7 +16,7 @@ from acclimate.errors import AcclimateError
 from acclimate.evaluate import Change
 from acclimate.report.content import Artifact, Content, Score, Subject, changed
 from acclimate.run import Run
-from acclimate.verification.judge import TOLERANCE, Check, not_learnt
+from acclimate.verification.judge import MUCH, TOLERANCE, Check, not_learnt
 
 Tone = Literal["good", "bad", "neutral"]
 NO_GAP = 0.01
@@ -24,8 +24,6 @@ NO_GAP = 0.01
 NO_CHANGE = 0.005
 """Half a point of AP50: a smaller change is called none."""
 
-MUCH = 0.05
-"""Five points of AP50: a class that loses as many is named even where chance may have done it."""
 CLASSES = 6
 """So many classes are named in one sentence."""
 OTHERS = 3

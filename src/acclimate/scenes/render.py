@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from acclimate.config import FIELD_OF_VIEW
 from acclimate.scenes import street
 from acclimate.structures import Annotations, Image
 
@@ -56,7 +57,7 @@ class Camera:
             pinhole would show at r (1 + k r^2) / (1 + k). Positive is pincushion, negative barrel; the corners stay.
     """
 
-    fov_deg: float = 52.0
+    fov_deg: float = FIELD_OF_VIEW
     height_m: float = 1.55
     pitch_deg: float = 3.0
     distortion: float = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from acclimate.config import ScenesConfig
+from acclimate.config import FIELD_OF_VIEW, ScenesConfig
 from acclimate.data import weather
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.run import digest, locked, write_bytes, write_text, writing
@@ -42,6 +42,7 @@ def generate(
     seed: int = 0,
     condition: str | None = None,
     strength: float = 1.0,
+    field_of_view: float = FIELD_OF_VIEW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a data set in COCO's format: `out/images/*.jpg` and `out/annotations.json`.
@@ -56,6 +57,7 @@ def generate(
         seed: sets of different seeds share no scene.
         condition: None for clear weather, or one of `weather.CONDITIONS`.
         strength: of the condition; 1 is strong.
+        field_of_view: of the camera, horizontal, degrees; a narrow one shows fewer and larger objects.
         progress: told after every image.
 
     Returns:
@@ -77,13 +79,19 @@ def generate(
         "condition": condition,
         "strength": strength if condition else None,
     }
+    if field_of_view != FIELD_OF_VIEW:
+        # Left out otherwise, as in sets that were made before it could be chosen.
+        info["field_of_view"] = field_of_view
+    camera = Camera(fov_deg=field_of_view)
+    if condition == "camera":
+        camera = changed_camera(camera, strength)
     index = out / "annotations.json"
     partial = out / "annotations.partial.jsonl"
     if index.exists():
         found = _read_info(index)
         if found == info and _all_there(index):
-            with contextlib.suppress(OSError):
-                # Of a process that was killed when all was there.
+            # What a process left that was killed when all was there; a set that can only be read is done all the same.
+            with contextlib.suppress(AcclimateError, OSError), locked(out, "scenes"):
                 partial.unlink(missing_ok=True)
             return index
         if found != info:
@@ -94,7 +102,7 @@ def generate(
             (out / "images").mkdir(parents=True, exist_ok=True)
             with open(partial, "a") as log:
                 for number in range(len(records), images):
-                    records.append(_write_scene(out, number, size, seed, condition, strength))
+                    records.append(_write_scene(out, number, size, seed, condition, strength, camera))
                     log.write(json.dumps(records[-1]) + "\n")
                     log.flush()
                     if progress is not None:
@@ -106,11 +114,16 @@ def generate(
 
 
 def _write_scene(
-    out: Path, number: int, size: tuple[int, int], seed: int, condition: str | None, strength: float
+    out: Path,
+    number: int,
+    size: tuple[int, int],
+    seed: int,
+    condition: str | None,
+    strength: float,
+    camera: Camera,
 ) -> dict[str, Any]:
     """Render image `number`, write its JPEG, and return its line of the set's log."""
     state = np.random.SeedSequence([seed, number]).generate_state(2, np.uint64)
-    camera = changed_camera(Camera(), strength) if condition == "camera" else Camera()
     scene = render(int(state[0]), size, camera)
     image = scene.image
     if condition is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages
+from acclimate.adapt.source_statistics import kept
 from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, finishing, merge, parse
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
@@ -29,6 +30,7 @@ def adapt(
     overrides: Sequence[str] = (),
     *,
     labelled: DataConfig | None = None,
+    asked: str | Path | None = None,
     config: Config | None = None,
     console: Console | None = None,
 ) -> Run:
@@ -47,7 +49,9 @@ def adapt(
         overrides: `key=value`, changes of the configuration.
         labelled: a few target images that came back from an annotation tool. They are a type of their own
             (`data.labelled`): taken out of the unlabelled target, refused where they meet the test set, and never
-            looked at to choose the checkpoint.
+            looked at to choose the checkpoint, but for `adapt.labelled.validation` of them, which do nothing else.
+        asked: the folder of `ask` that they were labelled in, so that it is told what became of the boxes drawn there;
+            not needed where they lie in it.
         config: takes the place of the source run's; its `schedule` is the adaptation's.
         console: where progress goes.
 
@@ -61,12 +65,13 @@ def adapt(
         update: dict[str, Any] = {"target": Path(target)}
         if labelled is not None:
             update["labelled"] = labelled
-        return recipe(parent, _configured(parent, config, overrides).model_copy(update=update))
+        question = None if asked is None else Path(asked)
+        return recipe(parent, _configured(parent, config, overrides).model_copy(update=update), question)
 
     return carry_out("adapt", out, prepare, console)
 
 
-def recipe(parent: Run, config: Config) -> Recipe:
+def recipe(parent: Run, config: Config, asked: Path | None = None) -> Recipe:
     """What `adapt` does with the detector of a finished run and a configuration that names a target.
 
     Raises:
@@ -75,12 +80,18 @@ def recipe(parent: Run, config: Config) -> Recipe:
     from acclimate.models import detector as models
 
     return prepared(
-        config, parent.path, models.specification(parent.path), lambda: models.load(parent.path), weights_of(parent)
-    )
+        config, parent.path, models.specification(parent.path), lambda: models.load(parent.path), weights_of(parent),
+        asked,
+    )  # fmt: skip
 
 
 def prepared(
-    config: Config, parent: Path, spec: DetectorSpec, detector: Callable[[], Detector], weights: str
+    config: Config,
+    parent: Path,
+    spec: DetectorSpec,
+    detector: Callable[[], Detector],
+    weights: str,
+    asked: Path | None = None,
 ) -> Recipe:
     """What `adapt` does with a detector, whether it is trained already or not yet.
 
@@ -90,24 +101,34 @@ def prepared(
         spec: the detector's.
         detector: makes it.
         weights: SHA-256 of its weights.
+        asked: the folder of `ask` that the labelled frames of the configuration come from, if any.
 
     Raises:
         AcclimateError: see `adapt`.
     """
-    config = _with_labels(config)
-    if config.source is None or config.target is None:
-        raise AcclimateError(
-            f"{parent}: its configuration names no source data set, and adaptation keeps it in the mix"
-        )
     from acclimate.adapt.methods import method, uses_target
     from acclimate.data import formats
 
+    config = _with_labels(config)
+    if config.source is None:
+        alone = {"adapt": config.adapt.without("supervised"), "augment": config.augment.without_source()}
+        config = config.model_copy(update=alone)
+    if config.target is None:
+        raise AcclimateError(f"{parent}: adapting needs a target; name a folder of images")
     adapts = uses_target(config)
     target = formats.unlabelled(config.target)
     frames = _labelled(config, spec, target)
     if frames is not None:
         target = frames.rest
-    images = formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
+    held = None if frames is None else frames.held
+    origin = None
+    if (images := _source(config, spec)) is None:
+        origin = kept(Run.open(parent))
+        source, rates = "source-free", origin.boxes_per_image()
+    else:
+        source = stages.labelled_digest(images)
+        rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
+    annotated = () if frames is None else (frames.images, *((frames.held,) if frames.held is not None else ()))
     settings = stages.plain(config, "seed", "augment", "adapt", "schedule")
     taught = taught_by(config)
     return Recipe(
@@ -117,21 +138,40 @@ def prepared(
         config=config,
         schedule=config.schedule,
         inputs=Inputs(settings, {"the source run": weights, **taught}, images, target if adapts else None,
-            frames.images if frames is not None else None),
+            *((frames.images, frames.held) if frames is not None else ())),
         identity=(
-            "adapt", settings, stages.labelled_digest(images), stages.unlabelled_digest(target) if adapts else None,
-            weights, *taught.values(), *([stages.labelled_digest(frames.images)] if frames is not None else []),
+            "adapt", settings, source, stages.unlabelled_digest(target) if adapts else None,
+            weights, *taught.values(), *(stages.labelled_digest(one) for one in annotated),
         ),
         detector=detector,
         method=lambda made, source: method(config.adapt, made, source, config.seed),
         warm=False,
         start=lambda _: f"the source run {parent}",
         parents=(str(parent),),
-        facts=_facts(frames),
-        keep=lambda run, average, console: _keep(config, parent, images, target.paths, run, average, console)
+        origin=origin,
+        facts=_facts(frames, config.labelled, asked),
+        keep=lambda run, average, console: _keep(config, parent, rates, target.paths, held, run, average, console)
         if adapts
         else None,
     )  # fmt: skip
+
+
+def _source(config: Config, spec: DetectorSpec) -> LabelledSet | None:
+    """The labelled source images; None where the configuration names none.
+
+    Raises:
+        AcclimateError: it names some that are not there, or cannot be used.
+    """
+    if config.source is None:
+        return None
+    from acclimate.data import formats
+
+    if not config.source.path.exists():
+        raise AcclimateError(
+            f"{config.source.path}: the source images are not there; bring them back, name where they are "
+            "(source.path=FOLDER), or adapt without them: source=none"
+        )
+    return formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
 
 
 def _with_labels(config: Config) -> Config:
@@ -159,17 +199,25 @@ def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> Labe
 
     refuse_untouched(config.labelled.path)
     images = formats.read(config.labelled, spec.classes, masks=spec.has_masks, reading=spec.reading)
-    frames = match(images, target)
+    frames = match(images, target).holding_back(config.adapt.labelled.validation, config.seed)
     if config.target_test is not None:
         refuse_early(frames, config.target_test)
     return frames
 
 
-def _facts(frames: LabelledFrames | None) -> dict[str, Any]:
-    """What the manifest says of labelled frames; their contents, so that no test set ever holds them."""
-    if frames is None:
+def _facts(frames: LabelledFrames | None, labelled: DataConfig | None, asked: Path | None) -> dict[str, Any]:
+    """What the manifest says of labelled frames: their contents, so that no test set ever holds them, and what a person
+    made of the boxes that were drawn for them."""
+    if frames is None or labelled is None:
         return {}
+    from acclimate.select.ask import question, review
+
     told = {**stages.describe(frames.images), "matched": frames.matched, "sha256": list(frames.contents)}
+    if frames.held is not None:
+        told["validation"] = stages.describe(frames.held)
+    where = question.read(asked) if asked is not None else question.around(labelled.path)
+    if where is not None:
+        told["corrections"] = review.corrections(where.asked, frames.labelled).model_dump()
     return {"labelled": told}
 
 
@@ -196,16 +244,22 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
 def _keep(
     config: Config,
     parent: Path,
-    images: LabelledSet,
+    rates: Sequence[float],
     target: tuple[Path, ...],
+    held: LabelledSet | None,
     run: Run,
     average: Detector,
     console: Console | None,
 ) -> None:
-    """Choose the checkpoint without labels, its BatchNorm describing the target alone where that is asked for."""
+    """Choose the checkpoint, its BatchNorm describing the target alone where that is asked for.
+
+    Without labels, unless some frames were `held` back to choose it.
+    """
     from acclimate.adapt.engine import checkpoint, checkpoints
     from acclimate.models import detector as models
     from acclimate.select.score import choose_checkpoint
+    from acclimate.select.validation import FILE as VALIDATION
+    from acclimate.select.validation import choose_validated
 
     if config.adapt.retakes_statistics:
         for file in checkpoints(run).values():
@@ -215,11 +269,14 @@ def _keep(
     if not config.adapt.finishing:
         # What it was before is a candidate too: an adaptation that harms is not kept.
         write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
-    rates = [boxes / len(images) for boxes in stages.class_boxes(images).values()]
     with counting(console, "checkpoints scored without labels") as tick:
         selection = choose_checkpoint(
             average, checkpoints(run), target, config.augment, config.seed, rates, progress=tick
         )
+    if held is not None:
+        with counting(console, "checkpoints measured on the frames held back") as tick:
+            selection, validation = choose_validated(average, checkpoints(run), held, selection, tick)
+        run.write(VALIDATION, validation)
     run.write("selection.json", selection)
     if console is not None:
         step = selection.chosen_step

@@ -17,8 +17,13 @@ from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
+    from acclimate.adapt.source_statistics import SourceStatistics
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
+
+
+SIZES = ("nano", "tiny", "small")
+"""Of a student that is named by its size alone."""
 
 
 def distil(
@@ -32,17 +37,17 @@ def distil(
 ) -> Run:
     """Train a small detector that learns from a large one, on its source and on unlabelled images of the target.
 
-    A student of its own model has the teacher's kind, canvas, strides and classes unless
-    told otherwise, starts from its backbone's weights and trains for the schedule `train`; one that is a run trains on
-    for `schedule`. Everything else is the teacher's configuration, but for
-    the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the student
-    learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run keeps the
-    averaged weights of the last step.
+    A student of its own model has the teacher's kind, canvas, strides and classes unless told otherwise (of a teacher
+    of `transformers` it is a dense detector with strides of its own), starts from its backbone's weights and trains for
+    the schedule `train`; one that is a run trains on for `schedule`. Everything else is the teacher's configuration,
+    but for the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the
+    student learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run
+    keeps the averaged weights of the last step.
 
     Args:
         teacher: the finished run of the large detector.
-        student: the run of a detector to start from, a TOML file with a [model] section (and others where they are to
-            differ), or one `key=value`.
+        student: the run of a detector to start from, the name of a size (`nano`, `tiny`, `small`), a TOML file with a
+            [model] section (and others where they are to differ), or one `key=value`.
         out: the run folder to write.
         overrides: `key=value`, changes of the configuration.
         target: a folder of unlabelled images, or a .txt list of paths; None learns on the source alone.
@@ -112,7 +117,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     )  # fmt: skip
 
 
-def _method(config: Config, detector: Detector, source: LabelledSet) -> Method:
+def _method(config: Config, detector: Detector, source: LabelledSet | SourceStatistics) -> Method:
     from acclimate.adapt.methods import method
 
     chosen = method(config.adapt, detector, source, config.seed)
@@ -139,11 +144,15 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
         start = stages.finished(path)
         values["model"] = stages.configuration(start).model.model_dump(mode="json")
     else:
-        # A bank's student is a plain detector.
-        kind = "dense" if spec.get("kind", "dense") == "slimmable" else spec.get("kind", "dense")
+        # A bank's student is a plain detector, and so is a transformer's: it is for where that does not run.
+        teachers = spec.get("kind", "dense")
+        kind = "dense" if teachers in {"slimmable", "transformers"} else teachers
+        strides = None if teachers == "transformers" else spec["strides"]
         sections = {name: values["model"][name] for name in ("two_stage", "ssd")}
-        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": spec["strides"], **sections}
-        if "=" in student and not path.exists():
+        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": strides, **sections}
+        if student in SIZES and not path.exists():
+            changes.insert(0, f"model.size={student}")
+        elif "=" in student and not path.exists():
             changes.insert(0, student)
         else:
             more = read(path)

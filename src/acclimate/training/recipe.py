@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import stages, trackers
+from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError, Interrupted
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
     from acclimate.data.dataset import Loader
     from acclimate.data.formats import LabelledSet, UnlabelledSet
+    from acclimate.data.scored import Found
     from acclimate.models.detector import Detector, DetectorSpec
 
 
@@ -50,6 +52,7 @@ class Recipe:
         warm: whether the averaged weights start afresh, as the detector's are not trained yet.
         start: what the detector starts from, for the manifest.
         parents: the runs that it is made from.
+        origin: what is kept of the source, where its images are not there.
         facts: more for the manifest.
         keep: given the run, the averaged detector and the console, does what is left once it is trained.
     """
@@ -62,12 +65,20 @@ class Recipe:
     inputs: Inputs
     identity: tuple[Any, ...]
     detector: Callable[[], Detector]
-    method: Callable[[Detector, LabelledSet], Method]
+    method: Callable[[Detector, LabelledSet | SourceStatistics], Method]
     warm: bool
     start: Callable[[Detector], str]
     parents: tuple[str, ...] = ()
+    origin: SourceStatistics | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
+
+    @property
+    def source(self) -> LabelledSet | SourceStatistics:
+        """The labelled source images, or what is kept of them."""
+        source = self.inputs.source or self.origin
+        assert source is not None
+        return source
 
     @property
     def manifest(self) -> Manifest:
@@ -101,8 +112,10 @@ def carry_out(verb: str, out: str | Path, prepare: Callable[[], Recipe], console
 def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     import torch
 
+    from acclimate.adapt import source_statistics
     from acclimate.adapt.engine import accelerator, fit
     from acclimate.adapt.objective import Objective
+    from acclimate.adapt.source_free import measure_source
     from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
@@ -113,10 +126,9 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         return begun
     if begun is not None and begun.has(FILE):
         inputs = inputs.in_the_places_of(begun.read(FILE))
-    assert inputs.source is not None
     torch.manual_seed(config.seed)
     detector = recipe.detector()
-    method = recipe.method(detector, inputs.source)
+    method = recipe.method(detector, inputs.source or recipe.source)
     by_domain = inputs.target is not None and config.adapt.by_domain
     objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
     loader = Loader(
@@ -126,19 +138,27 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         weights=_drawn(detector, inputs.source, inputs.target, config),
         labelled=inputs.labelled,
         share=config.adapt.labelled_share,
+        reading=detector.spec.reading,
+        found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     if acc.is_main_process and console is not None:
         _tell_problems(inputs, console)
     facts = {**_facts(recipe, detector, inputs), "method": method.names}
     with stages.running(run, acc, config, facts):
-        with _noting_left_out(run, loader, acc, console):
+        sent = trackers.tracked(run, config.model_dump(mode="json", exclude_none=True))
+        tracking = sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None)
+        with tracking as track, _noting_left_out(run, loader, acc, console):
             fit(
                 run, objective, loader, schedule, acc,
-                transforms=method.transforms, console=console, title=recipe.title,
+                transforms=method.transforms, console=console, title=recipe.title, track=track,
             )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
+            origin = recipe.source
+            if not isinstance(origin, SourceStatistics):
+                origin = measure_source(objective.average, origin)
+            run.write(source_statistics.FILE, origin)
             models.save(objective.average, run.path)
     return run
 
@@ -147,12 +167,10 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
     """What the manifest says of a training: what it started from, the sets and the detector."""
     from acclimate.models import detector as models
 
-    assert inputs.source is not None
     facts = {
         "start": recipe.start(detector),
         **recipe.facts,
-        "source": stages.describe(inputs.source),
-        "class_boxes": stages.class_boxes(inputs.source),
+        **_source_facts(recipe, inputs),
         "parameters": models.parameters(detector),
         "repeat": stages.repeat(),
     }
@@ -160,6 +178,13 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]
         problems = [str(problem) for problem in inputs.target.problems]
         facts["target"] = {"images": len(inputs.target), "problems": problems[:20], "problem_count": len(problems)}
     return facts
+
+
+def _source_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    if inputs.source is not None:
+        return {"source": stages.describe(inputs.source), "class_boxes": stages.class_boxes(inputs.source)}
+    assert recipe.origin is not None
+    return {"source": recipe.origin.describe(), "class_boxes": recipe.origin.boxes, "source_free": True}
 
 
 def _tell_problems(inputs: Inputs, console: Console) -> None:
@@ -208,11 +233,13 @@ def _noting_left_out(run: Run, loader: Loader, acc: Accelerator, console: Consol
 
 
 def _drawn(
-    detector: Detector, images: LabelledSet, target: UnlabelledSet | None, config: Config
+    detector: Detector, images: LabelledSet | None, target: UnlabelledSet | None, config: Config
 ) -> NDArray[np.float64] | None:
     """How often each source image is drawn, (N,), as `augment.balance` says; None for all alike."""
     from acclimate.data.balance import by_class, by_counts
 
+    if images is None:
+        return None
     boxes = [image.annotations for image in images.images]
     if config.augment.balance == "classes":
         return by_class(boxes, len(images.classes))
@@ -221,6 +248,16 @@ def _drawn(
     from acclimate.adapt.teacher import counted
 
     return by_counts(boxes, list(stages.class_boxes(images).values()), counted(detector, images, target, config.seed))
+
+
+def _found(config: Config, detector: Detector, target: UnlabelledSet | None) -> dict[Path, Found] | None:
+    """What a labeller has found in the target images, where the method learns from one."""
+    file = config.adapt.found
+    if file is None or target is None:
+        return None
+    from acclimate.data import scored
+
+    return scored.read(file).of(target.paths, detector.spec.classes, file)
 
 
 def specified(config: Config, classes: tuple[str, ...], reading: Reading = DEFAULT) -> DetectorSpec:
@@ -257,11 +294,12 @@ def rehearse(recipe: Recipe) -> None:
 
     from acclimate.adapt.objective import Objective
 
-    source = recipe.inputs.source
-    assert source is not None
+    source = recipe.source
     state = torch.random.get_rng_state()
     detector = recipe.detector()
-    method = recipe.method(detector, replace(source, images=source.images[:1]))
+    if not isinstance(source, SourceStatistics):
+        source = replace(source, images=source.images[:1])
+    method = recipe.method(detector, source)
     Objective(detector, method.terms, recipe.schedule.ema, warm=recipe.warm)
     torch.random.set_rng_state(state)
 
@@ -272,22 +310,34 @@ def weights_of(run: Run) -> str:
 
 
 def started_from(config: Config) -> dict[str, str]:
-    """The weights of the run that `model.start` names, which must be finished, by what they are; empty without one.
+    """The weights that a detector to be trained starts from, by what they are: of the run that `model.start` names,
+    which must be finished, and of a checkpoint of `transformers`; empty where there are neither.
 
     Raises:
-        AcclimateError: it is not.
+        AcclimateError: the run is not finished, or there is no such checkpoint.
     """
-    start = config.model.start
-    return {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    start, checkpoint = config.model.start, config.model.transformers.checkpoint
+    begun = {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    if config.model.kind == "transformers" and start is None and config.model.weights != "none":
+        from acclimate.models.transformers import digest_of, folder_of
+
+        begun[f"the checkpoint {checkpoint}"] = digest_of(folder_of(checkpoint))
+    return begun
 
 
 def taught_by(config: Config) -> dict[str, str]:
-    """The weights of the runs that the configuration's method learns from, which must be finished, by what they are.
+    """What the configuration's method learns from beside images, by what it is: the weights of runs, which must be
+    finished, and a labeller's labels.
 
     Raises:
-        AcclimateError: one is not.
+        AcclimateError: a run is not finished, or the file of labels is not there.
     """
-    return {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+    taught = {f"the run {path}": weights_of(stages.finished(path)) for path in config.adapt.runs}
+    for what, file in config.adapt.files.items():
+        if not file.is_file():
+            raise AcclimateError(f"adapt: {what}: no such file")
+        taught[what] = file_digest(file)
+    return taught
 
 
 def recalibrated(average: Detector, paths: tuple[Path, ...], seed: int) -> None:

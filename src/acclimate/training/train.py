@@ -54,6 +54,8 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
 
     images = formats.read(data, masks=config.model.has_masks)
     spec = specified(config, images.classes, images.reading)
+    # The canvas of a checkpoint is known once it has been read; where none was named, it is the run's.
+    config = config.model_copy(update={"model": config.model.model_copy(update={"image_size": spec.image_size})})
     settings = stages.plain(config, "seed", "model", "augment", "train")
     started = started_from(config)
     return Recipe(

@@ -26,6 +26,8 @@ SPREAD = 0.5
 """Above this distance of the quartiles in medians, likewise, where the system tells nothing better."""
 CONTENTION = 2.0
 """What processor time may grow by because others use the same caches: beyond it a latency is too long in any case."""
+MUCH = 0.05
+"""Five points of AP50: a class that loses as many is named even where chance may have done it."""
 LEARNT = 0.1
 """Below this AP50 on its own domain a detector has learnt next to nothing."""
 

@@ -369,6 +369,7 @@ def _accuracy(
     content: str,
     gains: bool,
 ) -> Accuracy:
+    from acclimate import diagnosis
     from acclimate.evaluate import average_precision, relabel
 
     on, called = device.machine.get("device"), manifest.name
@@ -386,7 +387,11 @@ def _accuracy(
     ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {on}" if on else called)
     if reference.run is not None:
         try:
-            reference.run.write(f"evaluations/{'.'.join([name, called, *where(device.machine)])}.json", ours)
+            stem = ".".join([name, called, *where(device.machine)])
+            size = manifest.image_size
+            seen = diagnosis.diagnose(renamed, truth, data=name, role=role, model=ours.model, image_size=size)
+            diagnosis.save(reference.run, stem, seen)
+            reference.run.write(f"evaluations/{stem}.json", ours)
         except AcclimateError as error:
             notes.append(f"the evaluation was not stored: {error}")
     accuracy = Accuracy(

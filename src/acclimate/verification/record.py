@@ -21,7 +21,17 @@ from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Comparison, Interval
 from acclimate.run import listed, read_json, write_text
-from acclimate.verification.judge import Check, Measured, Verdict, at_least, disturbance, judge, not_learnt, verdict
+from acclimate.verification.judge import (
+    MUCH,
+    Check,
+    Measured,
+    Verdict,
+    at_least,
+    disturbance,
+    judge,
+    not_learnt,
+    verdict,
+)
 
 Role = Literal["source", "target"]
 PARITY_SCORE = 0.3
@@ -227,6 +237,13 @@ class Verification(BaseModel):
         return max(drops, default=None)
 
     @property
+    def drop_interval(self) -> Interval | None:
+        """Of `drop`, 95 %; None where it cannot be told."""
+        worst = [a for a in self.accuracy.values() if a.difference_ap50 is not None and -a.difference_ap50 == self.drop]
+        found = worst[0].export.ap50.interval if worst and worst[0].export is not None else None
+        return (-found[1], -found[0]) if found is not None else None
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against how the artifact was calibrated, a line each."""
         return tuple(self.calibration.doubts()) if self.calibration is not None else ()
@@ -237,14 +254,16 @@ class Verification(BaseModel):
         return not_learnt(self.source_ap50)
 
     def changed(self) -> Iterator[str]:
-        """Classes whose AP50 differs from source-only's by more than chance, the largest loss first."""
+        """Classes whose AP50 differs from source-only's by more than chance, or has fallen far, the largest loss
+        first."""
         for accuracy in self.accuracy.values():
             if accuracy.role == "target" and accuracy.gain is not None:
-                clear = [(name, change) for name, change in accuracy.gain.classes.items() if change.clear]
-                for name, change in sorted(clear, key=lambda item: item[1].difference):
-                    yield (
-                        f"{name} {100 * change.before:.1f} -> {100 * change.after:.1f} ({100 * change.difference:+.1f})"
-                    )
+                changes = sorted(accuracy.gain.classes.items(), key=lambda item: item[1].difference)
+                for name, change in changes:
+                    if change.clear or change.difference <= -MUCH:
+                        chance = "" if change.clear else ", which chance may have done"
+                        told = f"{name} {100 * change.before:.1f} -> {100 * change.after:.1f}"
+                        yield f"{told} ({100 * change.difference:+.1f}{chance})"
 
 
 def save(artifact: Path, verification: Verification) -> Path:

@@ -33,15 +33,18 @@ class Compared:
     problem: str = ""
 
 
-def print_compared(compared: Sequence[Compared], console: Console) -> None:
-    """One row an artifact, its verdict first; below, why one was not measured, and each artifact's notes."""
+def print_compared(compared: Sequence[Compared], console: Console, *, score: bool = False) -> None:
+    """One row an artifact, its verdict first; below, why one was not measured, and each artifact's notes.
+
+    With `score` there are columns for accuracy over time and over energy, see `record.Score`.
+    """
     several = len({one.path.parent for one in compared}) > 1
     measured = [one.verification for one in compared if one.verification is not None]
     threads = sorted({bench.threads for v in measured for bench in v.benches})
-    rows = [("artifact", *headings(threads))]
+    rows = [("artifact", *headings(threads, score=score))]
     for one in compared:
         v = one.verification
-        found = cells(v, threads) if v is not None else ("not measured", *"-" * (len(rows[0]) - 2))
+        found = cells(v, threads, score=score) if v is not None else ("not measured", *"-" * (len(rows[0]) - 2))
         rows.append((str(one.path) if several else one.path.name, *found))
     print_rows(rows, 1, console)
     for one in compared:
@@ -54,28 +57,30 @@ def print_compared(compared: Sequence[Compared], console: Console) -> None:
         console.print("note: energy is not told by this machine, or not to this user", highlight=False, soft_wrap=True)
 
 
-def headings(threads: Sequence[int]) -> tuple[str, ...]:
+def headings(threads: Sequence[int], *, score: bool = True) -> tuple[str, ...]:
     """What the cells of `cells` are, the verdict first."""
     latencies = [f"ms, {count} thread{'s' * (count > 1)} (p95)" for count in threads]
-    return ("verdict", "AP50", "AP", "drop", *latencies, "mJ", "MB memory", "MB size", "AP50/min", "AP50/Wh")
+    accuracy = ("AP50 (95 %)", "AP (95 %)", "drop (95 %)")
+    of_score = ("AP50/min", "AP50/Wh") if score else ()
+    return ("verdict", *accuracy, *latencies, "mJ", "MB memory", "MB size", *of_score)
 
 
-def cells(verification: Verification, threads: Sequence[int]) -> tuple[str, ...]:
+def cells(verification: Verification, threads: Sequence[int], *, score: bool = True) -> tuple[str, ...]:
     """A verification as a row of a table, with the latencies on so many `threads`; a dash is what was not measured."""
     v, s = verification, verification.score
     benches = {bench.threads: bench for bench in v.benches}
     found = [benches.get(count) for count in threads]
+    a = v.accuracy[s.data] if s else None
     return (
         verdict(v),
-        _number(s.ap50 if s else None, ".3f"),
-        _number(v.accuracy[s.data].artifact_ap if s else None, ".3f"),
-        _number(v.drop, "+.4f"),
+        _within(s.ap50 if s else None, a.ap50_interval if a else None, ".3f"),
+        _within(a.artifact_ap if a else None, a.ap_interval if a else None, ".3f"),
+        _within(v.drop, v.drop_interval, "+.4f"),
         *("-" if bench is None else f"{bench.median_ms:.2f} ({bench.p95_ms:.2f})" for bench in found),
         _number(v.latency.energy_mj, ".1f"),
         f"{v.peak_memory_mb:.0f}",
         f"{v.size_mb:.2f}",
-        _number(s.ap50_per_minute if s else None, ".3f"),
-        _number(s.ap50_per_wh if s else None, ".3f"),
+        *(_number(getattr(s, name) if s else None, ".3f") for name in ("ap50_per_minute", "ap50_per_wh") if score),
     )
 
 
@@ -104,8 +109,13 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value + 0.0, form)
 
 
-def print_verification(verification: Verification, console: Console) -> None:
-    """The verdict first, then each limit, then what was measured."""
+def _within(value: float | None, interval: Interval | None, form: str) -> str:
+    """A number, with its interval where that is known."""
+    return _number(value, form) if interval is None else f"{_number(value, form)} ({_interval(interval, form)})"
+
+
+def print_verification(verification: Verification, console: Console, *, score: bool = False) -> None:
+    """The verdict first, then each limit, then what was measured; with `score` also accuracy over time and energy."""
     v = verification
     if v.first:
         console.print(v.first, style="bold red", markup=False, highlight=False)
@@ -133,7 +143,7 @@ def print_verification(verification: Verification, console: Console) -> None:
     if v.checks:
         console.print(table)
     if v.accuracy:
-        table = Table("set", "images", "AP50", "95 %", "eager", "difference", "95 %", "AP", "eager", box=None)
+        table = Table("set", "images", "AP50", "95 %", "eager", "difference", "95 %", "AP", "95 %", "eager", box=None)
         for name, a in v.accuracy.items():
             table.add_row(
                 name,
@@ -144,6 +154,7 @@ def print_verification(verification: Verification, console: Console) -> None:
                 "-" if a.difference_ap50 is None else f"{a.difference_ap50:+.4f}",
                 _interval(a.export.ap50.interval if a.export else None, "+.4f"),
                 f"{a.artifact_ap:.3f}",
+                _interval(a.ap_interval, ".3f"),
                 "-" if a.eager_ap is None else f"{a.eager_ap:.3f}",
             )
         console.print(table)
@@ -167,7 +178,7 @@ def print_verification(verification: Verification, console: Console) -> None:
     ]
     if b.energy_mj is not None:
         lines.append(f"energy {b.energy_mj:.1f} mJ an image, all that runs on the processor included")
-    if v.score is not None:
+    if score and v.score is not None:
         lines.append(_score_line(v.score))
     if v.parity is not None:
         lines += _parity_lines(v.parity)

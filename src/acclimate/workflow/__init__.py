@@ -29,9 +29,11 @@ from acclimate.workflow.delivery import (
 )
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
+from acclimate.workflow.labelling import label
 from acclimate.workflow.searching import Search, search
-from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes
+from acclimate.workflow.showing import compare, convert, data, init, leaderboard, report, scenes, summary
 from acclimate.workflow.taking import take, weights
+from acclimate.workflow.tuning import Trial, Tuned, tune
 
 __all__ = [
     "Draw",
@@ -40,6 +42,8 @@ __all__ = [
     "Question",
     "Role",
     "Search",
+    "Trial",
+    "Tuned",
     "adapt",
     "agent",
     "ask",
@@ -50,6 +54,7 @@ __all__ = [
     "evaluate",
     "export",
     "init",
+    "label",
     "leaderboard",
     "package",
     "predict",
@@ -58,8 +63,10 @@ __all__ = [
     "scenes",
     "search",
     "slim",
+    "summary",
     "take",
     "train",
+    "tune",
     "unpack",
     "verify",
     "verify_all",

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 2000
 """Frames that the detector looks at, at most; evenly spread over more."""
+FRAMES = 16
+"""Frames that a person is asked to label unless told otherwise."""
+REVIEW = "review"
+"""The way of no choice."""
 SHOWN = 0.25
 """Score from which a box is a pre-annotation: a box that is false is removed faster than one is drawn."""
 
@@ -31,11 +35,12 @@ def ask(
     target: str | Path,
     out: str | Path,
     *,
-    frames: int = 16,
+    frames: int | None = None,
     way: str | None = None,
     asked: Sequence[str | Path] = (),
     threshold: float = SHOWN,
     seed: int | None = None,
+    review: bool = False,
     console: Console | None = None,
 ) -> Question:
     """Choose frames of `target` for a person to label, and write them with the detector's boxes as pre-annotations.
@@ -48,11 +53,13 @@ def ask(
         run: a finished run.
         target: a folder of images, such as what `watch` has collected.
         out: a new or an empty folder.
-        frames: how many, at most. Near-duplicates are never asked twice, so there may be fewer.
+        frames: how many, at most; 16, or with `review` all. Near-duplicates are never asked twice, so there may be
+            fewer.
         way: one of `select.ask.WAYS`.
         asked: folders with frames that were asked before; neither they nor what looks like them is asked again.
         threshold: score from which a box is a pre-annotation.
         seed: of everything random; by default the run's.
+        review: choose nothing: every frame is written, near-duplicates too, the one with the most doubtful boxes first.
         console: where progress goes.
 
     Raises:
@@ -62,8 +69,12 @@ def ask(
     stages.one_process("ask")
     from acclimate.select import ask as asking
 
-    way = way or asking.DEFAULT
-    asking.check(way)
+    if review and way is not None:
+        raise AcclimateError(f"ask: --review takes every frame, so there is nothing to choose by --way {way}")
+    way = REVIEW if review else way or asking.DEFAULT
+    if not review:
+        asking.check(way)
+        frames = frames or FRAMES
     parent = stages.finished(Path(run))
     with locked(Path(out), "ask"):
         return _ask(parent, Path(target), Path(out), frames, way, asked, threshold, seed, console)
@@ -73,7 +84,7 @@ def _ask(
     parent: Run,
     target: Path,
     out: Path,
-    frames: int,
+    frames: int | None,
     way: str,
     asked: Sequence[str | Path],
     threshold: float,
@@ -82,6 +93,7 @@ def _ask(
 ) -> Question:
     from acclimate.data import formats
     from acclimate.select import ask as asking
+    from acclimate.select.ask.review import ordered
 
     unlabelled = formats.unlabelled(target)
     seed = parent.manifest.seed if seed is None else seed
@@ -92,9 +104,9 @@ def _ask(
     )  # fmt: skip
     if (known := _known(out, identity, console)) is not None:
         return known
-    seen, repeated = _seen(parent, unlabelled, earlier, seed, way == "mining", console)
-    choices = asking.choose(way, seen, frames)
-    if console is not None and len(choices) < frames:
+    seen, repeated = _seen(parent, unlabelled, earlier, seed, way, console)
+    choices = ordered(seen, threshold)[:frames] if way == REVIEW else asking.choose(way, seen, frames or FRAMES)
+    if console is not None and frames is not None and len(choices) < frames:
         console.print(
             f"{len(choices)} frames and not {frames}: {repeated} of {target} show what another one shows, or one that "
             "was asked before",
@@ -139,7 +151,7 @@ def _seen(
     unlabelled: object,
     earlier: Sequence[Path],
     seed: int,
-    pastes: bool,
+    way: str,
     console: Console | None,
 ) -> tuple[Seen, int]:
     """The frames that differ, as the run's detector sees them, and how many others there are."""
@@ -162,13 +174,15 @@ def _seen(
     if earlier:
         before = domain("target", "asked before", formats.UnlabelledSet(tuple(earlier)), size).looks
     left, repeated = distinct(looks, before)
+    if way == REVIEW:
+        left, repeated = [path for path in looks if path not in before], 0
     if not left:
         raise AcclimateError(
             f"{paths[0].parent}: nothing is left to ask: each of its {len(looks)} frames shows what one shows that was "
             "asked before; collect others"
         )
     source: LabelledSet | None = None
-    if pastes and config.source is not None:
+    if way == "mining" and config.source is not None:
         source = formats.read(config.source, detector.spec.classes, reading=detector.spec.reading)
     with counting(console, "frames looked at") as tick:
         return look(detector, left, config.augment, seed, source, tick), repeated
@@ -179,12 +193,13 @@ def _pre_annotated(seen: Seen, choices: Sequence[Choice], threshold: float) -> L
     import numpy as np
 
     from acclimate.data.formats import LabelledImage, LabelledSet
+    from acclimate.select.ask.review import by_doubt
     from acclimate.structures import Annotations
 
     images = []
     for choice in choices:
         placed = seen.placed[choice.index]
-        found = placed.to_image(seen.plain[choice.index].above(threshold))
+        found = placed.to_image(by_doubt(seen.plain[choice.index].above(threshold)))
         boxes = Annotations(found.boxes, found.labels, np.zeros(len(found), bool))
         images.append(LabelledImage(seen.paths[choice.index], placed.height, placed.width, boxes))
     spec = seen.detector.spec
@@ -193,10 +208,11 @@ def _pre_annotated(seen: Seen, choices: Sequence[Choice], threshold: float) -> L
 
 def _frames(seen: Seen, choices: Sequence[Choice], images: LabelledSet, threshold: float) -> tuple[AskedFrame, ...]:
     from acclimate.data.write import file_names
+    from acclimate.select.ask.review import by_doubt
 
     frames = []
     for choice, image, name in zip(choices, images.images, file_names(images.images), strict=True):
-        found = seen.placed[choice.index].to_image(seen.plain[choice.index].above(threshold))
+        found = seen.placed[choice.index].to_image(by_doubt(seen.plain[choice.index].above(threshold)))
         boxes = [
             AskedBox(
                 box=(float(left), float(top), float(right), float(bottom)),
@@ -236,8 +252,9 @@ def _write(out: Path, images: LabelledSet, answer: Asked) -> Asked:
 def _told(answer: Asked) -> str:
     """Why each frame was chosen, as a text."""
     lines = [
-        f"{len(answer.frames)} of {answer.looked_at} different frames of {answer.target}, chosen by {answer.way}.",
-        f"The boxes are those of {answer.run}: correct them, and add what is missing.",
+        f"{len(answer.frames)} of {answer.looked_at} frames of {answer.target}, "
+        + ("the most doubtful first." if answer.way == REVIEW else f"different ones, chosen by {answer.way}."),
+        f"The boxes are those of {answer.run}, the most doubtful first: correct them, and add what is missing.",
         "",
     ]
     lines += [f"{frame.file}: {frame.why}; {len(frame.boxes)} boxes to correct" for frame in answer.frames]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import diagnosis, stages
 from acclimate.config import Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
@@ -145,6 +145,8 @@ def artifact_of(
 
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
     asked = [] if tolerance is None else [tolerance, _contents(compared)]
+    suggested = diagnosis.suggested(run)
+    asked += [suggested] if suggested else []
     identity = digest(
         file_digest(run.path / "model.safetensors"), runtime, precision, _contents(calibration), _contents(domain),
         exporter(runtime).made_with(), *asked,
@@ -174,6 +176,7 @@ def artifact_of(
         reference=monitor.reference(Predictor(artifact), domain or own),
         mixed=mixed,
         calibration=judge(artifact, base.frozen_copy(detector), calibration, own, run.manifest.seed),
+        suggested=suggested,
         identity=identity,
     )
     if console is not None and (half := artifact.manifest.half) is not None:
@@ -563,6 +566,7 @@ def predict(
     out: str | Path,
     *,
     threshold: float | None = None,
+    suggested: bool = False,
     threads: int = 1,
     expected: Expected = "",
     console: Console | None = None,
@@ -588,4 +592,6 @@ def predict(
     from acclimate.edge.predict import predict_folder
 
     with opened(Path(artifact), expected) as folder:
-        return predict_folder(folder, Path(images), Path(out), threshold=threshold, threads=threads, console=console)
+        return predict_folder(
+            folder, Path(images), Path(out), threshold=threshold, suggested=suggested, threads=threads, console=console
+        )

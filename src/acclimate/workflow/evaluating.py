@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import diagnosis, stages, trackers
 from acclimate.config import DataConfig, parse
 from acclimate.progress import counting
 from acclimate.run import Evaluation, Role, Run, counted, digest, locked
@@ -27,7 +27,8 @@ def evaluate(
     hindsight: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
-    """AP of a run's eager detector on a labelled set; saved as evaluations/NAME.json of the run.
+    """AP of a run's eager detector on a labelled set; saved as evaluations/NAME.json of the run, and where it is right
+    and wrong as diagnoses/NAME.json.
 
     This is the place, with `verify`, where target labels are read; nothing chooses by it.
 
@@ -54,14 +55,17 @@ def _evaluate(
     from acclimate.adapt.engine import checkpoints
     from acclimate.data import formats
     from acclimate.data.labelled import refuse_tested
-    from acclimate.evaluate import evaluate_detector
+    from acclimate.evaluate import average_precision, evaluate_detector, predictions_of
     from acclimate.models import detector as models
     from acclimate.select.score import rank
 
     detector = models.to_device(models.load(run.path))
     truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     refuse_tested(stages.labelled_frames(run), truth.paths, name)
-    result = evaluate_detector(detector, truth, name, role)
+    found = predictions_of(detector, truth, name)
+    result = average_precision(found, truth, data=name, role=role)
+    size = detector.spec.image_size
+    diagnosis.save(run, name, diagnosis.diagnose(found, truth, data=name, role=role, image_size=size))
     run.write(f"evaluations/{name}.json", result)
     selection = run.selection()
     if hindsight and selection is not None:
@@ -72,6 +76,9 @@ def _evaluate(
         run.write("selection.json", rank(selection, scores))
     if hindsight and run.has("search/candidates.json"):
         _widths_in_hindsight(run, detector, truth, name, role, console)
+    last = max((int(line.get("step", 0)) for line in run.metrics()), default=0)
+    with trackers.tracked(run, {}) as track:
+        track(last, {f"{name}/ap50": result.ap50, f"{name}/ap": result.ap})
     sets = {**run.manifest.notes.get("evaluated_on", {}), name: {**data.model_dump(mode="json"), "role": role}}
     evaluated = {**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))}
     run.note(evaluated=evaluated, evaluated_on=sets)

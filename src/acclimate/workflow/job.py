@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from acclimate import stages
+from acclimate import __version__, diagnosis, stages
 from acclimate.config import Config, DataConfig
 from acclimate.errors import AcclimateError, WaitingError
+from acclimate.inputs import FILE as INPUTS
+from acclimate.progress import Logged, Overview, Stage, overview
 from acclimate.run import Role, Run, digest, locked
 from acclimate.training import adapt as adapting
 from acclimate.training import train as training
@@ -32,6 +35,10 @@ FOLDERS = ("source", "baseline", "adapted", "oracle")
 """The runs of a job."""
 ASKED = "ask"
 """The folder of its frames to label."""
+NEXT_ASKED = "next"
+"""And of those that would help most once it is adapted."""
+LOG = "run.log"
+"""What a job said, each line with its time, of every call."""
 PICTURES = 6
 """Target images that the report shows before and after."""
 
@@ -75,16 +82,76 @@ def run(config: Config, *, console: Console | None = None) -> Job:
     stages.one_process("run")
     from acclimate import export as exporting
 
+    console = Logged(console, config.out / LOG)
     exporting.check(config.export.runtime, config.export.precisions, "export.precisions")
     with contextlib.ExitStack() as stack:
         # Nobody else may write into any of its folders until the report is there.
         for name in ("", *FOLDERS):
             stack.enter_context(locked(config.out / name, "run"))
-        return _run(config, console)
+        stack.enter_context(console.warnings())
+        console.note(f"acclimate {__version__}: {' '.join(sys.argv)}")
+        try:
+            chain = stack.enter_context(overview(console, _stages(config)))
+            job = _run(config, console, chain)
+        except AcclimateError as error:
+            console.note(f"error: {error}")
+            raise
+        console.note(f"report: {job.report}")
+        return job
 
 
-def _run(config: Config, console: Console | None) -> Job:
+def _stages(config: Config) -> list[Stage]:
+    """What `run` will do, in order, each with what it is for and its cost: images that are trained on, about."""
+    first, second = (one.steps * one.batch_size for one in (config.train, config.schedule))
+    trained, tested = ["source", "baseline", "adapted"], 2 * 60.0
+    stages = []
+    if config.scenes is not None:
+        stages.append(Stage("scenes", "images and labels to learn from, generated", 0))
+        tested = config.scenes.test_images
+    stages += [
+        Stage("checks", "every stage's inputs are read before the first one trains", 0),
+        Stage("source", "a detector learns from the labelled source images", first),
+    ]
+    if config.ask is not None:
+        stages.append(Stage("ask", "the frames that a person should label are chosen", 50))
+    stages += [
+        Stage(
+            "baseline",
+            "the source detector, trained on for as long as adaptation takes but without the target, to compare "
+            "adaptation with",
+            second,
+        ),
+        Stage(
+            "adapted",
+            "the source detector learns from unlabelled target images too: the one that is exported",
+            3 * second,
+        ),
+    ]
+    if config.oracle is not None or config.scenes is not None:
+        oracle = (config.train.steps + config.schedule.steps) * config.train.batch_size
+        what = "a detector that is trained with target labels: what one could hope for, for comparison alone"
+        stages.append(Stage("oracle", what, oracle))
+        trained.append("oracle")
+    # Forwards alone take a third; of the target, each checkpoint is measured too.
+    kept = max(1, config.schedule.steps // max(1, config.schedule.checkpoint_every))
+    measured = 0.35 * tested * (2 * len(trained) + 2 * kept)
+    stages.append(Stage("evaluate", "accuracy of each on labelled test images", measured))
+    for precision in config.export.precisions:
+        stages += [
+            Stage(f"export {precision}", "the adapted detector becomes an artifact for the device", 100),
+            Stage(
+                f"verify {precision}", "the artifact is measured on its runtime, against the budget", 0.7 * tested + 100
+            ),
+        ]
+    return [*stages, Stage("report", "one page about all of it", 20)]
+
+
+def _run(config: Config, console: Console, chain: Overview) -> Job:
+    from acclimate.verification.show import print_verification
+
     _check_without_data(config)
+    if config.scenes is not None:
+        chain.enter("scenes")
     config = _with_scenes(config, console)
     target = config.target
     if config.source is None or target is None:
@@ -95,29 +162,41 @@ def _run(config: Config, console: Console | None) -> Job:
     config = _answered(config)
     # The adapted detector is trained for longer than the source run; a fair source-only detector is too.
     alone = config.source_only()
+    chain.enter("checks")
     _check_early(config, alone, longer, tests)
 
     out = config.out
+    chain.enter("source")
     source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)
     if config.ask is not None and config.labelled is None:
+        chain.enter("ask")
         _ask(config, source, target, place, console)
+    chain.enter("baseline")
     baseline = stages.take_place(
         out / "baseline", lambda: adapt(source.path, target, out / "baseline", config=alone, console=console), console
     )
+    chain.enter("adapted")
     adapted = stages.take_place(
-        out / "adapted", lambda: adapt(source.path, target, out / "adapted", config=config, console=console), console
+        out / "adapted",
+        lambda: adapt(source.path, target, out / "adapted", asked=_asked(config), config=config, console=console),
+        console,
     )
+    if config.ask is not None:
+        _ask_next(config, adapted, target, console)
     oracle = None
     if longer is not None:
+        chain.enter("oracle")
         oracle = stages.take_place(
             out / "oracle", lambda: train(longer, out / "oracle", role="oracle", console=console), console
         )
     runs = [source, baseline, adapted, *([oracle] if oracle else [])]
+    chain.enter("evaluate")
     for one in runs:
         for test, name, role in tests:
             _evaluate_once(one, test, name, role, console)
     verifications = []
     for precision in config.export.precisions:
+        chain.enter(f"export {precision}")
         folder = export(
             adapted.path,
             runtime=config.export.runtime,
@@ -127,11 +206,10 @@ def _run(config: Config, console: Console | None) -> Job:
             tolerance=config.export.tolerance if precision == "int8" else None,
             console=console,
         )
+        chain.enter(f"verify {precision}")
         verifications.append(verify(folder, tests, config.budget, anew="nothing", console=console))
-        if console is not None:
-            from acclimate.verification.show import print_verification
-
-            print_verification(verifications[-1], console)
+        print_verification(verifications[-1], console)
+    chain.enter("report")
     _pictures(runs, config)
     file = report([one.path for one in runs], out / "report.html", budget=config.budget)
     return Job(file, source, baseline, adapted, oracle, tuple(verifications))
@@ -148,7 +226,15 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
         stages.take_place(
             asked.out / name,
             functools.partial(
-                scenes, asked.out / name, images, asked.size, seed, condition, asked.strength, console=console
+                scenes,
+                asked.out / name,
+                images,
+                asked.size,
+                seed,
+                condition,
+                asked.strength,
+                asked.field_of_view,
+                console=console,
             ),
             console,
         )
@@ -206,6 +292,40 @@ def _ask(config: Config, source: Run, target: Path, place: Path | None, console:
     ).asked
     where = "" if place is None else f", with the labels in {place}"
     raise WaitingError(f"waiting for {len(asked.frames)} frames; annotate {folder} and run again{where}")
+
+
+def _asked(config: Config) -> Path | None:
+    """The folder of the job's question, where there is one: labels may have come back to another place."""
+    from acclimate.select.ask import question
+
+    folder = config.out / ASKED
+    return folder if config.ask is not None and (folder / question.FILE).is_file() else None
+
+
+def _ask_next(config: Config, adapted: Run, target: Path, console: Console | None) -> None:
+    """Choose the frames that would help most now, for the report and for whoever goes on labelling."""
+    from acclimate.select.ask.question import NEXT, Next, NextFrame
+
+    assert config.ask is not None
+    wanted, folder = config.ask, config.out / NEXT_ASKED
+    sets = adapted.read(INPUTS)["sets"]
+    known = [Path(file) for name in ("labelled", "validation") for file in sets.get(name, {}).get("files", ())]
+    try:
+        asked = stages.take_place(
+            folder,
+            lambda: ask(
+                adapted.path, target, folder,
+                frames=wanted.frames, way=wanted.way, asked=known, console=console,
+            ),
+            console,
+        ).asked  # fmt: skip
+    except AcclimateError as error:
+        # A job is not in vain because nothing is left to ask.
+        if console is not None:
+            console.print(f"no frames to label next: {error}", markup=False, highlight=False)
+        return
+    frames = tuple(NextFrame(path=frame.path, why=frame.why) for frame in asked.frames)
+    adapted.write(NEXT, Next(folder=str(folder), frames=frames))
 
 
 def _tests(config: Config) -> list[tuple[DataConfig, str, Role]]:
@@ -276,7 +396,8 @@ def _evaluate_once(run: Run, data: DataConfig, name: str, role: Role, console: C
 
     truth = formats.read(data, run.read("spec.json")["classes"])
     known = Run.open(run.path).manifest.notes.get("evaluated", {}).get(name)
-    if known != digest(stages.labelled_digest(truth)) or not run.has(f"evaluations/{name}.json"):
+    there = all(run.has(f"{folder}/{name}.json") for folder in ("evaluations", diagnosis.FOLDER))
+    if known != digest(stages.labelled_digest(truth)) or not there:
         evaluate(run.path, data, name, role, hindsight=role == "target", console=console)
 
 

@@ -128,7 +128,8 @@ def _search(
     space = searching.Space.of(detector)
     paths = choose(images.paths, searching.IMAGES, config.seed)
     ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
-    lines: dict[str, tuple[bool, str]] = {}
+    missed: dict[str, str] = {}
+    unknown: dict[str, str] = {}
     for threads in sorted({budget.threads for budget, *_ in waiting.values()}):
         group = {name: one for name, one in waiting.items() if one[0].threads == threads}
         survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(console))
@@ -149,8 +150,7 @@ def _search(
             if outcome.met:
                 found[name] = Run.open(out / name)
             else:
-                lines[name] = bool(outcome.unknown), _told(name, budget, outcome)
-    missed, unknown = ({name: line for name, (open_, line) in lines.items() if open_ is kind} for kind in (False, True))
+                (unknown if outcome.unknown else missed)[name] = _told(name, budget, outcome)
     return Search({name: found[name] for name in budgets if name in found}, missed, unknown)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from acclimate.config import Budget, DataConfig
+from acclimate.config import FIELD_OF_VIEW, Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import write_text
@@ -20,15 +20,50 @@ if TYPE_CHECKING:
     from acclimate.report.leaderboard import Leaderboard
 
 
-def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, budget: Budget | None = None) -> Path:
+def report(
+    runs: Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    budget: Budget | None = None,
+    compare: bool = False,
+) -> Path:
     """Write one self-contained HTML page about `runs`; returns the file.
 
+    Args:
+        runs: the runs of one job; with `compare`, of a series: a run or a job's folder each.
+        out: the file to write.
+        budget: takes the place of the one that artifacts were verified against.
+        compare: a table over the series instead of the report of one job.
+
     Raises:
-        AcclimateError: a folder is no run, or `out` cannot be written.
+        AcclimateError: a folder is no run, or a file cannot be written.
     """
     from acclimate.report import page
+    from acclimate.report.content import gather
+    from acclimate.report.sections import outcomes
 
-    return page.write([Path(run) for run in runs], Path(out), budget=budget)
+    folders = [Path(run) for run in runs]
+    if compare:
+        if budget is not None:
+            raise AcclimateError("report --compare: takes no --budget; the artifacts' own verdicts are shown")
+        return page.write_series(folders, Path(out))
+    outcomes.illustrate(gather(folders, budget=budget))
+    return page.write(folders, Path(out), budget=budget)
+
+
+def summary(runs: Sequence[str | Path], *, budget: Budget | None = None, compare: bool = False) -> dict[str, Any]:
+    """All that `report` shows, for JSON; see `report.summary.summary` and, with `compare`, `report.series.as_json`.
+
+    Raises:
+        AcclimateError: as `report`.
+    """
+    from acclimate.report import series
+    from acclimate.report import summary as summaries
+
+    folders = [Path(run) for run in runs]
+    if compare:
+        return series.as_json(series.compare(folders))
+    return summaries.summary(folders, budget=budget)
 
 
 def leaderboard(
@@ -86,7 +121,7 @@ def data(
 
     images = inspect.load(source if isinstance(source, DataConfig) else Path(source))
     if decode:
-        with counting(console if console is not None and console.is_terminal else None, "images") as tick:
+        with counting(console, "images", lines=0) as tick:
             images = inspect.decoded(images, tick)
     summary = inspect.summary(images)
     if console is not None:
@@ -160,7 +195,7 @@ def compare(
             images = inspect.load(given.path, reading)
         else:
             images = inspect.load(given, reading)
-        with counting(console if console is not None and console.is_terminal else None, name) as tick:
+        with counting(console, name, lines=0) as tick:
             domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick, reading))
     comparison = comparing.compare(domains, size)
     if console is not None:
@@ -208,6 +243,7 @@ def scenes(
     seed: int = 0,
     condition: str | None = None,
     strength: float = 1.0,
+    field_of_view: float = FIELD_OF_VIEW,
     *,
     console: Console | None = None,
 ) -> DataConfig:
@@ -220,6 +256,7 @@ def scenes(
         seed: sets of different seeds share no scene.
         condition: `fog`, `rain`, `night` or `camera`; None is clear.
         strength: of the condition; 1 is strong.
+        field_of_view: of the camera, horizontal, degrees.
         console: where progress goes.
 
     Raises:
@@ -228,4 +265,5 @@ def scenes(
     from acclimate.scenes.sets import generate
 
     with counting(console, f"{Path(out).name} scenes") as tick:
-        return DataConfig(path=generate(Path(out), images, size, seed, condition, strength, progress=tick))
+        index = generate(Path(out), images, size, seed, condition, strength, field_of_view, progress=tick)
+    return DataConfig(path=index)

@@ -41,12 +41,13 @@ def take(
     model: str = "",
     console: Console | None = None,
 ) -> Run:
-    """Make a source run of a detector that exists: a torchvision `state_dict`, or an acclimate run from elsewhere.
+    """Make a source run of a detector that exists: a torchvision `state_dict`, a checkpoint of Hugging Face's
+    `transformers`, or an acclimate run from elsewhere.
 
     It is evaluated at once on `source_test`, or on `data` where there is none, so that a wrong mapping is seen.
 
     Args:
-        checkpoint: the file, or the run folder.
+        checkpoint: the file, the run folder, the checkpoint folder, or a name on the hub.
         out: the run folder to write.
         overrides: `key=value` of the configuration that the run is to have, such as `source_test.path=FOLDER`.
         data: labelled source images, on which adaptations keep training; the run's `source.path`.
@@ -79,27 +80,29 @@ def _taken(
     """The run, what the checkpoint calls each of its classes, and the set to evaluate it on."""
     began = time.monotonic()
     config = _configured(checkpoint, data, overrides)
+    from acclimate.adapt import source_statistics
+    from acclimate.adapt.source_free import measure_source
     from acclimate.data import formats
     from acclimate.models import detector as models
     from acclimate.models.transfer import with_classes
 
     given = [(text.partition("=")[0].strip(), text.partition("=")[2].strip()) for text in classes]
     detector, weights = _detector(checkpoint, config, given, model)
-    reading = detector.spec.reading if checkpoint.is_dir() else None
+    reading = detector.spec.reading if _is_run(checkpoint) else None
     images = formats.read(config.source, reading=reading) if config.source is not None else None
     mapping = _mapping(detector.spec.classes, given, images.classes if images is not None else None, checkpoint)
     if images is not None and config.source is not None:
         # Refuses what the detector cannot be adapted on later.
         images = formats.read(config.source, tuple(mapping), masks=detector.spec.has_masks, reading=reading)
         if reading is None:
-            # Whoever trained a torchvision detector has read pictures as this set's options say.
+            # Whoever trained a detector elsewhere has read pictures as this set's options say.
             detector.spec = detector.spec.model_copy(update={"reading": images.reading})
     detector = with_classes(detector, mapping)
     config = config.model_copy(update={"model": _as_configured(config, detector)})
     settings = {**stages.plain(config, "model"), "classes": mapping}
     inputs = Inputs(settings, {"the checkpoint": weights}, images)
     identity = digest("take", settings, weights, stages.labelled_digest(images) if images is not None else None)
-    parents = (str(checkpoint),) if checkpoint.is_dir() else ()
+    parents = (str(checkpoint),) if _is_run(checkpoint) else ()
     manifest = Manifest(verb="take", digest=identity, parents=parents, seed=config.seed, notes={"role": "source"})
     test = config.source_test or config.source
     begun = stages.known(out, manifest, inputs)
@@ -117,6 +120,7 @@ def _taken(
     }
     if images is not None:
         facts |= {"source": stages.describe(images), "class_boxes": stages.class_boxes(images)}
+        run.write(source_statistics.FILE, measure_source(models.to_device(detector), images))
     run.note(**facts)
     run.finish("done", time.monotonic() - began)
     if console is not None:
@@ -159,7 +163,7 @@ def weights(
 def _configured(checkpoint: Path, data: str | Path | None, overrides: Sequence[str]) -> Config:
     """What the run is to have: of a run its own sections but for what is about its data, where there are others."""
     values: dict[str, Any] = {}
-    if checkpoint.is_dir():
+    if _is_run(checkpoint):
         values = stages.configuration(stages.finished(checkpoint)).model_dump(mode="json")
         dropped = _OF_THE_DATA if data is not None else ("out", "target", "target_test", "oracle", "budget")
         values = {key: value for key, value in values.items() if key not in dropped}
@@ -172,16 +176,21 @@ def _configured(checkpoint: Path, data: str | Path | None, overrides: Sequence[s
 
 def _detector(checkpoint: Path, config: Config, given: Sequence[tuple[str, str]], model: str) -> tuple[Detector, str]:
     """The checkpoint's detector with all of its classes, and the digest of its weights."""
-    if checkpoint.is_dir():
-        from acclimate.models import detector as models
-
+    size = config.model.image_size if "image_size" in config.model.model_fields_set else None
+    if checkpoint.is_dir() or _on_the_hub(checkpoint):
         if model:
             raise AcclimateError(f"--model {model}: is of a torchvision checkpoint, and {checkpoint} is a folder")
-        stages.finished(checkpoint)
-        return models.load(checkpoint), file_digest(checkpoint / "model.safetensors")
+        if _is_run(checkpoint):
+            from acclimate.models import detector as models
+
+            stages.finished(checkpoint)
+            return models.load(checkpoint), file_digest(checkpoint / "model.safetensors")
+        from acclimate.models import transformers
+
+        folder = transformers.folder_of(str(checkpoint))
+        return transformers.from_checkpoint(str(checkpoint), size), transformers.digest_of(folder)
     from acclimate.models import foreign
 
-    size = config.model.image_size if "image_size" in config.model.model_fields_set else None
     detector = foreign.from_file(checkpoint, model, size)
     if given and not any(ours for _, ours in given):
         names = tuple(theirs for theirs, _ in given)
@@ -193,6 +202,25 @@ def _detector(checkpoint: Path, config: Config, given: Sequence[tuple[str, str]]
                 )
             detector.spec = detector.spec.model_copy(update={"classes": names})
     return detector, file_digest(checkpoint)
+
+
+def _is_run(checkpoint: Path) -> bool:
+    """Whether it is a run folder, not one of `transformers`, which has a config.json too."""
+    if not checkpoint.is_dir():
+        return False
+    from acclimate.models.transformers import is_checkpoint
+
+    return (checkpoint / "run.json").exists() or not is_checkpoint(checkpoint)
+
+
+def _on_the_hub(checkpoint: Path) -> bool:
+    """Whether it can only be a name there: an owner and a model, and no file."""
+    return (
+        not checkpoint.exists()
+        and len(checkpoint.parts) == 2
+        and not checkpoint.suffix
+        and not checkpoint.is_absolute()
+    )
 
 
 def _mapping(
@@ -224,6 +252,11 @@ def _mapping(
 def _as_configured(config: Config, detector: Detector) -> Any:
     """The section `model` of a detector that was not built from one, as far as it can say it."""
     spec = detector.spec
+    if spec.transformers is not None and spec.start.startswith("the checkpoint"):
+        own = config.model.transformers.model_copy(update={"checkpoint": spec.transformers.checkpoint})
+        return config.model.model_copy(
+            update={"kind": spec.kind, "image_size": spec.image_size, "weights": "none", "transformers": own}
+        )
     if spec.start != "torchvision":
         return config.model
     known: dict[str, Any] = {"kind": spec.kind, "image_size": spec.image_size, "weights": "none"}

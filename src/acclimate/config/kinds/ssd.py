@@ -15,7 +15,8 @@ class SsdConfig(Options):
     lite: bool = False
     """SSDLite: predictors and added levels are depthwise separable."""
     extra: int = Field(default=3, ge=0, le=8)
-    """Levels added behind the backbone's, each with half the rows and columns of the one before."""
+    """Levels added behind the backbone's, each with half the rows and columns of the one before, as far as the canvas
+    has cells."""
     scales: Annotated[tuple[Factor, ...], Field(max_length=32)] | None = None
     """Sides of the default boxes in sides of the canvas, one a level and one beyond the last; by default 0.15 at the
     second level to 0.9 at the last, and half of 0.15 at the first."""

@@ -45,6 +45,16 @@ class MethodOptions(Options):
         return ()
 
     @property
+    def files(self) -> Mapping[str, Path]:
+        """The files that it learns from beside images and runs, by what they are."""
+        return {}
+
+    @property
+    def found(self) -> Path | None:
+        """The file with what a labeller has found in the target images, where it learns from one."""
+        return None
+
+    @property
     def largest_view(self) -> float:
         """Sides of the largest target image that it looks at, in sides of the canvas."""
         return 1.0
@@ -53,6 +63,11 @@ class MethodOptions(Options):
     def labelled_share(self) -> float:
         """How many labelled target images it wants with each batch, as a part of its size."""
         return 0.0
+
+    @property
+    def needs_source(self) -> str:
+        """The option below its own for which source images have to be there; empty where a run and a target will do."""
+        return ""
 
     def without_target(self) -> Self | None:
         """What of it trains the source-only baseline, which sees no target; None for nothing."""

@@ -15,24 +15,25 @@ class GanConfig(Options):
     """Critics that tell the teacher's features from the student's (`adapt/distillation.py`)."""
 
     weight: float = Field(default=0.001, gt=0)
-    """Of the loss of a student that is found out. Clipped critics have the steepest slopes and want a tenth of it."""
+    """Weight of the loss of a student that is found out; clipped critics have the steepest slopes and want a tenth of
+    it."""
     mode: Literal["hinge", "wasserstein-clip", "gradient-penalty"] = "hinge"
-    """What critics minimise and what keeps them smooth: a hinge and spectral norms, clipped weights (as published), or
-    a penalty on their gradient."""
+    """What critics minimise and what keeps them smooth: a `hinge` and spectral norms, clipped weights as published
+    (`wasserstein-clip`), or a penalty on their gradient (`gradient-penalty`)."""
     until: float = Field(default=0.7, gt=0, le=1)
     """Fraction of the run after which the student trains on without critics."""
     width: int | Literal["map"] = 512
     """Channels of the critics' convolutions; `map` takes as many as the teacher's map has."""
     lr: float = Field(default=5e-4, gt=0)
-    """Of the critics' own optimiser, Adam."""
+    """Learning rate of the critics' own optimiser, Adam."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Of that optimiser: the decay of its first moment."""
+    """Decay of the first moment in that optimiser."""
     critic_steps: int = Field(default=1, ge=1, le=1000)
-    """Of the critics, for each of the student's."""
+    """Steps of the critics for each of the student's."""
     clip: float = Field(default=0.03, gt=0)
-    """`wasserstein-clip`: the largest weight."""
+    """Only for `wasserstein-clip`: the largest weight."""
     penalty: float = Field(default=10.0, gt=0)
-    """`gradient-penalty`: its weight."""
+    """Only for `gradient-penalty`: its weight."""
 
     @model_validator(mode="after")
     def _some_width(self) -> GanConfig:
@@ -45,7 +46,7 @@ class ImitationConfig(Options):
     """The teacher's features near objects (`adapt/distillation.py`)."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Of the difference of the features."""
+    """Weight of the difference of the features."""
     near: float = Field(default=0.5, ge=0, lt=1)
     """Share of an object's largest overlap with any anchor from which a place is near it."""
     anchors: tuple[Factor, ...] = Field(default=(4.0,), min_length=1, max_length=64)
@@ -56,9 +57,9 @@ class ChannelConfig(Options):
     """Where each channel is active (`adapt/distillation.py`)."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Of the difference of the activations."""
+    """Weight of the difference of the activations."""
     temperature: float = Field(default=1.0, gt=0)
-    """The higher, the more places count."""
+    """Temperature of the softmax over a map's places; the higher, the more places count."""
 
 
 class DistillationConfig(MethodOptions):
@@ -76,9 +77,9 @@ class DistillationConfig(MethodOptions):
     channel: ChannelConfig | None = None
     """Where its channels are active; see `[adapt.distillation.channel]`."""
     view: Literal["weak", "strong"] = "weak"
-    """Which view the teacher sees; the student sees the strong one."""
+    """Which view of an image the teacher sees; the student sees the strong one."""
     head: Literal["own", "teacher"] = "own"
-    """Whether the student's head starts as it is or from the teacher's trained one."""
+    """Whether the student's head starts as its own or from the teacher's trained one, where that fits."""
     threshold: float | Literal["source"] = "source"
     """Score from which a detection of the teacher is an object; `source` measures it as `teacher.threshold` does."""
     doubt: float = Field(default=0.2, ge=0, le=1)

@@ -15,7 +15,7 @@ class SlimConfig(MethodOptions):
     of_kind: ClassVar[str] = "slimmable"
 
     models: int = Field(default=4, ge=2, le=64)
-    """Models a step: the largest, the smallest, and others at random between."""
+    """Widths that a step adapts: the largest, the smallest, and others at random between."""
     each_stage: bool = True
     """Whether the random ones have a width for each stage, or one for all."""
     reduce: Literal["mean", "sum"] = "mean"
@@ -23,14 +23,14 @@ class SlimConfig(MethodOptions):
     ensemble: float = Field(default=1.0, ge=0)
     """Weight of the models' averaged predictions as soft targets of each (SEED); 0 leaves them out."""
     confidence: Literal["uniform", "macs", "hinge"] = "uniform"
-    """What a model counts for in the average: all the same, in proportion to its multiply-accumulates, or the less the
-    farther its predictions are from the largest model's."""
+    """What a model counts for in the average: all the same (`uniform`), in proportion to its multiply-accumulates
+    (`macs`), or the less the farther its predictions are from the largest model's (`hinge`)."""
     margin: float = Field(default=1.0, gt=0)
-    """`hinge`: the distance from which a model counts for nothing."""
+    """Only for `hinge`: the distance from which a model counts for nothing."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the sharpening of averaged probabilities, away from one half; 1 leaves them as they are."""
+    """Temperature of the sharpening of averaged probabilities, away from one half; 1 leaves them as they are."""
     view: Literal["weak", "strong"] = "strong"
-    """Of the target images, what is averaged; the strong view is computed anyway."""
+    """Which view of a target image is averaged; `weak` is computed for it alone."""
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Averaged score from which a location's averaged box is a target."""
     ramp: float = Field(default=0.1, ge=0, le=1)
@@ -38,7 +38,7 @@ class SlimConfig(MethodOptions):
     third: bool = False
     """Whether the ensemble teaches a head of its own, which gets nothing else and is the one that is kept (OSTC)."""
     reaches_features: bool = True
-    """`third`: whether what the ensemble teaches trains the features too, or that head alone."""
+    """Only for `third`: whether what the ensemble teaches trains the features too, or that head alone."""
 
     @property
     def until(self) -> float:

@@ -13,15 +13,15 @@ class SuppressionConfig(MethodOptions):
     """Domain-Specific Suppression of the backbone's gradients (`adapt/suppression.py`)."""
 
     form: Literal["gradient", "update", "reparametrised", "reparametrised-rescale", "rescale"] = "gradient"
-    """`gradient` projects the gradient, which is meant for SGD, `update` what any optimiser makes of it;
-    `reparametrised` trains weights of a fixed norm. `rescale` is the step size of
-    the paper's reparametrised form without its projection, for the ablation; `reparametrised-rescale` is both."""
+    """`gradient` projects the gradient, which is meant for SGD; `update` what any optimiser makes of it, so it is the
+    one for AdamW; `reparametrised` trains weights of a fixed norm; `rescale` is the paper's length of the step without
+    a projection, and `reparametrised-rescale` is both."""
     strength: float = Field(default=1.0, ge=0)
     """Share of the projection that `gradient` or `update` removes; 0 only measures."""
     granularity: Literal["tensor", "channel"] = "tensor"
-    """One projection (or norm) a weight, or one for each of its output channels."""
+    """One projection (or norm) a weight, `tensor`, or one for each of its output channels, `channel`."""
     layers: tuple[str, ...] = ("*",)
-    """Which convolutions of the backbone, as patterns of their names."""
+    """Which convolutions of the backbone, as patterns of their names, such as `body.blocks.[45].*`."""
 
     @property
     def until(self) -> float:

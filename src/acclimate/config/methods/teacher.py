@@ -16,7 +16,7 @@ class TeacherConfig(MethodOptions):
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the teacher's detections as target boxes."""
     regression: float = Field(default=1.0, ge=0)
-    """Of these, the share of the losses that move boxes."""
+    """Share of that weight for the losses that move boxes; 0 leaves boxes to the source."""
     soft: float = Field(default=0.0, ge=0)
     """Weight of the teacher's outputs as soft targets, location by location."""
     threshold: float | Literal["source", "matched", "adaptive"] = Field(default="source")
@@ -34,12 +34,21 @@ class TeacherConfig(MethodOptions):
     """Above 1, the teacher also looks at the image with so many times the pixels a side, and what it finds at both
     sizes is fused (`adapt/fusion.py`)."""
     flip: Annotated[bool, Added(False)] = False
-    """Whether it also looks at the mirrored image; with `scale`, the larger one is the mirrored one."""
+    """Whether it also looks at the mirrored image; with `scale`, the larger one is mirrored."""
     mix: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
     """Weight of the losses on source images with a part of a target image pasted in, and its boxes
     (`adapt/mixing.py`)."""
     mix_part: Annotated[Literal["confident", "random"], Added("confident")] = "confident"
-    """Which part: the quarter where the teacher is surest (ConfMix), or a random rectangle (CutMix)."""
+    """Which part is pasted: the `confident` quarter, where the teacher is surest (ConfMix), or a `random` rectangle
+    (CutMix)."""
+
+    mining: Annotated[int, Added(0)] = Field(default=0, ge=0, le=64)
+    """Source images of the batch that what the teacher finds is pasted into; what is found again in most of them is a
+    target, whatever its score (self-supervised sample mining). Each costs a pass of the teacher. 0 is off."""
+
+    @property
+    def needs_source(self) -> str:
+        return next((name for name in ("mix", "mining") if getattr(self, name)), "")
 
     @property
     def largest_view(self) -> float:

@@ -3,13 +3,15 @@
 Wang et al. 2018, "Towards Human-Machine Cooperation: Self-Supervised Sample Mining for Object Detection". A region that
 is found in one frame is pasted into labelled images; the share of these in which the detector finds the same class
 there again is its consistency (cross image validation). Where it is high the detection can be believed, where it is low
-a person should look. Regions keep their place and size on the canvas.
+a person should look; the teacher of an adaptation believes the others (`adapt.teacher.mining`). Regions keep their
+place and size on the canvas.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from acclimate.boxes.iou import pairwise
 from acclimate.data.dataset import choose as drawn
@@ -17,7 +19,7 @@ from acclimate.data.dataset import plain_images
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import device_of, evaluating
 from acclimate.select.ask.seen import Choice, Seen, batch, highest, rarest
-from acclimate.structures import Detections, Image
+from acclimate.structures import Detections
 
 IMAGES = 5
 """Labelled images that each region is pasted into."""
@@ -61,32 +63,33 @@ def validated(seen: Seen) -> tuple[list[Detections], list[NDArray[np.float64]]]:
         )
     spec, device = seen.detector.spec, device_of(seen.detector)
     labelled = drawn(seen.source.paths, IMAGES, seen.seed)
-    grounds = [canvas for _, canvas, _ in plain_images(labelled, spec.image_size, seen.source.reading)]
+    canvases = [canvas for _, canvas, _ in plain_images(labelled, spec.image_size, seen.source.reading)]
+    grounds = batch(canvases, device)
     regions: list[Detections] = []
     shares: list[NDArray[np.float64]] = []
     frames = plain_images(seen.paths, spec.image_size, spec.reading)
     with evaluating(seen.detector):
         for found, (_, canvas, _) in zip(seen.plain, frames, strict=True):
-            own = _apart(found.above(LEAST))
+            likely = found.above(LEAST)
+            own = likely[apart(likely)]
             regions.append(own)
             if not len(own):
                 shares.append(np.zeros(0))
                 continue
-            images = batch([pasted(ground, canvas, own) for ground in grounds], device)
-            again = seen.detector.decode(seen.detector(images))
+            again = seen.detector.decode(seen.detector(pasted(grounds, batch([canvas], device)[0], own)))
             shares.append(np.mean([found_again(own, one) for one in again], axis=0))
     return regions, shares
 
 
-def pasted(ground: Image, frame: Image, regions: Detections) -> Image:
-    """A labelled image (H, W, 3) with the regions of a frame of the same size in their places."""
-    image = ground.copy()
-    height, width = image.shape[:2]
+def pasted(grounds: Tensor, frame: Tensor, regions: Detections) -> Tensor:
+    """Images (B, 3, H, W) with the regions of a frame (3, H, W) in their places."""
+    images = grounds.clone()
+    height, width = images.shape[-2:]
     for left, top, right, bottom in regions.boxes:
         rows = slice(max(0, int(top)), min(height, int(np.ceil(bottom))))
         columns = slice(max(0, int(left)), min(width, int(np.ceil(right))))
-        image[rows, columns] = frame[rows, columns]
-    return image
+        images[..., rows, columns] = frame[..., rows, columns]
+    return images
 
 
 def found_again(regions: Detections, found: Detections) -> NDArray[np.float64]:
@@ -102,13 +105,12 @@ def found_again(regions: Detections, found: Detections) -> NDArray[np.float64]:
     return np.asarray(there.any(axis=1).astype(np.float64))
 
 
-def _apart(found: Detections) -> Detections:
-    """The surest regions of which none covers a part of another, so that all can be pasted at once."""
-    if not len(found):
-        return found
+def apart(found: Detections) -> NDArray[np.int64]:
+    """Which of the detections, best first, are the surest of which none covers a part of another: all of these can be
+    pasted at once."""
     iou = pairwise(found.boxes, found.boxes)
     chosen: list[int] = []
     for index in range(len(found)):
         if len(chosen) < REGIONS and not (iou[index, chosen] > 0).any():
             chosen.append(index)
-    return found[np.array(chosen)]
+    return np.array(chosen, np.int64)

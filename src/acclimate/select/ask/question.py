@@ -13,6 +13,8 @@ from acclimate.errors import AcclimateError
 from acclimate.run import listed, read_json
 
 FILE = "ask.json"
+NEXT = "next.json"
+"""In an adapted run: which frames a person should label next."""
 LABELS = frozenset({".txt", ".json", ".xml", ".yaml"})
 
 
@@ -55,6 +57,25 @@ class Asked(BaseModel):
     frames: tuple[AskedFrame, ...]
     written: dict[str, str]
     """Format -> digest of its label files as they were written; another one tells that a person has been there."""
+
+
+class NextFrame(BaseModel):
+    """A frame that would help most now, and why."""
+
+    path: str
+    why: str
+
+
+class Next(BaseModel):
+    """What a job asks of its adapted detector, and writes into that run.
+
+    Attributes:
+        folder: where they are with boxes to correct.
+        frames: the most wanted first.
+    """
+
+    folder: str
+    frames: tuple[NextFrame, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +129,22 @@ def refuse_untouched(path: Path) -> None:
     Raises:
         AcclimateError: it is a folder of `ask`'s, as it was written.
     """
-    resolved = path.resolve()
-    for folder in resolved.parents:
-        if not (folder / FILE).is_file():
-            continue
-        question = read(folder)
-        own = folder / resolved.relative_to(folder).parts[0]
-        if own.name in question.asked.written and own not in question.touched():
-            raise AcclimateError(
-                f"{path}: holds the detector's own boxes, and nobody has changed one; correct them first, or, where "
-                "all of them are right, copy the folder elsewhere"
-            )
+    question = around(path)
+    if question is None:
         return
+    own = question.path / path.resolve().relative_to(question.path).parts[0]
+    if own.name in question.asked.written and own not in question.touched():
+        raise AcclimateError(
+            f"{path}: holds the detector's own boxes, and nobody has changed one; correct them first, or, where "
+            "all of them are right, copy the folder elsewhere"
+        )
+
+
+def around(path: Path) -> Question | None:
+    """The folder of `ask`'s that a labelled set lies in; None where it lies elsewhere.
+
+    Raises:
+        AcclimateError: it is damaged.
+    """
+    folder = next((folder for folder in path.resolve().parents if (folder / FILE).is_file()), None)
+    return None if folder is None else read(folder)

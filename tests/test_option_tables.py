@@ -1,0 +1,82 @@
+"""The tables of options in the documentation are those of the options themselves, and every option is in one."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from acclimate.config import Config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PLACES = re.compile(r"<!-- options: ([\w. ]+) -->")
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(REPOSITORY / "docs")
+    return importlib.import_module("options")
+
+
+def test_no_table_is_stale(options: Any) -> None:
+    stale = [page.name for page in options.pages() if options.page(page) != page.read_text()]
+    assert stale == [], "make docs writes them anew"
+
+
+def test_every_verb_has_its_table_on_its_page(options: Any) -> None:
+    pages = {page.stem: PLACES.findall(page.read_text()) for page in options.VERBS.glob("*.md")}
+    assert {name for name, places in pages.items() if places} == set(options.verbs())
+    assert all(places in ([], [name]) for name, places in pages.items())
+
+
+def test_every_section_of_a_job_has_one_table(options: Any) -> None:
+    shown = [options.section(places.split()[0]) for places in PLACES.findall(options.CONFIGURATION.read_text())]
+    sections: list[type[BaseModel]] = [Config]
+    for section in sections:
+        for field in section.model_fields.values():
+            inner = options.below(field)
+            if inner is not None and inner not in sections:
+                sections.append(inner)
+    assert sorted(section.__name__ for section in shown) == sorted(section.__name__ for section in sections)
+
+
+def test_sections_with_one_table_have_the_same_options(options: Any) -> None:
+    for places in PLACES.findall(options.CONFIGURATION.read_text()):
+        assert len({options.section(name) for name in places.split()}) == 1
+
+
+class Described(BaseModel):
+    """Options as a section has them."""
+
+    plain: Annotated[int, "another mark"] = Field(default=3, ge=1, le=8)
+    """How many
+    there are."""
+    either: float | Literal["auto"] = "auto"
+    """A number, or not."""
+    several: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """Ratios."""
+
+
+class Bare(BaseModel):
+    """One that says nothing of its option."""
+
+    silent: int = 0
+
+
+def test_a_description_is_the_docstring_below_a_field(options: Any) -> None:
+    assert options.descriptions(Described)["plain"].split() == ["How", "many", "there", "are."]
+    with pytest.raises(ValueError, match="Bare: silent: no docstring"):
+        options.descriptions(Bare)
+
+
+def test_what_an_option_may_be_is_told_by_its_type_and_bounds(options: Any) -> None:
+    said = {key: options._kind(field.annotation, field.metadata) for key, field in Described.model_fields.items()}
+    assert said == {
+        "plain": "whole number from 1 to 8",
+        "either": 'number or `"auto"`',
+        "several": "list of numbers above 0, up to 1",
+    }
