@@ -111,7 +111,7 @@ def latest_as_good(candidates: Sequence[Candidate], without: Sequence[NDArray[np
     Args:
         candidates: with their scores, in the order of their steps; those that lost too much of the start's boxes are
             out where others are left.
-        without: for each the rule's score with one image left out in turn, (images,).
+        without: for each the rule's score with one image left out in turn, (N,).
     """
     eligible = [i for i, one in enumerate(candidates) if one.scores["kept"] >= KEPT] or list(range(len(candidates)))
     best = max(eligible, key=lambda i: candidates[i].scores[RULE])
@@ -176,7 +176,7 @@ def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float
 
 
 def left_one_out(looks: Looks, start: Looks, rates: Sequence[float]) -> NDArray[np.float64]:
-    """The rule's score with each image left out in turn, (images,); the arguments are those of `score`."""
+    """The rule's score with each image left out in turn, (N,); the arguments are those of `score`."""
     matched, shown = _agreed(looks.plain, looks.changed, len(rates))
     before = (_shown(start.plain, len(rates)) + _shown(start.changed, len(rates))) / 2
     images = max(1, len(shown) - 1)
