@@ -90,6 +90,7 @@ def test_a_gain_is_right_boxes_won_less_false_boxes_added(make_run: MakeRun, tmp
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"true": 4, "missed": 1, "kept": 2, "won": 2, "false": 3}
     page = report.write(runs, tmp_path / "r.html").read_text()
     assert "4 right, 3 false, 1 missed (+2 right, +3 false)" in page
+    assert "No pictures were stored" not in page
     assert [(row["right"], row["false"], row["missed"]) for row in drawn["totals"]] == [(9, 0, 6), (12, 3, 3)]
 
 

@@ -79,6 +79,16 @@ def test_it_goes_on_when_the_labels_are_there(waited: Path, tmp_path: Path, monk
     assert (told["images"], told["boxes"], told["matched"]) == (2, 2, 2)
     assert sorted(told["sha256"]) == sorted(frame["sha256"] for frame in asked["frames"])
     assert adapted.manifest.notes["target"]["images"] == 4
+    # Each box that came back, and each that was drawn, has become something.
+    became = told["corrections"]
+    assert became["frames"] == 2
+    both = became["kept"] + became["moved"] + became["renamed"]
+    assert both + became["added"] == 2
+    assert both + became["removed"] == sum(len(frame["boxes"]) for frame in asked["frames"])
+    # What would help most now is none of what was labelled.
+    wanted = {frame["path"] for frame in adapted.read("next.json")["frames"]}
+    assert wanted
+    assert not wanted & {frame["path"] for frame in asked["frames"]}
     assert "labelled" in adapted.manifest.notes["method"]
     assert all(line["labelled/class"] > 0 for line in adapted.metrics() if "supervised/class" in line)
     # The baseline has nothing of the target, so none of its labels.

@@ -532,7 +532,7 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
         missing.append("The adapted run holds no label-free scores of its checkpoints (selection.json).")
     if not any(part.metrics for part in parts):
         missing.append("No training curve was logged (metrics.jsonl).")
-    if not any(part.albums for part in parts):
+    if not any(part.albums or (part.run.path / "pictures").is_dir() for part in parts):
         missing.append("No pictures were stored with the runs.")
     return missing
 

@@ -8,6 +8,7 @@ run folder that says how it stands.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages, trackers
+from acclimate.adapt.source_statistics import FILE as STATISTICS
 from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.data.scored import Found
     from acclimate.models.detector import Detector, DetectorSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +114,8 @@ def carry_out(verb: str, out: str | Path, prepare: Callable[[], Recipe], console
 def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     import torch
 
-    from acclimate.adapt import source_statistics
     from acclimate.adapt.engine import accelerator, fit
     from acclimate.adapt.objective import Objective
-    from acclimate.adapt.source_free import measure_source
     from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
@@ -150,12 +152,22 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
             )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
-            origin = recipe.source
-            if not isinstance(origin, SourceStatistics):
-                origin = measure_source(objective.average, origin)
-            run.write(source_statistics.FILE, origin)
+            _keep_statistics(run, recipe.source, objective.average)
             models.save(objective.average, run.path)
     return run
+
+
+def _keep_statistics(run: Run, source: LabelledSet | SourceStatistics, average: Detector) -> None:
+    """Keep what an adaptation needs of the source once its images are gone."""
+    from acclimate.adapt.source_free import measure_source
+
+    try:
+        kept = source if isinstance(source, SourceStatistics) else measure_source(average, source)
+    except AcclimateError as error:
+        # The training is whole all the same.
+        log.warning("%s; so %s keeps nothing of its source, and cannot be adapted without it", error, run.path)
+        return
+    run.write(STATISTICS, kept)
 
 
 def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]:
