@@ -120,7 +120,7 @@ def latest_as_good(candidates: Sequence[Candidate], by_image: Sequence[NDArray[n
     Args:
         candidates: with their scores, in the order of their steps, the start first; those that `KEPT` or `PLAUSIBLE`
             exclude are out where others are left.
-        by_image: for each the rule's score of each image, (I,).
+        by_image: for each the rule's score of each image, (N,).
     """
     start = candidates[0].scores["plausible"]
     eligible = [
@@ -191,7 +191,7 @@ def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float
 def ranked_by_image(
     weak: Sequence[Detections], strong_view: Sequence[Detections], rates: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Of each image, how far two views agree on the boxes of the highest scores over all images, (I,).
+    """Of each image, how far two views agree on the boxes of the highest scores over all images, (N,).
 
     Of each class as many boxes are looked at in a view, over all images, as `SHARE` of `rates` makes. An image's value
     is the summed IoU of those that are matched, over that number an image; without ties the mean is at most 1. Classes
