@@ -1,4 +1,4 @@
-"""What a search and a choice by labels leave in run folders: one set of models for whoever writes and whoever reads. Needs
+"""What a search and a choice by labels leave in run folders: one set of models for writers and readers. Needs
 no torch."""
 
 from __future__ import annotations
