@@ -482,7 +482,7 @@ def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorS
     """The specification of a checkpoint's detector with all of its classes."""
     folder = folder_of(checkpoint)
     values = _json(folder / "config.json")
-    family = values.get("model_type")
+    family = str(values.get("model_type"))
     if family not in FAMILIES:
         known = ", ".join(one.title for one in FAMILIES.values())
         raise AcclimateError(f"{checkpoint}: its model_type {family!r} is none of the families that are known: {known}")
