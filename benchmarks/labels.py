@@ -25,7 +25,7 @@ from rich.console import Console
 
 import adaptation
 import rows
-from acclimate import machine, workflow
+from acclimate import workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
@@ -218,9 +218,7 @@ class Trial:
                 "batch": config(self.pair, self.seed).schedule.batch_size,
                 "test_images": target.images,
                 "minutes": f"{run.manifest.seconds / 60:.1f}",
-                "processor": torch.cuda.get_device_name()
-                if torch.cuda.is_available()
-                else machine.facts()["processor"],
+                "processor": models.device_name(),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             },

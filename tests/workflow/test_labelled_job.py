@@ -19,7 +19,7 @@ from acclimate.errors import AcclimateError, WaitingError
 from acclimate.evaluate import evaluate_detector
 from acclimate.models import detector as models
 from acclimate.run import Run, file_digest
-from acclimate.select.validation import Validation
+from acclimate.select.record import Validation
 from acclimate.workflow import job
 from test_labels import target_with_labels
 from tiny_job import make_data, settings
