@@ -118,15 +118,9 @@ def latest_as_good(candidates: Sequence[Candidate], by_image: Sequence[NDArray[n
     would excuse a collapse, hence the share.
 
     Args:
-<<<<<<< HEAD
-        candidates: with their scores, in the order of their steps; those that lost too much of the start's boxes are
-            out where others are left.
-        without: for each the rule's score with one image left out in turn, (N,).
-=======
         candidates: with their scores, in the order of their steps, the start first; those that `KEPT` or `PLAUSIBLE`
             exclude are out where others are left.
-        by_image: for each the rule's score of each image, (I,).
->>>>>>> main
+        by_image: for each the rule's score of each image, (N,).
     """
     start = candidates[0].scores["plausible"]
     eligible = [
@@ -194,19 +188,10 @@ def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float
     }
 
 
-<<<<<<< HEAD
-def left_one_out(looks: Looks, start: Looks, rates: Sequence[float]) -> NDArray[np.float64]:
-    """The rule's score with each image left out in turn, (N,); the arguments are those of `score`."""
-    matched, shown = _agreed(looks.plain, looks.changed, len(rates))
-    before = (_shown(start.plain, len(rates)) + _shown(start.changed, len(rates))) / 2
-    images = max(1, len(shown) - 1)
-    rest = [(values.sum(0) - values) / images for values in (matched, shown, before)]
-    return np.array([_f1(m, n, opinion, np.asarray(rates)) for m, n, opinion in zip(*rest, strict=True)])
-=======
 def ranked_by_image(
     weak: Sequence[Detections], strong_view: Sequence[Detections], rates: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Of each image, how far two views agree on the boxes of the highest scores over all images, (I,).
+    """Of each image, how far two views agree on the boxes of the highest scores over all images, (N,).
 
     Of each class as many boxes are looked at in a view, over all images, as `SHARE` of `rates` makes. An image's value
     is the summed IoU of those that are matched, over that number an image; without ties the mean is at most 1. Classes
@@ -239,7 +224,6 @@ def _highest(found: Sequence[Detections], numbers: NDArray[np.float64]) -> list[
         if len(of_class):
             lowest[label] = of_class[-1]
     return [one.above(lowest) for one in found]
->>>>>>> main
 
 
 def plausible(
