@@ -123,6 +123,12 @@ class Evaluation(BaseModel):
     """None for fewer images than an interval can be told from, and where an earlier version measured."""
 
 
+def counted(images: int, unreadable: int) -> str:
+    """How many images a number is of, and how many more could not be read, as a person reads it."""
+    left_out = f" ({unreadable} more could not be read)" if unreadable else ""
+    return f"{images} image{'s' * (images != 1)}{left_out}"
+
+
 class Candidate(BaseModel):
     """One checkpoint and its label-free scores; higher is better. `hindsight_ap50` is filled in by `evaluate` later."""
 

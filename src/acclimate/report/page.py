@@ -666,6 +666,7 @@ def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
         if not isinstance(facts, Mapping):
             continue
         images, boxes, found = facts.get("images"), facts.get("boxes"), facts.get("problems")
+        left_out = part.run.manifest.notes.get("left_out", {}).get(role, {}).get("problems", [])
         labelled = boxes is not None
         yield {
             "run": part.label,
@@ -674,7 +675,7 @@ def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
             "images": _fact(images) if images is not None else "\u2013",
             "boxes": _fact(boxes) if labelled else "\u2013",
             "classes": _fact(facts.get("classes", "\u2013")),
-            "problems": str(facts.get("problem_count", len(found) if isinstance(found, list) else 0)),
+            "problems": _fact(facts.get("problem_count", len(found) if isinstance(found, list) else 0) + len(left_out)),
         }
 
 

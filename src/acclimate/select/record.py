@@ -1,5 +1,7 @@
-"""What a search and a choice by labels leave in run folders: one set of models for whoever writes and whoever reads. Needs
-no torch."""
+"""What a search, and a choice by labels, leave in run folders: one set of models for whoever writes and reads.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
