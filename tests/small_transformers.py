@@ -107,7 +107,8 @@ def model_of(family: str, classes: Sequence[str], seed: int = 0, **options: Any)
     torch.manual_seed(seed)
     names = dict(enumerate(classes))
     labels = {name: index for index, name in names.items()}
-    config = AutoConfig.for_model(family, **CONFIGURATIONS[family], **options, id2label=names, label2id=labels)
+    values = {**CONFIGURATIONS[family], **options}
+    config = AutoConfig.for_model(family, **values, id2label=names, label2id=labels)
     model = AutoModelForObjectDetection.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -147,9 +147,15 @@ def diagnose(
     model: str = "eager",
     image_size: tuple[int, int],
 ) -> Diagnosis:
-    """Diagnose predictions on a labelled set, given as to `evaluate.average_precision`.
+    """Diagnose predictions on a labelled set.
 
-    `image_size` is the (height, width) of the network's input, on which sizes of objects are told.
+    Args:
+        predictions: as of `evaluate.average_precision`.
+        truth: the labelled images.
+        data: the set's name.
+        role: whose domain it is of.
+        model: what made the predictions.
+        image_size: (height, width) of the network's input, on which sizes of objects are told.
     """
     pairs = [(found, image) for found, image in zip(predictions, truth.images, strict=True) if found is not None]
     detections = [found for found, _ in pairs]

@@ -249,7 +249,14 @@ def predictions_of(
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
 ) -> list[Detections | None]:
-    """What an eager detector sees in the images of a set named `data`, with labels into the set's classes.
+    """What an eager detector sees in the images of a set, with labels into the set's classes.
+
+    Args:
+        detector: as it is, on its device.
+        truth: the images, and the classes of the set.
+        data: the set's name, for the message.
+        batch_size: images a forward pass.
+        report: told of images that cannot be read.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know.

@@ -120,6 +120,8 @@ class Notes(_Noted):
     target: SetNotes | None = None
     labelled: SetNotes | None = None
     """Target frames that it has learnt from with their labels."""
+    left_out: dict[str, SetNotes] = Field(default_factory=dict)
+    """Role -> the problems of the images that a training met on its way and could not read."""
     class_boxes: dict[str, int] = Field(default_factory=dict)
     """How many boxes of each class the source has."""
     classes: dict[str, str] = Field(default_factory=dict)
@@ -209,6 +211,12 @@ class Evaluation(BaseModel):
     """Of the set's image names and labels; empty where an earlier version measured."""
     resamples: Resamples | None = None
     """None for fewer images than an interval can be told from, and where an earlier version measured."""
+
+
+def counted(images: int, unreadable: int) -> str:
+    """How many images a number is of, and how many more could not be read, as a person reads it."""
+    left_out = f" ({unreadable} more could not be read)" if unreadable else ""
+    return f"{images} image{'s' * (images != 1)}{left_out}"
 
 
 class Candidate(BaseModel):

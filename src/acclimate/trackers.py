@@ -47,16 +47,16 @@ class TensorBoard:
 
         # Steps that a killed process logged after its last saved state are logged once more.
         last = max((int(line.get("step", 0)) for line in run.metrics()), default=0)
-        self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=last + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=last + 1)
         if config and not last:
-            self._writer.add_text("config", f"```\n{json.dumps(config, indent=1, default=str)}\n```", 0)  # type: ignore[no-untyped-call]
+            self._writer.add_text("config", f"```\n{json.dumps(config, indent=1, default=str)}\n```", 0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def finish(self, failed: bool) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class MLflow:

@@ -72,7 +72,7 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
     assert "100% of its boxes are below 8 px on an input of 320x320" in said
     assert "the target is darker than the source" in said
     assert "few boxes to learn from: car (12)" in said
-    assert "lorry no class of the source" in said
+    assert "lorry is no class of the source" in said
     assert "below 8 px" not in findings(source, target, image_size=(640, 640))
 
 
@@ -84,8 +84,24 @@ def test_images_in_two_sets_are_found(tmp_path: Path) -> None:
     save(target / "again.jpg", np.asarray(cv2.resize(scene(7), (200, 150)), np.uint8))
     (target / "linked.png").symlink_to(test / "images" / "201.png")
     said = findings(source, target, [test])
-    assert f"{target}: 1 images is nearly the same as images of {source} ({target / 'again.jpg'}" in said
-    assert f"{test}: 1 images is the same files as images of {target}" in said
+    assert f"{target}: 1 image is nearly the same as an image of {source} ({target / 'again.jpg'}" in said
+    assert f"{test}: 1 image is the same file as an image of {target}" in said
+
+
+def test_values_beyond_a_fixed_intensity_are_said(tmp_path: Path) -> None:
+    source, target = labelled(tmp_path / "s", range(8)), tmp_path / "t"
+    target.mkdir()
+    for folder, low in ((source / "images", 51000), (target, 54000)):
+        for number in range(8):
+            deep = (low + 4 * scene(number)[:, :, 0].astype(int)).astype(np.uint16)
+            assert cv2.imwrite(str(folder / f"{number}.png"), deep)
+    assert "go beyond" not in findings(source, target)
+    console = Console(record=True, width=300)
+    workflow.compare(DataConfig(path=source, intensity="set"), target, console=console)
+    said = console.export_text()
+    assert "go beyond the intensity" in said
+    assert "values above 8 bits" in said
+    assert f"{source}: its values" not in said
 
 
 def test_a_night_frame_among_day_images_is_an_outlier(tmp_path: Path) -> None:

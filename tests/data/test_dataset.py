@@ -357,7 +357,7 @@ def test_cache_keeps_what_fits_and_shrinks(tmp_path: Path) -> None:
     assert small.shape == (25, 50, 3)
     np.testing.assert_array_equal(small, cv2.resize(read_image(paths[1]), (50, 25), interpolation=cv2.INTER_AREA))
     assert cache.get(tmp_path / "none.jpg") is None
-    assert cache.damaged == (tmp_path / "none.jpg",)
+    assert list(cache.damaged) == [tmp_path / "none.jpg"]
 
 
 def test_large_images_are_shrunk_and_their_boxes_with_them(tmp_path: Path) -> None:

@@ -254,6 +254,61 @@ def test_a_fixed_range_is_the_same_for_every_picture(tmp_path: Path) -> None:
         Reading(intensity=(2.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("kind", "mark", "extension"),
+    [
+        (np.uint16, 0, ".png"), (np.uint16, 65535, ".png"), (np.uint16, 0, ".tif"), (np.float32, -9999, ".tif"),
+        (np.float32, 0, ".tif"), (np.float32, 3.4e38, ".tif"), (np.float64, np.nan, ".tif"),
+        (np.float32, -np.inf, ".tif"), (np.int16, -32768, ".tif"),
+    ],
+)  # fmt: skip
+def test_borders_without_a_value_take_no_grey_levels(tmp_path: Path, kind: type, mark: float, extension: str) -> None:
+    values = thermal(20000, 20900, np.float64).astype(kind)
+    assert cv2.imwrite(str(tmp_path / f"whole{extension}"), values)
+    whole = read_image(tmp_path / f"whole{extension}")[:, 40:, 0]
+    values[:, :40] = kind(mark)
+    assert cv2.imwrite(str(tmp_path / f"cut{extension}"), values)
+    cut = read_image(tmp_path / f"cut{extension}")[:, 40:, 0]
+    # What is left is brighter by what the border held of the range, in as many grey levels.
+    assert len(np.unique(cut)) > 0.9 * len(np.unique(whole))
+    assert np.corrcoef(cut.ravel(), whole.ravel())[0, 1] > 0.99
+
+
+def test_a_dark_sky_and_a_mask_keep_their_zero(tmp_path: Path) -> None:
+    depth = np.linspace(500, 8000, 160 * 120).reshape(120, 160)
+    depth[:, :40] = 0
+    mask = np.zeros((120, 160))
+    mask[40:80, 60:100] = 1000
+    for name, values in {"depth": depth, "mask": mask}.items():
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), values.astype(np.uint16))
+        picture = read_image(tmp_path / f"{name}.png")[:, :, 0]
+        limits = np.percentile(values, (0.1, 99.9))
+        expected = np.clip((values - limits[0]) / (limits[1] - limits[0]) * 255, 0, 255)
+        assert np.abs(picture - expected).max() <= 1
+
+
+def test_the_range_of_a_set_is_its_percentiles(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.normal(51000 + 40 * number, 90, (96, 128)).round().astype(np.uint16) for number in range(12)]
+    paths = []
+    for number, picture in enumerate(pictures):
+        hot = picture.copy()
+        hot[3, 3] = 65535
+        paths.append(tmp_path / f"{number}.png")
+        assert cv2.imwrite(str(paths[-1]), hot)
+    np.testing.assert_allclose(images.intensity_of(paths), np.percentile(pictures, (0.1, 99.9)), atol=6)
+    paths[0].write_bytes(paths[0].read_bytes()[:90])
+    np.testing.assert_allclose(images.intensity_of(paths), np.percentile(pictures[1:], (0.1, 99.9)), atol=6)
+    assert images.intensity_of(paths[:1]) is None
+    assert images.intensity_of([]) is None
+
+
+def test_a_header_tells_the_bits_of_a_sample(tmp_path: Path) -> None:
+    for kind, name in ((np.uint8, "a.png"), (np.uint16, "b.png"), (np.uint16, "c.tif"), (np.float32, "d.tif")):
+        assert cv2.imwrite(str(tmp_path / name), np.full((8, 8), 7, kind))
+        assert headers.read_header(tmp_path / name).bits == 8 * np.dtype(kind).itemsize
+
+
 def test_what_16_bits_hold_of_8_is_the_picture_of_8_bits_stretched(tmp_path: Path) -> None:
     picture = smooth(60, 80)
     alpha = np.full((60, 80, 1), 65535, np.uint16)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,6 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "Faster R-CNN": {"kind": "two-stage"},
     "TSD": {"kind": "two-stage", "two_stage": {"head": "disentangled"}},
     "slimmable, extracted": {"kind": "slimmable", "backbone": "mobilenetv4_conv_small_050"},
-    "RT-DETR": {"family": "rt_detr"},
-    "LW-DETR": {"family": "lw_detr"},
 }
 RUNTIMES = ["onnx", "openvino", "ncnn", "litert"]
 START, END = "<!-- what runs where -->\n", "<!-- end -->\n"
@@ -45,8 +42,6 @@ START, END = "<!-- what runs where -->\n", "<!-- end -->\n"
 
 def lively(name: str, paths: list[Path]) -> Detector:
     """A detector that finds something: statistics from real images, and scores as spread as a trained one's."""
-    if "family" in KINDS[name]:
-        return transformer(KINDS[name]["family"])
     torch.manual_seed(0)
     config = ModelConfig.model_validate(
         {"size": "nano", "backbone": "lcnet_050", "image_size": CANVAS, "weights": "none", **KINDS[name]}
@@ -75,16 +70,6 @@ def lively(name: str, paths: list[Path]) -> Detector:
     for hook in hooks:
         hook.remove()
     return detector
-
-
-def transformer(family: str) -> Detector:
-    """One of the library's, with scores that differ; its backbone normalises by layers or by fixed statistics."""
-    pytest.importorskip("transformers")
-    from acclimate.models.transformers import from_checkpoint
-    from small_transformers import write as written
-
-    with tempfile.TemporaryDirectory() as folder:
-        return from_checkpoint(written(family, Path(folder), ("a", "b", "c")), CANVAS)
 
 
 def compare(artifact: Artifact, detector: Detector, paths: list[Path]) -> list[Pair]:

@@ -20,19 +20,19 @@ from acclimate.run import Candidate, Selection
 from acclimate.select.score import (
     IMAGES,
     KEPT,
+    PLAUSIBLE,
     RULE,
     SHOWN,
     SURE,
-    Looks,
     agreement,
     choose_checkpoint,
     consensus,
     kept,
     latest_as_good,
-    left_one_out,
     look,
     plausible,
     rank,
+    ranked_by_image,
     score,
     stability,
 )
@@ -166,48 +166,52 @@ def test_kept_counts_what_the_start_was_sure_of() -> None:
     assert kept([Detections.empty()], [detections(A)]) == 1
 
 
-def test_a_checkpoint_that_lost_what_the_start_was_sure_of_is_not_chosen() -> None:
-    def candidate(step: int, rule: float, share: float) -> Candidate:
-        return Candidate(step=step, scores={RULE: rule, "kept": share})
+def candidate(step: int, rule: float, share: float = 1.0, likely: float = 1.0) -> Candidate:
+    return Candidate(step=step, scores={RULE: rule, "kept": share, "plausible": likely})
 
-    listed = [candidate(0, 0.3, 1.0), candidate(10, 0.4, KEPT), candidate(20, 0.9, KEPT - 0.01)]
-    assert latest_as_good(listed, [np.full(5, 0.3)] * 3) == 10
+
+def test_what_lost_the_start_or_ran_away_is_not_chosen() -> None:
+    listed = [
+        candidate(0, 0.3, likely=0.5), candidate(10, 0.4, KEPT, PLAUSIBLE * 0.5), candidate(20, 0.9, KEPT - 0.01),
+        candidate(30, 0.9, likely=PLAUSIBLE * 0.5 - 0.01),
+    ]  # fmt: skip
+    assert latest_as_good(listed, [np.full(5, one.scores[RULE]) for one in listed]) == 10
 
 
 def test_of_checkpoints_that_the_score_cannot_tell_apart_the_latest_is_chosen() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal([0.60, 0.55, 0.58, 0.40], 0.1, (40, 4))
-    # Where the score is a mean over images, the jackknife's error is the standard error of the mean.
-    without = (values.sum(0) - values) / 39
-    listed = [Candidate(step=i, scores={RULE: v, "kept": 1.0}) for i, v in enumerate(values.mean(0))]
-    best = int(values.mean(0).argmax())
-    differences = values[:, [best]] - values
-    errors = differences.std(0, ddof=1) / math.sqrt(40)
-    as_good = [i for i in range(4) if differences.mean(0)[i] <= errors[i]]
-    assert latest_as_good(listed, list(without.T)) == max(as_good) < 3
+    values = np.random.default_rng(0).normal([0.60, 0.55, 0.58, 0.40], 0.1, (40, 4))
+    differences = values[:, [values.mean(0).argmax()]] - values
+    as_good = np.flatnonzero(differences.mean(0) <= differences.std(0, ddof=1) / math.sqrt(40))
+    listed = [candidate(i, v) for i, v in enumerate(values.mean(0))]
+    assert latest_as_good(listed, list(values.T)) == as_good.max() < 3
 
 
 def test_few_images_do_not_excuse_a_collapse() -> None:
-    listed = [Candidate(step=i, scores={RULE: v, "kept": 1.0}) for i, v in enumerate((0.6, 0.5, 0.4))]
-    unsure = [np.array([0.6, 0.1, 0.9]), np.array([0.1, 0.9, 0.5]), np.array([0.9, 0.1, 0.1])]
-    assert latest_as_good(listed, unsure) == 1
+    unsure = np.array([[0.9, 0.1], [0.4, 0.7], [0.1, 0.7]])
+    listed = [candidate(i, v) for i, v in enumerate(unsure.mean(1))]
+    assert np.ptp(unsure.mean(1)) < 0.16
+    assert latest_as_good(listed, list(unsure)) == 1
 
 
-def test_leaving_one_image_out_is_the_score_of_the_others() -> None:
-    rng = np.random.default_rng(1)
-
-    def found() -> list[Detections]:
-        corners = rng.uniform(0, 40, (4, 3, 2))
-        return [
-            detections(*((x, y, x + 20, y + 20, i % 2, 0.9) for i, (x, y) in enumerate(of_image)))
-            for of_image in corners
-        ]
-
-    now, start = (Looks(found(), found(), found()) for _ in range(2))
-    rates = [1.2, 2.0]
-    for image, value in enumerate(left_one_out(now, start, rates)):
-        rest, before = (Looks(*([d for i, d in enumerate(v) if i != image] for v in looks)) for looks in (now, start))
-        assert value == pytest.approx(score(rest, before, rates)[RULE])
+def test_boxes_of_the_highest_scores_are_compared_whatever_the_level_of_the_scores() -> None:
+    weak = [detections((0, 0, 10, 10, 0, 0.9), (30, 30, 40, 40, 0, 0.3)), detections((0, 0, 10, 20, 0, 0.8))]
+    changed = [detections((0, 0, 10, 10, 0, 0.7)), detections((0, 0, 10, 10, 0, 0.6), (30, 0, 40, 40, 0, 0.5))]
+    # Two labelled boxes an image on the source, so one is looked at: 0.9 and 0.8 here, 0.7 and 0.6 there.
+    assert ranked_by_image(weak, changed, [2.0]).tolist() == pytest.approx([1.0, 0.5])
+    fainter = [Detections(one.boxes, one.labels, one.scores / 10) for one in changed]
+    assert ranked_by_image(weak, fainter, [2.0]).tolist() == pytest.approx([1.0, 0.5])
+    # More boxes are no better, but worse where they are surer than the true ones.
+    many = [
+        Detections(
+            np.concatenate([one.boxes, [[50.0 + i, 0, 60 + i, 9]]]).astype(np.float32),
+            np.append(one.labels, 0), np.append(one.scores, np.float32(score)),
+        )
+        for i, (one, score) in enumerate(zip(changed, (0.2, 0.95), strict=True))
+    ]  # fmt: skip
+    assert ranked_by_image(weak, many, [2.0]).tolist() == pytest.approx([1.0, 0.0])
+    # A class of which a view shows none counts as missed, by the square root of its rate.
+    assert ranked_by_image(weak, changed, [2.0, 8.0]).mean() == pytest.approx(0.75 / (1 + 2))
+    assert ranked_by_image([], [], [1.0]).tolist() == []
 
 
 def test_matching_is_the_best_one_to_one_and_not_greedy() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from pycocotools.coco import COCO
 
 from acclimate import workflow
 from acclimate.config import DataConfig
@@ -113,6 +114,35 @@ def test_a_copy_is_not_asked_a_second_time(tmp_path: Path, target: LabelledSet, 
     done = workflow.ask(run, tmp_path / "target", tmp_path / "ask", frames=12, way="random")
     assert len({frame.sha256 for frame in done.asked.frames}) == len(done.asked.frames) == 6
     assert done.asked.near_duplicates == 6
+
+
+def test_a_review_has_every_frame_the_most_doubtful_first(tmp_path: Path, target: LabelledSet, run: Path) -> None:
+    shutil.copy(target.paths[0], target.paths[0].with_name("copy.png"))
+    done = workflow.ask(run, tmp_path / "target", tmp_path / "all", review=True)
+    assert {frame.path for frame in done.asked.frames} == {str(path) for path in (tmp_path / "target").rglob("*.png")}
+    doubts = [frame.scores["doubt"] for frame in done.asked.frames]
+    assert doubts == sorted(doubts, reverse=True)
+    for frame in done.asked.frames:
+        away = [abs(box.score - 0.5) for box in frame.boxes]
+        assert away == sorted(away)
+    few = workflow.ask(run, tmp_path / "target", tmp_path / "few", review=True, frames=2)
+    assert [frame.sha256 for frame in few.asked.frames] == [frame.sha256 for frame in done.asked.frames[:2]]
+    with pytest.raises(AcclimateError, match="nothing to choose by --way random"):
+        workflow.ask(run, tmp_path / "target", tmp_path / "no", review=True, way="random")
+
+
+def test_pycocotools_takes_the_boxes_as_they_were_drawn(tmp_path: Path, target: LabelledSet, run: Path) -> None:
+    done = workflow.ask(run, tmp_path / "target", tmp_path / "ask", frames=3, threshold=0.5)
+    theirs = COCO(str(next((tmp_path / "ask" / "coco").rglob("*.json"))))
+    names = {category["id"]: category["name"] for category in theirs.loadCats(theirs.getCatIds())}
+    drawn = {frame.file: frame.boxes for frame in done.asked.frames}
+    assert sorted(image["file_name"] for image in theirs.loadImgs(theirs.getImgIds())) == sorted(drawn)
+    for image in theirs.loadImgs(theirs.getImgIds()):
+        rows = theirs.loadAnns(theirs.getAnnIds(imgIds=[image["id"]]))
+        boxes = [(*row["bbox"][:2], row["bbox"][0] + row["bbox"][2], row["bbox"][1] + row["bbox"][3]) for row in rows]
+        own = drawn[image["file_name"]]
+        assert [names[row["category_id"]] for row in rows] == [box.label for box in own]
+        assert boxes == [pytest.approx(box.box, abs=1e-2) for box in own]
 
 
 def test_label_studio_takes_the_tasks(tmp_path: Path, target: LabelledSet, run: Path) -> None:

@@ -19,7 +19,7 @@ from acclimate.errors import AcclimateError, WaitingError
 from acclimate.evaluate import evaluate_detector
 from acclimate.models import detector as models
 from acclimate.run import Run, file_digest
-from acclimate.select.validation import Validation
+from acclimate.select.record import Validation
 from acclimate.workflow import job
 from test_labels import target_with_labels
 from tiny_job import make_data, settings
@@ -79,6 +79,16 @@ def test_it_goes_on_when_the_labels_are_there(waited: Path, tmp_path: Path, monk
     assert (told.images, told.boxes, told.matched) == (2, 2, 2)
     assert sorted(told.sha256) == sorted(frame["sha256"] for frame in asked["frames"])
     assert adapted.manifest.notes.target.images == 4
+    # Each box that came back, and each that was drawn, has become something.
+    became = told.corrections
+    assert became["frames"] == 2
+    both = became["kept"] + became["moved"] + became["renamed"]
+    assert both + became["added"] == 2
+    assert both + became["removed"] == sum(len(frame["boxes"]) for frame in asked["frames"])
+    # What would help most now is none of what was labelled.
+    wanted = {frame["path"] for frame in adapted.read("next.json")["frames"]}
+    assert wanted
+    assert not wanted & {frame["path"] for frame in asked["frames"]}
     assert "labelled" in adapted.manifest.notes.method
     assert all(line["labelled/class"] > 0 for line in adapted.metrics() if "supervised/class" in line)
     # The baseline has nothing of the target, so none of its labels.
@@ -145,8 +155,8 @@ def test_frames_held_back_choose_the_checkpoint(waited: Path, tmp_path: Path) ->
     arguments += ["--labelled", str(waited / "fog-train"), "--validate", "3", "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     run = Run.open(tmp_path / "out")
-    told = run.manifest.notes["labelled"]
-    assert (told["images"], told["validation"]["images"], len(told["sha256"])) == (3, 3, 6)
+    told = run.manifest.notes.labelled
+    assert (told.images, told.validation.images, len(told.sha256)) == (3, 3, 6)
     selection, validation = run.selection(), Validation.model_validate(run.read("validation.json"))
     assert selection is not None
     assert (selection.rule, selection.validated_on) == ("validated_ap", 3)

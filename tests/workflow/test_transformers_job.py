@@ -12,6 +12,7 @@ import small_transformers as small
 from acclimate import workflow
 from acclimate.config import Budget, DataConfig
 from acclimate.data import scored
+from acclimate.edge.artifact import Artifact
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as models
 from acclimate.models import transformers
@@ -102,7 +103,7 @@ def test_it_teaches_a_convolutional_student(taken: Path, data: Path, tmp_path: P
     assert any(key.startswith("distillation/box_") for key in student.metrics()[-1])
     assert not any("imitation" in key for key in student.metrics()[-1])
     artifact = workflow.export(student.path, precision="int8", calibration=target)
-    assert artifact.manifest.decode.kind == "dense"
+    assert Artifact.open(artifact).manifest.decode.kind == "dense"
 
 
 def test_it_labels_images_for_a_small_detector(taken: Path, data: Path, tmp_path: Path) -> None:

@@ -34,7 +34,14 @@ class Alignment(Term):
     name: ClassVar[str] = "alignment"
 
     def __init__(self, weight: float, encoder: Backbone, level: int, channels: int) -> None:
-        """Draw the `level` of the student's pyramid, which has so many channels, to `encoder`."""
+        """Draw a level of the student's pyramid to an encoder.
+
+        Args:
+            weight: of the loss.
+            encoder: what is drawn to; frozen.
+            level: which level of the pyramid.
+            channels: how many that level has.
+        """
         super().__init__()
         self.weight = weight
         self.level = level

@@ -74,7 +74,6 @@ def fit(
 ) -> None:
     """Train until `schedule.steps`, taking up the state in `run` where there is one.
 
-    What is logged goes to `track` too.
     Writes metrics.jsonl, checkpoints/step_N.safetensors (averaged weights) and state/ into the run folder.
 
     Args:
@@ -86,6 +85,7 @@ def fit(
         transforms: of the gradients, in this order, between the backward pass and clipping.
         console: where progress goes.
         title: of the progress bar.
+        track: told the step and the values of each line that is logged.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, once the state is saved.

@@ -104,14 +104,13 @@ def agreed(
         shown.append((kept, kept.scores >= needed[kept.labels]))
     (own, own_sure), (other, other_sure) = shown
     both = fuse([own, other], IOU)
-    sure = np.zeros(len(both), bool)
+    sure: NDArray[np.bool_] = np.zeros(len(both), bool)
     if len(own) and len(other):
         partners = [overlaps(both, one) > IOU for one in (own, other)]
-        met = [overlap.any(1) for overlap in partners]
-        convinced = [
-            (overlap & flags[None]).any(1) for overlap, flags in zip(partners, (own_sure, other_sure), strict=True)
-        ]
-        sure = met[0] & met[1] & (convinced[0] | convinced[1])
+        met = np.all([overlap.any(1) for overlap in partners], 0)
+        flags = (own_sure, other_sure)
+        convinced = np.any([(overlap & flag[None]).any(1) for overlap, flag in zip(partners, flags, strict=True)], 0)
+        sure = met & convinced
     return Annotations(both.boxes, both.labels, ~sure)
 
 

@@ -48,14 +48,16 @@ class DataConfig(Options):
     """Classes whose boxes are background."""
     orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
     """Whether an EXIF tag turns a picture, as viewers do (`apply`), or its pixels are taken as they are (`stored`)."""
-    intensity: Annotated[tuple[float, float] | None, Added(None)] = None
-    """`[black, white]` of pictures of more than 8 bits, in their own units; by default each picture's own
-    percentiles."""
+    intensity: Annotated[tuple[float, float] | Literal["set"] | None, Added(None)] = None
+    """Of pictures of more than 8 bits: `[black, white]` in their own units, or `set`, which measures them from the set;
+    by default each picture's own percentiles."""
 
     @field_validator("intensity")
     @classmethod
-    def _rising_intensity(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
+    def _rising_intensity(
+        cls, value: tuple[float, float] | Literal["set"] | None
+    ) -> tuple[float, float] | Literal["set"] | None:
+        if isinstance(value, tuple) and not value[0] < value[1]:
             raise ValueError("give the value that becomes black, then the larger one that becomes white")
         return value
 

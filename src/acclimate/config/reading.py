@@ -76,9 +76,13 @@ def merge(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def parse(model: type[_Model], values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> _Model:
-    """Validate `values` as `model`; `where` is the file or argument that the message names.
+    """Validate values as a section of options.
 
-    A problem that lies in one of the `overrides` (`key=value`), which `values` hold already, is told of that one.
+    Args:
+        model: the section.
+        values: what was read, overrides included.
+        where: the file or argument that the message names.
+        overrides: `key=value`; a problem that lies in one of them is told of that one.
 
     Raises:
         AcclimateError: with one line that holds every problem found.

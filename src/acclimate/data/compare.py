@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from acclimate.data.formats import LabelledSet, Problem, UnlabelledSet
-from acclimate.edge.headers import read_header
-from acclimate.edge.images import DEFAULT, Reading, read_image, turned
+from acclimate.edge.headers import DEEP, read_header
+from acclimate.edge.images import DEFAULT, Reading, intensity_of, read_image, turned
 from acclimate.errors import AcclimateError
 from acclimate.progress import in_threads
 from acclimate.structures import Image
@@ -33,6 +33,8 @@ DARK_LEVELS, FAR = 25.0, 5.0
 SHIFT_LEVELS = 30.0
 """A difference of medians between source and target from which it is said."""
 FEW_BOXES = 50
+BEYOND = 0.1
+"""Values that go beyond a fixed range by such a part of it are told."""
 
 _SIDE = 32
 _SHOWN = 3
@@ -50,6 +52,7 @@ class Look:
         contrast: standard deviation of the grey levels.
         colour: mean difference of the largest and the smallest of R, G and B; 0 is grey.
         hash: 64 bits, see `perceptual_hash`.
+        deep: whether it has more than 8 bits.
     """
 
     size: tuple[int, int]
@@ -57,6 +60,7 @@ class Look:
     contrast: float
     colour: float
     hash: int
+    deep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,9 @@ class Domain:
         looks: of the images that can be read.
         sides: (N,) sides of the boxes, the root of their areas, in pixels of the network's input.
         classes: boxes of each class; None where the set has no labels.
+        reading: how its pictures are read.
+        deep: how many of its pictures have more than 8 bits.
+        values: what their values range over (`edge.images.intensity_of`).
         problems: what was left out of it.
     """
 
@@ -78,6 +85,9 @@ class Domain:
     sides: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     classes: Mapping[str, int] | None = None
     problems: tuple[Problem, ...] = ()
+    reading: Reading = DEFAULT
+    deep: int = 0
+    values: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +156,7 @@ def look(path: Path, reading: Reading = DEFAULT) -> Look:
         contrast=float(grey.std()),
         colour=float(np.ptp(small, axis=2).mean()),
         hash=perceptual_hash(grey),
+        deep=header.bits > DEEP,
     )
 
 
@@ -155,6 +166,7 @@ def domain(
     images: LabelledSet | UnlabelledSet,
     image_size: tuple[int, int],
     progress: Callable[[int, int], None] | None = None,
+    reading: Reading | None = None,
 ) -> Domain:
     """Look at every image of a set.
 
@@ -164,11 +176,12 @@ def domain(
         images: the set.
         image_size: (height, width) of the network's input.
         progress: is called with how many of how many are done.
+        reading: how pictures without labels are read; None for the usual way.
 
     Raises:
         AcclimateError: none of its images can be read.
     """
-    reading = images.reading if isinstance(images, LabelledSet) else DEFAULT
+    reading = images.reading if isinstance(images, LabelledSet) else reading or DEFAULT
     looks: dict[Path, Look] = {}
     problems = list(images.problems)
 
@@ -185,8 +198,10 @@ def domain(
             looks[path] = seen
     if not looks:
         raise AcclimateError(f"{name}: none of its {len(images)} images can be read (the first: {problems[-1]})")
+    deep = [path for path, seen in looks.items() if seen.deep]
+    values = intensity_of(deep)
     if isinstance(images, UnlabelledSet):
-        return Domain(role, name, looks, problems=tuple(problems))
+        return Domain(role, name, looks, problems=tuple(problems), reading=reading, deep=len(deep), values=values)
     counts: Counter[int] = Counter()
     sides = [np.zeros(0)]
     for image in images.images:
@@ -195,13 +210,16 @@ def domain(
         scale = min(image_size[0] / image.height, image_size[1] / image.width)
         sides.append(np.sqrt((kept.boxes[:, 2:] - kept.boxes[:, :2]).prod(axis=1)) * scale)
     classes = {name: counts[label] for label, name in enumerate(images.classes)}
-    return Domain(role, name, looks, np.concatenate(sides), classes, tuple(problems))
+    return Domain(role, name, looks, np.concatenate(sides), classes, tuple(problems), reading, len(deep), values)
 
 
 def compare(domains: Sequence[Domain], image_size: tuple[int, int]) -> Comparison:
     """Say what matters about a source, a target and any tests, in this order."""
     source, target, *tests = domains
-    findings = [*_boxes(source, image_size), *_light(source, target), *_classes(source, tests)]
+    findings = [
+        *_boxes(source, image_size), *_light(source, target), *_intensity(source, [target, *tests]),
+        *_classes(source, tests),
+    ]  # fmt: skip
     for test in tests:
         findings += _shared(test, source, "training has seen them, so it measures memory")
         findings += _shared(test, target, "the adaptation sees them; keep them apart, or say so with the number")
@@ -250,6 +268,31 @@ def _light(source: Domain, target: Domain) -> list[str]:
     return said
 
 
+def _intensity(source: Domain, others: Sequence[Domain]) -> list[str]:
+    """What fixed limits of black and white cut off, and sets that are scaled by different rules."""
+    said = []
+    fixed = source.reading.intensity
+    for one in (source, *others):
+        if fixed is not None and one.values is not None:
+            width = fixed[1] - fixed[0]
+            if max(fixed[0] - one.values[0], one.values[1] - fixed[1]) > BEYOND * width:
+                said.append(
+                    f"{one.name}: its values, {_limits(one.values)}, go beyond the intensity {_limits(fixed)}, where "
+                    "all is black or white; give a wider one, or leave `intensity` out: then each picture has its own"
+                )
+        if (one.deep > 0) != (source.deep > 0):
+            more, less = (source, one) if source.deep else (one, source)
+            said.append(
+                f"{more.name} has pictures of more than 8 bits and {less.name} has none: they are scaled by different "
+                "rules, so light and contrast differ for that reason too"
+            )
+    return said
+
+
+def _limits(values: tuple[float, float]) -> str:
+    return f"{values[0]:g} to {values[1]:g}"
+
+
 def _classes(source: Domain, tests: Sequence[Domain]) -> list[str]:
     said = []
     own = source.classes or {}
@@ -261,7 +304,8 @@ def _classes(source: Domain, tests: Sequence[Domain]) -> list[str]:
         unknown = [name for name, count in other.items() if count and name not in own]
         if unknown:
             named = ", ".join(unknown)
-            said.append(f"{test.name}: {named} no class of the source; rename, ignore or drop (see data formats)")
+            what = "is no class" if len(unknown) == 1 else "are no classes"
+            said.append(f"{test.name}: {named} {what} of the source; rename, ignore or drop (see data formats)")
         absent = [name for name, count in own.items() if count and not other.get(name)]
         if absent and set(absent) < set(own):
             said.append(f"{test.name}: has no box of {', '.join(absent)}, so these are not measured")
@@ -275,11 +319,15 @@ def _shared(one: Domain, other: Domain, why: str) -> list[str]:
     taken = {path for path, _ in same}
     near = near_duplicates({path: seen for path, seen in one.looks.items() if path not in taken}, other.looks)
     said = []
-    for pairs, what in ((same, "the same files as"), (near, "nearly the same as")):
+    for pairs, one_is, they_are in (
+        (same, "is the same file as an image", "are the same files as images"),
+        (near, "is nearly the same as an image", "are nearly the same as images"),
+    ):
         if pairs:
-            verb = "is" if len(pairs) == 1 else "are"
-            first = f"{pairs[0][0]} and {pairs[0][1]}"
-            said.append(f"{one.name}: {len(pairs)} images {verb} {what} images of {other.name} ({first}): {why}")
+            told = f"1 image {one_is}" if len(pairs) == 1 else f"{len(pairs)} images {they_are}"
+            # One path where both sets hold the very file.
+            first = " and ".join(dict.fromkeys(map(str, pairs[0])))
+            said.append(f"{one.name}: {told} of {other.name} ({first}): {why}")
     return said
 
 
@@ -343,15 +391,17 @@ def show(comparison: Comparison, console: Console) -> None:
     table = Table("", *(escape(f"{one.role}: {Path(one.name).name}") for one in comparison.domains), box=None)
     rows: list[tuple[str, Callable[[Domain], str]]] = [
         ("images", lambda one: f"{len(one.looks):,}"),
-        ("size (width x height)", _sizes),
+        ("width x height", _sizes),
         ("brightness", lambda one: _spread(one, "brightness")),
         ("contrast", lambda one: _spread(one, "contrast")),
         ("colour", lambda one: _spread(one, "colour")),
         ("boxes", lambda one: "-" if one.classes is None else f"{len(one.sides):,}"),
         ("boxes an image", lambda one: "-" if one.classes is None else f"{len(one.sides) / len(one.looks):.1f}"),
-        ("side of a box on the input, px", _sides),
-        (f"boxes below {SMALL_PX} px there", lambda one: _share(one)),
+        ("box side, px of input", _sides),
+        (f"boxes below {SMALL_PX} px", _share),
     ]
+    if any(one.deep for one in comparison.domains):
+        rows.append(("values above 8 bits", lambda one: "-" if one.values is None else _limits(one.values)))
     for name, cell in rows:
         table.add_row(name, *(escape(cell(one)) for one in comparison.domains))
     names = dict.fromkeys(name for one in comparison.domains for name in one.classes or ())
@@ -359,7 +409,9 @@ def show(comparison: Comparison, console: Console) -> None:
         cells = ("-" if one.classes is None else f"{one.classes.get(name, 0):,}" for one in comparison.domains)
         table.add_row(escape(f"  {name}"), *cells)
     height, width = comparison.image_size
-    console.print(f"input of the network: {height}x{width} (height x width); medians, and 5 % to 95 % in brackets")
+    console.print(
+        f"input of the network: {height}x{width} (height x width); medians, and 5 % to 95 % in brackets", soft_wrap=True
+    )
     console.print(table)
     for finding in comparison.findings:
         console.print(f"- {escape(finding)}", soft_wrap=True, highlight=False)

@@ -61,9 +61,10 @@ class ImageCache:
         return self._used / 1e6
 
     @property
-    def damaged(self) -> tuple[Path, ...]:
-        """The files that could not be read so far."""
-        return tuple(self._damaged)
+    def damaged(self) -> Mapping[Path, str]:
+        """The files that could not be read so far, and why."""
+        with self._lock:
+            return dict(self._damaged)
 
     def get(self, path: Path, longest: int | None = None) -> Image | None:
         """The image at `path`, read-only, shrunk so that its longer side has at most `longest` pixels.
@@ -102,7 +103,7 @@ class ImageCache:
         except AcclimateError as error:
             with self._lock:
                 first = path not in self._damaged
-                self._damaged[path] = str(error)
+                self._damaged[path] = str(error).removeprefix(f"{path}: ")
             if first:
                 _log.warning("%s; it is left out", error)
             return None
@@ -223,6 +224,18 @@ class Loader:
             target.labelled = self._load(step, _LABELLED)
         return source, target
 
+    @property
+    def left_out(self) -> dict[str, dict[Path, str]]:
+        """The images that could not be read so far, and why, by what they were for; another took each one's place."""
+        damaged = self.cache.damaged
+        roles = {
+            "source": self._source.paths if self._source is not None else (),
+            "target": self._target.paths if self._target is not None else (),
+            "labelled": self._labelled.paths if self._labelled is not None else (),
+        }
+        found = {role: {path: damaged[path] for path in paths if path in damaged} for role, paths in roles.items()}
+        return {role: files for role, files in found.items() if files}
+
     def _load(self, step: int, stream: int) -> Batch:
         count = self._sizes[stream]
         weak = np.empty((count, *self._image_size, 3), np.float32)
@@ -322,16 +335,17 @@ class Loader:
         raise AcclimateError(self._mostly_damaged(stream))
 
     def _check(self, stream: int) -> None:
-        damaged = set(self.cache.damaged)
+        damaged = self.cache.damaged
         bad = sum(self._path(index, stream) in damaged for index in range(self._length(stream)))
         if 2 * bad > self._length(stream):
             raise AcclimateError(self._mostly_damaged(stream))
 
     def _mostly_damaged(self, stream: int) -> str:
         kind = {_SOURCE: "source", _TARGET: "target", _LABELLED: "labelled target"}[stream]
+        first = next(iter(self.cache.damaged))
         return (
-            f"{self.cache.damaged[0]}: this and more than half of the {self._length(stream)} {kind} images cannot be "
-            "read; copy the data again"
+            f"{first}: this and more than half of the {self._length(stream)} {kind} images cannot be read; copy the "
+            "data again"
         )
 
     def _style(self, index: int) -> Statistics:
@@ -413,7 +427,11 @@ def choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
 
 
 def draw(
-    paths: Sequence[Path], count: int, seed: int, how: Literal["diverse", "even", "random"] = "even"
+    paths: Sequence[Path],
+    count: int,
+    seed: int,
+    how: Literal["diverse", "even", "random"] = "even",
+    reading: Reading = DEFAULT,
 ) -> tuple[Path, ...]:
     """`count` of `paths` to calibrate on; all of them if there are fewer.
 
@@ -425,6 +443,7 @@ def draw(
             (`farthest` on `edge.monitor.look`, in the standard deviations of the set), the most typical one first.
             At most `POOL` times `count` images, drawn evenly, are looked at; what cannot be read is not taken unless
             there is nothing else.
+        reading: how they are read, to be looked at.
     """
     if how == "even" or count >= len(paths):
         return choose(paths, count, seed)
@@ -435,7 +454,7 @@ def draw(
     looks: dict[Path, NDArray[np.float64]] = {}
     for path in choose(paths, POOL * count, seed):
         try:
-            looks[path] = look(read_image(path))
+            looks[path] = look(read_image(path, reading))
         except AcclimateError as error:
             _log.warning("not calibrated on: %s", error)
     seen = list(looks)

@@ -27,8 +27,8 @@ from acclimate.data.formats import (
 )
 from acclimate.data.sound import undecodable, unplaced
 from acclimate.edge.draw import put_text, text_size
-from acclimate.edge.headers import read_header
-from acclimate.edge.images import DEFAULT, Reading, letterbox, read_image
+from acclimate.edge.headers import DEEP, read_header
+from acclimate.edge.images import DEFAULT, Reading, intensity_of, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.run import write_bytes
 from acclimate.structures import Annotations, Image
@@ -63,6 +63,9 @@ class DataSummary:
         image_sizes: (width, height) -> images, the most frequent first.
         problems: what was left out, or read other than it is written.
         rotated: files that an EXIF tag turns.
+        deep: files of more than 8 bits.
+        values: what `edge.images.PERCENTILES` of the values in these are, over the set; None where there are none.
+        intensity: what becomes black and white in them; None takes each picture's own percentiles.
     """
 
     path: str
@@ -75,26 +78,30 @@ class DataSummary:
     image_sizes: Mapping[tuple[int, int], int]
     problems: tuple[Problem, ...]
     rotated: int = 0
+    deep: int = 0
+    values: tuple[float, float] | None = None
+    intensity: tuple[float, float] | None = None
 
     @property
     def boxes(self) -> int:
         return sum(self.classes.values())
 
 
-def load(data: Path | DataConfig) -> LabelledSet | UnlabelledSet:
+def load(data: Path | DataConfig, reading: Reading | None = None) -> LabelledSet | UnlabelledSet:
     """The labelled set at a path or of a configuration; a path without labels that we know gives its images.
 
-    Files that look like labels there, and that no format places, are problems.
+    Files that look like labels there, and that no format places, are problems. Pictures with labels are read as
+    `reading` says, or as the set's own options do.
 
     Raises:
         AcclimateError: as `formats.read` and `formats.unlabelled` do.
     """
     if isinstance(data, DataConfig):
-        return read(data)
+        return read(data, reading=reading)
     if not data.exists() or detect(data) is None:
         images = unlabelled(data)
         return replace(images, problems=(*images.problems, *unplaced(data)))
-    return read(DataConfig(path=data))
+    return read(DataConfig(path=data), reading=reading)
 
 
 def decoded(
@@ -167,24 +174,31 @@ def summary(data: Path | DataConfig | LabelledSet | UnlabelledSet) -> DataSummar
         image_sizes=dict(sizes.most_common()),
         problems=found.problems,
         rotated=found.rotated,
+        deep=len(found.deep),
+        values=intensity_of(found.deep),
+        intensity=found.reading.intensity,
     )
 
 
 def _folder_summary(path: str, found: UnlabelledSet) -> DataSummary:
     sizes: Counter[tuple[int, int]] = Counter()
     problems, rotated = list(found.problems), 0
+    deep: list[Path] = []
     for image in found.paths:
         try:
             header = read_header(image)
             height, width = header.size()
             sizes[width, height] += 1
             rotated += header.orientation != 1
+            deep += [image] if header.bits > DEEP else []
         except AcclimateError as error:
             problems.append(Problem(str(image), str(error).removeprefix(f"{image}: ")))
     if not sizes:
         raise AcclimateError(f"{path}: none of its {len(found)} images can be read (the first: {problems[0]})")
     ordered = dict(sizes.most_common())
-    return DataSummary(path, "folder", sizes.total(), None, {}, 0, {}, ordered, tuple(problems), rotated)
+    return DataSummary(
+        path, "folder", sizes.total(), None, {}, 0, {}, ordered, tuple(problems), rotated, len(deep), intensity_of(deep)
+    )
 
 
 def print_summary(summary: DataSummary, console: Console) -> None:
@@ -198,6 +212,16 @@ def print_summary(summary: DataSummary, console: Console) -> None:
     if summary.rotated:
         are = "is" if summary.rotated == 1 else "are"
         console.print(f"{_count(summary.rotated, 'file')} {are} stored turned (EXIF orientation)", soft_wrap=True)
+    if summary.deep:
+        have = "has" if summary.deep == 1 else "have"
+        values = "" if summary.values is None else ", with values from {:g} to {:g}".format(*summary.values)
+        taken = (
+            "each picture's own percentiles"
+            if summary.intensity is None
+            else "{:g} and {:g}".format(*summary.intensity)
+        )
+        told = f"{_count(summary.deep, 'file')} {have} more than 8 bits{values}; black and white are {taken}"
+        console.print(told, soft_wrap=True)
     if summary.empty is not None:
         table = Table("class", "boxes", "share", box=None, pad_edge=False)
         table.columns[1].justify = table.columns[2].justify = "right"

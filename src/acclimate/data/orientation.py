@@ -28,8 +28,14 @@ def frames(claimed: Sequence[Size | None], headers: Sequence[Header], asked: Ori
         headers: of the files, in the same order.
         asked: what decides where nothing else does.
     """
+    if all(size is None for size in claimed):
+        return [asked] * len(claimed)
     fitting = [
-        None if size is None else {frame for frame in _FRAMES if header.size(frame) == size}
+        None
+        if size is None
+        else _BOTH
+        if header.orientation < 5 and size == (header.height, header.width)
+        else {frame for frame in _FRAMES if header.size(frame) == size}
         for size, header in zip(claimed, headers, strict=True)
     ]
     told = [
@@ -50,6 +56,7 @@ def frames(claimed: Sequence[Size | None], headers: Sequence[Header], asked: Ori
 
 
 _FRAMES: tuple[Orientation, Orientation] = ("apply", "stored")
+_BOTH: frozenset[Orientation] = frozenset(_FRAMES)
 
 
 def moved(box: Box, outline: Outline, header: Header, frame: Orientation, wanted: Orientation) -> tuple[Box, Outline]:

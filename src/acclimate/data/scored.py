@@ -91,7 +91,8 @@ def write(labels: ScoredLabels, file: Path) -> None:
     Raises:
         AcclimateError: it cannot be written.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (path, found) in enumerate(labels.images.items(), 1):
         name = Path(os.path.relpath(path.resolve(), file.resolve().parent)).as_posix()
         width, height = found.size

@@ -19,6 +19,8 @@ MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 30
 """A file of more bytes is no image."""
 MAX_CHANNELS = 4
+DEEP = 8
+"""Pictures of more bits a sample are scaled to so many."""
 
 _HEAD = 1 << 14
 _TAIL = 1 << 16
@@ -35,6 +37,7 @@ class Header:
         width: stored columns.
         orientation: EXIF's, 1 to 8; 1 is a picture that is stored as it is seen.
         tag_at: of a TIFF, where in the file the orientation stands and how it is packed; None where it does not.
+        bits: of a sample; above 8 in pictures of thermal cameras, depth and floating point.
     """
 
     format: Literal["jpeg", "png", "webp", "bmp", "tiff"]
@@ -42,6 +45,7 @@ class Header:
     width: int
     orientation: int = 1
     tag_at: tuple[int, str] | None = None
+    bits: int = 8
 
     def size(self, orientation: Orientation = "apply") -> tuple[int, int]:
         """(height, width) of the picture as it is read."""
@@ -60,21 +64,21 @@ def read_header(path: str | Path) -> Header:
     Raises:
         AcclimateError: see `parse_header`; or the file is missing, no regular file, empty or too large.
     """
-    path = Path(path)
+    descriptor, size = _opened(path, MAX_BYTES)
     try:
-        with open(open_regular(path), "rb", buffering=0) as file:
-            head = file.read(_HEAD) or b""
-            size = os.fstat(file.fileno()).st_size
-            tail = b""
-            if head[:4] == b"\x89PNG" and size > len(head):
-                tail = os.pread(file.fileno(), min(_TAIL, size - len(head)), max(len(head), size - _TAIL))
-            try:
-                return _checked(_parse(head, tail), str(path))
-            except _Short:
-                rest = os.pread(file.fileno(), max(0, size - len(head)), len(head))
-                return parse_header(head + rest, str(path))
+        head = os.read(descriptor, _HEAD)
+        tail = b""
+        if head[:4] == b"\x89PNG" and size > len(head):
+            tail = os.pread(descriptor, min(_TAIL, size - len(head)), max(len(head), size - _TAIL))
+        try:
+            return _checked(_parse(head, tail), path)
+        except _Short:
+            rest = os.pread(descriptor, max(0, size - len(head)), len(head))
+            return parse_header(head + rest, str(path))
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def parse_header(data: bytes, name: str) -> Header:
@@ -102,29 +106,37 @@ def open_regular(path: Path, max_bytes: int | None = MAX_BYTES) -> int:
     Raises:
         AcclimateError: it is missing, no regular file, empty, or larger than `max_bytes`.
     """
+    return _opened(path, max_bytes)[0]
+
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _opened(path: str | Path, max_bytes: int | None) -> tuple[int, int]:
+    """A descriptor as `open_regular` gives it, and the file's bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(path, _FLAGS)
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise AcclimateError(f"{path!s}: not a file name") from None
     status = os.fstat(descriptor)
-    problem = ""
+    size = status.st_size
+    if stat.S_ISREG(status.st_mode) and size and (max_bytes is None or size <= max_bytes):
+        return descriptor, size
+    os.close(descriptor)
     if stat.S_ISDIR(status.st_mode):
         problem = "cannot be read (Is a directory)"
     elif not stat.S_ISREG(status.st_mode):
         problem = "not a regular file; remove it"
-    elif not status.st_size:
+    elif not size:
         problem = "an empty file; remove it or copy it again"
-    elif max_bytes is not None and status.st_size > max_bytes:
-        problem = f"a file of {status.st_size / 1e9:.1f} GB is no image; remove it"
-    if problem:
-        os.close(descriptor)
-        raise AcclimateError(f"{path}: {problem}")
-    return descriptor
+    else:
+        problem = f"a file of {size / 1e9:.1f} GB is no image; remove it"
+    raise AcclimateError(f"{path}: {problem}")
 
 
-def _checked(header: Header | None, name: str) -> Header:
+def _checked(header: Header | None, name: str | Path) -> Header:
     if header is None or header.height < 1 or header.width < 1:
         raise AcclimateError(f"{name}: {UNREADABLE}")
     if header.height * header.width > MAX_PIXELS:
@@ -156,7 +168,8 @@ def _parse(data: bytes, tail: bytes) -> Header | None:
             if tags.get(277, (1, None))[0] > MAX_CHANNELS:
                 return None
             value, place = tags.get(274, (1, None))
-            return Header("tiff", height, width, value if 1 <= value <= 8 else 1, place)
+            bits, _ = tags.get(258, (8, None))
+            return Header("tiff", height, width, value if 1 <= value <= 8 else 1, place, bits)
     except (struct.error, IndexError):
         raise _Short from None
     except KeyError:
@@ -190,13 +203,14 @@ def _jpeg(data: bytes) -> Header | None:
 
 def _png(data: bytes, tail: bytes) -> Header | None:
     width, height = struct.unpack_from(">II", data, 16)
+    bits = data[24]
     at, orientation = 8, 1
     while width * height <= MAX_PIXELS:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"eXIf":
             if len(data) < at + 8 + length:
                 raise _Short
-            return Header("png", height, width, _exif(data[at + 8 : at + 8 + length]))
+            return Header("png", height, width, _exif(data[at + 8 : at + 8 + length]), bits=bits)
         if kind in {b"IDAT", b"IEND"}:
             break
         at += 12 + length
@@ -207,7 +221,7 @@ def _png(data: bytes, tail: bytes) -> Header | None:
         found = tail[place + 4 : place + 4 + length]
         if len(found) == length and found[:2] in {b"II", b"MM"}:
             orientation = _exif(found)
-    return Header("png", height, width, orientation)
+    return Header("png", height, width, orientation, bits=bits)
 
 
 def _webp(data: bytes) -> Header | None:
@@ -269,7 +283,7 @@ def _ifd(data: bytes) -> dict[int, tuple[int, tuple[int, str]]]:
             place = at + struct.calcsize(order + entry)
             if values * struct.calcsize(order + code) > struct.calcsize(order + offset):
                 (place,) = struct.unpack_from(order + offset, data, place)
-            if tag in {256, 257, 274, 277}:
+            if tag in {256, 257, 258, 274, 277}:
                 tags[tag] = (int(struct.unpack_from(order + code, data, place)[0]), (place, order + code))
         at += size
     return tags

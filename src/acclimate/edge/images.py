@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,12 @@ PERCENTILES = (0.1, 99.9)
 """Of a picture of more than 8 bits: what becomes black and white unless a range is given. One hot pixel, or a row of
 them, is beyond."""
 _SAMPLE = 1 << 20
-"""So many values, evenly spread, make the percentiles."""
+"""So many values, evenly spread, make the percentiles of a picture."""
+_NO_VALUE = frozenset({0.0, 999.0, 9999.0, 99999.0, 32767.0, 32768.0, 65535.0})
+_NO_VALUE_FROM = 1e6
+"""Floating-point numbers that stand for "no value" where they are alone, of either sign; and from which on any may."""
+SET_IMAGES, _SET_SAMPLE = 256, 1 << 14
+"""Of a set, so many pictures, evenly spread, and so many values of each."""
 _ROWS_AT_ONCE = 1 << 22
 """Values that are scaled at once, which bounds the memory that it takes."""
 
@@ -245,21 +252,69 @@ def _to_rgb(image: NDArray[Any], intensity: tuple[float, float] | None, name: st
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3]
     if image.dtype != np.uint8:
-        image = _scaled(image, intensity or _own_range(image))
+        image = _scaled(image, intensity or _range(_measured(image, _SAMPLE)))
     if image.ndim == 2 or image.shape[2] == 1:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
-def _own_range(image: NDArray[Any]) -> tuple[float, float]:
-    """What becomes black and white: `PERCENTILES` of the finite values, or all of them where nearly all are equal."""
-    values = image.reshape(-1)[:: max(1, image.size // _SAMPLE)]
-    finite = values[np.isfinite(values)]
-    if not len(finite):
+def intensity_of(paths: Sequence[Path]) -> tuple[float, float] | None:
+    """What becomes black and white in all pictures of a set that have more than 8 bits, in their own units:
+    `PERCENTILES` of the values of `SET_IMAGES` of them; None where none can be read.
+
+    Args:
+        paths: image files of more than 8 bits.
+    """
+    places = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), SET_IMAGES)).round().astype(int))
+    samples: list[NDArray[np.float64]] = []
+    for path in (paths[place] for place in places):
+        try:
+            data = path.read_bytes()
+            image = _stored(data, parse_header(data, str(path)), str(path))
+        except (AcclimateError, OSError, cv2.error, MemoryError):
+            continue
+        if image.dtype != np.uint8:
+            samples.append(_measured(image[:, :, :3] if image.ndim == 3 else image, _SET_SAMPLE).astype(np.float64))
+    if not samples:
+        return None
+    low, high = _range(np.concatenate(samples))
+    # As a person reads and writes them; a digit more says nothing, unless it is all that tells them apart.
+    shown = float(f"{low:.7g}"), float(f"{high:.7g}")
+    return shown if shown[0] < shown[1] else (low, high)
+
+
+def _measured(image: NDArray[Any], count: int) -> NDArray[Any]:
+    """About `count` values of a picture, evenly spread over rows and columns, without those that stand for "no value".
+
+    These are what is not finite, and one number in borders and dead areas: 0, the type's limit, -9999 or the like,
+    where it is further from all others than these are from each other.
+    """
+    step = max(1, image.size // count)
+    while math.gcd(step, image[0].size) > 1:
+        step += 1
+    values: NDArray[Any] = image.reshape(-1)[::step]
+    values = values[np.isfinite(values)]
+    for end in (np.min, np.max):
+        limit = end(values) if len(values) else 0
+        if np.issubdtype(values.dtype, np.integer):
+            marks = limit in {0, np.iinfo(values.dtype).min, np.iinfo(values.dtype).max}
+        else:
+            marks = abs(limit) in _NO_VALUE or abs(limit) >= _NO_VALUE_FROM
+        rest = values[values != limit] if marks else values[:0]
+        if len(rest):
+            low, high = (float(value) for value in np.percentile(rest, PERCENTILES))
+            if 0 < high - low < max(low - float(limit), float(limit) - high):
+                values = rest
+    return values
+
+
+def _range(values: NDArray[Any]) -> tuple[float, float]:
+    """What becomes black and white: `PERCENTILES` of values, or all of them where nearly all are equal."""
+    if not len(values):
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     if low == high:
-        low, high = float(finite.min()), float(finite.max())
+        low, high = float(values.min()), float(values.max())
     return (low, high) if low < high else (low - 1.0, low + 1.0)
 
 

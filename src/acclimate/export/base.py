@@ -262,6 +262,7 @@ def annotate(
         reference: what its domain looks like.
         mixed: the layers that stay in fp32.
         calibration: what INT8 was calibrated on.
+        suggested: a threshold for each class, by its name.
         identity: digest of the weights and options that it was made from.
     """
     manifest = artifact.manifest.model_copy(

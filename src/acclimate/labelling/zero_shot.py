@@ -131,7 +131,15 @@ def label(
     tick: Callable[[int, int], object] = lambda done, total: None,
     report: Callable[[str], object] = lambda problem: None,
 ) -> dict[Path, Found]:
-    """What it finds in image files; a file that cannot be read is left out. Arguments as of `labelling.run.label`."""
+    """What it finds in image files; a file that cannot be read is left out.
+
+    Args:
+        labeller: what looks.
+        paths: the image files.
+        reading: how files become pixels.
+        tick: told (done, all) after each image.
+        report: told of files that cannot be read.
+    """
     found = {}
     for done, path in enumerate(paths, 1):
         try:

@@ -43,14 +43,15 @@ class PlainVisionTransformer(nn.Module):
             raise AcclimateError(
                 f"model.strides: a pyramid on {name!r} has levels of stride {list(STRIDES)}, not {absent}"
             )
-        self.encoder: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True)
-        self.encoder.requires_grad_(False).eval()
-        width = int(self.encoder.num_features)
+        encoder: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True).requires_grad_(False).eval()
+        self.encoder: nn.Module = encoder
+        width = int(encoder.num_features)
         self.levels = nn.ModuleList(_level(width, stride) for stride in strides)
         self.channels = tuple(width if stride >= STRIDE else width * stride // STRIDE for stride in strides)
-        self._patch = int(self.encoder.patch_embed.patch_size[0])
+        self._patch = int(encoder.patch_embed.patch_size[0])
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """The levels (B, C_l, H_l, W_l) of normalised images (B, 3, H, W), from fine to coarse."""
         patches = self.patches(images)
         return [level(patches) for level in self.levels]
 
@@ -60,7 +61,8 @@ class PlainVisionTransformer(nn.Module):
         if self._patch != STRIDE:
             size = [side // STRIDE * self._patch for side in images.shape[-2:]]
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        (last,) = self.encoder.forward_intermediates(
+        encoder: Any = self.encoder
+        (last,) = encoder.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         patches: Tensor = last

@@ -399,8 +399,10 @@ def match(scores: Tensor, boxes: Tensor, other_scores: Tensor, other_boxes: Tens
     """The one-to-one matching of two detectors' queries that costs least, image by image.
 
     Args:
-        scores: (B, Q, C) probabilities of the first, with boxes (B, Q, 4), centre and size.
-        other_scores: (B, P, C) of the second, with boxes (B, P, 4).
+        scores: (B, Q, C), probabilities of the first.
+        boxes: (B, Q, 4) of the first, centre and size.
+        other_scores: (B, P, C), probabilities of the second.
+        other_boxes: (B, P, 4) of the second.
 
     Returns:
         (B, min(Q, P)) places in the first and in the second.
@@ -506,7 +508,7 @@ def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> Transform
     """The specification of a checkpoint's detector with all of its classes."""
     folder = folder_of(checkpoint)
     values = _json(folder / "config.json")
-    family = values.get("model_type")
+    family = str(values.get("model_type"))
     if family not in FAMILIES:
         known = ", ".join(one.title for one in FAMILIES.values())
         raise AcclimateError(f"{checkpoint}: its model_type {family!r} is none of the families that are known: {known}")

@@ -22,7 +22,7 @@ from acclimate.edge.artifact import ArtifactManifest
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Change, Comparison, Interval, ap50_interval, compare
 from acclimate.report import pictures
-from acclimate.run import ClassAP, Evaluation, Run, Selection, listed, read_json
+from acclimate.run import ClassAP, Evaluation, Run, Selection, counted, listed, read_json
 from acclimate.select.record import Found, Hindsight
 from acclimate.verification.judge import TOLERANCE, Check, Verdict, verdict
 from acclimate.verification.record import Accuracy, Verification, load, verifications
@@ -43,6 +43,13 @@ class Domain:
     data: str
     name: str
     images: int | None
+    unreadable: int = 0
+    """Images of it that could not be read, and so count nowhere."""
+
+    @property
+    def counted(self) -> str:
+        """How many images its numbers are of; empty where that is not known."""
+        return counted(self.images, self.unreadable) if self.images else ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Score:
     ap: float | None = None
     ap75: float | None = None
     images: int | None = None
+    unreadable: int = 0
     classes: Mapping[str, ClassAP] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     """What it was read from; None where a verification alone tells it."""
@@ -324,15 +332,19 @@ def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
 
 
 def _score(e: Evaluation) -> Score:
-    return Score(e.ap50, e.ap, e.ap75, e.images, e.classes, e)
+    return Score(e.ap50, e.ap, e.ap75, e.images, e.unreadable, e.classes, e)
 
 
 def _eager(a: Accuracy) -> Score | None:
-    return Score(a.eager_ap50, a.eager_ap, images=a.images) if a.eager_ap50 is not None else None
+    return (
+        Score(a.eager_ap50, a.eager_ap, images=a.images, unreadable=a.unreadable) if a.eager_ap50 is not None else None
+    )
 
 
 def _exported(a: Accuracy) -> Score:
-    return Score(a.artifact_ap50, a.artifact_ap, images=a.images, known_interval=a.ap50_interval)
+    return Score(
+        a.artifact_ap50, a.artifact_ap, images=a.images, unreadable=a.unreadable, known_interval=a.ap50_interval
+    )
 
 
 def changed(before: Score | None, after: Score | None) -> Comparison | None:
@@ -384,15 +396,20 @@ def _artifact(
 def _domains(subjects: Sequence[Subject], parts: Sequence[RunPart]) -> list[Domain]:
     """The test sets, the source first; of each role the one that most subjects were measured on first."""
     images: dict[tuple[str, str], int | None] = {}
+    unreadable: dict[tuple[str, str], int] = {}
     measured: Counter[tuple[str, str]] = Counter()
     for subject in subjects:
         for key, score in subject.scores.items():
             images[key] = images.get(key) or score.images
+            unreadable[key] = max(unreadable.get(key, 0), score.unreadable)
             measured[key] += 1
     keys = sorted(images, key=lambda key: (key[0] != "source", -measured[key], key[1]))
     short = {data: _short(_path(data, parts)) for _, data in keys}
     unique = len(set(short.values())) == len(short)
-    return [Domain(role, data, short[data] if unique else data, images[role, data]) for role, data in keys]
+    return [
+        Domain(role, data, short[data] if unique else data, images[role, data], unreadable[role, data])
+        for role, data in keys
+    ]
 
 
 def _path(data: str, parts: Sequence[RunPart]) -> str:
@@ -457,7 +474,7 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
         missing.append("The adapted run holds no label-free scores of its checkpoints (selection.json).")
     if not any(part.metrics for part in parts):
         missing.append("No training curve was logged (metrics.jsonl).")
-    if not any(part.albums for part in parts):
+    if not any(part.albums or (part.run.path / "pictures").is_dir() for part in parts):
         missing.append("No pictures were stored with the runs.")
     return missing
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.package import opened
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, listed
+from acclimate.run import Run, counted, listed
 from acclimate.verification.judge import disturbance
 from acclimate.verification.record import Verification, load, verifications
 from acclimate.verification.show import cells, headings, print_rows, verdict
@@ -68,7 +68,8 @@ class Group:
 
     Attributes:
         data: the labelled set, by its name in the verification; empty where accuracy was not measured.
-        images: in it.
+        images: those that count.
+        unreadable: images of it that could not be read.
         digest: of it; empty where an earlier version measured.
         machine: in words.
         threads: of the latency that score and front are made of.
@@ -77,6 +78,7 @@ class Group:
 
     data: str
     images: int
+    unreadable: int
     digest: str
     machine: str
     threads: int
@@ -85,7 +87,7 @@ class Group:
     @property
     def title(self) -> str:
         known = f"set {self.digest[:8]}" if self.digest else "known by name and number alone"
-        data = f"{self.data}: {self.images} images ({known})" if self.data else "no labelled images"
+        data = f"{self.data}: {counted(self.images, self.unreadable)} ({known})" if self.data else "no labelled images"
         return f"{data}; {self.machine}; {self.threads} thread{'s' * (self.threads > 1)}"
 
 
@@ -186,8 +188,9 @@ def _grouped(rows: Sequence[Row], sort: str) -> tuple[Group, ...]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         v = row.verification
-        data, images, digest = _set(v)
-        groups.setdefault((digest or (data, images), _machine(v)[0], v.latency.threads), []).append(row)
+        data, images, unreadable, digest = _set(v)
+        # Where some images could not be read, the others alone are another set.
+        groups.setdefault((digest or data, images, unreadable, _machine(v)[0], v.latency.threads), []).append(row)
     made = []
     for found in groups.values():
         v = found[0].verification
@@ -195,12 +198,12 @@ def _grouped(rows: Sequence[Row], sort: str) -> tuple[Group, ...]:
     return tuple(sorted(made, key=lambda group: (-len(group.rows), group.title)))
 
 
-def _set(v: Verification) -> tuple[str, int, str]:
-    """Name, images and digest of the labelled set that the score is of."""
+def _set(v: Verification) -> tuple[str, int, int, str]:
+    """Name, images, unreadable images and digest of the labelled set that the score is of."""
     if v.score is None:
-        return "", 0, ""
+        return "", 0, 0, ""
     accuracy = v.accuracy[v.score.data]
-    return v.score.data, accuracy.images, accuracy.digest
+    return v.score.data, accuracy.images, accuracy.unreadable, accuracy.digest
 
 
 def _machine(v: Verification) -> tuple[tuple[str, ...], str]:
@@ -281,6 +284,7 @@ def _record(group: Group, row: Row) -> dict[str, Any]:
         "data": group.data or None,
         "data_digest": group.digest or None,
         "images": group.images or None,
+        "unreadable": group.unreadable,
         "machine": group.machine,
         "threads": group.threads,
         "rank": row.rank,

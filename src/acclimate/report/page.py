@@ -21,7 +21,7 @@ from acclimate.report.content import Content, Domain, RunPart, Subject
 from acclimate.report.logged import sections
 from acclimate.report.sections import advice, classwise, labels, outcomes
 from acclimate.report.sections import pair as pairs
-from acclimate.run import write_text
+from acclimate.run import SetNotes, write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -577,6 +577,7 @@ def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
         facts = part.run.manifest.notes.source if role == "source" else part.run.manifest.notes.target
         if facts is None:
             continue
+        left_out = part.run.manifest.notes.left_out.get(role, SetNotes()).problems
         labelled = facts.boxes is not None
         yield {
             "run": part.label,
@@ -585,7 +586,7 @@ def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
             "images": _fact(facts.images) if facts.images is not None else "\u2013",
             "boxes": _fact(facts.boxes) if labelled else "\u2013",
             "classes": _fact(facts.classes or "\u2013"),
-            "problems": str(facts.problem_count or len(facts.problems)),
+            "problems": _fact((facts.problem_count or len(facts.problems)) + len(left_out)),
         }
 
 

@@ -119,6 +119,12 @@ def keep(
 ) -> tuple[str, tuple[int, int], tuple[int, int]]:
     """Store a small copy of an image; its name below `pictures/`, and the sizes (width, height) of copy and image.
 
+    Args:
+        run: whose folder gets it.
+        path: the image file.
+        reading: how files become pixels.
+        longest: of the copy's sides, pixels.
+
     Raises:
         AcclimateError: the image cannot be read, or the folder cannot be written.
     """
@@ -131,7 +137,13 @@ def keep(
 
 
 def keep_crop(run: Run, path: Path, region: tuple[int, int, int, int], reading: Reading = DEFAULT) -> None:
-    """Store the region (xyxy, whole pixels) of an image, a small one enlarged to `CROP` pixels, a large one reduced.
+    """Store a region of an image, a small one enlarged to `CROP` pixels, a large one reduced.
+
+    Args:
+        run: whose folder gets it.
+        path: the image file.
+        region: xyxy, whole pixels.
+        reading: how files become pixels.
 
     Raises:
         AcclimateError: the image cannot be read, or the folder cannot be written.

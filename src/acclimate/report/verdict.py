@@ -330,7 +330,7 @@ def _adaptation(content: Content, gap: Gap | None) -> Sentence:
     good: Tone = "good" if gap.clear else "neutral"
     bad: Tone = "bad" if gap.clear else "neutral"
     if gap.clear is False:
-        count = f" on {content.target.images} images" if content.target.images else ""
+        count = f" on {content.target.counted}" if content.target.images else ""
         return Sentence(
             f"Whether adaptation helped cannot be told{count}: {change}, which chance may have done. Measure on more "
             "images, or train more seeds.",

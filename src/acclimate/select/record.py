@@ -1,10 +1,14 @@
-"""What a search leaves in run folders: one set of models for whoever writes and whoever reads. Needs no torch."""
+"""What a search, and a choice by labels, leave in run folders: one set of models for whoever writes and reads.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
 from acclimate.config import Budget
+from acclimate.run import Evaluation
 from acclimate.select.budget import Cost, Width
 
 
@@ -61,3 +65,18 @@ class Hindsight(BaseModel):
     """Each with its AP and AP50, 0..1."""
     tau: dict[str, float] = Field(default_factory=dict)
     """Kendall's tau with AP50: of the order by UPEM, and of the trivial order by multiply-accumulates."""
+
+
+VALIDATION = "validation.json"
+
+
+class Validation(BaseModel):
+    """What was measured on labelled frames that were held back to choose a checkpoint (`select/validation.py`).
+
+    Attributes:
+        start: of the weights before the adaptation; None where they are no candidate.
+        chosen: of those that were chosen. As they are the best of several on these frames, it is a little too good.
+    """
+
+    start: Evaluation | None
+    chosen: Evaluation

@@ -1,16 +1,21 @@
 """Scores that rank a run's checkpoints on unlabelled target images, and the choice made with them.
 
 Self-training makes what it believes. A score that counts what a checkpoint finds (`consensus`), or how far it agrees
-with itself (`agreement`), rises while false boxes multiply: each is found in both views. So the choice is made with two
-that it cannot raise by itself, as both lean on what stands still, the start (the weights before the adaptation) and the
-source's labels:
+with itself on what it shows (`agreement`), rises while false boxes multiply: each is found in both views. Nor does the
+level of the scores say anything, as self-training raises or lowers it for true and false boxes alike. So the choice is
+made by
+
+- `ranked`: how far two views agree on the boxes of the highest scores, a fixed number of each class. False boxes must
+  drive true ones out of that number to be counted at all, and boxes that are hard to see are not found where they were.
+
+and a checkpoint is out that fails one of two that lean on what stands still, the start (the weights before the
+adaptation) and the source's labels:
 
 - `plausible`: what both views find, against how many objects there can be. That is at most the larger, and at least the
   smaller, of what the start finds on the target and what the source's labels have an image.
-- `kept`: how much of what the start is sure of is still found. A checkpoint that has lost half of it is out.
+- `kept`: how much of what the start is sure of is still found.
 
-They tell a collapse, not which of two good checkpoints is better: an adaptation that gained twelve points of AP50 left
-`plausible` where it was. So the latest checkpoint is chosen of those that are as good as the best.
+Of those that `ranked` cannot tell from the best the latest is chosen.
 
 `stability`: Yang et al. 2024, "Bounding Box Stability against Feature Dropout Reflects Detector Generalization across
 Environments" (BoS): how far boxes move when features are dropped. All look at detections of the target, never at labels
@@ -44,12 +49,16 @@ SURE = 0.5
 """The start is sure of a box with this score."""
 KEPT = 0.5
 """A checkpoint that has kept less of them is not chosen: it has become another detector."""
-LOST = 0.2
+PLAUSIBLE = 0.7
+"""Nor is one whose `plausible` is less than this share of the start's: its counts have run away."""
+LOST = 0.1
 """Nor is one that has lost this share of the best checkpoint's score."""
-RULE = "plausible"
+RULE = "ranked"
 """The score that decides; the others stand beside it in the report."""
 IMAGES = 48
 """Target images that are looked at, at most."""
+SHARE = 0.5
+"""Boxes that are ranked, as a share of the source's rate: a target may show fewer objects, as fog does."""
 LOOKS = 480
 """And so many over all checkpoints together, as long as each has a third of `IMAGES`."""
 
@@ -85,43 +94,45 @@ def choose_checkpoint(
     canvases = [canvas for _, canvas, _ in plain_images(chosen, spec.image_size, spec.reading)]
     views = [strong(canvas, augment, np.random.default_rng([seed, i])) for i, canvas in enumerate(canvases)]
     candidates: list[Candidate] = []
-    without: list[NDArray[np.float64]] = []
+    by_image: list[NDArray[np.float64]] = []
     start: Looks | None = None
     for done, step in enumerate(steps, 1):
         load_weights(detector, checkpoints[step])
         looks = look(detector, canvases, views, seed)
         start = start or looks
         candidates.append(Candidate(step=step, scores=score(looks, start, rates)))
-        without.append(left_one_out(looks, start, rates))
+        by_image.append(ranked_by_image(looks.plain, looks.changed, rates))
         if progress is not None:
             progress(done, len(steps))
-    chosen_step = latest_as_good(candidates, without)
+    chosen_step = latest_as_good(candidates, by_image)
     load_weights(detector, checkpoints[chosen_step])
     return Selection(rule=RULE, chosen_step=chosen_step, candidates=tuple(candidates))
 
 
-def latest_as_good(candidates: Sequence[Candidate], without: Sequence[NDArray[np.float64]]) -> int:
+def latest_as_good(candidates: Sequence[Candidate], by_image: Sequence[NDArray[np.float64]]) -> int:
     """The step of the latest checkpoint that is not worse than the best by more than a standard error, or `LOST`.
 
     An adaptation is made to help, so a score that cannot tell two checkpoints apart is no reason to go back: the one
     standard error rule (Breiman et al. 1984), which prefers the simpler model there, prefers the later one here. The
-    error is that of the difference of two checkpoints on the same images, by the jackknife (Efron 1982). On few images
-    it is so large that it would excuse a collapse, hence the share.
+    error is that of the mean difference of two checkpoints on the same images. On few images it is so large that it
+    would excuse a collapse, hence the share.
 
     Args:
-        candidates: with their scores, in the order of their steps; those that lost too much of the start's boxes are
-            out where others are left.
-        without: for each the rule's score with one image left out in turn, (images,).
+        candidates: with their scores, in the order of their steps, the start first; those that `KEPT` or `PLAUSIBLE`
+            exclude are out where others are left.
+        by_image: for each the rule's score of each image, (N,).
     """
-    eligible = [i for i, one in enumerate(candidates) if one.scores["kept"] >= KEPT] or list(range(len(candidates)))
+    start = candidates[0].scores["plausible"]
+    eligible = [
+        i
+        for i, one in enumerate(candidates)
+        if one.scores["kept"] >= KEPT and one.scores["plausible"] >= PLAUSIBLE * start
+    ] or list(range(len(candidates)))
     best = max(eligible, key=lambda i: candidates[i].scores[RULE])
     for i in reversed(eligible):
-        difference = without[best] - without[i]
-        images = len(difference)
-        error = np.sqrt((images - 1) / images * np.square(difference - difference.mean()).sum()) if images > 1 else 0.0
-        if candidates[best].scores[RULE] - candidates[i].scores[RULE] <= min(
-            error, LOST * candidates[best].scores[RULE]
-        ):
+        difference = by_image[best] - by_image[i]
+        error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+        if difference.mean() <= min(error, LOST * candidates[best].scores[RULE]):
             return candidates[i].step
     raise AssertionError("the best is as good as itself")
 
@@ -166,8 +177,10 @@ def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float
         rates: labelled boxes of each class an image of the source.
     """
     before = (counts(start.plain, len(rates)) + counts(start.changed, len(rates))) / 2
+    by_image = ranked_by_image(looks.plain, looks.changed, rates)
     return {
-        RULE: plausible(looks.plain, looks.changed, before, rates),
+        RULE: float(by_image.mean()) if len(by_image) else 0.0,
+        "plausible": plausible(looks.plain, looks.changed, before, rates),
         "kept": kept(start.plain, looks.plain),
         "stability": stability(looks.plain, looks.dropped),
         "agreement": agreement(looks.plain, looks.changed),
@@ -175,13 +188,42 @@ def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float
     }
 
 
-def left_one_out(looks: Looks, start: Looks, rates: Sequence[float]) -> NDArray[np.float64]:
-    """The rule's score with each image left out in turn, (images,); the arguments are those of `score`."""
-    matched, shown = _agreed(looks.plain, looks.changed, len(rates))
-    before = (_shown(start.plain, len(rates)) + _shown(start.changed, len(rates))) / 2
-    images = max(1, len(shown) - 1)
-    rest = [(values.sum(0) - values) / images for values in (matched, shown, before)]
-    return np.array([_f1(m, n, opinion, np.asarray(rates)) for m, n, opinion in zip(*rest, strict=True)])
+def ranked_by_image(
+    weak: Sequence[Detections], strong_view: Sequence[Detections], rates: Sequence[float]
+) -> NDArray[np.float64]:
+    """Of each image, how far two views agree on the boxes of the highest scores over all images, (N,).
+
+    Of each class as many boxes are looked at in a view, over all images, as `SHARE` of `rates` makes. An image's value
+    is the summed IoU of those that are matched, over that number an image; without ties the mean is at most 1. Classes
+    count by the square root of their rate, as rare ones are seen in few of the images.
+
+    Args:
+        weak: detections, one an image.
+        strong_view: those in another view of it.
+        rates: labelled boxes of each class an image of the source.
+    """
+    images = max(1, len(weak))
+    numbers = np.round(SHARE * images * np.asarray(rates, np.float64)) / images
+    weights = np.sqrt(numbers)
+    first, second = (_highest(view, numbers) for view in (weak, strong_view))
+    matched = np.zeros((len(weak), len(numbers)))
+    for image, (a, b) in enumerate(zip(first, second, strict=True)):
+        iou, rows, _ = match.best(a, b)
+        np.add.at(matched[image], a.labels[rows], iou)
+    values: NDArray[np.float64] = (matched / np.maximum(numbers, 1e-9)) @ weights / max(weights.sum(), 1e-9)
+    return values
+
+
+def _highest(found: Sequence[Detections], numbers: NDArray[np.float64]) -> list[Detections]:
+    """Of each class the so many (C,) boxes an image that have the highest scores of all images together."""
+    scores = np.concatenate([np.zeros(0, np.float32), *(one.scores for one in found)])
+    labels = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in found)])
+    lowest = np.full(len(numbers), np.inf, np.float32)
+    for label, number in enumerate(numbers):
+        of_class = np.sort(scores[labels == label])[::-1][: round(number * len(found))]
+        if len(of_class):
+            lowest[label] = of_class[-1]
+    return [one.above(lowest) for one in found]
 
 
 def plausible(

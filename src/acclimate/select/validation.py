@@ -8,28 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from acclimate.data.formats import LabelledSet
 from acclimate.evaluate import evaluate_detector
 from acclimate.models.detector import Detector, load_weights
 from acclimate.run import Evaluation, Selection
+from acclimate.select.record import Validation
 
 RULE = "validated_ap"
 """AP over IoU 0.5 to 0.95: on few boxes it has fewer ties than AP50."""
-FILE = "validation.json"
-
-
-class Validation(BaseModel):
-    """What was measured on the frames that were held back.
-
-    Attributes:
-        start: of the weights before the adaptation; None where they are no candidate.
-        chosen: of those that were chosen. As they are the best of several on these frames, it is a little too good.
-    """
-
-    start: Evaluation | None
-    chosen: Evaluation
 
 
 def choose_validated(

@@ -257,8 +257,8 @@ def _keep(
     """
     from acclimate.adapt.engine import checkpoint, checkpoints
     from acclimate.models import detector as models
+    from acclimate.select.record import VALIDATION
     from acclimate.select.score import choose_checkpoint
-    from acclimate.select.validation import FILE as VALIDATION
     from acclimate.select.validation import choose_validated
 
     if config.adapt.retakes_statistics:

@@ -8,7 +8,8 @@ run folder that says how it stands.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,21 +17,26 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from acclimate import stages, trackers
+from acclimate.adapt.source_statistics import FILE as STATISTICS
 from acclimate.adapt.source_statistics import SourceStatistics
 from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, Interrupted
 from acclimate.inputs import FILE, Inputs
 from acclimate.run import Manifest, Notes, Run, SetNotes, digest, file_digest, locked
 
 if TYPE_CHECKING:
     import numpy as np
+    from accelerate import Accelerator
     from numpy.typing import NDArray
 
     from acclimate.adapt.methods import Method
+    from acclimate.data.dataset import Loader
     from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.data.scored import Found
     from acclimate.models.detector import Detector, DetectorSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +116,8 @@ def carry_out(verb: str, out: str | Path, prepare: Callable[[], Recipe], console
 def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     import torch
 
-    from acclimate.adapt import source_statistics
     from acclimate.adapt.engine import accelerator, fit
     from acclimate.adapt.objective import Objective
-    from acclimate.adapt.source_free import measure_source
     from acclimate.data.dataset import Loader
     from acclimate.models import detector as models
 
@@ -140,22 +144,35 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         found=_found(config, detector, inputs.target),
     )  # fmt: skip
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
+    if acc.is_main_process and console is not None:
+        _tell_problems(inputs, console)
     facts = _facts(recipe, detector, inputs) | Notes(method=tuple(method.names))
     with stages.running(run, acc, config, facts):
         sent = trackers.tracked(run, config.model_dump(mode="json", exclude_none=True))
-        with sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None) as track:
+        tracking = sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None)
+        with tracking as track, _noting_left_out(run, loader, acc, console):
             fit(
                 run, objective, loader, schedule, acc,
                 transforms=method.transforms, console=console, title=recipe.title, track=track,
             )  # fmt: skip
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
-            origin = recipe.source
-            if not isinstance(origin, SourceStatistics):
-                origin = measure_source(objective.average, origin)
-            run.write(source_statistics.FILE, origin)
+            _keep_statistics(run, recipe.source, objective.average)
             models.save(objective.average, run.path)
     return run
+
+
+def _keep_statistics(run: Run, source: LabelledSet | SourceStatistics, average: Detector) -> None:
+    """Keep what an adaptation needs of the source once its images are gone."""
+    from acclimate.adapt.source_free import measure_source
+
+    try:
+        kept = source if isinstance(source, SourceStatistics) else measure_source(average, source)
+    except AcclimateError as error:
+        # The training is whole all the same.
+        log.warning("%s; so %s keeps nothing of its source, and cannot be adapted without it", error, run.path)
+        return
+    run.write(STATISTICS, kept)
 
 
 def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> Notes:
@@ -169,8 +186,9 @@ def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> Notes:
     )
     if inputs.target is None:
         return facts
-    problems = tuple(str(problem) for problem in inputs.target.problems[:20])
-    return facts | Notes(target=SetNotes(images=len(inputs.target), problems=problems))
+    problems = tuple(str(problem) for problem in inputs.target.problems)
+    told = SetNotes(images=len(inputs.target), problems=problems[:20], problem_count=len(problems))
+    return facts | Notes(target=told)
 
 
 def _source_facts(recipe: Recipe, inputs: Inputs) -> Notes:
@@ -178,6 +196,52 @@ def _source_facts(recipe: Recipe, inputs: Inputs) -> Notes:
         return Notes(source=stages.describe(inputs.source), class_boxes=stages.class_boxes(inputs.source))
     assert recipe.origin is not None
     return Notes(source=recipe.origin.describe(), class_boxes=recipe.origin.boxes, source_free=True)
+
+
+def _tell_problems(inputs: Inputs, console: Console) -> None:
+    for role, images in (("source", inputs.source), ("target", inputs.target), ("labelled", inputs.labelled)):
+        if images is not None and images.problems:
+            count = len(images.problems)
+            told = f"{role}: {count} problem{'s' * (count > 1)}, the first: {images.problems[0]}"
+            console.print(f"{told} (acclimate data lists them all)", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _noting_left_out(run: Run, loader: Loader, acc: Accelerator, console: Console | None) -> Iterator[None]:
+    """Whatever ends the training, write into the manifest which images could not be read and took no part.
+
+    They are the note `left_out`: for each role the problems that there were in this session or an earlier one.
+    """
+    together = False
+    try:
+        yield
+        together = True
+    except Interrupted:
+        together = True
+        raise
+    finally:
+        own = [loader.left_out]
+        if together and acc.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            own = gather_object(own)
+        if acc.is_main_process:
+            left_out: dict[str, dict[str, None]] = {
+                role: dict.fromkeys(facts.problems) for role, facts in run.manifest.notes.left_out.items()
+            }
+            for found in own:
+                for role, files in found.items():
+                    lines = {f"{path}: {reason.partition(';')[0]}; left out": None for path, reason in files.items()}
+                    left_out.setdefault(role, {}).update(lines)
+            if left_out:
+                # A full disk must not hide what ended the training.
+                with contextlib.suppress(*(() if together else (AcclimateError,))):
+                    told_of = {role: SetNotes(problems=tuple(lines)) for role, lines in left_out.items()}
+                    run.note(Notes(left_out=told_of))
+            for role, lines in left_out.items():
+                if console is not None:
+                    told = f"{len(lines)} {role} image{'s' * (len(lines) > 1)} could not be read and took no part"
+                    console.print(f"{told} (the first: {next(iter(lines))})", markup=False, highlight=False)
 
 
 def _drawn(

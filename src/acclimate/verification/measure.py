@@ -397,6 +397,7 @@ def _accuracy(
     accuracy = Accuracy(
         role=role,
         images=ours.images,
+        unreadable=ours.unreadable,
         digest=truth.digest,
         content=content,
         artifact_ap=ours.ap,

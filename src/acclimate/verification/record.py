@@ -44,6 +44,9 @@ class Accuracy(BaseModel):
 
     role: Role
     images: int
+    """Those that count."""
+    unreadable: int = 0
+    """Images that could not be read; their boxes count nowhere."""
     digest: str = ""
     """Of the set's image names and labels, wherever they lie; empty where an earlier version measured."""
     content: str = ""

@@ -147,7 +147,7 @@ def print_verification(verification: Verification, console: Console, *, score: b
         for name, a in v.accuracy.items():
             table.add_row(
                 name,
-                str(a.images),
+                f"{a.images} (+{a.unreadable} unreadable)" if a.unreadable else str(a.images),
                 f"{a.artifact_ap50:.3f}",
                 _interval(a.ap50_interval, ".3f"),
                 "-" if a.eager_ap50 is None else f"{a.eager_ap50:.3f}",

@@ -96,6 +96,7 @@ def _export(
         return artifact_of(run, runtime, precision, (), console)
     from acclimate.data import formats
     from acclimate.data.dataset import choose, draw
+    from acclimate.models.detector import specification
     from acclimate.select.mixed import held_out
 
     config = stages.configuration(run)
@@ -103,7 +104,7 @@ def _export(
     if calibration is None:
         raise AcclimateError(f"{path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
     paths = formats.unlabelled(Path(calibration)).paths
-    chosen = draw(paths, images, config.seed, choice)
+    chosen = draw(paths, images, config.seed, choice, specification(path).reading)
     return artifact_of(
         run, runtime, precision, chosen, console,
         domain=choose(paths, images, config.seed),
@@ -579,6 +580,7 @@ def predict(
         images: an image, a folder, a list or a video.
         out: the folder to write.
         threshold: lowest score that is reported; by default the artifact's.
+        suggested: whether the artifact's suggested thresholds, class by class, take its place.
         threads: of the runtime.
         expected: what a package must be; see `edge.package.unpack`.
         console: where progress goes.

@@ -10,7 +10,7 @@ from rich.console import Console
 from acclimate import diagnosis, stages, trackers
 from acclimate.config import DataConfig, parse
 from acclimate.progress import counting
-from acclimate.run import Evaluation, Notes, Role, Run, digest, locked
+from acclimate.run import Evaluation, Notes, Role, Run, counted, digest, locked
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -85,7 +85,8 @@ def _evaluate(
     run.note(Notes(evaluated=evaluated, evaluated_on=sets))
     if console is not None:
         console.print(
-            f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f} ({result.images} images)",
+            f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f}, "
+            f"{counted(result.images, result.unreadable)}",
             markup=False, highlight=False,
         )  # fmt: skip
     return result

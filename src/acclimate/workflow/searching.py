@@ -238,7 +238,10 @@ def _settle(
     seen = choose(images, IMAGES, config.seed)
     calibration: Sequence[Path] = ()
     if precision == "int8":
-        calibration = draw(images, config.export.calibration_images, config.seed, config.export.calibration_choice)
+        calibration = draw(
+            images, config.export.calibration_images, config.seed, config.export.calibration_choice,
+            detector.spec.reading,
+        )  # fmt: skip
 
     def measure(candidate: Candidate) -> Cost:
         plain = detector.extract(candidate.width)

@@ -182,19 +182,21 @@ def compare(
     from acclimate.data import formats, inspect
 
     size = image_size or ModelConfig().image_size
-    domains = []
+    domains: list[comparing.Domain] = []
     for role, one in (("source", source), ("target", target), *(("test", test) for test in tests)):
         given = one if isinstance(one, DataConfig) else Path(one)
         name = str(given.path if isinstance(given, DataConfig) else given)
         images: LabelledSet | UnlabelledSet
+        # What is not the source is read as the detector will read it, which is as the source is read.
+        reading = domains[0].reading if domains else None
         if role == "target":
             images = formats.unlabelled(Path(name))
         elif isinstance(given, DataConfig) and given.model_fields_set == {"path"}:
-            images = inspect.load(given.path)
+            images = inspect.load(given.path, reading)
         else:
-            images = inspect.load(given)
+            images = inspect.load(given, reading)
         with counting(console, name, lines=0) as tick:
-            domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick))
+            domains.append(comparing.domain(cast(comparing.Role, role), name, images, size, tick, reading))
     comparison = comparing.compare(domains, size)
     if console is not None:
         comparing.show(comparison, console)

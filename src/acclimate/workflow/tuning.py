@@ -97,6 +97,7 @@ def tune(config: Config, *, oracle: bool = False, console: Console | None = None
 
 def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
     import optuna
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     assert config.tune is not None
@@ -114,7 +115,7 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.log"))
+        backend = JournalFileBackend(str(folder / "study.log"))
         study = optuna.create_study(
             study_name=name,
             storage=optuna.storages.JournalStorage(backend),
@@ -131,20 +132,20 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
             study.enqueue_trial(start)
     while (done := len(_finished(study))) < config.tune.trials:
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + done)
-        trial = study.ask()
-        options = {name: _drawn(trial, name, one, _value(config, name)) for name, one in config.tune.ranges.items()}
+        asked = study.ask()
+        options = {name: _drawn(asked, name, one, _value(config, name)) for name, one in config.tune.ranges.items()}
         run = folder / digest(options)
-        trial.set_user_attr("run", str(run))
+        asked.set_user_attr("run", str(run))
         say(f"trial {done + 1} of {config.tune.trials}: {_told(options)}", markup=False, highlight=False)
         try:
             score, rule_said = _score(config, source, options, run, oracle, console)
         except AcclimateError as error:
-            trial.set_user_attr("problem", str(error))
-            study.tell(trial, state=TrialState.FAIL)
+            asked.set_user_attr("problem", str(error))
+            study.tell(asked, state=TrialState.FAIL)
             say(f"  failed: {error}", style="yellow", markup=False, highlight=False)
             continue
-        trial.set_user_attr("rule", rule_said)
-        study.tell(trial, score)
+        asked.set_user_attr("rule", rule_said)
+        study.tell(asked, score)
         say(f"  {rule_said} {score:.4f}", markup=False, highlight=False)
     return _kept(study, folder, rule, oracle, console)
 

@@ -20,9 +20,9 @@ class AlignmentConfig(MethodOptions):
     weights: Path | Literal["auto", "none"] = "auto"
     """As `model.weights`."""
     weight: float = Field(default=1.0, gt=0)
-    """Of the cosine distance."""
+    """Weight of the cosine distance."""
     stride: Stride | None = None
-    """Of the level whose features are drawn to it, pixels; by default the one nearest to 16."""
+    """Stride of the level whose features are drawn to it, pixels; by default the one nearest to 16."""
 
     @property
     def files(self) -> Mapping[str, Path]:

@@ -17,7 +17,7 @@ class LabelsConfig(MethodOptions):
     file: Path
     """The file that `acclimate label` writes, or a COCO index with scores of any other tool."""
     weight: float = Field(default=1.0, gt=0)
-    """Of the losses on its boxes."""
+    """Weight of the losses on its boxes."""
     threshold: float | Literal["source"] | dict[str, float] = "source"
     """Score from which a box is a target: `source` takes those in the file, which were measured class by class on
     labelled source images; or one for all classes, or some by name."""

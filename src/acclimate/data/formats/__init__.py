@@ -10,8 +10,10 @@ A format is a file here and its name in `config.FORMATS`; that table is what `de
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -38,7 +40,6 @@ __all__ = [
     "UnlabelledSet",
     "detect",
     "image_size",
-    "own_reading",
     "read",
     "unlabelled",
 ]
@@ -92,8 +93,9 @@ def read(
     path = config.path
     if not path.exists():
         raise AcclimateError(f"{path}: no such file or folder")
-    format_, raw = _found(config, masks)
-    return assemble(config, raw, format_, classes, masks, reading or own_reading(config))
+    with _collector_paused():
+        format_, raw = _found(config, masks)
+        return assemble(config, raw, format_, classes, masks, reading)
 
 
 def _found(config: DataConfig, masks: bool) -> tuple[str, Raw]:
@@ -123,9 +125,16 @@ def _read(config: DataConfig, masks: bool) -> tuple[str, Raw]:
     return named[0], raw
 
 
-def own_reading(config: DataConfig) -> Reading:
-    """How a set's options say that its pictures are read."""
-    return Reading(orientation=config.orientation, intensity=config.intensity)
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Reading makes millions of objects and no cycles; looking for cycles among them takes a fifth of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def detect(path: Path) -> str | None:

@@ -237,6 +237,7 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
     resolver = places.Images(folders, below, split=f"{config.split or ''} {file.stem} {file.parent.name}")
     samples: dict[Any, int] = {}
     by_path: dict[str, int] = {}
+    prefix = f"{file}: image "
     for number, image in enumerate(images):
         try:
             identity, name = image["id"], str(image["file_name"])
@@ -244,7 +245,7 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
         except (TypeError, KeyError):
             raw.problem(f"{file}: images[{number}]", "has no id or file_name; left out")
             continue
-        where = f"{file}: image {identity}"
+        where = f"{prefix}{identity}"
         if twice:
             raw.problem(where, f"the id is listed twice; {name[:80]} is left out")
             continue

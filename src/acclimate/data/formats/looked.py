@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import stat
+import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -65,6 +67,9 @@ class Looks:
         if name in self._contents:
             return self._contents[name]
         self.ask("stamp", name)
+        if name in self._maps:
+            # Its pages would count for as long as what is read is parsed.
+            self._maps.pop(name).close()
         read = path.read_bytes()
         if len(read) <= _SMALL:
             self._contents[name] = read
@@ -95,18 +100,26 @@ class Looks:
 class Headers:
     """The headers of a set's images, each read once for as long as its file stays as it is."""
 
-    _known: dict[str, tuple[tuple[int, ...], Header]] = field(default_factory=dict)
+    _known: dict[str, Header] = field(default_factory=dict)
+    _stamps: dict[str, bytes] = field(default_factory=dict)
+    """As bytes, as there may be very many."""
+    _same: dict[Header, Header] = field(default_factory=dict)
+    """One object for all headers that say the same."""
 
     def read(self, path: Path) -> Header:
         """As `read_header` does."""
         name, now = str(path), stamp(path)
-        before = self._known.get(name)
-        if before is not None and before[0] == now:
-            return before[1]
+        if now is not None and self._stamps.get(name) == _packed(now):
+            return self._known[name]
         header = read_header(path)
+        header = self._same.setdefault(header, header)
         if now is not None and _old(now):
-            self._known[name] = now, header
+            self._known[name], self._stamps[name] = header, _packed(now)
         return header
+
+
+def _packed(now: tuple[int, ...]) -> bytes:
+    return struct.pack("<5Q", *(number & 0xFFFFFFFFFFFFFFFF for number in now))
 
 
 _looks: ContextVar[Looks | None] = ContextVar("looks", default=None)
@@ -166,7 +179,7 @@ def forget() -> None:
 def stamp(path: str | Path) -> tuple[int, ...] | None:
     """What changes with a file or folder: device, inode, size, and the times of its content's and inode's change."""
     try:
-        seen = Path(path).stat()
+        seen = os.stat(path)  # noqa: PTH116 - a path is not parsed anew for each of very many
     except (OSError, ValueError):
         return None
     return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
@@ -181,6 +194,6 @@ def _answer(question: str, path: str) -> Answer:
     if question == "stamp":
         return stamp(path)
     try:
-        return stat.S_IFMT(Path(path).stat().st_mode)
+        return stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 - likewise
     except (OSError, ValueError):
         return 0

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from acclimate.config import DataConfig
 from acclimate.data import orientation
 from acclimate.data.formats.looked import Headers
-from acclimate.edge.headers import Header, Orientation, read_header
-from acclimate.edge.images import DEFAULT, Reading
+from acclimate.edge.headers import DEEP, Header, Orientation, read_header
+from acclimate.edge.images import DEFAULT, Reading, intensity_of
 from acclimate.errors import AcclimateError
 from acclimate.run import digest
 from acclimate.structures import Annotations, Outline
@@ -73,6 +73,8 @@ class LabelledSet:
     """How its pictures are read."""
     rotated: int = 0
     """How many files have an EXIF tag that turns them."""
+    deep: tuple[Path, ...] = ()
+    """The files that have more than 8 bits."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -264,7 +266,7 @@ def assemble(
     format_: str,
     classes: Sequence[str] | None,
     masks: bool = False,
-    reading: Reading = DEFAULT,
+    reading: Reading | None = None,
 ) -> LabelledSet:
     """The set that a reader's findings make; see `formats.read`.
 
@@ -274,7 +276,7 @@ def assemble(
         format_: the reader's name.
         classes: a detector's, which the set's have to be among; None takes the set's own.
         masks: whether outlines are needed.
-        reading: how files become pixels.
+        reading: how files become pixels; None reads them as the set's own options say.
     """
     if masks and not raw.outlined:
         raise AcclimateError(
@@ -292,6 +294,12 @@ def assemble(
     usable = _usable(raw, names, found, frames)
     counts = np.bincount(found.kinds[usable], minlength=len(names))
     mapping = _map_classes(config, raw, {name: int(n) for name, n in zip(names, counts, strict=True) if n}, classes)
+    deep = [
+        sample.path
+        for sample, frame in zip(raw.samples, frames, strict=True)
+        if frame is not None and frame.header.bits > DEEP
+    ]
+    reading = reading or _own_reading(config, deep)
     images = _images(raw, names, found, usable, frames, mapping, masks, reading)
     if not any((~image.annotations.ignore).any() for image in images):
         count = len(raw.problems)
@@ -307,7 +315,24 @@ def assemble(
             "model.two_stage.masks = false"
         )
     rotated = sum(frame is not None and frame.header.orientation != 1 for frame in frames)
-    return LabelledSet(raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems), reading, rotated)
+    return LabelledSet(
+        raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems), reading, rotated, tuple(deep)
+    )
+
+
+def _own_reading(config: DataConfig, deep: Sequence[Path]) -> Reading:
+    """How a set's options say that its pictures are read, and, where they ask for it, the pictures themselves."""
+    if config.intensity != "set":
+        return Reading(orientation=config.orientation, intensity=config.intensity)
+    if not deep:
+        raise AcclimateError(
+            f"{config.path}: intensity is to be measured from the set, and none of its pictures has more than 8 bits; "
+            "remove the key"
+        )
+    measured = intensity_of(deep)
+    if measured is None:
+        raise AcclimateError(f"{config.path}: none of its {len(deep)} pictures of more than 8 bits can be read")
+    return Reading(orientation=config.orientation, intensity=measured)
 
 
 def _frames(raw: Raw, asked: Orientation) -> list[_Frame | None]:
@@ -398,8 +423,11 @@ def _repeated(found: _Objects, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     )
     # A hash finds candidates; what decides is that the rows are equal.
     factors = np.random.default_rng(0).integers(1, 2**62, columns.shape[1], np.int64) * 2 + 1
+    hashes = np.zeros(len(columns), np.int64)
     with np.errstate(over="ignore"):
-        hashes = ((columns ^ (columns >> 29)) * factors).sum(axis=1)
+        # Column by column: what stands in between would take as much memory as all of the set's boxes.
+        for column, factor in zip(columns.T, factors, strict=True):
+            hashes += (column ^ (column >> 29)) * factor
     order = np.argsort(hashes, kind="stable")
     same = (hashes[order[1:]] == hashes[order[:-1]]) & (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
     return np.sort(order[1:][same])

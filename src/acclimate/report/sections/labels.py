@@ -14,7 +14,7 @@ from acclimate.evaluate import Interval, ap50_draws, ap50_interval, interval
 from acclimate.report.content import Content, RunPart
 from acclimate.run import Evaluation
 from acclimate.select.ask.question import NEXT, Next
-from acclimate.select.validation import FILE, Validation
+from acclimate.select.record import VALIDATION, Validation
 
 MORE = 10
 """Frames ahead that the forecast looks."""
@@ -125,10 +125,10 @@ def _frames(part: RunPart) -> int:
 
 
 def _validation(part: RunPart) -> Validation | None:
-    if not part.run.has(FILE):
+    if not part.run.has(VALIDATION):
         return None
     try:
-        return Validation.model_validate(part.run.read(FILE))
+        return Validation.model_validate(part.run.read(VALIDATION))
     except (ValueError, AcclimateError):
         return None
 

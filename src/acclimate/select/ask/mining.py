@@ -106,8 +106,8 @@ def found_again(regions: Detections, found: Detections) -> NDArray[np.float64]:
 
 
 def apart(found: Detections) -> NDArray[np.int64]:
-    """Which of the detections, best first, are the surest of which none covers a part of another: all of these can be
-    pasted at once."""
+    """Indices (M,) of the surest detections, best first, of which none covers a part of another: all can be pasted at
+    once."""
     iou = pairwise(found.boxes, found.boxes)
     chosen: list[int] = []
     for index in range(len(found)):
