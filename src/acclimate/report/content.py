@@ -486,7 +486,10 @@ def _alone(source: RunPart) -> str:
         config = Config.model_validate(sections)
     except ValidationError:
         config = Config()  # another version's
-    now, alone = (one.model_dump(mode="json", include={"adapt", "augment"}) for one in (config, config.source_only()))
+    now, alone = (
+        {name: getattr(one, name).model_dump(mode="json") for name in ("adapt", "augment")}
+        for one in (config, config.source_only())
+    )
     return " ".join(_overrides(now, alone))
 
 
