@@ -296,7 +296,7 @@ def record(
     family, domain, _ = PAIRS[pair]
     setting = SETTINGS[family]
     health = [line["dead_channels"] for line in run.metrics() if "dead_channels" in line][-10:]
-    counts = Run.open(RUNS / f"{family}-{domain}-{seed}").manifest.notes["class_boxes"]
+    counts = Run.open(RUNS / f"{family}-{domain}-{seed}").manifest.notes.class_boxes
     learnable = [c.ap50 for name, c in target.classes.items() if counts.get(name, 0) >= FEW and c.ap50 is not None]
     taus = taus or {}
     rows.append(

@@ -189,13 +189,13 @@ class Trial:
             truth = adaptation.test_images(self.family, place, detector.spec.classes, TEST_IMAGES)
             scores.append(evaluate_detector(detector, truth, place, role))
         target, source = scores
-        counts = self.source.manifest.notes["class_boxes"]
+        counts = self.source.manifest.notes.class_boxes
         shared = [
             score.ap50
             for name, score in target.classes.items()
             if counts.get(name, 0) >= adaptation.FEW and score.ap50 is not None
         ]
-        told = run.manifest.notes.get("labelled", {})
+        told = run.manifest.notes.labelled
         selection = run.selection()
         rows.append(
             CSV,
@@ -203,8 +203,8 @@ class Trial:
                 "pair": self.pair,
                 "seed": self.seed,
                 **key._asdict(),
-                "labelled_images": told.get("images", 0),
-                "labelled_boxes": told.get("boxes", 0),
+                "labelled_images": told.images or 0 if told is not None else 0,
+                "labelled_boxes": told.boxes or 0 if told is not None else 0,
                 "target_images": len(self.target),
                 "target_ap50": f"{target.ap50:.4f}",
                 "target_ap": f"{target.ap:.4f}",

@@ -37,6 +37,8 @@ SPEC = DetectorSpec(
 class SquareDetector(Detector):
     """Finds squares of one cell (16 x 16 pixels of the canvas, aligned to the grid) of pure red or blue."""
 
+    kind = "squares"
+
     def __init__(self, spec: DetectorSpec = SPEC, weights: Path | str = "none") -> None:
         super().__init__()
         self.spec = spec

@@ -103,4 +103,4 @@ def squares_are_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs may hold the detector of `coloured_squares`."""
     from acclimate.models import detector
 
-    monkeypatch.setitem(detector.KINDS, "squares", "coloured_squares:SquareDetector")
+    monkeypatch.setitem(detector.MODULES, "squares", "coloured_squares")

@@ -305,9 +305,9 @@ def test_predict_reads_every_mode_and_reports_what_it_cannot(project: Path, caps
 def test_adapt_and_export_take_what_they_can_read(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _images_of_all_kinds(project / "mixed")
     accepted(capsys, "adapt", "source", "--target", "mixed", "--out", "adapted", "schedule.steps=2")
-    target = Run.open(project / "adapted").manifest.notes["target"]
-    assert target["images"] == 7
-    assert "empty.jpg" in target["problems"][0]
+    target = Run.open(project / "adapted").manifest.notes.target
+    assert target.images == 7
+    assert "empty.jpg" in target.problems[0]
     said = accepted(capsys, "export", "adapted")
     assert said.splitlines()[-1] == "artifact: adapted/artifacts/onnx-int8"
     manifest = json.loads((project / "adapted/artifacts/onnx-int8/artifact.json").read_text())
@@ -349,9 +349,9 @@ def test_bad_labels_are_left_out_and_reported(project: Path, capsys: pytest.Capt
     assert said.splitlines()[-1] == "contact sheet: sheet.jpg"
     said = accepted(capsys, "train", "job.toml", "--out", "x", "train.steps=1")
     assert said.splitlines()[-1] == "run: x"
-    source = Run.open(project / "x").manifest.notes["source"]
-    assert source["images"] == 6
-    assert source["problem_count"] >= 5
+    source = Run.open(project / "x").manifest.notes.source
+    assert source.images == 6
+    assert source.problem_count >= 5
 
 
 def test_a_truncated_or_missing_source_image_does_not_stop_training(
@@ -361,8 +361,8 @@ def test_a_truncated_or_missing_source_image_does_not_stop_training(
     first.write_bytes(first.read_bytes()[:500])
     second.unlink()
     accepted(capsys, "train", "job.toml", "--out", "x", "train.steps=3")
-    source = Run.open(project / "x").manifest.notes["source"]
-    assert any(second.name in problem for problem in source["problems"])
+    source = Run.open(project / "x").manifest.notes.source
+    assert any(second.name in problem for problem in source.problems)
 
 
 def test_labels_without_a_usable_box_stop_training(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -677,7 +677,7 @@ def test_torchrun_trains_with_two_processes_and_speaks_once(project: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("run: x") == 1
-    assert Run.open(project / "x").manifest.notes["processes"] == 2
+    assert Run.open(project / "x").manifest.notes.processes == 2
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

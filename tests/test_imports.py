@@ -21,7 +21,7 @@ HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "ho
 DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "packaging", "onnxruntime", "rich", "typer", "acclimate"}
 OPTIONAL = {"cryptography", "river"}
 """Of the extras `agent` and `watch`: loaded where a signature or a change is looked for; the device runs without."""
-DEVICE_PARTS = {"edge", "boxes", "structures", "errors", "installation"}
+DEVICE_PARTS = {"edge", "boxes", "structures", "errors", "installation", "named"}
 DESK = {"acclimate.boxes.match", "acclimate.boxes.tensors"}
 """What stands among those parts and is for training: nothing of the device imports it."""
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "core", "base_utils"}

@@ -26,7 +26,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 def train(config: Config, scenes: DataConfig, out: Path, *changes: str) -> list[dict[str, object]]:
     values = config.model_copy(update={"source": scenes, "scenes": None}).model_dump(mode="json")
     run = workflow.train(parse(Config, merge(values, [*SMALL, "model.image_size=[96, 128]", *changes]), "test"), out)
-    assert "random" not in run.manifest.notes["start"], "it starts from installed weights"
+    assert "random" not in run.manifest.notes.start, "it starts from installed weights"
     return run.metrics()
 
 

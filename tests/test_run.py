@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from acclimate import locks
 from acclimate import run as runs
 from acclimate.errors import AcclimateError
-from acclimate.run import Candidate, ClassAP, Evaluation, Manifest, Run, Selection
+from acclimate.run import Candidate, ClassAP, Evaluation, Manifest, Notes, Run, Selection
 
 
 def new(path: Path, digest: str = "d") -> Run:
@@ -30,12 +30,13 @@ def new(path: Path, digest: str = "d") -> Run:
 
 def test_a_run_is_found_again(tmp_path: Path) -> None:
     made = new(tmp_path / "a" / "b")
-    made.note(images=3)
-    made.note(start="scratch")
+    made.note(Notes(parameters=3))
+    made.note(Notes(start="scratch"))
     with locks.held(tmp_path / "a" / "b", "train"):
         found = Run.open(tmp_path / "a" / "b")
     assert found.manifest == made.manifest
-    assert found.manifest.notes == {"images": 3, "start": "scratch"}
+    assert found.manifest.notes == Notes(parameters=3, start="scratch")
+    assert found.read("run.json")["notes"] == {"parameters": 3, "start": "scratch"}, "what was not noted is not there"
     assert found.manifest.status == "running"
     assert not found.done
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found.manifest.created)

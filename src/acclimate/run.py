@@ -38,7 +38,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from acclimate import __version__, locks, machine
 from acclimate.errors import AcclimateError
@@ -55,6 +55,97 @@ _REFUSED = {
     errno.ELOOP,
 }  # fmt: skip
 """Errors of a write that another folder would mend."""
+
+
+class _Noted(BaseModel):
+    """Only what was noted is stored. What another version noted stays, under its own name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _noted(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialise(self)
+        return {name: value for name, value in values.items() if name in self.model_fields_set}
+
+
+class SetNotes(_Noted):
+    """A set of images that a run was made from."""
+
+    name: str = ""
+    format: str = ""
+    images: int | None = None
+    boxes: int | None = None
+    """None of a set without labels."""
+    classes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    """The first of what could not be used."""
+    problem_count: int = 0
+    matched: int | None = None
+    """Of labelled target frames: how many were among the target's images, and are taken out of these."""
+    sha256: tuple[str, ...] = ()
+    """Of labelled target frames: their contents, so that no test set ever holds them."""
+    validation: SetNotes | None = None
+    """Of labelled target frames: those that are held back to choose the checkpoint."""
+    corrections: dict[str, Any] | None = None
+    """Of labelled target frames: what a person made of the boxes that were drawn for them."""
+
+
+class Session(_Noted):
+    """What a process that worked on a run computed with: it changes the order of sums, and so the last digits."""
+
+    from_step: int
+    processes: int = 1
+    threads: int = 1
+    device: str = ""
+    torch: str = ""
+    version: str = ""
+    host: str = ""
+
+
+class Notes(_Noted):
+    """What a run's manifest says beyond how it stands: what reports show, and what other verbs go by."""
+
+    role: str = ""
+    """What the run is for: source, oracle, baseline or adapted."""
+    method: tuple[str, ...] = ()
+    """The terms that trained it."""
+    start: str = ""
+    """What its detector started from."""
+    repeat: str = ""
+    """The command line that made it, for whoever wants it again."""
+    parameters: int | None = None
+    source: SetNotes | None = None
+    source_free: bool = False
+    """Whether no source image was there, and what its run had kept of them took their place."""
+    target: SetNotes | None = None
+    labelled: SetNotes | None = None
+    """Target frames that it has learnt from with their labels."""
+    left_out: dict[str, SetNotes] = Field(default_factory=dict)
+    """Role -> the problems of the images that a training met on its way and could not read."""
+    class_boxes: dict[str, int] = Field(default_factory=dict)
+    """How many boxes of each class the source has."""
+    classes: dict[str, str] = Field(default_factory=dict)
+    """Of a detector that was taken: our name of each class -> the checkpoint's."""
+    teacher: str = ""
+    """Of a student: the run that taught it."""
+    schedule: str = ""
+    """Of a student: the section of the configuration that it trained for."""
+    budget: str = ""
+    """Of a searched width: the name of the budget; `width` and `upem` are the width and its score."""
+    width: tuple[float, ...] = ()
+    upem: float | None = None
+    sessions: tuple[Session, ...] = ()
+    processes: int | None = None
+    """Of the last session, as `device`."""
+    device: str = ""
+    evaluated: dict[str, str] = Field(default_factory=dict)
+    """Test set -> digest of what it was when the run was evaluated on it."""
+    evaluated_on: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Test set -> its options and its role."""
+
+    def __or__(self, more: Notes) -> Notes:
+        """These notes with those that `more` has set in their place."""
+        return self.model_copy(update={name: getattr(more, name) for name in more.model_fields_set})
 
 
 class Manifest(BaseModel):
@@ -74,8 +165,7 @@ class Manifest(BaseModel):
     finished: str = ""
     seconds: float = 0.0
     machine: dict[str, str] = Field(default_factory=dict)
-    notes: dict[str, Any] = Field(default_factory=dict)
-    """Facts a reader of the report should know: image counts, the backbone's start, warnings."""
+    notes: Notes = Notes()
 
 
 class ClassAP(BaseModel):
@@ -228,8 +318,9 @@ class Run:
         )
         self.save()
 
-    def note(self, **facts: Any) -> None:
-        self.manifest = self.manifest.model_copy(update={"notes": {**self.manifest.notes, **facts}})
+    def note(self, notes: Notes) -> None:
+        """Add to the manifest's notes what `notes` has set."""
+        self.manifest = self.manifest.model_copy(update={"notes": self.manifest.notes | notes})
         self.save()
 
     @property

@@ -25,7 +25,7 @@ from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.inputs import FILE, Inputs, differences
 from acclimate.locks import HeldError
-from acclimate.run import Manifest, Run, digest, exchange, listed, locked, writing
+from acclimate.run import Manifest, Notes, Run, Session, SetNotes, digest, exchange, listed, locked, writing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +67,7 @@ def known(out: Path, manifest: Manifest, inputs: Inputs) -> Run | None:
 def _what_differs(found: Run, manifest: Manifest, inputs: Inputs) -> str:
     if found.manifest.verb != manifest.verb:
         return ""
-    was, now = (one.notes.get("role", "") for one in (found.manifest, manifest))
+    was, now = found.manifest.notes.role, manifest.notes.role
     if was != now:
         return f": its role is {now} and was {was}"
     try:
@@ -127,7 +127,7 @@ def start(
 
 
 @contextlib.contextmanager
-def running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -> Iterator[None]:
+def running(run: Run, acc: Accelerator, config: Config, facts: Notes) -> Iterator[None]:
     """Keep the manifest true about how the run stands, however it ends.
 
     Its note `sessions` says from which step on each process worked on the run, and what it computed with: processes,
@@ -147,16 +147,17 @@ def running(run: Run, acc: Accelerator, config: Config, facts: dict[str, Any]) -
     if acc.is_main_process:
         run.write("config.json", config.model_dump(mode="json"))
         run.manifest = run.manifest.model_copy(update={"status": "running"})
-        computed = {
-            "processes": acc.num_processes,
-            "threads": torch.get_num_threads(),
-            "device": str(acc.device),
-            "torch": torch.__version__,
-            "version": __version__,
-            "host": socket.gethostname(),
-        }
-        sessions = [*run.manifest.notes.get("sessions", []), {"from_step": reached(run), **computed}]
-        run.note(sessions=sessions, processes=acc.num_processes, device=str(acc.device), **facts)
+        session = Session(
+            from_step=reached(run),
+            processes=acc.num_processes,
+            threads=torch.get_num_threads(),
+            device=str(acc.device),
+            torch=torch.__version__,
+            version=__version__,
+            host=socket.gethostname(),
+        )
+        sessions = (*run.manifest.notes.sessions, session)
+        run.note(facts | Notes(sessions=sessions, processes=session.processes, device=session.device))
     status: Literal["interrupted", "failed", "done"] = "failed"
     try:
         yield
@@ -321,10 +322,6 @@ def _earlier(path: Path, wanted: str) -> Path | None:
     return min(found)[1] if found else None
 
 
-OWN_SECTION = {"two-stage": "two_stage", "ssd": "ssd", "slimmable": "slimmable", "transformers": "transformers"}
-"""The section of `model` that one kind of detector alone looks at."""
-
-
 def plain(config: Config, *sections: str) -> dict[str, Any]:
     """The sections that determine a result; how it is loaded and logged does not, nor does an option that was added
     later and does what was done before (`config.Added`)."""
@@ -334,9 +331,9 @@ def plain(config: Config, *sections: str) -> dict[str, Any]:
             _leave_out_added(options, values[section])
     if "model" in values:
         # What is said of other kinds of detector changes nothing, nor does an option that they gain in a later version.
-        for kind, own in OWN_SECTION.items():
-            if config.model.kind != kind:
-                del values["model"][own]
+        for name, options in config.model.of_kinds.items():
+            if options is not config.model.own:
+                del values["model"][name]
     for section in values.values():
         if isinstance(section, dict):
             for key in ("workers", "cache_mb", "log_every"):
@@ -364,8 +361,8 @@ def labelled_frames(run: Run) -> dict[str, str]:
             continue
         seen.add(path)
         manifest = Run.open(path).manifest
-        labelled = manifest.notes.get("labelled")
-        for content in labelled.get("sha256", ()) if isinstance(labelled, dict) else ():
+        labelled = manifest.notes.labelled
+        for content in labelled.sha256 if labelled is not None else ():
             found.setdefault(content, str(path))
         waiting += map(Path, manifest.parents)
     return found
@@ -398,17 +395,17 @@ def _size(path: Path) -> int:
         return -1
 
 
-def describe(images: LabelledSet) -> dict[str, Any]:
+def describe(images: LabelledSet) -> SetNotes:
     """A labelled set, for the manifest."""
-    return {
-        "name": images.name,
-        "format": images.format,
-        "images": len(images),
-        "boxes": sum(int((~image.annotations.ignore).sum()) for image in images.images),
-        "classes": list(images.classes),
-        "problems": [str(problem) for problem in images.problems][:20],
-        "problem_count": len(images.problems),
-    }
+    return SetNotes(
+        name=images.name,
+        format=images.format,
+        images=len(images),
+        boxes=sum(int((~image.annotations.ignore).sum()) for image in images.images),
+        classes=images.classes,
+        problems=tuple(str(problem) for problem in images.problems[:20]),
+        problem_count=len(images.problems),
+    )
 
 
 def class_boxes(images: LabelledSet) -> dict[str, int]:

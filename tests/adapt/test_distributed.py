@@ -100,7 +100,7 @@ def train(config: Path, out: Path, processes: int, *overrides: str) -> Run:
 def test_two_processes_train_what_one_does(options: tuple[str, ...], config: Path, tmp_path: Path) -> None:
     """Also where BatchNorm trains, whose statistics are those of the whole batch."""
     one, two = train(config, tmp_path / "one", 1, *options), train(config, tmp_path / "two", 2, *options)
-    assert (one.manifest.notes["processes"], two.manifest.notes["processes"]) == (1, 2)
+    assert (one.manifest.notes.processes, two.manifest.notes.processes) == (1, 2)
     assert one.done
     assert two.done
 

@@ -287,7 +287,7 @@ def test_a_run_is_fine_tuned_from_the_command_line(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, arguments)
     assert said.exit_code == 0, said.output
     run = Run.open(tmp_path / "rounded")
-    assert run.manifest.notes["method"] == ["quantisation"]
+    assert run.manifest.notes.method == ("quantisation",)
     kept = run.read("config.json")
     assert (kept["adapt"]["supervised"], kept["adapt"]["teacher"], kept["schedule"]["lr"]) == (0.0, None, 5e-5)
     assert kept["schedule"]["batch_size"] == config.train.batch_size
@@ -297,7 +297,7 @@ def test_a_run_is_fine_tuned_from_the_command_line(tmp_path: Path) -> None:
     assert any(not torch.equal(value, before[name]) for name, value in weights.items())
     # And back: how it was prepared for INT8 is no way to adapt it.
     again = workflow.adapt(run.path, target, tmp_path / "again", ["adapt.quantisation=none", "schedule.steps=1"])
-    assert again.manifest.notes["method"] == ["supervised", "teacher"]
+    assert again.manifest.notes.method == ("supervised", "teacher")
     with pytest.raises(AcclimateError, match="fine-tunes a detector that is trained"):
         workflow.distil(source.path, "model.size=nano", tmp_path / "student", ["adapt.quantisation={}"])
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from acclimate import report
-from acclimate.report.content import Critic
-from acclimate.run import Run
+from acclimate.report.logged.distillation import Critic
+from acclimate.run import Notes, Run
 
 MakeRun = Callable[..., Path]
 Scores = Callable[[int], tuple[float, float, float]]
@@ -26,7 +26,7 @@ def distilled(folder: Path, **critics: Scores) -> Path:
     """Make the run in `folder` one whose critics said this, by stride; the last lines are of the plain phase."""
     run = Run.open(folder)
     run.manifest = run.manifest.model_copy(update={"verb": "distil"})
-    run.note(role="adapted", schedule="train")
+    run.note(Notes(role="adapted", schedule="train"))
     (folder / "metrics.jsonl").unlink()
     (folder / "selection.json").unlink(missing_ok=True)
     for step in range(1, 31):

@@ -352,7 +352,7 @@ def test_several_adapted_runs_are_told_apart(make_run: MakeRun, tmp_path: Path) 
 
 
 def test_a_manifest_without_facts_makes_a_report(tmp_path: Path) -> None:
-    Run.create(tmp_path / "run", Manifest(verb="train", notes={"source": "text", "problems": "one"}))
+    Run.create(tmp_path / "run", Manifest(verb="train", notes={"said": {"of": "another version"}, "problems": "one"}))
     text = told(report.write([tmp_path / "run"], tmp_path / "report.html"))
     # Nobody holds its lock, so whoever ran it is gone.
     assert "was interrupted" in text

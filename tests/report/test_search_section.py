@@ -11,7 +11,7 @@ import pytest
 from acclimate import report
 from acclimate.config import Budget
 from acclimate.errors import AcclimateError
-from acclimate.run import Run
+from acclimate.run import Notes, Run
 from acclimate.select.budget import Cost
 from acclimate.select.record import Candidate, Found, Try
 from acclimate.select.search import hindsight
@@ -32,7 +32,7 @@ def found(folder: Path) -> Path:
     one = Try(width=chosen.width, upem=chosen.upem, predicted=chosen.cost, measured=measured)
     run = Run.open(folder)
     run.manifest = run.manifest.model_copy(update={"verb": "search"})
-    run.note(role="adapted")
+    run.note(Notes(role="adapted"))
     run.write(
         "search.json",
         Found(

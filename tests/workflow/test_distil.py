@@ -69,8 +69,8 @@ def test_a_student_is_a_run_like_any_other(project: Path, capsys: pytest.Capture
     own, teacher = (models.load(run.path).spec for run in (small, large))
     assert (own.backbone, teacher.backbone) == ("test_efficientnet", "lcnet_050")
     assert (own.image_size, own.strides, own.classes) == (teacher.image_size, teacher.strides, teacher.classes)
-    assert small.manifest.notes["role"] == "adapted"
-    assert small.manifest.notes["method"] == ["supervised", "distillation"]
+    assert small.manifest.notes.role == "adapted"
+    assert small.manifest.notes.method == ("supervised", "distillation")
     assert small.metrics()[-1]["step"] == load("large/config.json").train.steps
     assert {"distillation/soft_class", "supervised/class"} <= small.metrics()[-1].keys()
     config = stages.configuration(small)
@@ -93,12 +93,12 @@ def test_the_next_verbs_take_a_student(project: Path) -> None:
     artifact = workflow.export("small", precision="int8", images=2)
     assert workflow.verify(artifact).latency.median_ms > 0
     adapted = workflow.adapt("small", TARGET, "site")
-    assert adapted.manifest.notes["method"] == ["supervised", "teacher"], "a student's own teacher is left out"
+    assert adapted.manifest.notes.method == ("supervised", "teacher"), "a student's own teacher is left out"
 
 
 def test_without_a_target_the_source_alone_is_learnt_from(project: Path) -> None:
     run = workflow.distil("large", STUDENT, "small", SMALL)
-    assert run.manifest.notes["role"] == "source"
+    assert run.manifest.notes.role == "source"
     assert stages.configuration(run).target is None
     assert [part.kind for part in gather([Path("large"), Path("small")]).parts] == ["source", "source"]
 

@@ -157,8 +157,8 @@ def test_a_run_keeps_the_average_of_the_weights(job: workflow.Job) -> None:
 def test_the_oracle_is_marked_and_trained_on_the_target(job: workflow.Job, data: Path) -> None:
     assert job.oracle is not None
     notes = Run.open(job.oracle.path).manifest.notes
-    assert notes["role"] == "oracle"
-    assert notes["source"]["name"] == "annotations"
+    assert notes.role == "oracle"
+    assert notes.source.name == "annotations"
     assert job.source.manifest.digest != job.oracle.manifest.digest
     with pytest.raises(AcclimateError, match="no `oracle` data set"):
         workflow.train(changed(tiny_config(data, Path("x")), oracle=None), "x", role="oracle")
@@ -216,11 +216,11 @@ def test_what_is_said_of_other_kinds_of_detector_is_no_change(kind: str, data: P
 def test_the_baseline_trains_as_long_and_uses_nothing_of_the_target(job: workflow.Job) -> None:
     baseline, adapted = Run.open(job.baseline.path), Run.open(job.adapted.path)
     assert baseline.path.name == "baseline"
-    assert [run.manifest.notes["role"] for run in (baseline, adapted)] == ["baseline", "adapted"]
+    assert [run.manifest.notes.role for run in (baseline, adapted)] == ["baseline", "adapted"]
     assert baseline.manifest.parents == adapted.manifest.parents == (str(job.source.path),)
     assert [line["step"] for line in baseline.metrics()] == [line["step"] for line in adapted.metrics()]
-    assert baseline.manifest.notes["method"] == ["supervised"]
-    assert "target" not in baseline.manifest.notes
+    assert baseline.manifest.notes.method == ("supervised",)
+    assert baseline.manifest.notes.target is None
     assert baseline.selection() is None
     last = baseline.path / "checkpoints" / "step_000004.safetensors"
     assert (baseline.path / "model.safetensors").read_bytes() == last.read_bytes()
@@ -391,9 +391,9 @@ def test_an_image_that_breaks_on_the_way_costs_no_checkpoint(data: Path, tmp_pat
     finished = workflow.train(config, tmp_path / "run")
     assert (finished.manifest.digest, finished.manifest.created) == (begun.digest, begun.created)
     assert [line["step"] for line in finished.metrics()] == [1, 2, 3, 4]
-    first, second = finished.manifest.notes["sessions"]
-    assert first["from_step"] == 0
-    assert second["from_step"] in {2, 3}, "wherever it stood when it was asked to stop"
+    first, second = finished.manifest.notes.sessions
+    assert first.from_step == 0
+    assert second.from_step in {2, 3}, "wherever it stood when it was asked to stop"
     assert workflow.train(config, tmp_path / "run").manifest.finished == finished.manifest.finished
 
 

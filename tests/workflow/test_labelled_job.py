@@ -74,13 +74,13 @@ def test_it_goes_on_when_the_labels_are_there(waited: Path, tmp_path: Path, monk
     with pytest.raises(_EnoughError):
         workflow.run(Config.model_validate(values))
     adapted = Run.open(tmp_path / "job" / "adapted")
-    told = adapted.manifest.notes["labelled"]
+    told = adapted.manifest.notes.labelled
     asked = json.loads((tmp_path / "job" / "ask" / "ask.json").read_text())
-    assert (told["images"], told["boxes"], told["matched"]) == (2, 2, 2)
-    assert sorted(told["sha256"]) == sorted(frame["sha256"] for frame in asked["frames"])
-    assert adapted.manifest.notes["target"]["images"] == 4
+    assert (told.images, told.boxes, told.matched) == (2, 2, 2)
+    assert sorted(told.sha256) == sorted(frame["sha256"] for frame in asked["frames"])
+    assert adapted.manifest.notes.target.images == 4
     # Each box that came back, and each that was drawn, has become something.
-    became = told["corrections"]
+    became = told.corrections
     assert became["frames"] == 2
     both = became["kept"] + became["moved"] + became["renamed"]
     assert both + became["added"] == 2
@@ -89,10 +89,10 @@ def test_it_goes_on_when_the_labels_are_there(waited: Path, tmp_path: Path, monk
     wanted = {frame["path"] for frame in adapted.read("next.json")["frames"]}
     assert wanted
     assert not wanted & {frame["path"] for frame in asked["frames"]}
-    assert "labelled" in adapted.manifest.notes["method"]
+    assert "labelled" in adapted.manifest.notes.method
     assert all(line["labelled/class"] > 0 for line in adapted.metrics() if "supervised/class" in line)
     # The baseline has nothing of the target, so none of its labels.
-    assert "labelled" not in Run.open(tmp_path / "job" / "baseline").manifest.notes
+    assert Run.open(tmp_path / "job" / "baseline").manifest.notes.labelled is None
     # Whoever measures on what was learnt from is told so.
     with pytest.raises(AcclimateError, match="is a labelled frame that was trained on"):
         workflow.evaluate(adapted.path, DataConfig(path=waited / "fog-train"))
@@ -155,8 +155,8 @@ def test_frames_held_back_choose_the_checkpoint(waited: Path, tmp_path: Path) ->
     arguments += ["--labelled", str(waited / "fog-train"), "--validate", "3", "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     run = Run.open(tmp_path / "out")
-    told = run.manifest.notes["labelled"]
-    assert (told["images"], told["validation"]["images"], len(told["sha256"])) == (3, 3, 6)
+    told = run.manifest.notes.labelled
+    assert (told.images, told.validation.images, len(told.sha256)) == (3, 3, 6)
     selection, validation = run.selection(), Validation.model_validate(run.read("validation.json"))
     assert selection is not None
     assert (selection.rule, selection.validated_on) == ("validated_ap", 3)

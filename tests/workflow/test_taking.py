@@ -71,7 +71,7 @@ def test_from_a_torchvision_checkpoint_to_a_verified_artifact(checkpoint: Path, 
     taken = workflow.take(
         checkpoint, tmp_path / "source", ("model.image_size=[64, 96]",), data=data / "clear-train", classes=theirs
     )
-    assert (taken.manifest.verb, taken.manifest.status, taken.manifest.notes["role"]) == ("take", "done", "source")
+    assert (taken.manifest.verb, taken.manifest.status, taken.manifest.notes.role) == ("take", "done", "source")
     assert taken.evaluations()[0].data == "source_test"
     assert models.specification(taken.path).classes == tuple(theirs)
     adapted = workflow.adapt(taken.path, data / "fog-train" / "images", tmp_path / "adapted", SHORT)
@@ -87,7 +87,7 @@ def test_a_run_from_elsewhere_keeps_the_classes_of_the_data(run: Path, data: Pat
     given = [f"{theirs}={ours}" for theirs, ours in other.items()]
     taken = workflow.take(run, tmp_path / "source", data=data / "clear-train", classes=given)
     assert taken.manifest.parents == (str(run),)
-    assert taken.manifest.notes["classes"] == {ours: theirs for theirs, ours in other.items()}
+    assert taken.manifest.notes.classes == {ours: theirs for theirs, ours in other.items()}
     source, made = models.load(run), models.load(taken.path)
     for ours, theirs in ((ours, theirs) for theirs, ours in other.items()):
         mine, old = (
@@ -126,7 +126,7 @@ def test_a_job_starts_from_another_run(run: Path, data: Path, tmp_path: Path) ->
     settings = config(data, tmp_path)
     begun = settings.model_copy(update={"model": settings.model.model_copy(update={"start": run})})
     done = workflow.train(begun, tmp_path / "source")
-    assert done.manifest.notes["start"].startswith(f"the run {run}")
+    assert done.manifest.notes.start.startswith(f"the run {run}")
     assert done.read("inputs.json")["weights"]
     assert done.manifest.digest != workflow.train(settings, tmp_path / "plain").manifest.digest
 

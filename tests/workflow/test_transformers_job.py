@@ -56,7 +56,7 @@ def test_it_becomes_a_source_run_that_is_measured_at_once(taken: Path, checkpoin
     from acclimate.run import Run
 
     run = Run.open(taken)
-    assert (run.manifest.verb, run.manifest.notes["role"]) == ("take", "source")
+    assert (run.manifest.verb, run.manifest.notes.role) == ("take", "source")
     assert run.evaluations()[0].data == "source_test"
     spec = models.specification(taken)
     assert spec.classes == formats.read(DataConfig(path=data / "clear-train")).classes
@@ -132,7 +132,7 @@ def test_training_starts_from_a_checkpoint(checkpoint: Path, data: Path, tmp_pat
         "model": {"kind": "transformers", "transformers": {"checkpoint": str(checkpoint)}}
     }
     run = workflow.train(type(settings).model_validate(values), tmp_path / "trained")
-    assert run.manifest.notes["start"].startswith(f"the checkpoint {checkpoint}, with its classes")
+    assert run.manifest.notes.start.startswith(f"the checkpoint {checkpoint}, with its classes")
     assert models.specification(run.path).image_size == (small.SIDE, small.SIDE)
     assert run.read("config.json")["model"]["image_size"] == [small.SIDE, small.SIDE]
     again = workflow.train(type(settings).model_validate(values), tmp_path / "trained")

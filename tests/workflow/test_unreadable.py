@@ -46,14 +46,14 @@ def test_what_was_left_out_is_in_the_runs_the_numbers_and_the_report(data: Path,
     console = Console(record=True, width=200)
 
     trained = workflow.train(config, tmp_path / "source", console=console)
-    left_out = trained.manifest.notes["left_out"]
+    left_out = trained.manifest.notes.model_dump(mode="json")["left_out"]
     assert left_out == {"source": {"problems": [f"{source}: the JPEG is truncated; left out"]}}
     assert "1 source image could not be read and took no part" in console.export_text(clear=True)
 
     adapted = workflow.adapt(
         trained.path, data / "fog-train" / "images", tmp_path / "adapted", ["schedule.steps=4"], console=console
     )
-    left_out = adapted.manifest.notes["left_out"]
+    left_out = adapted.manifest.notes.model_dump(mode="json")["left_out"]
     assert left_out["target"] == {"problems": [f"{target}: the JPEG is truncated; left out"]}
 
     test = DataConfig(path=data / "fog-test")
@@ -87,12 +87,12 @@ def test_a_resumed_training_keeps_what_it_left_out_before(
     for _ in range(3):
         with pytest.raises(Interrupted):
             workflow.train(config, run)
-    before = Run.open(run).manifest.notes["left_out"]
+    before = Run.open(run).manifest.notes.model_dump(mode="json")["left_out"]
     monkeypatch.undo()
     # It is readable again, with as many bytes: what the earlier sessions did without stays told.
     whole = simplejpeg.encode_jpeg(np.full((96, 128, 3), 90, np.uint8), quality=30, colorspace="RGB")
     first.write_bytes(whole.ljust(first.stat().st_size, b"\0"))
-    assert workflow.train(config, run).manifest.notes["left_out"] == before == {
+    assert workflow.train(config, run).manifest.notes.model_dump(mode="json")["left_out"] == before == {
         "source": {"problems": [f"{first}: the JPEG is truncated; left out"]}
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ def without_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = source_statistics.kept(run)
     assert (kept.thresholds, kept.floors, kept.rates, kept.means) == tuple(map(tuple, known))
     assert kept.images == 6
-    assert kept.boxes == run.manifest.notes["class_boxes"]
+    assert kept.boxes == run.manifest.notes.class_boxes
     assert [len(level.mean) for level in kept.levels] == [len(level.variance) for level in kept.levels]
     for split in ("train", "test"):
         shutil.rmtree(folder / f"clear-{split}")
@@ -54,11 +54,11 @@ def test_a_run_and_a_target_are_enough(without_source: Path, tmp_path: Path) -> 
     arguments = ["adapt", str(without_source / "source"), "--target", str(without_source / "fog-train" / "images")]
     assert cli.main([*arguments, "--out", str(tmp_path / "out"), "source=none", "adapt.matching=0.1"]) == 0
     run = Run.open(tmp_path / "out")
-    assert run.manifest.notes["method"] == ["teacher", "matching"]
-    assert run.manifest.notes["source_free"]
+    assert run.manifest.notes.method == ("teacher", "matching")
+    assert run.manifest.notes.source_free
     first = Run.open(without_source / "source").manifest.notes
-    assert run.manifest.notes["class_boxes"] == first["class_boxes"]
-    assert run.manifest.notes["source"]["images"] == first["source"]["images"]
+    assert run.manifest.notes.class_boxes == first.class_boxes
+    assert run.manifest.notes.source.images == first.source.images
     assert all(line["matching/distance"] > 0 for line in run.metrics())
     assert not any(name.startswith("supervised") for line in run.metrics() for name in line)
     selection = run.selection()
@@ -73,7 +73,7 @@ def test_a_run_and_a_target_are_enough(without_source: Path, tmp_path: Path) -> 
 def test_with_labelled_frames_and_no_teacher(without_source: Path, tmp_path: Path) -> None:
     run = adapted(without_source, tmp_path / "out", "source=none", "adapt.teacher=none",
                   labelled=without_source / "fog-train")  # fmt: skip
-    assert run.manifest.notes["method"] == ["labelled"]
+    assert run.manifest.notes.method == ("labelled",)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ step by step.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from acclimate.config import AdaptConfig, Config
 from acclimate.config.methods import MethodOptions
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone
+from acclimate.named import class_of
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -93,5 +93,4 @@ def uses_target(config: Config) -> bool:
 
 def _class(name: str) -> Any:
     """What the method called `name` is made of."""
-    module = importlib.import_module(f"{__package__}.{name}")
-    return next(part for part in vars(module).values() if isinstance(part, type) and getattr(part, "name", "") == name)
+    return class_of(f"{__package__}.{name}", name)

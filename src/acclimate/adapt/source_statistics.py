@@ -6,12 +6,10 @@ Where the source images cannot leave their owner, or are gone, a run and a folde
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from acclimate.errors import AcclimateError
-from acclimate.run import Run
+from acclimate.run import Run, SetNotes
 
 FILE = "source_statistics.json"
 
@@ -50,17 +48,10 @@ class SourceStatistics(BaseModel):
         """Of each class."""
         return [count / max(1, self.images) for count in self.boxes.values()]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SetNotes:
         """The source that is not there, for the manifest."""
-        return {
-            "name": "not there",
-            "format": "none",
-            "images": self.images,
-            "boxes": sum(self.boxes.values()),
-            "classes": list(self.classes),
-            "problems": [],
-            "problem_count": 0,
-        }
+        boxes = sum(self.boxes.values())
+        return SetNotes(name="not there", format="none", images=self.images, boxes=boxes, classes=self.classes)
 
 
 def kept(run: Run) -> SourceStatistics:

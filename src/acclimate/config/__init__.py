@@ -20,7 +20,7 @@ from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
 from acclimate.config.methods.teacher import TeacherConfig
-from acclimate.config.model import ModelConfig
+from acclimate.config.model import KINDS, ModelConfig
 from acclimate.config.options import Added, Options, Prose
 from acclimate.config.reading import merge, overlay, parse, read
 from acclimate.config.schedule import ScheduleConfig
@@ -28,6 +28,7 @@ from acclimate.config.schedule import ScheduleConfig
 __all__ = [
     "FIELD_OF_VIEW",
     "FORMATS",
+    "KINDS",
     "AdaptConfig",
     "Added",
     "AdversarialConfig",

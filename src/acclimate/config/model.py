@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from acclimate.config.kinds import KindOptions
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
+KINDS = ("dense", "two-stage", "ssd", "slimmable", "transformers")
+"""The kinds of detectors. What a kind is, is the class of that kind in `models/NAME.py`, with `_` for `-`; its options,
+where it has any, are the field of that name of `ModelConfig`."""
+
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[KINDS]
+
 
 class ModelConfig(Options):
     """What is built. `size` names a preset; every other field, where given, overrides it."""
 
-    kind: Literal["dense", "two-stage", "ssd", "slimmable", "transformers"] = "dense"
+    kind: Kind = "dense"
     """Which detector."""
 
     size: Literal["nano", "tiny", "small"] = "tiny"
@@ -53,9 +63,21 @@ class ModelConfig(Options):
     """Where the checkpoint is; for `kind = "transformers"` alone."""
 
     @property
+    def own(self) -> KindOptions | None:
+        """The options of its own kind; None where it has none."""
+        return self.of_kinds.get(self.kind.replace("-", "_"))
+
+    @property
+    def of_kinds(self) -> dict[str, KindOptions]:
+        """The sections that one kind alone looks at, by name."""
+        values = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return {name: value for name, value in values if isinstance(value, KindOptions)}
+
+    @property
     def has_masks(self) -> bool:
         """Whether what is built learns masks, and so needs the outlines of its objects."""
-        return self.kind == "two-stage" and self.two_stage.masks
+        own = self.own
+        return own is not None and own.has_masks
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelConfig:

@@ -1,21 +1,17 @@
-"""Exporting, at the desk: the table of exporters, each of which converts for one engine of `edge.engines`."""
+"""Exporting, at the desk: a file for each exporter, which converts for the engine of its name of `edge.engines`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import cast
 
+from acclimate.edge.engines import ENGINES
 from acclimate.edge.engines.base import named
 from acclimate.errors import AcclimateError
 from acclimate.export.base import Exporter
 
-EXPORTERS = {
-    "onnx": "acclimate.export.onnx:Onnx",
-    "openvino": "acclimate.export.openvino:OpenVino",
-    "ncnn": "acclimate.export.ncnn:Ncnn",
-    "litert": "acclimate.export.litert:LiteRt",
-}
-"""Every exporter, by the name of the engine that loads what it writes."""
+EXPORTERS = {name: f"{__name__}.{name}" for name in ENGINES}
+"""Every exporter, by the name of the engine that loads what it writes, and its module, which is called like it."""
 
 
 def exporter(name: str) -> Exporter:

@@ -57,6 +57,7 @@ class _Separable(nn.Module):
 class DenseDetector(Detector):
     """See the module. Raw outputs: logits (B, A, C) and side distances (B, A, 4), as `edge.artifact.Decode` says."""
 
+    kind = "dense"
     any_size = True
     predictors = ("class_tower", "box_tower", "classify", "regress")
     points: Tensor

@@ -3,125 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import pkgutil
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
 from acclimate import machine
-from acclimate.edge.artifact import Decode, Priors
+from acclimate.config import KINDS
+from acclimate.edge.artifact import Decode
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
-from acclimate.models.pooling import canonical_side
+from acclimate.named import class_of
 from acclimate.run import read_json, write_bytes, write_text
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
     from acclimate.config import ModelConfig
 
-KINDS = {
-    "dense": "acclimate.models.dense:DenseDetector",
-    "slimmable": "acclimate.models.slimmable:SlimmableDetector",
-    "ssd": "acclimate.models.ssd:SSDDetector",
-    "transformers": "acclimate.models.transformers:TransformersDetector",
-    "two-stage": "acclimate.models.two_stage:TwoStageDetector",
-}
-"""The detectors: what `DetectorSpec.kind` may be, and the class it names."""
-
+MODULES = {kind: f"{__package__}.{kind.replace('-', '_')}" for kind in KINDS}
+"""What `DetectorSpec.kind` may be, and the module that the class of that kind is in."""
 
 LossKind = Literal["class", "box", "quality", "objectness", "mask"]
 """What a loss teaches: which class, where the border is, how good a box is, whether there is anything, which pixels."""
 
 
-class TwoStageSpec(BaseModel):
-    """What determines a two-stage detector beyond its backbone and pyramid."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    head: str = "sibling"
-    hidden: int = 256
-    head_layers: dict[str, int | float | None] = Field(default_factory=dict)
-    """Further arguments of the head's class."""
-    masks: bool = False
-    """Whether a mask branch trains beside the head; it is no part of `forward`."""
-    mask_norm: Literal["none", "batch"] = "none"
-    """Of the mask branch's convolutions."""
-    canonical: float = 224.0
-    """Side in pixels of the boxes that are pooled from the level of stride 16, as in every detector that was made
-    before this could be told."""
-    proposals: int = 64
-    """Boxes an image that `forward` looks at."""
-    samples: int = 64
-    """Boxes an image that the second stage trains on."""
-    select: Literal["peaks", "nms"] = "peaks"
-    """How proposals are chosen in eager mode; what is exported chooses by peaks."""
-    pyramid_norm: Literal["none", "batch", "group"] = "none"
-    extra_level: bool = False
-    """Whether proposals also come from every second cell of the coarsest level."""
-    anchors: tuple[tuple[float, ...], ...]
-    """Sides in pixels, for each level that proposals come from."""
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height to width."""
-    proposer_depth: int = 1
-    """3x3 convolutions before the objectness."""
-    pre_nms: int = 1000
-    """Anchors a level that NMS looks at; with `select = "nms"` alone, as the two below."""
-    proposal_iou: float = 0.7
-    objectness_threshold: float = 0.0
-    score_threshold: float = 0.01
-    nms_iou: float = 0.5
-    candidates: int = 400
-    max_detections: int = 100
-    modules: tuple[str, ...] = ()
-    """Modules of torchvision's backbone that give the levels; empty for a backbone of timm's."""
-
-
-class SsdSpec(BaseModel):
-    """What determines an SSD beyond its backbone and the width of its added levels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    lite: bool = False
-    priors: tuple[Priors, ...]
-    """Of every level; those behind the strides' are added to the backbone's."""
-    torchvision: bool = False
-    """Whether the backbone, with the added levels, is one of `models.ssd.EXTRACTORS`."""
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    """Of the pixels in 0..1; the backbone's own where None."""
-    score_threshold: float = 0.01
-    nms_iou: float = 0.45
-    candidates: int = 400
-    class_candidates: int | None = None
-    max_detections: int = 100
-
-
-class TransformersSpec(BaseModel):
-    """What determines a detector of `transformers`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    config: dict[str, Any]
-    """The library's own configuration, without the names of the classes."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    """Of the pixels in 0..1."""
-    checkpoint: str = ""
-    """The folder or hub name that its weights start from; not looked at once it is trained."""
-
-
 class DetectorSpec(BaseModel):
-    """Everything that determines a detector's graph; saved beside the weights as spec.json."""
+    """Everything that determines a detector's graph; saved beside the weights as spec.json.
+
+    A kind that needs more has a class derived from this one (`Detector.Spec`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -142,23 +60,41 @@ class DetectorSpec(BaseModel):
     """Where the backbone's first weights came from."""
     reading: Reading = DEFAULT
     """How the pictures that it is trained on, and is to run on, are read."""
-    two_stage: TwoStageSpec | None = None
-    """For the kind "two-stage" alone."""
-    ssd: SsdSpec | None = None
-    """For the kind "ssd" alone."""
-    transformers: TransformersSpec | None = None
-    """For the kind "transformers" alone."""
-    choices: tuple[float, ...] = ()
-    """For the kind "slimmable" alone: the widths that each of its stages may have."""
     widths: tuple[float, ...] | None = None
     """For a slice of a slimmable detector: the ratio of the channels that each stage kept."""
     divisor: int = 8
     """Where channels are kept in part, their count is rounded to a multiple of it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_other_kinds(cls, values: Any) -> Any:
+        """Earlier versions wrote what other kinds need too, empty."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if key in cls.model_fields or value not in (None, [], ())}
+
     @property
     def has_masks(self) -> bool:
         """Whether the detector learns masks, and so needs the outlines of its objects."""
-        return self.two_stage is not None and self.two_stage.masks
+        return False
+
+    @property
+    def anchored(self) -> tuple[Any, ...]:
+        """What two detectors must have alike so that weights of one mean the same in the other, beyond their shapes."""
+        return ()
+
+    def as_options(self, config: ModelConfig) -> dict[str, Any]:
+        """What it says of the options of its kind, as values of `config`."""
+        return {}
+
+
+PRESETS = {
+    "nano": ("tf_efficientnet_lite0", 48, 1),
+    "tiny": ("tf_efficientnet_lite1", 64, 2),
+    "small": ("tf_efficientnet_lite2", 96, 3),
+}
+"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
+`train`, so that no preset starts from random weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +113,11 @@ class ClassRows:
 class Detector(nn.Module, ABC):
     """A detector whose `forward` is exactly what is exported: tensors in, tensors out, static shapes, no NMS."""
 
+    kind: ClassVar[str] = ""
+    """What `DetectorSpec.kind` calls it."""
+    Spec: ClassVar[type[DetectorSpec]] = DetectorSpec
+    """What determines a detector of its kind."""
+
     spec: DetectorSpec
     trains_on_raw: ClassVar[bool] = True
     """Whether the losses are taken on what `head` returns. A two-stage detector samples its own boxes to train on, so
@@ -191,6 +132,38 @@ class Detector(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+
+    @classmethod
+    def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
+        """The specification that a configuration of this kind asks for; here, what is common to backbones of timm's.
+
+        Raises:
+            AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
+        """
+        backbone, channels, depth = PRESETS[config.size]
+        strides = config.strides or (8, 16, 32)
+        height, width = config.image_size
+        if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
+            raise AcclimateError(
+                f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}, or not above 0"
+            )
+        if list(strides) != sorted(set(strides)):
+            raise AcclimateError(f"model.strides: {list(strides)} must rise")
+        if not classes:
+            raise AcclimateError("source: the data set names no class, so there is nothing to detect")
+        return DetectorSpec(
+            kind=config.kind,
+            classes=tuple(classes),
+            image_size=(height, width),
+            backbone=config.backbone or backbone,
+            strides=strides,
+            channels=config.channels or channels,
+            depth=depth if config.depth is None else config.depth,
+            norm=config.norm,
+            freeze=config.freeze,
+            reading=reading,
+            folded=config.norm != "frozen",
+        )
 
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:
@@ -274,119 +247,25 @@ class Detector(nn.Module, ABC):
         return decode(outputs, self.decode_options(), image_size or self.spec.image_size)
 
 
-PRESETS = {
-    "nano": ("tf_efficientnet_lite0", 48, 1),
-    "tiny": ("tf_efficientnet_lite1", 64, 2),
-    "small": ("tf_efficientnet_lite2", 96, 3),
-}
-"""Size -> (backbone, pyramid channels, depth of the head). The ImageNet weights of these backbones are installed with
-`train`, so that no preset starts from random weights."""
-
-
 def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
     """The specification that a configuration asks for, of a detector for pictures that are read so.
 
     Raises:
-        AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
+        AcclimateError: the canvas is not a multiple of the largest stride, there is no class, or an option of its kind
+            does not fit.
     """
-    if config.kind == "transformers":
-        spec: DetectorSpec = _class(config.kind).specify(config, classes, reading)
-        return spec
-    backbone, channels, depth = PRESETS[config.size]
-    strides = config.strides or (8, 16, 32)
-    height, width = config.image_size
-    if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
-        raise AcclimateError(
-            f"model.image_size: {height} x {width} is not a multiple of the stride {strides[-1]}, or not above 0"
-        )
-    if list(strides) != sorted(set(strides)):
-        raise AcclimateError(f"model.strides: {list(strides)} must rise")
-    if not classes:
-        raise AcclimateError("source: the data set names no class, so there is nothing to detect")
-    return DetectorSpec(
-        kind=config.kind,
-        classes=tuple(classes),
-        image_size=(height, width),
-        backbone=config.backbone or backbone,
-        strides=strides,
-        channels=config.channels or channels,
-        depth=depth if config.depth is None else config.depth,
-        norm=config.norm,
-        freeze=config.freeze,
-        reading=reading,
-        folded=config.norm != "frozen" or config.kind == "slimmable",
-        two_stage=_specify_two_stage(config, strides) if config.kind == "two-stage" else None,
-        ssd=_specify_ssd(config, strides) if config.kind == "ssd" else None,
-        choices=config.slimmable.choices if config.kind == "slimmable" else (),
-        divisor=config.slimmable.divisor,
-    )
+    return _class(config.kind).specify(config, classes, reading)
 
 
-def _specify_two_stage(config: ModelConfig, strides: Sequence[int]) -> TwoStageSpec:
-    options = config.two_stage
-    # One level has to answer for objects of all sizes.
-    scales = options.anchors or ((4.0,) if len(strides) > 1 else (2.0, 4.0, 8.0, 16.0))
-    return TwoStageSpec(
-        head=options.head,
-        hidden=options.hidden,
-        head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
-        masks=options.masks,
-        canonical=options.canonical or canonical_side(config.image_size),
-        proposals=options.proposals,
-        samples=options.proposals,
-        select=options.select,
-        pyramid_norm="group" if config.norm == "group" else "batch",
-        anchors=tuple(tuple(scale * stride for scale in scales) for stride in strides),
-    )
+def _class(kind: str) -> type[Detector]:
+    """The detectors of a kind.
 
-
-SMALLEST_SCALE, LARGEST_SCALE = 0.15, 0.9
-"""Of an SSD's default boxes from the second level to the last, in sides of the canvas (Liu et al. 2016, for COCO)."""
-
-
-def _specify_ssd(config: ModelConfig, strides: Sequence[int]) -> SsdSpec:
-    """Default boxes as in Liu et al. 2016, section 2.2; on an oblong canvas they keep their aspect."""
-    options = config.ssd
-    height, width = config.image_size
-    grids = [(height // stride, width // stride) for stride in strides]
-    for added in range(options.extra):
-        rows, columns = grids[-1]
-        if rows == columns == 1:
-            raise AcclimateError(
-                f"model.ssd.extra: a canvas of {height} x {width} has room for {added} levels behind the stride "
-                f"{strides[-1]}, not {options.extra}"
-            )
-        grids.append((-(-rows // 2), -(-columns // 2)))
-    levels = len(grids)
-    scales = options.scales or _default_scales(levels)
-    if len(scales) != levels + 1:
-        raise AcclimateError(f"model.ssd.scales: {levels} levels need {levels + 1} scales, not {len(scales)}")
-    priors = []
-    for i, (rows, columns) in enumerate(grids):
-        scale = math.sqrt(height * width) * scales[i]
-        between = scale * math.sqrt(scales[i + 1] / scales[i])
-        sizes = [(scale, scale), (between, between)]
-        few = not options.lite and (i == 0 or i >= levels - 2)
-        for ratio in options.ratios if options.ratios is not None else (2.0,) if few else (2.0, 3.0):
-            long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
-            sizes += [(long, short), (short, long)]
-        priors.append(
-            Priors(
-                rows=rows,
-                columns=columns,
-                step=(height / rows, width / columns),
-                sizes=tuple((min(w, width), min(h, height)) for w, h in sizes),
-            )
-        )
-    return SsdSpec(lite=options.lite, priors=tuple(priors))
-
-
-def _default_scales(levels: int) -> tuple[float, ...]:
-    """Evenly spread from the second level to the last, and one step beyond; the first level has half of the second."""
-    if levels == 1:
-        return SMALLEST_SCALE, LARGEST_SCALE
-    step = (LARGEST_SCALE - SMALLEST_SCALE) / max(1, levels - 2)
-    return SMALLEST_SCALE / 2, *(SMALLEST_SCALE + i * step for i in range(levels))
+    Raises:
+        AcclimateError: there is no such kind.
+    """
+    if kind not in MODULES:
+        raise AcclimateError(f"spec: unknown kind of detector {kind!r} (known: {', '.join(MODULES)})")
+    return cast(type[Detector], class_of(MODULES[kind], kind, "kind"))
 
 
 def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> Detector:
@@ -395,14 +274,8 @@ def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") 
     Raises:
         AcclimateError: an unknown kind or backbone, or weights that do not fit.
     """
-    detector: Detector = _class(spec.kind)(spec, weights)
-    return detector
-
-
-def _class(kind: str) -> Any:
-    if kind not in KINDS:
-        raise AcclimateError(f"spec: unknown kind of detector {kind!r} (known: {', '.join(KINDS)})")
-    return pkgutil.resolve_name(KINDS[kind])
+    make: Callable[..., Detector] = _class(spec.kind)
+    return make(spec, weights)
 
 
 def save(detector: Detector, folder: Path) -> None:
@@ -444,8 +317,10 @@ def specification(folder: Path) -> DetectorSpec:
         AcclimateError: it is missing or damaged.
     """
     spec_file = folder / "spec.json"
+    values = read_json(spec_file)
+    kind = values.get("kind", "dense") if isinstance(values, dict) else "dense"
     try:
-        return DetectorSpec.model_validate(read_json(spec_file))
+        return _class(str(kind)).Spec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -19,6 +19,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
+from acclimate.config import ModelConfig
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models.channels import Channels
 from acclimate.models.dense import DenseDetector
@@ -320,6 +322,13 @@ def _leading(value: Tensor, like: Tensor) -> Tensor:
     return value[tuple(slice(side) for side in like.shape)]
 
 
+class SlimmableDetectorSpec(DetectorSpec):
+    """Of the kind "slimmable"."""
+
+    choices: tuple[float, ...] = ()
+    """The widths that each of its stages may have."""
+
+
 class SlimmableDetector(Slimmable, DenseDetector):
     """The dense detector on a slimmable backbone, with a slimmable pyramid and head.
 
@@ -331,13 +340,23 @@ class SlimmableDetector(Slimmable, DenseDetector):
     up to rounding only.
     """
 
-    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+    kind = "slimmable"
+    Spec = SlimmableDetectorSpec
+    spec: SlimmableDetectorSpec
+
+    def __init__(self, spec: SlimmableDetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
         """See `DenseDetector`; `spec.choices` are the widths.
 
         Raises:
             AcclimateError: as there, or the backbone's channels cannot be narrowed.
         """
         DenseDetector.__init__(self, spec, weights)
+
+    @classmethod
+    def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> SlimmableDetectorSpec:
+        common = super().specify(config, classes, reading)
+        own = {"folded": True, "choices": config.slimmable.choices, "divisor": config.slimmable.divisor}
+        return SlimmableDetectorSpec.model_validate({**common.model_dump(), **own})
 
     def finish(self, pretrained: bool) -> None:
         channels = self.sorted_channels(pretrained)
@@ -351,7 +370,8 @@ class SlimmableDetector(Slimmable, DenseDetector):
             AcclimateError: as `set_width`.
         """
         widths = self.widths if width is None else self.check_widths(width)
-        spec = self.spec.model_copy(update={"kind": "dense", "widths": widths, "choices": ()})
+        cut = {"kind": "dense", "widths": widths, "choices": ()}
+        spec = DetectorSpec.model_validate({**self.spec.model_dump(), **cut})
         unfolded = spec.model_copy(update={"norm": "batch"}) if spec.norm == "frozen" else spec
         plain = DenseDetector(unfolded)
         self.slice_into(plain, widths)

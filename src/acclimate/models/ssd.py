@@ -7,6 +7,7 @@ added ones, each with half the rows and columns of the one before, down to a sin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large, vgg16
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -23,12 +25,14 @@ from torchvision.ops import Conv2dNormActivation, roi_align
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS
+from acclimate.config import ModelConfig
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import default_boxes
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
 from acclimate.models.dense import normalisation, share_of_total, to_tensors
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec, SsdSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.models.two_stage import SMALLEST, anchor_rows, category_names, copy_tensors
 from acclimate.structures import Annotations
 
@@ -43,23 +47,54 @@ NEGATIVES = 3
 _Norm = Callable[..., nn.Module] | None
 
 
+SMALLEST_SCALE, LARGEST_SCALE = 0.15, 0.9
+"""Of an SSD's default boxes from the second level to the last, in sides of the canvas (Liu et al. 2016, for COCO)."""
+
+
+class SsdSpec(BaseModel):
+    """What determines an SSD beyond its backbone and the width of its added levels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lite: bool = False
+    priors: tuple[Priors, ...]
+    """Of every level; those behind the strides' are added to the backbone's."""
+    torchvision: bool = False
+    """Whether the backbone, with the added levels, is one of `models.ssd.EXTRACTORS`."""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    """Of the pixels in 0..1; the backbone's own where None."""
+    score_threshold: float = 0.01
+    nms_iou: float = 0.45
+    candidates: int = 400
+    class_candidates: int | None = None
+    max_detections: int = 100
+
+
+class SsdDetectorSpec(DetectorSpec):
+    """Of the kind "ssd"."""
+
+    ssd: SsdSpec
+
+
 class SSDDetector(Detector):
     """See the module. Raw outputs: logits (B, A, C + 1), class 0 the background, and offsets (B, A, 4) of the default
     boxes, as `edge.artifact.Decode` says. The levels of the pyramid have widths of their own."""
 
+    kind: ClassVar[str] = "ssd"
+    Spec: ClassVar[type[DetectorSpec]] = SsdDetectorSpec
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets")
     predictors: ClassVar[tuple[str, ...]] = ("classify", "regress")
 
     priors: Tensor
 
-    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+    def __init__(self, spec: SsdDetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
         """Build from a specification; `weights` starts the backbone.
 
         Raises:
             AcclimateError: the backbone is unknown, lacks a level, or the weights do not fit.
         """
         super().__init__()
-        assert spec.ssd is not None
         self.options = options = spec.ssd
         self.spec = spec
         if options.torchvision:
@@ -93,6 +128,11 @@ class SSDDetector(Detector):
         if self.options.torchvision:
             return _TORCHVISION_NORM
         return None if level.rows * level.columns == 1 else partial(normalisation, self.spec.norm)
+
+    @classmethod
+    def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> SsdDetectorSpec:
+        common = super().specify(config, classes, reading)
+        return SsdDetectorSpec(**common.model_dump(), ssd=_specify(config, common.strides))
 
     def features(self, images: Tensor) -> list[Tensor]:
         levels: list[Tensor] = self.backbone(self._normalised(images))
@@ -322,6 +362,51 @@ def _probe(name: str, image_size: tuple[int, int]) -> list[Tensor]:
         return list(_Extractor(name).eval()(torch.zeros(1, 3, *image_size)))
 
 
+def _specify(config: ModelConfig, strides: Sequence[int]) -> SsdSpec:
+    """Default boxes as in Liu et al. 2016, section 2.2; on an oblong canvas they keep their aspect."""
+    options = config.ssd
+    height, width = config.image_size
+    grids = [(height // stride, width // stride) for stride in strides]
+    for added in range(options.extra):
+        rows, columns = grids[-1]
+        if rows == columns == 1:
+            raise AcclimateError(
+                f"model.ssd.extra: a canvas of {height} x {width} has room for {added} levels behind the stride "
+                f"{strides[-1]}, not {options.extra}"
+            )
+        grids.append((-(-rows // 2), -(-columns // 2)))
+    levels = len(grids)
+    scales = options.scales or _default_scales(levels)
+    if len(scales) != levels + 1:
+        raise AcclimateError(f"model.ssd.scales: {levels} levels need {levels + 1} scales, not {len(scales)}")
+    priors = []
+    for i, (rows, columns) in enumerate(grids):
+        scale = math.sqrt(height * width) * scales[i]
+        between = scale * math.sqrt(scales[i + 1] / scales[i])
+        sizes = [(scale, scale), (between, between)]
+        few = not options.lite and (i == 0 or i >= levels - 2)
+        for ratio in options.ratios if options.ratios is not None else (2.0,) if few else (2.0, 3.0):
+            long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+            sizes += [(long, short), (short, long)]
+        priors.append(
+            Priors(
+                rows=rows,
+                columns=columns,
+                step=(height / rows, width / columns),
+                sizes=tuple((min(w, width), min(h, height)) for w, h in sizes),
+            )
+        )
+    return SsdSpec(lite=options.lite, priors=tuple(priors))
+
+
+def _default_scales(levels: int) -> tuple[float, ...]:
+    """Evenly spread from the second level to the last, and one step beyond; the first level has half of the second."""
+    if levels == 1:
+        return SMALLEST_SCALE, LARGEST_SCALE
+    step = (LARGEST_SCALE - SMALLEST_SCALE) / max(1, levels - 2)
+    return SMALLEST_SCALE / 2, *(SMALLEST_SCALE + i * step for i in range(levels))
+
+
 def from_torchvision(model: SSD, classes: Sequence[str] | None = None) -> SSDDetector:
     """A torchvision SSD or SSDLite as a detector of this package, in eval mode, with the same detections.
 
@@ -349,7 +434,7 @@ def from_torchvision(model: SSD, classes: Sequence[str] | None = None) -> SSDDet
         raise AcclimateError(f"from_torchvision: the model has {count} classes, and {len(names)} names are given")
     red, green, blue = model.transform.image_mean
     spread = model.transform.image_std
-    spec = DetectorSpec(
+    spec = SsdDetectorSpec(
         kind="ssd",
         classes=names,
         image_size=(height, width),

@@ -81,8 +81,7 @@ def carry(other: Detector, detector: Detector, classes: Mapping[str, str]) -> No
     """
     theirs, own = other.state_dict(), detector.state_dict()
     rows = detector.class_rows()
-    anchors = [getattr(d.spec.two_stage, key, None) for key in ("anchors", "ratios") for d in (detector, other)]
-    if theirs.keys() != own.keys() or anchors[0] != anchors[1] or anchors[2] != anchors[3]:
+    if theirs.keys() != own.keys() or detector.spec.anchored != other.spec.anchored:
         raise _differs(detector.spec, other.spec, next(iter(theirs.keys() ^ own.keys()), "its anchors"))
     pairs = [
         (detector.spec.classes.index(ours), other.spec.classes.index(name))

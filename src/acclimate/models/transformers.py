@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, roi_align
@@ -36,7 +37,7 @@ from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.models import weights as pretrained
 from acclimate.models.dense import quality_focal_loss, share_of_total, to_tensors
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec, TransformersSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.models.transfer import carry
 from acclimate.run import digest, file_digest
 from acclimate.structures import Annotations
@@ -153,13 +154,39 @@ class _Again(nn.Module):
         return self._first[0](*inputs)
 
 
+class TransformersSpec(BaseModel):
+    """What determines a detector of `transformers`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: dict[str, Any]
+    """The library's own configuration, without the names of the classes."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of the pixels in 0..1."""
+    checkpoint: str = ""
+    """The folder or hub name that its weights start from; not looked at once it is trained."""
+
+
+class TransformersDetectorSpec(DetectorSpec):
+    """Of the kind "transformers"."""
+
+    transformers: TransformersSpec
+
+    def as_options(self, config: ModelConfig) -> dict[str, Any]:
+        return {"transformers": config.transformers.model_copy(update={"checkpoint": self.transformers.checkpoint})}
+
+
 class TransformersDetector(Detector):
     """See the module. Raw outputs: logits (B, Q, C) and boxes (B, Q, 4), as `edge.artifact.Decode` says."""
 
+    kind: ClassVar[str] = "transformers"
+    Spec: ClassVar[type[DetectorSpec]] = TransformersDetectorSpec
+    spec: TransformersDetectorSpec
     trains_on_raw: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits", "boxes")
 
-    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+    def __init__(self, spec: TransformersDetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
         """Build from a specification; `weights` other than "none" starts from its checkpoint.
 
         Of the checkpoint's scores those of the classes are taken that have the same name.
@@ -168,7 +195,6 @@ class TransformersDetector(Detector):
             AcclimateError: `transformers` is not installed, lacks the family, or the checkpoint cannot be had.
         """
         super().__init__()
-        assert spec.transformers is not None
         options = spec.transformers
         self._assemble(spec, _model(_configuration(options.config, spec.classes, spec.image_size)))
         if weights == "none":
@@ -185,7 +211,9 @@ class TransformersDetector(Detector):
         self.spec = spec.model_copy(update={"start": f"the checkpoint {options.checkpoint}, {told}"})
 
     @classmethod
-    def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> DetectorSpec:
+    def specify(
+        cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT
+    ) -> TransformersDetectorSpec:
         """The specification that a configuration with `kind = "transformers"` asks for.
 
         Its canvas is `image_size` where that is given, and the checkpoint's own where it is not.
@@ -203,8 +231,7 @@ class TransformersDetector(Detector):
         spec = _specified(config.transformers.checkpoint, size)
         return spec.model_copy(update={"classes": tuple(classes), "reading": reading})
 
-    def _assemble(self, spec: DetectorSpec, model: Any) -> None:
-        assert spec.transformers is not None
+    def _assemble(self, spec: TransformersDetectorSpec, model: Any) -> None:
         self.spec = spec
         self.family = FAMILIES[spec.transformers.config["model_type"]]
         self.queries = int(model.config.num_queries)
@@ -337,7 +364,6 @@ def from_checkpoint(checkpoint: str | Path, image_size: tuple[int, int] | None =
         AcclimateError: see `TransformersDetector`.
     """
     spec = _specified(str(checkpoint), image_size)
-    assert spec.transformers is not None
     folder = folder_of(str(checkpoint))
     library = _library()
     config = _configuration(spec.transformers.config, spec.classes, spec.image_size)
@@ -478,7 +504,7 @@ def _save_once(model: nn.Module) -> None:
         seen.add(id(module))
 
 
-def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorSpec:
+def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> TransformersDetectorSpec:
     """The specification of a checkpoint's detector with all of its classes."""
     folder = folder_of(checkpoint)
     values = _json(folder / "config.json")
@@ -496,7 +522,7 @@ def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorS
         )
     options = TransformersSpec(config=config, mean=mean, std=std, checkpoint=checkpoint)
     configured = _configuration(config, names, size)
-    spec = DetectorSpec(
+    spec = TransformersDetectorSpec(
         kind="transformers",
         classes=names,
         image_size=size,
@@ -509,7 +535,7 @@ def _specified(checkpoint: str, image_size: tuple[int, int] | None) -> DetectorS
     return spec.model_copy(update={"strides": _strides(spec, checkpoint)})
 
 
-def _strides(spec: DetectorSpec, checkpoint: str) -> tuple[int, ...]:
+def _strides(spec: TransformersDetectorSpec, checkpoint: str) -> tuple[int, ...]:
     """Of the levels, by a detector with random weights.
 
     Raises:

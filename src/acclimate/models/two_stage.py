@@ -10,13 +10,14 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights, FastRCNNPredictor
@@ -27,13 +28,16 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS, RPN_WEIGHTS
+from acclimate.config import ModelConfig
 from acclimate.edge.artifact import Decode
+from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind, TwoStageSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
 from acclimate.models.masks import BINS as MASK_BINS
 from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
 from acclimate.models.masks import MaskHead
+from acclimate.models.pooling import canonical_side
 from acclimate.models.roi_heads import BINS, RoiHead, box_loss
 from acclimate.structures import Annotations, Detections
 
@@ -102,24 +106,85 @@ class ProposalNetwork(nn.Module):
         return objectness, torch.cat(offsets, 1)
 
 
+class TwoStageSpec(BaseModel):
+    """What determines a two-stage detector beyond its backbone and pyramid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: str = "sibling"
+    hidden: int = 256
+    head_layers: dict[str, int | float | None] = Field(default_factory=dict)
+    """Further arguments of the head's class."""
+    masks: bool = False
+    """Whether a mask branch trains beside the head; it is no part of `forward`."""
+    mask_norm: Literal["none", "batch"] = "none"
+    """Of the mask branch's convolutions."""
+    canonical: float = 224.0
+    """Side in pixels of the boxes that are pooled from the level of stride 16, as in every detector that was made
+    before this could be told."""
+    proposals: int = 64
+    """Boxes an image that `forward` looks at."""
+    samples: int = 64
+    """Boxes an image that the second stage trains on."""
+    select: Literal["peaks", "nms"] = "peaks"
+    """How proposals are chosen in eager mode; what is exported chooses by peaks."""
+    pyramid_norm: Literal["none", "batch", "group"] = "none"
+    extra_level: bool = False
+    """Whether proposals also come from every second cell of the coarsest level."""
+    anchors: tuple[tuple[float, ...], ...]
+    """Sides in pixels, for each level that proposals come from."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height to width."""
+    proposer_depth: int = 1
+    """3x3 convolutions before the objectness."""
+    pre_nms: int = 1000
+    """Anchors a level that NMS looks at; with `select = "nms"` alone, as the two below."""
+    proposal_iou: float = 0.7
+    objectness_threshold: float = 0.0
+    score_threshold: float = 0.01
+    nms_iou: float = 0.5
+    candidates: int = 400
+    max_detections: int = 100
+    modules: tuple[str, ...] = ()
+    """Modules of torchvision's backbone that give the levels; empty for a backbone of timm's."""
+
+
+class TwoStageDetectorSpec(DetectorSpec):
+    """Of the kind "two-stage"."""
+
+    two_stage: TwoStageSpec
+
+    @property
+    def has_masks(self) -> bool:
+        return self.two_stage.masks
+
+    @property
+    def anchored(self) -> tuple[Any, ...]:
+        return self.two_stage.anchors, self.two_stage.ratios
+
+    def as_options(self, config: ModelConfig) -> dict[str, Any]:
+        return {"two_stage": config.two_stage.model_copy(update={"masks": self.has_masks})}
+
+
 class TwoStageDetector(Detector):
     """See the module. Raw outputs: logits (B, K, C + 1), offsets (B, K, C + 1, 4) and the boxes (B, K, 4) that the
     offsets are relative to, as `edge.artifact.Decode` says."""
 
+    kind: ClassVar[str] = "two-stage"
+    Spec: ClassVar[type[DetectorSpec]] = TwoStageDetectorSpec
     trains_on_raw: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets", "boxes")
     predictors: ClassVar[tuple[str, ...]] = ("proposer", "roi_head")
 
     anchors: Tensor
 
-    def __init__(self, spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
+    def __init__(self, spec: TwoStageDetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> None:
         """Build from a specification; `weights` starts the backbone.
 
         Raises:
             AcclimateError: the backbone is unknown, lacks a level, or the weights do not fit.
         """
         super().__init__()
-        assert spec.two_stage is not None
         self.options = options = spec.two_stage
         head = _head_class(options.head)
         self.backbones = nn.ModuleList()
@@ -147,6 +212,26 @@ class TwoStageDetector(Detector):
             else None
         )
         self.register_buffer("anchors", _anchors(spec, options), persistent=False)
+
+    @classmethod
+    def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> TwoStageDetectorSpec:
+        common = super().specify(config, classes, reading)
+        options = config.two_stage
+        # One level has to answer for objects of all sizes.
+        scales = options.anchors or ((4.0,) if len(common.strides) > 1 else (2.0, 4.0, 8.0, 16.0))
+        own = TwoStageSpec(
+            head=options.head,
+            hidden=options.hidden,
+            head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
+            masks=options.masks,
+            canonical=options.canonical or canonical_side(config.image_size),
+            proposals=options.proposals,
+            samples=options.proposals,
+            select=options.select,
+            pyramid_norm="group" if config.norm == "group" else "batch",
+            anchors=tuple(tuple(scale * stride for scale in scales) for stride in common.strides),
+        )
+        return TwoStageDetectorSpec(**common.model_dump(), two_stage=own)
 
     @property
     def backbone(self) -> nn.ModuleList:
@@ -512,7 +597,7 @@ def from_torchvision(
         _check_masks(heads, backbone.out_channels)
     convolutions = sum(isinstance(layer, nn.Sequential) for layer in heads.box_head.children())
     layers = sum(isinstance(layer, nn.Linear) for layer in heads.box_head.children())
-    spec = DetectorSpec(
+    spec = TwoStageDetectorSpec(
         kind="two-stage",
         classes=names,
         image_size=image_size,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from acclimate.config import Budget, parse
+from acclimate.config import Budget, Config, parse
 from acclimate.edge.artifact import Artifact as OnDisk
 from acclimate.edge.artifact import ArtifactManifest
 from acclimate.errors import AcclimateError
@@ -156,7 +156,7 @@ class RunPart:
     def steps(self) -> int | None:
         """Of this run alone, without those of the run it started from."""
         known = "schedule" if self.kind in {"baseline", "adapted"} else "train"
-        section = self.config.get(self.run.manifest.notes.get("schedule", known))
+        section = self.config.get(self.run.manifest.notes.schedule or known)
         return _whole(section.get("steps")) if isinstance(section, dict) else None
 
 
@@ -243,7 +243,7 @@ def gather(runs: Sequence[Path], *, oracle: Path | None = None, budget: Budget |
 
 
 def _kind(run: Run, *, forced: bool = False) -> Kind:
-    role = run.manifest.notes.get("role")
+    role = run.manifest.notes.role
     if forced or role == "oracle":
         return "oracle"
     if run.manifest.verb not in {"adapt", "search", "distil"}:
@@ -433,81 +433,6 @@ def _short(data: str) -> str:
     return parts[-1][: len(stem)] if stem and last.lower() in _GENERIC else parts[-1]
 
 
-def layers(part: RunPart) -> dict[str, dict[str, float]]:
-    """What suppression measured of each convolution, in order: |cosine| and norms, means over the logged steps."""
-    sums: dict[str, Counter[str]] = {}
-    for line in part.metrics:
-        measured = line.get("suppression")
-        for layer, values in measured.items() if isinstance(measured, dict) else ():
-            if isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values()):
-                found = sums.setdefault(layer, Counter())
-                found.update({name: abs(value) for name, value in values.items()})
-                found["steps"] += 1
-    return {layer: {name: value / found["steps"] for name, value in found.items()} for layer, found in sums.items()}
-
-
-@dataclass(frozen=True)
-class Critic:
-    """What the critic of one level said of features, over the logged steps.
-
-    Attributes:
-        stride: of its level.
-        teacher, student: (step, mean score) of either side.
-        spread: how far the scores of images were from their side's mean, at the same steps.
-    """
-
-    stride: str
-    teacher: Sequence[tuple[float, float]]
-    student: Sequence[tuple[float, float]]
-    spread: Sequence[float]
-
-    @property
-    def collapsed(self) -> bool:
-        """At the end it says the same of both sides and of every image, measured by the widest gap it has known."""
-        gaps = [abs(own[1] - other[1]) for own, other in zip(self.teacher, self.student, strict=True)]
-        end = max(1, len(gaps) // 4)
-        known = max(gaps)
-        flat = (sum(values[-end:]) / end <= max(FLAT * known, NOTHING) for values in (gaps, list(self.spread)))
-        return known <= NOTHING or all(flat)
-
-
-FLAT = 0.05
-"""Share of a critic's widest gap below which its last gaps, and its last scores' spread, are nothing."""
-NOTHING = 1e-3
-"""A gap that no training learns from."""
-
-
-def critics(part: RunPart) -> list[Critic]:
-    """The critics of a distillation, from the finest level on, as far as the run logged them."""
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
-    for line in part.metrics:
-        step, scores = line.get("step"), line.get("critics")
-        for stride, one in scores.items() if isinstance(scores, dict) else ():
-            values = [one.get(name) for name in ("teacher", "student", "spread")] if isinstance(one, dict) else [None]
-            if all(isinstance(value, int | float) for value in (step, *values)):
-                found.setdefault(stride, []).append((step, *values))
-    return [
-        Critic(
-            stride,
-            [(step, teacher) for step, teacher, _, _ in rows],
-            [(step, student) for step, _, student, _ in rows],
-            [spread for *_, spread in rows],
-        )
-        for stride, rows in found.items()
-    ]
-
-
-def domain_critics(part: RunPart) -> dict[str, list[tuple[float, float]]]:
-    """(step, share that it got right) of each critic of the domain, as far as the run logged them."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for line in part.metrics:
-        step, shares = line.get("step"), line.get("domain_critics")
-        for name, share in shares.items() if isinstance(shares, dict) else ():
-            if isinstance(step, int | float) and isinstance(share, int | float):
-                found.setdefault(name, []).append((step, share))
-    return found
-
-
 def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Sequence[Domain]) -> list[str]:
     missing = []
     kinds = {part.kind for part in parts}
@@ -556,8 +481,25 @@ def _missing(parts: Sequence[RunPart], subjects: Sequence[Subject], domains: Seq
 
 def _alone(source: RunPart) -> str:
     """The overrides that leave the target out of an adaptation of this run."""
-    method, views = source.config.get("adapt"), source.config.get("augment")
-    terms = [key for key, value in method.items() if isinstance(value, dict)] if isinstance(method, dict) else []
-    styles = [key for key in ("style", "fourier") if isinstance(views, dict) and views.get(key)]
-    keys = [*(f"adapt.{key}=none" for key in terms), *(f"augment.{key}=0" for key in styles)]
-    return " ".join(keys) or "adapt.teacher=none augment.style=0"
+    sections = {name: source.config[name] for name in ("adapt", "augment") if name in source.config}
+    try:
+        config = Config.model_validate(sections)
+    except ValidationError:
+        config = Config()  # another version's
+    now, alone = (one.model_dump(mode="json", include={"adapt", "augment"}) for one in (config, config.source_only()))
+    return " ".join(_overrides(now, alone))
+
+
+def _overrides(before: Mapping[str, Any], after: Mapping[str, Any], keys: str = "") -> Iterator[str]:
+    """What makes one configuration the other, as `key=value`."""
+    for key, value in after.items():
+        known = before.get(key)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            yield from _overrides(known, value, f"{keys}{key}.")
+        elif value != known:
+            told = "none" if value is None else f"{value:g}" if _number(value) else str(value).lower()
+            yield f"{keys}{key}={told}"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,10 @@ from acclimate.installation import hint
 from acclimate.report import content as gathering
 from acclimate.report import pictures, series, verdict
 from acclimate.report.content import Content, Domain, RunPart, Subject
-from acclimate.report.health import health
+from acclimate.report.logged import sections
 from acclimate.report.sections import advice, classwise, labels, outcomes
 from acclimate.report.sections import pair as pairs
-from acclimate.run import write_text
+from acclimate.run import SetNotes, write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -121,12 +120,7 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "change": functools.partial(_change, content),
         "class_tables": [table for domain in content.domains if (table := _class_table(content, domain))],
         "training": [_training(part) for part in content.parts if part.metrics],
-        "health": [alive for part in content.parts if (alive := health(part)) is not None],
-        "suppression": _suppression(content),
-        "critics": [_critics(part, found) for part in content.parts if (found := gathering.critics(part))],
-        "domain_critics": [
-            _domain_critics(part, curves) for part in content.parts if (curves := gathering.domain_critics(part))
-        ],
+        "sections": sections(content),
         "search": _search(content),
         "selections": [_selection(part) for part in content.parts if part.selection],
         "parities": [
@@ -146,7 +140,9 @@ def _context(content: Content, title: str) -> dict[str, Any]:
         "advice": advice.section(content, both),
         "problems": _all_problems(content),
         "data_sets": [row for part in content.parts for row in _data_sets(part)],
-        "facts": {part.label: list(_flat(part.run.manifest.notes, skip=_LEFT_OUT)) for part in content.parts},
+        "facts": {
+            part.label: list(_flat(part.run.manifest.notes.model_dump(), skip=_LEFT_OUT)) for part in content.parts
+        },
         "configs": {part.label: list(_flat(part.config)) for part in content.parts},
         "commands": _commands(content),
         "machines": _machines(content),
@@ -298,80 +294,6 @@ def _readable(key: str) -> str:
     return known.get(key, key.replace("_", " "))
 
 
-def _suppression(content: Content) -> dict[str, Any] | None:
-    """Layer by layer, what suppression had to act on and how far a step moved; None where no run measured it."""
-    measured = {_form(part): layers for part in content.parts if (layers := gathering.layers(part))}
-    if not measured:
-        return None
-    order = list(dict.fromkeys(layer for layers in measured.values() for layer in layers))
-
-    def chart(title: str, curves: dict[str, dict[str, float]], *, powers: bool = False) -> dict[str, Any]:
-        """Curves over the layers' numbers; `powers` draws logarithms, as layers differ by orders of magnitude."""
-        from acclimate.report import plot
-
-        drawn = []
-        for i, (label, values) in enumerate(curves.items()):
-            points = [(order.index(layer) + 1.0, value) for layer, value in values.items() if value > 0 or not powers]
-            points = [(x, math.log10(y)) for x, y in points] if powers else points
-            drawn.append(plot.Line(label, points, "abcde"[i % 5], dashed=i % 2 == 1))
-        told = f"{title}, over {len(order)} layers: {', '.join(curves)}"
-        legend = [(line.label, line.colour) for line in drawn]
-        return {"title": title, "plot": plot.lines(drawn, label=told, x_name="layer"), "legend": legend}
-
-    def column(layers: dict[str, dict[str, float]], name: str) -> dict[str, float]:
-        return {layer: values[name] for layer, values in layers.items() if name in values}
-
-    charts = []
-    for form, layers in measured.items():
-        along = {"measured": column(layers, "cosine"), "of a random direction": column(layers, "chance")}
-        charts.append(chart(f"{form}: cosine of gradient and weight, without its sign", along))
-        of_update = {
-            "with suppression": column(layers, "update_cosine"),
-            "without it, in the same steps": column(layers, "update_cosine_without"),
-            "of a random direction": column(layers, "chance"),
-        }
-        # Runs of earlier versions have no cosine of the update, and not every form can tell it without suppression.
-        if of_update["with suppression"]:
-            known = {name: values for name, values in of_update.items() if values}
-            charts.append(chart(f"{form}: cosine of update and weight, without its sign", known))
-        norms = {"without suppression": column(layers, "gradient"), "with it": column(layers, "suppressed")}
-        charts.append(chart(f"{form}: norm of the gradient, powers of ten", norms, powers=True))
-    moved = {
-        form: {layer: v["update"] / v["weight"] for layer, v in layers.items() if v.get("weight") and "update" in v}
-        for form, layers in measured.items()
-    }
-    charts.append(chart("Update in a step over the weight, norms, powers of ten", moved, powers=True))
-    return {"charts": charts, "layers": order}
-
-
-def _critics(part: RunPart, found: Sequence[gathering.Critic]) -> dict[str, Any]:
-    """The scores of each level's critic on both sides, and which critics have collapsed."""
-    from acclimate.report import plot
-
-    charts = []
-    for one in found:
-        title = f"Critic at stride {one.stride}"
-        gap, last = one.student[-1][1] - one.teacher[-1][1], one.student[-1][0]
-        told = f"{part.label}: {title}, scores of both sides over {len(one.teacher)} logged steps, "
-        told += f"{verdict.quantity(gap)} apart at step {plot.number(last)}"
-        curves = [plot.Line("teacher", one.teacher, "a"), plot.Line("student", one.student, "b")]
-        charts.append({"title": title, "plot": plot.lines(curves, label=told), "collapsed": one.collapsed})
-    dead = [one.stride for one in found if one.collapsed]
-    return {"label": part.label, "charts": charts, "collapsed": dead, "path": part.run.path}
-
-
-def _domain_critics(part: RunPart, found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """How often each critic told the domains apart."""
-    from acclimate.report import plot
-
-    charts = []
-    for name, points in found.items():
-        told = f"{part.label}: share that the critic {name} got right over {len(points)} logged steps, "
-        told += f"{verdict.quantity(points[-1][1])} at step {plot.number(points[-1][0])}"
-        charts.append({"title": f"Critic: {name}", "plot": plot.lines([plot.Line("right", points, "a")], label=told)})
-    return {"label": part.label, "charts": charts}
-
-
 def _search(content: Content) -> dict[str, Any] | None:
     """Where each budget landed among the widths of a bank, and what labels say of them; None without a search."""
     from acclimate.report import plot
@@ -432,16 +354,6 @@ def _search(content: Content) -> dict[str, Any] | None:
         curve = plot.lines([plot.Line("UPEM", front, "a", marks=True)], label=told, x_name="MACs, M", zero=True)
         charts.append({"title": title, "plot": curve})
     return {"rows": rows, "charts": charts, "tau": widths.tau if widths else {}}
-
-
-def _form(part: RunPart) -> str:
-    """A run and which form of suppression it had; one that only measured had none."""
-    method = part.config.get("adapt")
-    options = method.get("suppression") if isinstance(method, Mapping) else None
-    if not isinstance(options, Mapping):
-        return part.label
-    form = "only measured" if options.get("strength") == 0 else f"suppression: {options.get('form', 'gradient')}"
-    return f"{part.label} ({form})"
 
 
 def _selection(part: RunPart) -> dict[str, Any]:
@@ -662,26 +574,25 @@ def _view(label: str, picture: pictures.Picture, album: pictures.Album, classes:
 def _data_sets(part: RunPart) -> Iterator[dict[str, str]]:
     """The data sets that a run learned from, as its manifest notes them."""
     for role in ("source", "target"):
-        facts = part.run.manifest.notes.get(role)
-        if not isinstance(facts, Mapping):
+        facts = part.run.manifest.notes.source if role == "source" else part.run.manifest.notes.target
+        if facts is None:
             continue
-        images, boxes, found = facts.get("images"), facts.get("boxes"), facts.get("problems")
-        left_out = part.run.manifest.notes.get("left_out", {}).get(role, {}).get("problems", [])
-        labelled = boxes is not None
+        left_out = part.run.manifest.notes.left_out.get(role, SetNotes()).problems
+        labelled = facts.boxes is not None
         yield {
             "run": part.label,
             "role": "target, with labels" if part.kind == "oracle" else role if labelled else f"{role}, without labels",
-            "name": _fact(facts.get("name", "\u2013")),
-            "images": _fact(images) if images is not None else "\u2013",
-            "boxes": _fact(boxes) if labelled else "\u2013",
-            "classes": _fact(facts.get("classes", "\u2013")),
-            "problems": _fact(facts.get("problem_count", len(found) if isinstance(found, list) else 0) + len(left_out)),
+            "name": facts.name or "\u2013",
+            "images": _fact(facts.images) if facts.images is not None else "\u2013",
+            "boxes": _fact(facts.boxes) if labelled else "\u2013",
+            "classes": _fact(facts.classes or "\u2013"),
+            "problems": _fact((facts.problem_count or len(facts.problems)) + len(left_out)),
         }
 
 
 def _all_problems(content: Content) -> list[tuple[str, str]]:
     """What the runs and the verifications noted, each once."""
-    found = [(part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes)]
+    found = [(part.label, text) for part in content.parts for text in _problems(part.run.manifest.notes.model_dump())]
     for s in content.subjects:
         if s.artifact and s.artifact.verified:
             found += [(s.label, text) for text in s.artifact.verified.notes]
@@ -699,7 +610,7 @@ def _problems(notes: Any) -> Iterator[str]:
             else:
                 yield from _problems(value)
         listed, count = notes.get("problems"), notes.get("problem_count")
-        if isinstance(listed, list) and isinstance(count, int) and count > len(listed):
+        if isinstance(listed, list | tuple) and isinstance(count, int) and count > len(listed):
             yield f"{count - len(listed)} more problems in this data set (acclimate data lists them all)"
 
 

@@ -14,7 +14,7 @@ from acclimate.config import AdaptConfig, Config, DataConfig, LabelledConfig, fi
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
-from acclimate.run import Run, write_bytes
+from acclimate.run import Notes, Run, write_bytes
 from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, weights_of
 
 if TYPE_CHECKING:
@@ -205,20 +205,20 @@ def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> Labe
     return frames
 
 
-def _facts(frames: LabelledFrames | None, labelled: DataConfig | None, asked: Path | None) -> dict[str, Any]:
+def _facts(frames: LabelledFrames | None, labelled: DataConfig | None, asked: Path | None) -> Notes:
     """What the manifest says of labelled frames: their contents, so that no test set ever holds them, and what a person
     made of the boxes that were drawn for them."""
     if frames is None or labelled is None:
-        return {}
+        return Notes()
     from acclimate.select.ask import question, review
 
-    told = {**stages.describe(frames.images), "matched": frames.matched, "sha256": list(frames.contents)}
+    told: dict[str, Any] = {"matched": frames.matched, "sha256": tuple(frames.contents)}
     if frames.held is not None:
         told["validation"] = stages.describe(frames.held)
     where = question.read(asked) if asked is not None else question.around(labelled.path)
     if where is not None:
         told["corrections"] = review.corrections(where.asked, frames.labelled).model_dump()
-    return {"labelled": told}
+    return Notes(labelled=stages.describe(frames.images).model_copy(update=told))
 
 
 def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) -> Config:

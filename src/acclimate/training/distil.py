@@ -12,7 +12,7 @@ from acclimate import stages
 from acclimate.config import Config, ImitationConfig, merge, overlay, parse, read
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
-from acclimate.run import Run
+from acclimate.run import Notes, Run
 from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified, started_from, taught_by, weights_of
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
         warm=start is None,
         start=lambda detector: detector.spec.start if start is None else f"the run {start.path}",
         parents=tuple(str(run.path) for run in (parent, start) if run is not None),
-        facts={"teacher": str(parent.path), "schedule": section},
+        facts=Notes(teacher=str(parent.path), schedule=section),
         keep=lambda run, average, console: _keep(config, target.paths, average) if target is not None else None,
     )  # fmt: skip
 
@@ -134,7 +134,8 @@ def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
 
 def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run | None, Config]:
     """The run that a student starts from, if any, and the configuration of its training."""
-    values = stages.configuration(teacher).model_dump(mode="json")
+    settings = stages.configuration(teacher)
+    values = settings.model_dump(mode="json")
     spec = teacher.read("spec.json")
     start: Run | None = None
     more: dict[str, Any] = {}
@@ -148,7 +149,7 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
         teachers = spec.get("kind", "dense")
         kind = "dense" if teachers in {"slimmable", "transformers"} else teachers
         strides = None if teachers == "transformers" else spec["strides"]
-        sections = {name: values["model"][name] for name in ("two_stage", "ssd")}
+        sections = {name: values["model"][name] for name in settings.model.of_kinds}
         values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": strides, **sections}
         if student in SIZES and not path.exists():
             changes.insert(0, f"model.size={student}")

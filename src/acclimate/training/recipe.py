@@ -23,7 +23,7 @@ from acclimate.config import Config, ScheduleConfig
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.inputs import FILE, Inputs
-from acclimate.run import Manifest, Run, digest, file_digest, locked
+from acclimate.run import Manifest, Notes, Run, SetNotes, digest, file_digest, locked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ class Recipe:
     start: Callable[[Detector], str]
     parents: tuple[str, ...] = ()
     origin: SourceStatistics | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Notes = field(default_factory=Notes)
     keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
 
     @property
@@ -91,7 +91,7 @@ class Recipe:
             digest=digest(*self.identity),
             parents=self.parents,
             seed=self.config.seed,
-            notes={"role": self.role},
+            notes=Notes(role=self.role),
         )
 
 
@@ -146,7 +146,7 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     if acc.is_main_process and console is not None:
         _tell_problems(inputs, console)
-    facts = {**_facts(recipe, detector, inputs), "method": method.names}
+    facts = _facts(recipe, detector, inputs) | Notes(method=tuple(method.names))
     with stages.running(run, acc, config, facts):
         sent = trackers.tracked(run, config.model_dump(mode="json", exclude_none=True))
         tracking = sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None)
@@ -175,28 +175,27 @@ def _keep_statistics(run: Run, source: LabelledSet | SourceStatistics, average: 
     run.write(STATISTICS, kept)
 
 
-def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> dict[str, Any]:
+def _facts(recipe: Recipe, detector: Detector, inputs: Inputs) -> Notes:
     """What the manifest says of a training: what it started from, the sets and the detector."""
     from acclimate.models import detector as models
 
-    facts = {
-        "start": recipe.start(detector),
-        **recipe.facts,
-        **_source_facts(recipe, inputs),
-        "parameters": models.parameters(detector),
-        "repeat": stages.repeat(),
-    }
-    if inputs.target is not None:
-        problems = [str(problem) for problem in inputs.target.problems]
-        facts["target"] = {"images": len(inputs.target), "problems": problems[:20], "problem_count": len(problems)}
-    return facts
+    facts = (
+        recipe.facts
+        | _source_facts(recipe, inputs)
+        | Notes(start=recipe.start(detector), parameters=models.parameters(detector), repeat=stages.repeat())
+    )
+    if inputs.target is None:
+        return facts
+    problems = tuple(str(problem) for problem in inputs.target.problems)
+    told = SetNotes(images=len(inputs.target), problems=problems[:20], problem_count=len(problems))
+    return facts | Notes(target=told)
 
 
-def _source_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+def _source_facts(recipe: Recipe, inputs: Inputs) -> Notes:
     if inputs.source is not None:
-        return {"source": stages.describe(inputs.source), "class_boxes": stages.class_boxes(inputs.source)}
+        return Notes(source=stages.describe(inputs.source), class_boxes=stages.class_boxes(inputs.source))
     assert recipe.origin is not None
-    return {"source": recipe.origin.describe(), "class_boxes": recipe.origin.boxes, "source_free": True}
+    return Notes(source=recipe.origin.describe(), class_boxes=recipe.origin.boxes, source_free=True)
 
 
 def _tell_problems(inputs: Inputs, console: Console) -> None:
@@ -228,7 +227,7 @@ def _noting_left_out(run: Run, loader: Loader, acc: Accelerator, console: Consol
             own = gather_object(own)
         if acc.is_main_process:
             left_out: dict[str, dict[str, None]] = {
-                role: dict.fromkeys(facts["problems"]) for role, facts in run.manifest.notes.get("left_out", {}).items()
+                role: dict.fromkeys(facts.problems) for role, facts in run.manifest.notes.left_out.items()
             }
             for found in own:
                 for role, files in found.items():
@@ -237,7 +236,8 @@ def _noting_left_out(run: Run, loader: Loader, acc: Accelerator, console: Consol
             if left_out:
                 # A full disk must not hide what ended the training.
                 with contextlib.suppress(*(() if together else (AcclimateError,))):
-                    run.note(left_out={role: {"problems": list(lines)} for role, lines in left_out.items()})
+                    told_of = {role: SetNotes(problems=tuple(lines)) for role, lines in left_out.items()}
+                    run.note(Notes(left_out=told_of))
             for role, lines in left_out.items():
                 if console is not None:
                     told = f"{len(lines)} {role} image{'s' * (len(lines) > 1)} could not be read and took no part"

@@ -471,7 +471,7 @@ def source_only(run: Run) -> Run | None:
 
     None for a run that has seen no target, and where neither is here.
     """
-    if run.manifest.verb not in {"adapt", "slim", "search"} or run.manifest.notes.get("role") == "baseline":
+    if run.manifest.verb not in {"adapt", "slim", "search"} or run.manifest.notes.role == "baseline":
         return None
     lineage = list(_lineage(run))
     for one in lineage:
@@ -482,7 +482,7 @@ def source_only(run: Run) -> Run | None:
             except AcclimateError:
                 continue
             same = start & {Path(parent).name for parent in beside.manifest.parents}
-            if beside.done and beside.manifest.notes.get("role") == "baseline" and same:
+            if beside.done and beside.manifest.notes.role == "baseline" and same:
                 return beside
     return lineage[-1] if lineage[-1].manifest.verb == "train" else None
 
@@ -490,7 +490,7 @@ def source_only(run: Run) -> Run | None:
 def _on_own_domain(run: Run | None) -> float | None:
     """AP50 of the source detector that a run comes from, on the source's test set; None where it was not evaluated."""
     source = list(_lineage(run))[-1] if run is not None else None
-    if source is None or source.manifest.verb != "train" or source.manifest.notes.get("role") == "oracle":
+    if source is None or source.manifest.verb != "train" or source.manifest.notes.role == "oracle":
         return None
     found = [one.ap50 for one in source.evaluations() if (one.role, one.model) == ("source", "eager")]
     return max(found, default=None)

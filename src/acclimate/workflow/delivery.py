@@ -472,10 +472,9 @@ def _sets(
 
 def _evaluated_on(run: Run) -> dict[str, tuple[DataConfig, Role]]:
     """The sets that a run was evaluated on, as it notes them; of an earlier version's run, those of its job."""
-    noted = run.manifest.notes.get("evaluated_on")
-    if not isinstance(noted, dict):
-        evaluated = run.manifest.notes.get("evaluated")
-        known = evaluated if isinstance(evaluated, dict) else {}
+    noted = run.manifest.notes.evaluated_on
+    if not noted:
+        known = run.manifest.notes.evaluated
         config = run.read("config.json") if known and run.has("config.json") else {}
         noted = {
             f"{role}_test": {**config[f"{role}_test"], "role": role}

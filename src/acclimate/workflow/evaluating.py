@@ -10,7 +10,7 @@ from rich.console import Console
 from acclimate import diagnosis, stages, trackers
 from acclimate.config import DataConfig, parse
 from acclimate.progress import counting
-from acclimate.run import Evaluation, Role, Run, counted, digest, locked
+from acclimate.run import Evaluation, Notes, Role, Run, counted, digest, locked
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -79,9 +79,10 @@ def _evaluate(
     last = max((int(line.get("step", 0)) for line in run.metrics()), default=0)
     with trackers.tracked(run, {}) as track:
         track(last, {f"{name}/ap50": result.ap50, f"{name}/ap": result.ap})
-    sets = {**run.manifest.notes.get("evaluated_on", {}), name: {**data.model_dump(mode="json"), "role": role}}
-    evaluated = {**run.manifest.notes.get("evaluated", {}), name: digest(stages.labelled_digest(truth))}
-    run.note(evaluated=evaluated, evaluated_on=sets)
+    noted = run.manifest.notes
+    sets = {**noted.evaluated_on, name: {**data.model_dump(mode="json"), "role": role}}
+    evaluated = {**noted.evaluated, name: digest(stages.labelled_digest(truth))}
+    run.note(Notes(evaluated=evaluated, evaluated_on=sets))
     if console is not None:
         console.print(
             f"{run.path.name} on {name}: AP50 {result.ap50:.3f}, AP {result.ap:.3f}, "

@@ -380,7 +380,8 @@ def _check_early(
     for part in (alone, config):
         adaptation = adapting.prepared(part, config.out / "source", spec, lambda: models.build(spec), "")
         rehearse(adaptation)
-    contents = adaptation.facts.get("labelled", {}).get("sha256", ())
+    frames = adaptation.facts.labelled
+    contents = frames.sha256 if frames is not None else ()
     if longer is not None:
         training.recipe(longer, "oracle")
     for test, name, _ in tests:
@@ -395,7 +396,7 @@ def _evaluate_once(run: Run, data: DataConfig, name: str, role: Role, console: C
     from acclimate.data import formats
 
     truth = formats.read(data, run.read("spec.json")["classes"])
-    known = Run.open(run.path).manifest.notes.get("evaluated", {}).get(name)
+    known = Run.open(run.path).manifest.notes.evaluated.get(name)
     there = all(run.has(f"{folder}/{name}.json") for folder in ("evaluations", diagnosis.FOLDER))
     if known != digest(stages.labelled_digest(truth)) or not there:
         evaluate(run.path, data, name, role, hindsight=role == "target", console=console)

@@ -16,7 +16,7 @@ from acclimate import stages
 from acclimate.config import Budget, Config, parse
 from acclimate.inputs import FILE, Inputs
 from acclimate.progress import counting
-from acclimate.run import Manifest, Run, digest, locked
+from acclimate.run import Manifest, Notes, Run, SetNotes, digest, locked
 from acclimate.training.recipe import weights_of
 from acclimate.training.slim import check_slimmable
 from acclimate.workflow.delivery import Precision, artifact_of
@@ -113,7 +113,7 @@ def _search(
         identity = digest(
             "search", weights, stages.unlabelled_digest(images), limits, runtime, precision, evaluations, config.seed
         )
-        notes = {"role": "adapted", "budget": name}
+        notes = Notes(role="adapted", budget=name)
         manifest = Manifest(verb="search", digest=identity, parents=(str(bank),), seed=config.seed, notes=notes)
         settings = {"budget": limits, "runtime": runtime, "precision": precision, "evaluations": evaluations}
         inputs = Inputs({**settings, "seed": config.seed}, {"the bank": weights}, target=images)
@@ -278,9 +278,14 @@ def _settle(
             ),
         )
         run.note(
-            width=list(chosen.width), upem=chosen.upem, start=f"the bank {bank.path}", target={"images": len(images)},
-            parameters=chosen.predicted.parameters,
-        )  # fmt: skip
+            Notes(
+                width=tuple(chosen.width),
+                upem=chosen.upem,
+                start=f"the bank {bank.path}",
+                target=SetNotes(images=len(images)),
+                parameters=chosen.predicted.parameters,
+            )
+        )
         kept = True
         run.finish("done", time.monotonic() - began)
     finally:

@@ -15,7 +15,7 @@ from acclimate import stages
 from acclimate.config import Config, DataConfig, merge, overlay, parse
 from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
-from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, locked
+from acclimate.run import Evaluation, Manifest, Notes, Run, digest, file_digest, locked
 from acclimate.workflow.evaluating import evaluate
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _taken(
     inputs = Inputs(settings, {"the checkpoint": weights}, images)
     identity = digest("take", settings, weights, stages.labelled_digest(images) if images is not None else None)
     parents = (str(checkpoint),) if _is_run(checkpoint) else ()
-    manifest = Manifest(verb="take", digest=identity, parents=parents, seed=config.seed, notes={"role": "source"})
+    manifest = Manifest(verb="take", digest=identity, parents=parents, seed=config.seed, notes=Notes(role="source"))
     test = config.source_test or config.source
     begun = stages.known(out, manifest, inputs)
     if begun is not None and stages.done(begun, console):
@@ -112,16 +112,16 @@ def _taken(
     run.write(FILE, inputs.as_json())
     run.write("config.json", config.model_dump(mode="json"))
     models.save(detector, run.path)
-    facts: dict[str, Any] = {
-        "start": f"taken from {checkpoint}",
-        "classes": mapping,
-        "parameters": models.parameters(detector),
-        "repeat": stages.repeat(),
-    }
+    facts = Notes(
+        start=f"taken from {checkpoint}",
+        classes=mapping,
+        parameters=models.parameters(detector),
+        repeat=stages.repeat(),
+    )
     if images is not None:
-        facts |= {"source": stages.describe(images), "class_boxes": stages.class_boxes(images)}
+        facts |= Notes(source=stages.describe(images), class_boxes=stages.class_boxes(images))
         run.write(source_statistics.FILE, measure_source(models.to_device(detector), images))
-    run.note(**facts)
+    run.note(facts)
     run.finish("done", time.monotonic() - began)
     if console is not None:
         told = ", ".join(ours if ours == theirs else f"{theirs} as {ours}" for ours, theirs in mapping.items())
@@ -252,17 +252,10 @@ def _mapping(
 def _as_configured(config: Config, detector: Detector) -> Any:
     """The section `model` of a detector that was not built from one, as far as it can say it."""
     spec = detector.spec
-    if spec.transformers is not None and spec.start.startswith("the checkpoint"):
-        own = config.model.transformers.model_copy(update={"checkpoint": spec.transformers.checkpoint})
-        return config.model.model_copy(
-            update={"kind": spec.kind, "image_size": spec.image_size, "weights": "none", "transformers": own}
-        )
-    if spec.start != "torchvision":
+    if spec.start != "torchvision" and not spec.start.startswith("the checkpoint"):
         return config.model
     known: dict[str, Any] = {"kind": spec.kind, "image_size": spec.image_size, "weights": "none"}
-    if spec.two_stage is not None:
-        known["two_stage"] = config.model.two_stage.model_copy(update={"masks": spec.has_masks})
-    return config.model.model_copy(update=known)
+    return config.model.model_copy(update={**known, **spec.as_options(config.model)})
 
 
 def _say_suspects(evaluation: Evaluation, mapping: Mapping[str, str], console: Console | None) -> None:

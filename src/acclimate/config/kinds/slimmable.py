@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from acclimate.config.options import Options, Share
+from acclimate.config.kinds import KindOptions
+from acclimate.config.options import Share
 
 
-class SlimmableConfig(Options):
+class SlimmableConfig(KindOptions):
     """The widths of a detector of kind `slimmable` (`models/slimmable.py`)."""
 
     choices: tuple[Share, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)

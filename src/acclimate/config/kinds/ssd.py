@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from acclimate.config.options import Factor, Options
+from acclimate.config.kinds import KindOptions
+from acclimate.config.options import Factor
 
 
-class SsdConfig(Options):
+class SsdConfig(KindOptions):
     """The levels and default boxes of an SSD (`models/ssd.py`)."""
 
     lite: bool = False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from acclimate.config.options import Options
+from acclimate.config.kinds import KindOptions
 
 
-class TransformersConfig(Options):
+class TransformersConfig(KindOptions):
     """A detector of Hugging Face's `transformers` (`models/transformers.py`)."""
 
     checkpoint: str = ""

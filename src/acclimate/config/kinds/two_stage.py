@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from acclimate.config.options import Added, Factor, Options
+from acclimate.config.kinds import KindOptions
+from acclimate.config.options import Added, Factor
 
 
-class TwoStageConfig(Options):
+class TwoStageConfig(KindOptions):
     """The second stage of a Faster R-CNN (`models/two_stage.py`)."""
 
     head: Literal["sibling", "disentangled", "separate-fcs", "separate-backbone"] = "sibling"
@@ -32,3 +33,7 @@ class TwoStageConfig(Options):
     default as much of the canvas as the paper's 224 are of an image of 800, and 112 at least: 7 cells for 7 bins."""
     masks: bool = False
     """Train a mask branch beside the head (Mask R-CNN); the source is then a COCO set with polygons."""
+
+    @property
+    def has_masks(self) -> bool:
+        return self.masks

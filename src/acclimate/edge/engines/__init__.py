@@ -1,4 +1,4 @@
-"""What an artifact can run on: the table of engines. Loading needs the engine's own package and nothing of training.
+"""What an artifact can run on: a file for each engine. Loading needs the engine's own package and nothing of training.
 
 from acclimate.edge import engines
 
@@ -7,6 +7,7 @@ network = engines.engine(artifact.manifest.runtime).load(artifact, threads=1)
 
 from __future__ import annotations
 
+import pkgutil
 from typing import cast
 
 from acclimate.edge.engines.base import Engine, Network, named
@@ -14,12 +15,9 @@ from acclimate.edge.engines.base import Engine, Network, named
 __all__ = ["ENGINES", "Engine", "Network", "available", "engine"]
 
 ENGINES = {
-    "onnx": "acclimate.edge.engines.onnx:Onnx",
-    "openvino": "acclimate.edge.engines.openvino:OpenVino",
-    "ncnn": "acclimate.edge.engines.ncnn:Ncnn",
-    "litert": "acclimate.edge.engines.litert:LiteRt",
+    part.name: f"{__name__}.{part.name}" for part in pkgutil.iter_modules(__path__) if not part.name.startswith("base")
 }
-"""Every engine, by the name that `--runtime` and the manifest use."""
+"""Every engine, by the name that `--runtime` and the manifest use, and its module: each file here is one."""
 
 
 def engine(name: str) -> Engine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import importlib.util
-import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from acclimate.edge.artifact import Artifact
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
+from acclimate.named import class_of
 
 Network = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
 """The loaded graph: images (1, 3, H, W) float32 RGB 0..255 -> the outputs in the order of the manifest's names."""
@@ -69,15 +69,15 @@ class Engine(abc.ABC):
         return ", ".join(f"{package} {metadata.version(package)}" for package in self.distributions())
 
 
-def named(table: Mapping[str, str], name: str) -> Any:
-    """A new object of the class, written "module:Class", that a table of runtimes has under a name.
+def named(modules: Mapping[str, str], name: str) -> Any:
+    """A new object of the class of this name in its module, by the modules of all runtimes.
 
     Raises:
         AcclimateError: there is none of that name.
     """
-    if name not in table:
-        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(table)})")
-    return pkgutil.resolve_name(table[name])()
+    if name not in modules:
+        raise AcclimateError(f"unknown runtime {name!r} (known: {', '.join(modules)})")
+    return class_of(modules[name], name)()
 
 
 def not_installed(name: str, modules: Sequence[str], extra: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def section(content: Content) -> dict[str, Any] | None:
         else None,
         "forecast": ahead,
         "more": MORE,
-        "corrections": _note(last).get("corrections"),
+        "corrections": last.run.manifest.notes.labelled.corrections if last.run.manifest.notes.labelled else None,
         "next": _next(last),
         "run": str(last.run.path),
     }
@@ -113,19 +113,15 @@ def _measured(content: Content) -> list[Point]:
     for subject in [*([base] if base is not None else []), *content.of("adapted")]:
         score = subject.on(domain)
         if score is not None and score.evaluation is not None:
-            told = subject.run.manifest.notes.get("labelled")
-            count = int(told["images"]) if isinstance(told, Mapping) else 0
+            told = subject.run.manifest.notes.labelled
+            count = told.images or 0 if told is not None else 0
             found[count] = Point(count, subject.label, score.evaluation)
     return [found[count] for count in sorted(found)]
 
 
-def _note(part: RunPart) -> Mapping[str, Any]:
-    found = part.run.manifest.notes.get("labelled")
-    return found if isinstance(found, Mapping) else {}
-
-
 def _frames(part: RunPart) -> int:
-    return int(_note(part).get("images", 0))
+    labelled = part.run.manifest.notes.labelled
+    return labelled.images or 0 if labelled is not None else 0
 
 
 def _validation(part: RunPart) -> Validation | None:

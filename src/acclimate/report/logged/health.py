@@ -1,4 +1,4 @@
-"""The page's part on whether trainings kept their networks alive: what `adapt.health` logged, layer by layer."""
+"""Whether trainings kept their networks alive: what `adapt.health` logged, layer by layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from acclimate.report import verdict
 
 if TYPE_CHECKING:
-    from acclimate.report.content import RunPart
+    from acclimate.report.content import Content, RunPart
 
 LAST = 10
 """Logged steps at the end of a run that are looked at together: what one batch does not reach is not dead."""
@@ -16,7 +16,12 @@ MUCH = 0.2
 """Share of dead channels from which the page says so in words."""
 
 
-def health(part: RunPart) -> dict[str, Any] | None:
+def drawn(content: Content) -> list[dict[str, Any]]:
+    """Of each run that logged it."""
+    return [alive for part in content.parts if (alive := _health(part)) is not None]
+
+
+def _health(part: RunPart) -> dict[str, Any] | None:
     """Dead channels over the steps and by layer at the end; None for a run that did not log them."""
     from acclimate.report import plot
 
