@@ -487,7 +487,8 @@ def evaluate(
             workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=out)
             for one, name, role in sets
         ]
-    _write_json(as_json, {"evaluations": [told(result) for result in results]})
+    if as_json is not None:
+        _write_json(as_json, {"evaluations": [told(result) for result in results]})
     _say("evaluations", path / "evaluations", out)
 
 

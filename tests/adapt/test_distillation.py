@@ -458,7 +458,9 @@ def test_a_student_takes_over_the_teachers_head_alone(kind: str) -> None:
 def test_a_teacher_that_does_not_fit_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     save(detector(**changes), tmp_path)
     with pytest.raises(AcclimateError, match=said):
-        Distillation.create(DistillationConfig(teacher=tmp_path, threshold=0.3), detector(), source())
+        Distillation.create(
+            DistillationConfig(teacher=tmp_path, threshold=0.3, imitation=ImitationConfig()), detector(), source()
+        )
 
 
 def test_a_teacher_of_other_classes_is_refused_and_of_another_order_understood(tmp_path: Path) -> None:

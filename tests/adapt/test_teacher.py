@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
-from acclimate.adapt.teacher import NEVER, Known, Teacher, as_targets, known_from
+from acclimate.adapt.teacher import NEVER, UNSURE, Known, Teacher, as_targets, known_from
 from acclimate.config import ModelConfig, SsdConfig, TeacherConfig, TwoStageConfig
 from acclimate.models.detector import Detector, DetectorSpec, build, specify
 from acclimate.structures import Annotations, Batch, Detections
@@ -81,13 +81,13 @@ def test_target_boxes_are_the_teachers_sure_detections_and_the_doubtful_are_igno
         scores = np.sort(np.concatenate([one.scores[one.labels == label] for one in found]))
         assert len(scores) > 5
         sure.append(float((scores[-2] + scores[-3]) / 2))
-    doubt = float(scores[len(scores) // 2]) / sure[1]
+    doubt = float(scores[len(scores) // 2 - 1 :][:2].mean()) / min(sure[1], UNSURE)
     made.terms[0] = Teacher(TeacherConfig(doubt=doubt, regression=1.0), Known.fixed(sure))
     losses = made.terms[0](step_of(made, target))
     targets = []
     for one in found:
         needed = [sure[label] for label in one.labels]
-        rows = [i for i, score in enumerate(one.scores) if score >= np.float32(doubt * needed[i])]
+        rows = [i for i, score in enumerate(one.scores) if score >= np.float32(doubt * min(needed[i], UNSURE))]
         ignore = np.array([one.scores[i] < needed[i] for i in rows], bool)
         targets.append(Annotations(one.boxes[rows], one.labels[rows], ignore))
     assert {bool(flag) for one in targets for flag in one.ignore} == {True, False}
