@@ -163,7 +163,7 @@ def test_imports_never_go_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-BRIDGES = {"supervision"}
+BRIDGES = {"supervision", "trackio", "wandb"}
 """Packages of users that results are handed to; whoever asks for that has them, and nothing needs them."""
 
 

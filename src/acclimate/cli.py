@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperGroup
@@ -158,7 +158,7 @@ def data(
         return
     where = inspect.sheet_place(path, sheet)
     summary = workflow.data(_set(path, options) if options else path, where, decode=decode, console=_console(as_json))
-    _write_json(as_json, {**to_jsonable_python(summary), "sheet": str(where)})
+    _write_json(as_json, {**_plain(summary), "sheet": str(where)})
     _say("contact sheet", where, _console(as_json))
 
 
@@ -858,7 +858,7 @@ def doctor(
 
     found = checks.diagnose(deep=deep)
     checks.show(found, _console(as_json))
-    _write_json(as_json, {"checks": to_jsonable_python(found)})
+    _write_json(as_json, {"checks": _plain(found)})
     if checks.required_missing(found):
         raise typer.Exit(1)
 
@@ -991,6 +991,11 @@ _STANDARD_OUTPUT = Path("-")
 def _console(as_json: Path | None) -> Console:
     """Where a verb speaks: on stderr where its standard output is JSON."""
     return _err if as_json == _STANDARD_OUTPUT else _out
+
+
+def _plain(value: object) -> Any:
+    """`value` as JSON has it."""
+    return TypeAdapter(Any).dump_python(value, mode="json")
 
 
 def _write_json(where: Path | None, value: Any) -> None:
