@@ -293,7 +293,7 @@ def test_a_saved_detector_is_the_same(tmp_path: Path) -> None:
 
 
 def test_it_learns_to_find_squares() -> None:
-    """Forty steps on bright squares: the second stage then tells them from the background, and where they are."""
+    """Seventy steps on bright squares: the second stage then tells them from the background, and where they are."""
     detector = make(seed=1, hidden=64)
     generator = torch.Generator().manual_seed(2)
     optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
@@ -309,7 +309,7 @@ def test_it_learns_to_find_squares() -> None:
             targets.append(annotations((x, y, x + 32, y + 32)))
         return images, targets
 
-    for _ in range(40):
+    for _ in range(70):
         images, targets = batch()
         losses = detector.losses(detector.features(images), targets)
         optimizer.zero_grad()

@@ -69,12 +69,10 @@ class Backbone(nn.Module):
             reductions = list(probe.feature_info.reduction())
         except (RuntimeError, AttributeError, TypeError):
             raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
-        config = getattr(timm.create_model(name), "pretrained_cfg", {})
-        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
-        self.std = tuple(config.get("std", IMAGENET_STD))
         if is_plain(reductions):
             plain = PlainVisionTransformer(name, self.strides)
             self.body, self.channels, self._fixed_until = plain, plain.channels, []
+            self._pixels(name)
             return
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
@@ -87,8 +85,16 @@ class Backbone(nn.Module):
         info = getattr(body.feature_info, "info", [])
         self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
         self.body = body
+        # After the body, as it draws random numbers too: the weights that a seed gives stay the same.
+        self._pixels(name)
         if norm == "group":
             _batch_to_group(self.body)
+
+    def _pixels(self, name: str) -> None:
+        """Take over the mean and deviation of pixels that timm's weights expect."""
+        config = getattr(timm.create_model(name), "pretrained_cfg", {})
+        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
+        self.std = tuple(config.get("std", IMAGENET_STD))
 
     def settle(self, fold: bool, affine: bool = False) -> None:
         """Freeze what the options say; called once the weights are in.
