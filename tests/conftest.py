@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import features
+import tiny_job
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,6 +27,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("acclimate")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sets of `tiny_job`, for one file of tests."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny_job.make_data(folder)
+    return folder
 
 
 _passed: set[str] = set()

@@ -153,7 +153,7 @@ MUTANTS = (
         "selection -> checkpoint",
         "the choice is recorded, and the last checkpoint is kept",
         "select/score.py",
-        "    load_weights(detector, checkpoints[best.step])\n",
+        "    load_weights(detector, checkpoints[chosen_step])\n",
         "    load_weights(detector, checkpoints[max(checkpoints)])\n",
         ("select/test_score.py::test_the_trained_checkpoint_is_chosen_and_left_in_the_detector",),
     ),

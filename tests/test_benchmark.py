@@ -21,7 +21,7 @@ from acclimate.benchmark.suite import Place, Suite, Task
 from acclimate.cli import main
 from acclimate.errors import AcclimateError
 from acclimate.run import Run, read_json
-from tiny_job import make_data, settings
+from tiny_job import settings
 
 
 def contents(**changes: Any) -> dict[str, Any]:
@@ -275,13 +275,6 @@ def test_a_method_may_be_compared_with_another_and_pairs_weigh_the_same() -> Non
 
 
 # Runs
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_a_device_without_the_training_extra_is_well(monkeypatch: pytest.MonkeyP
     checks = doctor.diagnose()
     assert not doctor.required_missing(checks)
     training = [check for check in checks if check.area == "training"]
-    assert [(check.name, check.state) for check in training] == [("extra train", "warn")]
+    assert [(check.name, check.state) for check in training] == [("extra train", "absent")]
     assert training[0].way_out == hint("train")
 
 
@@ -249,5 +249,5 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.
 
     monkeypatch.setattr(Ncnn, "packages", ("no_such_package",))
     check = by_name(doctor.diagnose())["ncnn"]
-    assert check.state == "warn"
+    assert check.state == "absent"
     assert check.way_out == f"ncnn needs no_such_package: {hint('ncnn')}"

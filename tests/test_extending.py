@@ -14,28 +14,11 @@ import numpy as np
 import pytest
 
 import acclimate
+from another_format import READER
 
 PACKAGE = Path(acclimate.__file__).parent
 PAGE = PACKAGE.parents[1] / "docs" / "extending.md"
 
-FORMAT = '''"""Rows of name, class and box."""
-
-from acclimate.data.formats.raw import Raw
-
-FILES = "a boxes.list"
-
-
-def find(path):
-    return (path / "boxes.list").is_file()
-
-
-def read(config, masks=False):
-    raw = Raw(config.path.name)
-    for number, line in enumerate((config.path / "boxes.list").read_text().splitlines(), 1):
-        name, kind, *box = line.split()
-        raw.add(raw.sample(config.path / name, config.path / "boxes.list"), kind, [float(v) for v in box], number)
-    return raw
-'''
 DETECTOR = '''"""The dense detector with a pyramid of half as many channels as are asked for."""
 
 from acclimate.models.dense import DenseDetector
@@ -115,7 +98,7 @@ def add_runtime(package: Path) -> str:
 
 
 def add_format(package: Path) -> str:
-    (package / "data" / "formats" / "listed.py").write_text(FORMAT)
+    (package / "data" / "formats" / "listed.py").write_text(READER)
     edit(package / "config" / "data.py", "FORMATS = (\n", 'FORMATS = (\n    "listed",\n')
     return "listed"
 

@@ -105,9 +105,13 @@ def test_training_on_the_source_opens_nothing_of_the_target(phases: dict[str, li
     assert phases["train"] == []
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "verify"])
-def test_the_watch_sees_labels_being_read(verb: str, phases: dict[str, list[Path]]) -> None:
-    assert labels(phases[verb]) == [Path("annotations.json")]
+def test_the_watch_sees_labels_being_read(phases: dict[str, list[Path]]) -> None:
+    assert labels(phases["evaluate"]) == [Path("annotations.json")]
+
+
+def test_labels_that_were_read_are_not_read_again(phases: dict[str, list[Path]]) -> None:
+    assert labels(phases["verify"]) == []
+    assert phases["verify"]
 
 
 def test_an_unlabelled_set_has_no_place_for_labels(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ EXTRAS = {
     "trackers": "TensorBoard and MLflow for --track",
     "tune": "searching options with acclimate tune",
     "transformers": "detectors and zero-shot labellers of Hugging Face",
+    "docs": "building the documentation's site",
 }
 """Extras that no area of their own lists, and what each is for."""
 

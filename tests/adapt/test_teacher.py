@@ -81,7 +81,7 @@ def test_target_boxes_are_the_teachers_sure_detections_and_the_doubtful_are_igno
         scores = np.sort(np.concatenate([one.scores[one.labels == label] for one in found]))
         assert len(scores) > 5
         sure.append(float((scores[-2] + scores[-3]) / 2))
-    doubt = float(scores[len(scores) // 2 - 1 :][:2].mean()) / min(sure[1], UNSURE)
+    doubt = float(scores[:2].mean()) / min(sure[1], UNSURE)
     made.terms[0] = Teacher(TeacherConfig(doubt=doubt, regression=1.0), Known.fixed(sure))
     losses = made.terms[0](step_of(made, target))
     targets = []

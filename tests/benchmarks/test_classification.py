@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import classification as c
 from acclimate.errors import AcclimateError
 from acclimate.models.slimmable import Slimmable, macs
+from as_trained import trained
 
 K = 2
 # One image, two classes: the exponentials of the logits are 1, 2, 3, 4, so p = (0.1, 0.2, 0.3, 0.4).
@@ -225,20 +226,6 @@ def test_a_shift_is_undone_at_every_width() -> None:
             right[i] += float((made(t).argmax(1) == y).double().mean()) / 3
     assert alone_right < 0.97
     assert min(right) > 0.98
-
-
-@torch.no_grad()
-def trained(module: nn.Module) -> nn.Module:
-    """The module as training would leave it: no two channels are alike, and no statistic is 0 or 1."""
-    generator = torch.Generator().manual_seed(1)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for values, low in ((part.weight, 0.5), (part.bias, -0.5), (part.running_var, 0.5)):
-                values.uniform_(low, low + 1, generator=generator)
-            part.running_mean.normal_(0, 0.1, generator=generator)
-        elif isinstance(part, nn.Conv2d) and part.weight.std() < 0.02:
-            part.weight.normal_(0, 0.2, generator=generator)
-    return module
 
 
 KINDS: tuple[Literal["resnet", "mobilenet"], ...] = ("resnet", "mobilenet")

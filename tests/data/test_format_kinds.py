@@ -18,6 +18,7 @@ from acclimate.data.formats import LabelledSet, detect, files, kitti, places, re
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import average_precision
 from acclimate.structures import Detections
+from another_format import READER
 
 CAR, PERSON = (20.0, 30.0, 60.0, 70.0), (100.0, 20.0, 120.0, 80.0)
 
@@ -299,26 +300,6 @@ def test_labels_in_two_formats_are_told(tmp_path: Path) -> None:
     assert found.format == "yolo"
     assert ["format = 'coco' reads that" in str(problem) for problem in found.problems] == [True]
     assert read(DataConfig(path=tmp_path, format="coco")).format == "coco"
-
-
-READER = '''"""Rows of name, class and box."""
-
-from acclimate.data.formats.raw import Raw
-
-FILES = "a boxes.list"
-
-
-def find(path):
-    return (path / "boxes.list").is_file()
-
-
-def read(config, masks=False):
-    raw = Raw(config.path.name)
-    for number, line in enumerate((config.path / "boxes.list").read_text().splitlines(), 1):
-        name, kind, *box = line.split()
-        raw.add(raw.sample(config.path / name, config.path / "boxes.list"), kind, [float(v) for v in box], number)
-    return raw
-'''
 
 
 def test_a_new_format_is_one_file_and_one_line_in_the_table(tmp_path: Path) -> None:

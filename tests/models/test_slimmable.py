@@ -25,41 +25,29 @@ from acclimate.errors import AcclimateError
 from acclimate.export.onnx import Onnx
 from acclimate.models.channels import follow, round_channels, sort
 from acclimate.models.dense import DenseDetector
-from acclimate.models.detector import DetectorSpec, build, load, parameters, save, specify
+from acclimate.models.detector import build, load, parameters, save, specify
 from acclimate.models.slimmable import (
     SlimmableBatchNorm2d,
     SlimmableConv2d,
     SlimmableDetector,
+    SlimmableDetectorSpec,
     SlimmableLinear,
     macs,
 )
 from acclimate.models.statistics import recalibrate
+from as_trained import trained
 
 CHOICES = (0.25, 0.5, 0.75, 1.0)
 BACKBONES = ("test_efficientnet", "test_resnet")
 """Inverted residuals with squeeze and excitation; basic blocks."""
 
 
-def spec(backbone: str = "test_efficientnet", **changes: Any) -> DetectorSpec:
+def spec(backbone: str = "test_efficientnet", **changes: Any) -> SlimmableDetectorSpec:
     values: dict[str, Any] = {
         "kind": "slimmable", "classes": ("a", "b"), "image_size": (64, 64), "backbone": backbone,
         "strides": (8, 16, 32), "channels": 32, "depth": 1, "choices": CHOICES,
     }  # fmt: skip
-    return DetectorSpec(**{**values, **changes})
-
-
-@torch.no_grad()
-def trained(module: nn.Module) -> nn.Module:
-    """The module as training would leave it: no two channels are alike, and no statistic is 0 or 1."""
-    generator = torch.Generator().manual_seed(1)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for values, low in ((part.weight, 0.5), (part.bias, -0.5), (part.running_var, 0.5)):
-                values.uniform_(low, low + 1, generator=generator)
-            part.running_mean.normal_(0, 0.1, generator=generator)
-        elif isinstance(part, nn.Conv2d) and part.weight.std() < 0.02:
-            part.weight.normal_(0, 0.2, generator=generator)
-    return module
+    return SlimmableDetectorSpec(**{**values, **changes})
 
 
 def bank(backbone: str = "test_efficientnet", **changes: Any) -> SlimmableDetector:

@@ -18,7 +18,7 @@ from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet
 from acclimate.evaluate import evaluate_detector
 from acclimate.models.detector import Detector, DetectorSpec, build, load_weights, save_weights
 from acclimate.run import Manifest, Run
-from acclimate.select.score import choose_checkpoint, rank
+from acclimate.select.score import PLAUSIBLE, choose_checkpoint, rank
 from acclimate.structures import Annotations, Image
 
 SIDE = 64
@@ -121,7 +121,10 @@ def test_the_choice_does_not_follow_a_self_training_that_collapses(tmp_path: Pat
     best = max(truth.values())
     assert truth[120] < best - 0.3, "it did not collapse"
     assert truth[selection.chosen_step] >= best - 0.02, (truth, selection)
-    assert selection.rank_correlation["plausible"] >= 0.6
+    # Every ruined checkpoint is refused by its counts alone, whatever the rule says of it.
+    plausible = {one.step: one.scores["plausible"] for one in selection.candidates}
+    ruined = [step for step, ap50 in truth.items() if ap50 < best - 0.3]
+    assert max(plausible[step] for step in ruined) < PLAUSIBLE * plausible[0]
     # What the choice went by before rises as it collapses.
     by_consensus = max(selection.candidates, key=lambda candidate: candidate.scores["consensus"])
     assert truth[by_consensus.step] < best - 0.3

@@ -21,13 +21,6 @@ EVERYTHING = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_job.make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def source(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs")
     return workflow.train(tiny_job.config(data, out), out / "source")

@@ -33,6 +33,7 @@ def test_other_pictures_under_the_same_names_make_another_artifact(
     run.write("spec.json", squares.SPEC)
     (run.path / "model.safetensors").write_bytes(b"the weights of the squares")
     run.finish("done")
+    monkeypatch.setitem(models.MODULES, "squares", squares.__name__)
     monkeypatch.setattr(models, "load", lambda *_: squares.SquareDetector())
 
     def exported() -> tuple[str, int]:

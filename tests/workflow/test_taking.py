@@ -17,7 +17,7 @@ from acclimate.errors import AcclimateError
 from acclimate.models import detector as models
 from acclimate.models.detector import build, save, specify
 from acclimate.run import Manifest, Run
-from tiny_job import LOOSE, config, make_data
+from tiny_job import LOOSE, config
 
 THEIRS = ("person", "tree", "car", "truck", "sheep", "cow")
 NAME = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -25,13 +25,6 @@ SHORT = (
     "schedule.steps=2", "schedule.batch_size=1", "schedule.warmup=1", "schedule.checkpoint_every=1",
     "schedule.workers=0", "adapt.teacher.threshold=0.5",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

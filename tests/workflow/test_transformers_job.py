@@ -16,7 +16,7 @@ from acclimate.edge.artifact import Artifact
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as models
 from acclimate.models import transformers
-from tiny_job import LOOSE, config, make_data
+from tiny_job import LOOSE, config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -28,13 +28,6 @@ STUDENT = (
     "model.backbone=lcnet_050", "model.weights=none", "train.steps=2", "train.batch_size=2", "train.warmup=1",
     "train.checkpoint_every=1", "train.workers=0", "adapt.distillation.threshold=0.3",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,18 @@ def pool(
     return flat.view(*boxes.shape[:2], *flat.shape[1:])
 
 
+def side_by_side(levels: Sequence[tuple[Tensor, int]], boxes: Sequence[Tensor]) -> Tensor:
+    """Average-pooled RoIAlign features of every level, side by side, for levels whose widths differ: (N, sum of C_l).
+
+    Args:
+        levels: maps (B, C_l, H_l, W_l) and their strides in pixels.
+        boxes: of each image, (N_b, 4) xyxy in pixels; N is their number over the batch.
+    """
+    rois = [box.to(levels[0][0].device, torch.float32) for box in boxes]
+    pooled = [roi_align(level.float(), rois, 7, 1 / stride, 2, aligned=True).mean((2, 3)) for level, stride in levels]
+    return torch.cat(pooled, 1)
+
+
 def canonical_side(image_size: tuple[int, int]) -> float:
     """Of a canvas (height, width): the side of a box, in pixels, that fills as much of it as in the paper.
 

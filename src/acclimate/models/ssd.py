@@ -21,7 +21,7 @@ from torchvision.models import mobilenet_v3_large, vgg16
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
-from torchvision.ops import Conv2dNormActivation, roi_align
+from torchvision.ops import Conv2dNormActivation
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS
@@ -30,6 +30,7 @@ from acclimate.edge.artifact import Decode, Priors
 from acclimate.edge.decode import default_boxes
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
+from acclimate.models import pooling
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
 from acclimate.models.dense import normalisation, share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec
@@ -258,12 +259,7 @@ class SSDDetector(Detector):
 
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Average-pooled RoIAlign features of the backbone's levels side by side, as their widths differ."""
-        rois = [box.to(features[0].device, torch.float32) for box in boxes]
-        pooled = [
-            roi_align(level.float(), rois, 7, 1 / stride, 2, aligned=True).mean((2, 3))
-            for level, stride in zip(features, self.spec.strides, strict=False)
-        ]
-        return torch.cat(pooled, 1)
+        return pooling.side_by_side(list(zip(features, self.spec.strides, strict=False)), boxes)
 
 
 def _hardest(loss: Tensor, among: Tensor, objects: Tensor) -> Tensor:

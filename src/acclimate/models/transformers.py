@@ -28,13 +28,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, roi_align
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
 from acclimate.boxes import tensors as box_math
 from acclimate.edge.artifact import Decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
+from acclimate.models import pooling
 from acclimate.models import weights as pretrained
 from acclimate.models.dense import quality_focal_loss, share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec
@@ -340,12 +341,7 @@ class TransformersDetector(Detector):
 
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Average-pooled RoIAlign features of the levels side by side, as their widths may differ."""
-        rois = [box.to(features[0].device, torch.float32) for box in boxes]
-        pooled = [
-            roi_align(level.float(), rois, 7, 1 / stride, 2, aligned=True).mean((2, 3))
-            for level, stride in zip(features, self.spec.strides, strict=True)
-        ]
-        return torch.cat(pooled, 1)
+        return pooling.side_by_side(list(zip(features, self.spec.strides, strict=True)), boxes)
 
 
 def from_checkpoint(checkpoint: str | Path, image_size: tuple[int, int] | None = None) -> TransformersDetector:

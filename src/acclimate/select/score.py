@@ -100,8 +100,8 @@ def choose_checkpoint(
         load_weights(detector, checkpoints[step])
         looks = look(detector, canvases, views, seed)
         start = start or looks
-        candidates.append(Candidate(step=step, scores=score(looks, start, rates)))
         by_image.append(ranked_by_image(looks.plain, looks.changed, rates))
+        candidates.append(Candidate(step=step, scores=score(looks, start, rates, by_image[-1])))
         if progress is not None:
             progress(done, len(steps))
     chosen_step = latest_as_good(candidates, by_image)
@@ -168,16 +168,20 @@ def look(detector: Detector, canvases: Sequence[Image], views: Sequence[Image], 
     return looks
 
 
-def score(looks: Looks, start: Looks, rates: Sequence[float]) -> dict[str, float]:
+def score(
+    looks: Looks, start: Looks, rates: Sequence[float], by_image: NDArray[np.float64] | None = None
+) -> dict[str, float]:
     """The scores of a detector, higher is better.
 
     Args:
         looks: the detector's.
         start: those of the detector that it was before the adaptation, at the same images and views.
         rates: labelled boxes of each class an image of the source.
+        by_image: what `ranked_by_image` gives of these looks, (N,), where that is known already.
     """
     before = (counts(start.plain, len(rates)) + counts(start.changed, len(rates))) / 2
-    by_image = ranked_by_image(looks.plain, looks.changed, rates)
+    if by_image is None:
+        by_image = ranked_by_image(looks.plain, looks.changed, rates)
     return {
         RULE: float(by_image.mean()) if len(by_image) else 0.0,
         "plausible": plausible(looks.plain, looks.changed, before, rates),
@@ -246,32 +250,13 @@ def plausible(
         one: objects of each class an image, for example what the start finds.
         other: likewise, for example what the source's labels have.
     """
-    matched, shown = (values.mean(0) if len(weak) else values.sum(0) for values in _agreed(weak, strong_view, len(one)))
-    return _f1(matched, shown, np.asarray(one), np.asarray(other))
-
-
-def _agreed(
-    weak: Sequence[Detections], strong_view: Sequence[Detections], classes: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each image and class (I, C): the summed IoU of boxes matched between the views, and boxes shown in a view."""
-    matched, shown = np.zeros((len(weak), classes)), (_shown(weak, classes) + _shown(strong_view, classes)) / 2
-    for image, (a, b) in enumerate(zip(weak, strong_view, strict=True)):
-        iou, rows, _ = match.best(a.above(SHOWN), b.above(SHOWN))
-        np.add.at(matched[image], a.above(SHOWN).labels[rows], iou)
-    return matched, shown
-
-
-def _shown(found: Sequence[Detections], classes: int) -> NDArray[np.float64]:
-    """Shown boxes of each image and class, (I, C)."""
-    numbers = [np.bincount(one.above(SHOWN).labels, minlength=classes) for one in found]
-    return np.array(numbers, np.float64).reshape(len(found), classes)
-
-
-def _f1(
-    matched: NDArray[np.float64], shown: NDArray[np.float64], one: NDArray[np.float64], other: NDArray[np.float64]
-) -> float:
-    """`plausible` of what is found of each class an image, (C,) each."""
     least, most = np.minimum(one, other), np.maximum(one, other)
+    shown = (counts(weak, len(most)) + counts(strong_view, len(most))) / 2
+    matched = np.zeros(len(most))
+    for a, b in zip((d.above(SHOWN) for d in weak), (d.above(SHOWN) for d in strong_view), strict=True):
+        iou, rows, _ = match.best(a, b)
+        np.add.at(matched, a.labels[rows], iou)
+    matched /= max(1, len(weak))
     objects = np.clip(shown, least, most)
     f1 = 2 * np.minimum(matched, objects) / np.maximum(shown + objects, 1e-9)
     weights = np.sqrt(most)
@@ -280,8 +265,8 @@ def _f1(
 
 def counts(found: Sequence[Detections], classes: int) -> NDArray[np.float64]:
     """Shown boxes of each class an image, (C,)."""
-    per_image: NDArray[np.float64] = _shown(found, classes).sum(0) / max(1, len(found))
-    return per_image
+    labels = np.concatenate([np.zeros(0, np.int64), *(one.above(SHOWN).labels for one in found)])
+    return np.bincount(labels, minlength=classes) / max(1, len(found))
 
 
 def kept(start: Sequence[Detections], now: Sequence[Detections]) -> float:
