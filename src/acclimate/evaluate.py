@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from acclimate.errors import AcclimateError
 from acclimate.run import ClassAP, Evaluation, Resamples
-from acclimate.structures import Annotations, Detections
+from acclimate.structures import Annotations, Detections, View
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -248,6 +248,7 @@ def predictions_of(
     *,
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
+    view: View | None = None,
 ) -> list[Detections | None]:
     """What an eager detector sees in the images of a set, with labels into the set's classes.
 
@@ -257,13 +258,15 @@ def predictions_of(
         data: the set's name, for the message.
         batch_size: images a forward pass.
         report: told of images that cannot be read.
+        view: how they are looked at; as they are where None.
 
     Raises:
-        AcclimateError: the set has a class that the detector does not know.
+        AcclimateError: the set has a class that the detector does not know, or the view is not for this detector.
     """
-    from acclimate.models.predict import predict
+    from acclimate.models.predict import PLAIN, predict
 
-    found = predict(detector, [image.path for image in truth.images], batch_size=batch_size, report=report)
+    paths = [image.path for image in truth.images]
+    found = predict(detector, paths, batch_size=batch_size, report=report, view=view or PLAIN)
     return relabel(found, detector.spec.classes, truth.classes, data)
 
 

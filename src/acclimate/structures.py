@@ -170,6 +170,16 @@ class Annotations:
         return replace(self, boxes=boxes, outlines=outlines)
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the images are looked at: one view of test-time augmentation."""
+
+    scale: float = 1.0
+    """Sides of the canvas, relative to the detector's own; other than 1 for a detector of convolutions alone."""
+    flip: bool = False
+    """Whether the images are mirrored, left to right; boxes are mirrored back."""
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """Weak and strong views of the same images; both views of an image share one geometry.

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acclimate.boxes import locations
+from acclimate.boxes.soft_nms import Suppression
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
@@ -94,6 +95,8 @@ class Decode(BaseModel):
     class_candidates: int | None = Field(default=None, ge=1, le=100_000)
     """Of `ssd` alone: of these, the most of one class; None has no such limit."""
     max_detections: int = Field(default=100, ge=1, le=10_000)
+    suppression: Suppression = "nms"
+    """What becomes of a box that overlaps a better one of its class by more than `nms_iou` (`boxes/soft_nms.py`)."""
 
 
 FEWEST_IMAGES = 16

@@ -15,6 +15,7 @@ from acclimate.boxes.iou import area
 from acclimate.boxes.locations import centres as location_centres
 from acclimate.boxes.offsets import clip
 from acclimate.boxes.offsets import decode as moved_by
+from acclimate.boxes.soft_nms import decay, soft_nms
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections
@@ -235,6 +236,11 @@ def _finish(
         usable &= area(boxes) > 0
     if not usable.all():
         boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
+    if options.suppression != "nms":
+        factor = decay(options.suppression, options.nms_iou)
+        kept, scores = soft_nms(boxes, scores, labels, factor, options.score_threshold)
+        kept, scores = kept[: options.max_detections], scores[: options.max_detections]
+        return Detections(boxes[kept], labels[kept].astype(np.int64), scores)
     kept = _first_kept(boxes, scores, labels, options)
     return Detections(boxes[kept], labels[kept].astype(np.int64), scores[kept])
 

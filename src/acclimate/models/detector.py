@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
 from acclimate import machine
+from acclimate.boxes.soft_nms import Suppression
 from acclimate.config import KINDS
+from acclimate.config.losses import LossConfig
 from acclimate.edge.artifact import Decode
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
@@ -64,6 +66,10 @@ class DetectorSpec(BaseModel):
     """For a slice of a slimmable detector: the ratio of the channels that each stage kept."""
     divisor: int = 8
     """Where channels are kept in part, their count is rounded to a multiple of it."""
+    suppression: Suppression = "nms"
+    """Of boxes that overlap a better one; of a kind with NMS."""
+    losses: LossConfig = LossConfig()
+    """What it trains by; no part of the graph."""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +133,8 @@ class Detector(nn.Module, ABC):
     any_size: ClassVar[bool] = False
     """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
     convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
+    losses_known: ClassVar[tuple[str, ...]] = ()
+    """What of `LossConfig.asked` its losses can be made of."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
 
@@ -140,6 +148,12 @@ class Detector(nn.Module, ABC):
         Raises:
             AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
         """
+        unknown = [word for word in config.losses.asked() if word not in cls.losses_known]
+        if unknown:
+            raise AcclimateError(
+                f"model.losses: {', '.join(unknown)} is not for a {config.kind} detector; "
+                + (f"it knows {', '.join(cls.losses_known)}" if cls.losses_known else "it has losses of its own")
+            )
         backbone, channels, depth = PRESETS[config.size]
         strides = config.strides or (8, 16, 32)
         height, width = config.image_size
@@ -163,6 +177,8 @@ class Detector(nn.Module, ABC):
             freeze=config.freeze,
             reading=reading,
             folded=config.norm != "frozen",
+            suppression=config.suppression,
+            losses=config.losses,
         )
 
     @property
