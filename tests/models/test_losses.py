@@ -1,4 +1,5 @@
-"""What losses are made of, against torch, torchvision, closed forms and autograd; and that each kind of detector uses it."""
+"""What losses are made of, against torch, torchvision, closed forms and autograd; each kind of detector
+uses it."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def test_repulsion_by_hand_and_by_autograd() -> None:
     truth = torch.tensor([[0.0, 0, 10, 10], [8, 0, 18, 10]], dtype=torch.float64)
     boxes = torch.tensor([[0.0, 0, 12, 10], [9, 0, 19, 10]], dtype=torch.float64, requires_grad=True)
     value = losses.repulsion(boxes, torch.tensor([0, 1]), truth)
-    # The first covers 4 of 10 columns of the second object, the second 1 of the first; of each other they share 3 of 19.
+    # The first covers 4 of 10 columns of the second object, the second 1 of the first; they share 3 of 19.
     from_truth = (-math.log(0.6) - math.log(0.9)) / 2
     assert value.item() == pytest.approx(0.5 * (from_truth + 3 / 19))
     assert torch.autograd.gradcheck(lambda one: losses.repulsion(one, torch.tensor([0, 1]), truth), boxes)
@@ -94,7 +95,7 @@ def test_mining_takes_the_hardest_and_ohem_one_of_those_that_overlap() -> None:
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {},
     "two-stage": {"two_stage": {"proposals": 16, "hidden": 16}},
-    "ssd": {},
+    "ssd": {"ssd": {"extra": 1}},
 }
 WAYS: list[dict[str, Any]] = [
     {"classes": "focal"},

@@ -102,9 +102,21 @@ class AugmentConfig(Options):
     """Side of the blocks in pixels."""
     mask_ratio: Annotated[float, Added(0.5)] = Field(default=0.5, gt=0, lt=1)
     """Share of the blocks that are hidden."""
+    mosaic: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Chance that a labelled image is a mosaic of four (`data/compose.py`)."""
+    mixup: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Chance that a labelled image is blended with another, and has the boxes of both."""
+    copy_paste: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Chance that objects of another image are put on a labelled one, cut out by their outlines; the source is then a
+    COCO set with polygons."""
     balance: Annotated[Literal["none", "classes", "target"], Added("none")] = "none"
     """How often a source image is drawn: all alike (`none`), more often with `classes` that few images show, or, while
     adapting, so that classes come up as often as the detector finds them on the `target`."""
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a view is made by the outlines of objects."""
+        return self.copy_paste > 0
 
     @property
     def looks_at_target(self) -> bool:

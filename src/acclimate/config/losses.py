@@ -29,7 +29,8 @@ class LossConfig(Options):
     """For `two-stage` alone: the second stage trains on the proposals with the highest loss (online hard example
     mining), not on a random sample."""
     repulsion: float = Field(default=0.0, ge=0, le=100)
-    """Weight of the repulsion loss, by which boxes keep away from objects, and boxes of objects, that are not theirs."""
+    """Weight of the repulsion loss, by which boxes keep away from objects that are not theirs, and from
+    one another."""
 
     def asked(self) -> Iterator[str]:
         """What is asked for beyond the kind's own, as `Detector.losses_known` names it."""

@@ -175,7 +175,7 @@ class DenseDetector(Detector):
         if config.repulsion:
             own = [(box[chosen], wanted[chosen]) for box, wanted, chosen in zip(boxes, matched, positive, strict=True)]
             labelled = [box[~ignore] for box, _, ignore in truth]
-            losses["repulsion"] = config.repulsion * repelled(*zip(*own, strict=True), labelled)
+            losses["repulsion"] = config.repulsion * repelled(own, labelled)
         return losses
 
     @property

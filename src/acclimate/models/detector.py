@@ -241,6 +241,9 @@ class Detector(nn.Module, ABC):
         What instance-level critics look at: proposals of a two-stage detector, the best locations of a dense one.
         """
 
+    def begin(self, config: ModelConfig) -> None:
+        """What a new detector takes from elsewhere, beside the weights of its backbone, before it is trained."""
+
     def class_rows(self) -> dict[str, ClassRows]:
         """The layers whose outputs belong to classes, by name; every other layer knows nothing of them."""
         return {}

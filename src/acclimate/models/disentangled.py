@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS
+from acclimate.config import TwoStageConfig
 from acclimate.models.detector import LossKind
 from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels
 from acclimate.models.roi_heads import (
@@ -114,6 +115,10 @@ class DisentangledHead(SeparateLayersHead):
         "constraint_class": "class",
         "constraint_box": "box",
     }
+
+    @classmethod
+    def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
+        return {"margin": options.constraint}
 
     def __init__(
         self,

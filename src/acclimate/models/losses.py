@@ -1,8 +1,8 @@
 """What losses of detectors are made of, element by element, whatever the kind of detector.
 
-Lin et al. 2017 (focal loss), Li et al. 2020 (quality focal loss), Szegedy et al. 2016 (label smoothing), Liu et al. 2016
-(hard negative mining), Shrivastava et al. 2016 (online hard example mining), Rezatofighi et al. 2019 (GIoU), Zheng et
-al. 2020 (DIoU, CIoU), Wang et al. 2018 (repulsion loss). `config.LossConfig` names them.
+Lin et al. 2017 (focal loss), Li et al. 2020 (quality focal loss), Szegedy et al. 2016 (label smoothing), Liu et al.
+2016 (hard negative mining), Shrivastava et al. 2016 (online hard example mining), Rezatofighi et al. 2019 (GIoU), Zheng
+et al. 2020 (DIoU, CIoU), Wang et al. 2018 (repulsion loss). `config.LossConfig` names them.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def smooth_ln(overlap: Tensor, sigma: float) -> Tensor:
         return overlap
     limit = min(sigma, 1 - 1e-6)
     line = (overlap - limit) / (1 - limit) - torch.log(overlap.new_tensor(1 - limit))
-    return torch.where(overlap <= limit, -torch.log1p(-overlap.clamp(max=limit)), line)
+    return torch.where(overlap <= limit, -torch.log1p(-torch.where(overlap <= limit, overlap, 0.0)), line)
 
 
 def repulsion(boxes: Tensor, owners: Tensor, truth: Tensor) -> Tensor:
@@ -145,10 +145,8 @@ def repulsion(boxes: Tensor, owners: Tensor, truth: Tensor) -> Tensor:
         overlap = tensors.pairwise(boxes, truth)
         overlap[rows, owners] = -1.0
         nearest = truth[overlap.argmax(1)]
-    width, height = (torch.minimum(boxes[:, 2:], nearest[:, 2:]) - torch.maximum(boxes[:, :2], nearest[:, :2])).unbind(
-        1
-    )
-    covered = width.clamp(min=0) * height.clamp(min=0) / tensors.area(nearest).clamp(min=1e-9)
+    sides = torch.minimum(boxes[:, 2:], nearest[:, 2:]) - torch.maximum(boxes[:, :2], nearest[:, :2])
+    covered = sides.clamp(min=0).prod(-1) / tensors.area(nearest).clamp(min=1e-9)
     from_truth = smooth_ln(covered, REP_GT).mean()
     between = tensors.pairwise(boxes, boxes)
     apart = (owners[:, None] != owners[None]) & (between > 0)
@@ -156,10 +154,11 @@ def repulsion(boxes: Tensor, owners: Tensor, truth: Tensor) -> Tensor:
     return REP_SHARE * (from_truth + from_boxes)
 
 
-def repelled(boxes: Sequence[Tensor], matched: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    """`repulsion`, a mean over images: predicted boxes (P, 4), the labelled box (P, 4) of each, and all of them (M, 4)."""
+def repelled(found: Sequence[tuple[Tensor, Tensor]], truth: Sequence[Tensor]) -> Tensor:
+    """`repulsion`, a mean over images: predicted boxes (P, 4) with the labelled box (P, 4) of each, and all labelled
+    boxes (M, 4)."""
     losses = []
-    for own, wanted, labelled in zip(boxes, matched, truth, strict=True):
-        same = (wanted[:, None] == labelled[None]).all(-1)
-        losses.append(repulsion(own, same.float().argmax(1) if len(labelled) else same.sum(1), labelled))
+    for (boxes, matched), labelled in zip(found, truth, strict=True):
+        same = (matched[:, None] == labelled[None]).all(-1)
+        losses.append(repulsion(boxes, same.float().argmax(1) if len(labelled) else same.sum(1), labelled))
     return torch.stack(losses).mean()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS
+from acclimate.config import TwoStageConfig
 from acclimate.config.losses import LossConfig
 from acclimate.models.detector import LossKind
 from acclimate.models.losses import hardest, iou_loss, repelled, softmax_loss
@@ -42,17 +43,20 @@ SMALLEST = 1e-3
 class Truth:
     """The labelled boxes of an image, and what it says about anchors and proposals.
 
-    `boxes` (M, 4) and `labels` (M,) are those that count, `ignored` (I, 4) the regions that no loss is taken in.
+    `boxes` and `visible` (M, 4) and `labels` (M,) are those that count, `ignored` (I, 4) the regions that no
+    loss is taken in.
     """
 
     def __init__(self, target: Annotations, device: torch.device) -> None:
         boxes = torch.as_tensor(target.boxes, dtype=torch.float32).reshape(-1, 4)
+        visible = boxes if target.visible is None else torch.as_tensor(target.visible, dtype=torch.float32)
         ignore = torch.as_tensor(target.ignore, dtype=torch.bool)
         labels = torch.as_tensor(target.labels, dtype=torch.int64)
         real = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(-1)
         kept = real & ~ignore
         self.outlines = [target.outlines[row] for row in kept.nonzero()[:, 0].tolist()] if target.outlines else []
         self.boxes = boxes[kept].to(device)
+        self.visible = visible[kept].to(device)
         self.labels = labels[kept].to(device)
         self.ignored = boxes[real & ignore].to(device)
 
@@ -86,11 +90,24 @@ class Truth:
         """(N, 4): the labelled boxes of these numbers (N,); zeros where the image has none."""
         return self.boxes[which] if len(self.boxes) else self.boxes.new_zeros(len(which), 4)
 
+    def visible_of(self, which: Tensor) -> Tensor:
+        """(N, 4): as `boxes_of`, the part of each object that is not hidden; all of it where nobody said."""
+        return self.visible[which] if len(self.boxes) else self.boxes.new_zeros(len(which), 4)
+
     def _without_ignored(self, labels: Tensor, boxes: Tensor) -> Tensor:
         if not len(self.ignored):
             return labels
         inside = tensors.intersection(self.ignored, boxes).amax(0)
         return torch.where((labels == 0) & (inside > INSIDE_IGNORED * tensors.area(boxes)), -1, labels)
+
+
+class Sample(NamedTuple):
+    """Boxes (B, K, 4) that something is learnt of, their labels (B, K) as of `RoiHead.losses`, and which object of its
+    image each answers for (B, K)."""
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
 
 
 class RoiHead(nn.Module, ABC):
@@ -119,6 +136,14 @@ class RoiHead(nn.Module, ABC):
     def pool(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """RoI features (B, K, C, BINS, BINS) of boxes (B, K, 4), from levels (B, C, H_l, W_l)."""
         return pool(features, boxes, self.strides, BINS, self.canonical)
+
+    @classmethod
+    def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
+        """Further arguments of the constructor, as the specification keeps them."""
+        return {}
+
+    def begin(self, options: TwoStageConfig) -> None:
+        """What a new head takes from elsewhere, before it is trained."""
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,9 +187,9 @@ class RoiHead(nn.Module, ABC):
             "roi_box": box_loss(offsets, anchors, labels, matched, kind=self.criteria.boxes),
         }
         if self.criteria.repulsion:
-            own = [located(*one) for one in zip(offsets, anchors, labels, strict=True)]
-            wanted = [box[label > 0] for box, label in zip(matched, labels, strict=True)]
-            losses["roi_repulsion"] = self.criteria.repulsion * repelled(own, wanted, [one.boxes for one in truth])
+            images = zip(offsets, anchors, labels, matched, strict=True)
+            own = [(located(move, anchor, label), box[label > 0]) for move, anchor, label, box in images]
+            losses["roi_repulsion"] = self.criteria.repulsion * repelled(own, [one.boxes for one in truth])
         return losses
 
     @torch.no_grad()
@@ -178,6 +203,10 @@ class RoiHead(nn.Module, ABC):
         own = offsets.gather(2, row)[:, :, 0][objects].float()
         loss[objects] += F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
         return loss
+
+    def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
+        """What a mask branch learns of: the sampled boxes, or where a head of several stages has moved them to."""
+        return [sample]
 
     @abstractmethod
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -247,6 +276,10 @@ def class_loss(logits: Tensor, labels: Tensor, criteria: LossConfig = PLAIN) -> 
     """Mean class loss of logits (B, K, C + 1) over the boxes whose label (B, K) is not -1; of the background only the
     hardest boxes, where `criteria` says so."""
     used = labels >= 0
+    if criteria == PLAIN:
+        # One call of torch, so that earlier runs repeat to the bit.
+        total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-1, reduction="sum")
+        return total / used.sum().clamp(min=1)
     loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), criteria).view_as(labels)
     if criteria.negatives is not None:
         used = (labels > 0) | hardest(loss.detach(), labels == 0, labels > 0, criteria.negatives)

@@ -182,7 +182,7 @@ class SSDDetector(Detector):
             boxes = tensors.decode(offsets, self.priors, ROI_WEIGHTS)
             own_boxes = [(box[one], wanted[one]) for box, wanted, one in zip(boxes, matched, objects, strict=True)]
             counted = [to_tensors(target[~target.ignore], logits.device)[0] for target in targets]
-            losses["repulsion"] = config.repulsion * repelled(*zip(*own_boxes, strict=True), counted)
+            losses["repulsion"] = config.repulsion * repelled(own_boxes, counted)
         return losses
 
     @property

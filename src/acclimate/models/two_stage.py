@@ -37,9 +37,9 @@ from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKin
 from acclimate.models.losses import hard_examples, hardest
 from acclimate.models.masks import BINS as MASK_BINS
 from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
-from acclimate.models.masks import MaskHead
+from acclimate.models.masks import HybridMaskHead, MaskHead
 from acclimate.models.pooling import canonical_side
-from acclimate.models.roi_heads import BINS, SMALLEST, RoiHead, Truth, box_loss
+from acclimate.models.roi_heads import BINS, SMALLEST, RoiHead, Sample, Truth, box_loss
 from acclimate.structures import Annotations, Detections
 
 HEADS = {
@@ -47,6 +47,10 @@ HEADS = {
     "disentangled": "acclimate.models.disentangled:DisentangledHead",
     "separate-fcs": "acclimate.models.disentangled:SeparateLayersHead",
     "separate-backbone": "acclimate.models.disentangled:SeparateBackboneHead",
+    "cascade": "acclimate.models.cascade:CascadeHead",
+    "bagged": "acclimate.models.bagged:BaggedHead",
+    "graph": "acclimate.models.graph_head:GraphHead",
+    "bi-box": "acclimate.models.bi_box:BiBoxHead",
 }
 """The second stages: what `TwoStageConfig.head` may be, and the `RoiHead` it names."""
 
@@ -110,6 +114,8 @@ class TwoStageSpec(BaseModel):
     """Further arguments of the head's class."""
     masks: bool = False
     """Whether a mask branch trains beside the head; it is no part of `forward`."""
+    mask_flow: bool = False
+    """Whether the mask branch has a stage for each of the head's, and what one has found flows into the next."""
     mask_norm: Literal["none", "batch"] = "none"
     """Of the mask branch's convolutions."""
     canonical: float = 224.0
@@ -212,8 +218,9 @@ class TwoStageDetector(Detector):
         )
         self.roi_head.canonical = options.canonical
         self.roi_head.criteria = spec.losses
+        masks = HybridMaskHead if options.mask_flow else MaskHead
         self.mask_head = (
-            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
+            masks(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
             if options.masks
             else None
         )
@@ -228,8 +235,9 @@ class TwoStageDetector(Detector):
         own = TwoStageSpec(
             head=options.head,
             hidden=options.hidden,
-            head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
+            head_layers=_head_class(options.head).arguments(options),
             masks=options.masks,
+            mask_flow=options.mask_flow,
             canonical=options.canonical or canonical_side(config.image_size),
             proposals=options.proposals,
             samples=options.proposals,
@@ -238,6 +246,9 @@ class TwoStageDetector(Detector):
             anchors=tuple(tuple(scale * stride for scale in scales) for stride in common.strides),
         )
         return TwoStageDetectorSpec(**common.model_dump(), two_stage=own)
+
+    def begin(self, config: ModelConfig) -> None:
+        self.roi_head.begin(config.two_stage)
 
     @property
     def backbone(self) -> nn.ModuleList:
@@ -281,7 +292,8 @@ class TwoStageDetector(Detector):
         losses.update(self.roi_head.losses(features, boxes, labels, matched, truth))
         if self.mask_head is not None:
             outlines = [one.outlines for one in truth]
-            losses["roi_mask"] = self.mask_head.loss(features, boxes, labels, objects, outlines)
+            samples = self.roi_head.refined(features, Sample(boxes, labels, objects), truth)
+            losses["roi_mask"] = self.mask_head.losses(features, samples, outlines)
         # Distributed training waits for a gradient of every parameter, and a second pyramid may have a level that no
         # box was pooled from.
         for level in features[len(self.spec.strides) :]:
@@ -357,7 +369,10 @@ class TwoStageDetector(Detector):
         return [one.numpy() for one in found.split(counts)]
 
     def class_rows(self) -> dict[str, ClassRows]:
-        rows = {"mask_head.predict": ClassRows()} if self.mask_head is not None else {}
+        rows: dict[str, ClassRows] = {}
+        if self.mask_head is not None:
+            named = self.mask_head.named_modules(prefix="mask_head")
+            rows = {name: ClassRows() for name, _ in named if name.endswith(".predict")}
         for name, _ in self.roi_head.named_modules(prefix="roi_head"):
             leaf = name.rpartition(".")[2]
             if leaf in {"classify", "regress"}:

@@ -281,7 +281,7 @@ def assemble(
     if masks and not raw.outlined:
         raise AcclimateError(
             f"{config.path}: masks are read from COCO's polygons, and this is {format_}; convert it, or set "
-            "model.two_stage.masks = false"
+            "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     frames = _frames(raw, config.orientation)
     found = _Objects(
@@ -312,7 +312,7 @@ def assemble(
     if masks and not any(any(image.annotations.outlines or ()) for image in images):
         raise AcclimateError(
             f"{config.path}: none of its objects has a polygon (`segmentation`), and masks are to be learnt; set "
-            "model.two_stage.masks = false"
+            "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     rotated = sum(frame is not None and frame.header.orientation != 1 for frame in frames)
     return LabelledSet(
