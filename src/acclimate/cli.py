@@ -495,6 +495,7 @@ def evaluate(
             "how well each label-free score ranked them",
         ),
     ] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="measure the AP of the detector's masks too")] = False,
     track: Track = None,
     as_json: AsJson = None,
 ) -> None:
@@ -508,8 +509,10 @@ def evaluate(
         raise AcclimateError("evaluate: name a labelled set: --data for the target's, --source for the source's")
     out = _console(as_json)
     if len(paths) > 1 or view or suppression:
-        if hindsight:
-            raise AcclimateError("--hindsight is of one run as it is; leave out further runs, --view and --suppression")
+        if hindsight or masks:
+            raise AcclimateError(
+                "--hindsight and --masks are of one run as it is; leave out further runs, --view and --suppression"
+            )
         looks = workflow.Looks.of(fuse=fuse, views=view or (), suppression=suppression)
         together = [workflow.evaluate_together(paths, one, name, role, looks, console=out) for one, name, role in sets]
         if as_json is not None:
@@ -518,7 +521,7 @@ def evaluate(
         return
     with trackers.asked(track or ()):
         results = [
-            workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=out)
+            workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", masks=masks, console=out)
             for one, name, role in sets
         ]
     if as_json is not None:

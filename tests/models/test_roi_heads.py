@@ -1,4 +1,4 @@
-"""Second stages beside Faster R-CNN's and TSD's: against torchvision's box coding, closed forms, and what each must be."""
+"""Second stages beside Faster R-CNN's and TSD's, against torchvision's box coding and closed forms."""
 
 from __future__ import annotations
 
@@ -152,7 +152,6 @@ def test_a_proposal_must_cover_the_visible_part_and_background_shrinks() -> None
     labels, matched = sampled()
     assert labels.tolist() == [[1, 2, 0, 0, -1]]
     hidden = built(BiBoxHead)
-    wanted: list[list[float]] = []
     with torch.no_grad():
         for parameter in hidden.visible["place"].parameters():
             parameter.zero_()

@@ -11,8 +11,8 @@ from acclimate.config.options import Added, Canvas, Factor, Options
 from acclimate.structures import LARGEST_SIDE
 
 FORMATS = (
-    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo", "voc",
-    "labelme", "coco",
+    "cityscapes", "citypersons", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo",
+    "voc", "labelme", "coco",
 )  # fmt: skip
 """Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
 
@@ -46,6 +46,9 @@ class DataConfig(Options):
     """Classes whose boxes count neither for nor against."""
     drop: tuple[str, ...] = ()
     """Classes whose boxes are background."""
+    full: Annotated[bool, Added(False)] = False
+    """Of a COCO set whose objects have a `full_bbox` too, as generated scenes do: take that as the box, and `bbox` as
+    the part of it that is visible."""
     orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
     """Whether an EXIF tag turns a picture, as viewers do (`apply`), or its pixels are taken as they are (`stored`)."""
     intensity: Annotated[tuple[float, float] | Literal["set"] | None, Added(None)] = None

@@ -2,8 +2,8 @@
 
 Zhou and Yuan 2018 (Bi-box regression for pedestrian detection and occlusion estimation). Two branches look at the same
 proposal: one tells and places the whole object, the other the part of it that is not hidden. A proposal is an object
-when it overlaps the whole box, and also covers enough of the visible one. A proposal of background has a visible part too: a
-point, its centre, so that the branch learns how little of an object there is where there is none.
+when it overlaps the whole box, and also covers enough of the visible one. A proposal of background has a visible part
+too: a point, its centre, so that the branch learns how little of an object there is where there is none.
 """
 
 from __future__ import annotations

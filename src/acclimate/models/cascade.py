@@ -1,8 +1,8 @@
 """The cascade: three second stages one behind the other, each on the boxes that the one before has made better.
 
 Cai and Vasconcelos 2018 (Cascade R-CNN). A stage learns from proposals that overlap their object by 0.5, 0.6 and 0.7,
-so that the last is strict about what an object is, and sees boxes that are good enough for that. Boxes are moved whatever
-the class, and the class's probability is the mean of the three.
+so that the last is strict about what an object is, and sees boxes that are good enough for that. Boxes are moved
+whatever the class, and the class's probability is the mean of the three.
 """
 
 from __future__ import annotations

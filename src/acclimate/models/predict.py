@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from acclimate.edge.engines import Network
 from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, DetectorSpec, device_of, evaluating
+from acclimate.models.masks import paste
 from acclimate.structures import Detections, Image, View
+
+if TYPE_CHECKING:
+    from acclimate.models.two_stage import TwoStageDetector
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +79,49 @@ def predict(
                     report(problem)
                 detections.append(None if placed is None else _upright(placed.to_image(one), placed, view.flip))
     return detections
+
+
+Masked = tuple[Detections, list[dict[str, Any]]]
+"""What is found in an image, and the mask of each as COCO's run lengths, of the image's size."""
+
+
+def predict_masks(
+    detector: TwoStageDetector, paths: Sequence[Path], *, report: Callable[[str], None] = log.warning
+) -> list[Masked | None]:
+    """What an eager detector with a mask branch finds, in the order of `paths`; None for an image that cannot be read.
+
+    `hotcoco.mask.decode` makes an array (H, W) of a mask, and `edge.draw.draw` shows it.
+
+    Args:
+        detector: with `model.two_stage.masks`, on whatever device it is.
+        paths: image files.
+        report: called with each problem.
+
+    Raises:
+        AcclimateError: the detector has no mask branch.
+    """
+    from hotcoco import mask as coco
+
+    device = device_of(detector)
+    found: list[Masked | None] = []
+    with evaluating(detector):
+        for batch in _read_ahead(paths, detector.spec, 1, False):
+            canvas, placed, problem = batch[0]
+            if placed is None:
+                report(problem)
+                found.append(None)
+                continue
+            image = torch.from_numpy(canvas).to(device).permute(2, 0, 1)[None].float()
+            features = detector.features(image)
+            seen = detector.decode(detector.head(features))[0]
+            shapes = detector.masks(features, [seen])[0]
+            # Boxes that lie in the border around the image go, and their masks with them.
+            inside = (seen.boxes[:, :2] / placed.scale < (placed.width, placed.height)).all(axis=1)
+            on_image, shapes = placed.to_image(seen[inside]), shapes[inside]
+            size = placed.height, placed.width
+            pasted = (paste(shapes[i : i + 1], on_image.boxes[i : i + 1], size)[0] >= 0.5 for i in range(len(on_image)))
+            found.append((on_image, [coco.encode(np.asfortranarray(one)) for one in pasted]))
+    return found
 
 
 def _canvas(detector: Detector, scale: float) -> tuple[int, int]:
