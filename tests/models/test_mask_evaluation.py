@@ -51,7 +51,8 @@ def test_mask_ap_is_pycocotools(tmp_path: Path) -> None:
         "categories": [{"id": i, "name": name} for i, name in enumerate(truth.classes)],
         "annotations": [
             {
-                "id": i + 1, "image_id": i, "category_id": int(image.annotations.labels[0]), "iscrowd": 0, "area": 1200.0,
+                "id": i + 1, "image_id": i, "category_id": int(image.annotations.labels[0]), "iscrowd": 0,
+                "area": 1200.0,
                 "segmentation": [image.annotations.outlines[0][0].ravel().tolist()], "bbox": [0, 0, 1, 1],
             }
             for i, image in enumerate(images)

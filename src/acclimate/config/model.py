@@ -13,10 +13,11 @@ from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
+from acclimate.config.kinds.zoom import ZoomConfig
 from acclimate.config.losses import LossConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
-KINDS = ("dense", "two-stage", "ssd", "slimmable", "transformers")
+KINDS = ("dense", "two-stage", "ssd", "slimmable", "transformers", "zoom")
 """The kinds of detectors. What a kind is, is the class of that kind in `models/NAME.py`, with `_` for `-`; its options,
 where it has any, are the field of that name of `ModelConfig`."""
 
@@ -68,6 +69,8 @@ class ModelConfig(Options):
     """The widths; for `kind = "slimmable"` alone."""
     transformers: TransformersConfig = TransformersConfig()
     """Where the checkpoint is; for `kind = "transformers"` alone."""
+    zoom: Annotated[ZoomConfig, Added(ZoomConfig())] = ZoomConfig()
+    """How the large canvas is sampled; for `kind = "zoom"` alone."""
 
     @property
     def own(self) -> KindOptions | None:

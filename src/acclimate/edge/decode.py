@@ -46,6 +46,8 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
         return _decode_ssd(outputs, options, image_size)
     if options.kind == "queries":
         return _decode_queries(outputs, options, image_size)
+    if options.kind == "boxes":
+        return _decode_boxes(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = location_centres(image_size, options.strides)
     expected = len(strides)
@@ -183,6 +185,24 @@ def _decode_queries(outputs: Sequence[NDArray[Any]], options: Decode, image_size
             corners = clip(corners, image_size)
             usable &= area(corners) > 0
         found.append(Detections(corners[usable], labels[usable].astype(np.int64), scores[usable]))
+    return found
+
+
+def _decode_boxes(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
+    logits, boxes = outputs
+    if logits.ndim != 3 or boxes.shape != (*logits.shape[:2], 4):
+        raise AcclimateError(
+            f"the network's outputs have shapes {logits.shape} and {boxes.shape}, which are not those of boxes; "
+            "export the artifact again"
+        )
+    found = []
+    for one, corners in zip(logits, boxes, strict=True):
+        flat = np.asarray(one, np.float32).ravel()
+        index, values = _best(flat, _logit(options.score_threshold), options.candidates)
+        where, labels = np.divmod(index, one.shape[1])
+        with np.errstate(all="ignore"):
+            scores = (1 / (1 + np.exp(-values))).astype(np.float32)
+        found.append(_finish(corners[where].astype(np.float32), scores, labels, options, image_size))
     return found
 
 
