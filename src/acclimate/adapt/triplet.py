@@ -87,7 +87,7 @@ class Triplet(Term):
         step's part of them."""
         now = self.prototypes.clone()
         for domain in (0, 1):
-            for one in label[domain_of == domain].unique().tolist():
+            for one in sorted(set(label[domain_of == domain].tolist())):
                 mean = vector[(domain_of == domain) & (label == one)].mean(0)
                 known = bool(self.seen[domain, one])
                 now[domain, one] = MOMENTUM * self.prototypes[domain, one] + (1 - MOMENTUM) * mean if known else mean

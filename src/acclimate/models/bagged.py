@@ -7,6 +7,7 @@ often as a Poisson variable of mean 1 says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ LEAST = 1e-6
 
 class BaggedHead(RoiHead):
     """See the module. The class's probability and the offsets are the mean of the members'."""
+
+    repels: ClassVar[bool] = False
 
     @classmethod
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:

@@ -9,6 +9,7 @@ too: a point, its centre, so that the branch learns how little of an object ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ from acclimate.models.roi_heads import (
 
 class BiBoxHead(RoiHead):
     """See the module. The score is the softmax of both branches' logits together; the box is the whole object's."""
+
+    repels: ClassVar[bool] = False
 
     loss_kinds: Mapping[str, LossKind] = {
         "roi_class": "class", "roi_box": "box", "visible_class": "class", "visible_box": "box",

@@ -8,6 +8,7 @@ whatever the class, and the class's probability is the mean of the three.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,8 @@ class _Stage(nn.Module):
 
 class CascadeHead(RoiHead):
     """See the module."""
+
+    repels: ClassVar[bool] = False
 
     loss_kinds: Mapping[str, LossKind] = {
         "roi_class": "class", "roi_box": "box",

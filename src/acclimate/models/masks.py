@@ -117,8 +117,9 @@ class MaskHead(nn.Module):
     def losses(
         self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
     ) -> Tensor:
-        """`loss`, of the boxes that leave the last of the head's stages (`RoiHead.refined`)."""
-        return self.loss(features, *samples[-1], outlines)
+        """`loss`, of the sampled boxes, or of those that leave the first of the head's stages (`RoiHead.refined`): of
+        these more are objects than of the later ones, which are stricter."""
+        return self.loss(features, *samples[0], outlines)
 
 
 class HybridMaskHead(nn.Module):

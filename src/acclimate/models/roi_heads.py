@@ -124,6 +124,7 @@ class RoiHead(nn.Module, ABC):
         loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
             levels followed by the other's; the first pyramid also serves the proposals.
+        repels: whether its losses know `LossConfig.repulsion`.
     """
 
     outputs: int
@@ -132,6 +133,7 @@ class RoiHead(nn.Module, ABC):
     criteria: LossConfig = PLAIN
     loss_kinds: Mapping[str, LossKind] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
+    repels: ClassVar[bool] = True
 
     def pool(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """RoI features (B, K, C, BINS, BINS) of boxes (B, K, 4), from levels (B, C, H_l, W_l)."""
@@ -202,7 +204,8 @@ class RoiHead(nn.Module, ABC):
         wanted = tensors.encode(matched[objects], anchors[objects].float(), ROI_WEIGHTS)
         own = offsets.gather(2, row)[:, :, 0][objects].float()
         loss[objects] += F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
-        return loss
+        # A head may have moved a proposal out of the canvas, where nothing is left to encode against.
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0)
 
     def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
         """What a mask branch learns of: the sampled boxes, or where a head of several stages has moved them to."""
