@@ -59,6 +59,9 @@ class DenseDetector(Detector):
 
     kind = "dense"
     any_size = True
+    imitates = True
+    # A quality focal loss is small where student and teacher nearly agree.
+    response = 5.0
     predictors = ("class_tower", "box_tower", "classify", "regress")
     points: Tensor
     point_strides: Tensor

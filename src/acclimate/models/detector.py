@@ -129,6 +129,13 @@ class Detector(nn.Module, ABC):
     convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
+    student: ClassVar[str] = ""
+    """The kind of the small detector that it teaches unless told otherwise; empty for its own."""
+    imitates: ClassVar[bool] = False
+    """Whether features near objects, beside the outputs, were measured to teach it best: what a teacher of its own
+    kind, or of one derived from that, then does by default."""
+    response: ClassVar[float] = 1.0
+    """Weight of a teacher's outputs as soft targets, beside its own losses, unless told otherwise."""
 
     mean: Tensor
     std: Tensor
@@ -254,10 +261,10 @@ def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFA
         AcclimateError: the canvas is not a multiple of the largest stride, there is no class, or an option of its kind
             does not fit.
     """
-    return _class(config.kind).specify(config, classes, reading)
+    return family(config.kind).specify(config, classes, reading)
 
 
-def _class(kind: str) -> type[Detector]:
+def family(kind: str) -> type[Detector]:
     """The detectors of a kind.
 
     Raises:
@@ -274,7 +281,7 @@ def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") 
     Raises:
         AcclimateError: an unknown kind or backbone, or weights that do not fit.
     """
-    make: Callable[..., Detector] = _class(spec.kind)
+    make: Callable[..., Detector] = family(spec.kind)
     return make(spec, weights)
 
 
@@ -320,7 +327,7 @@ def specification(folder: Path) -> DetectorSpec:
     values = read_json(spec_file)
     kind = values.get("kind", "dense") if isinstance(values, dict) else "dense"
     try:
-        return _class(str(kind)).Spec.model_validate(values)
+        return family(str(kind)).Spec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -341,6 +341,9 @@ class SlimmableDetector(Slimmable, DenseDetector):
     """
 
     kind = "slimmable"
+    # Its student is a plain detector: it has no use for widths.
+    student = "dense"
+    imitates = False
     Spec = SlimmableDetectorSpec
     spec: SlimmableDetectorSpec
 

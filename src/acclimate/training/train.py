@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Config
+from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.run import Run
@@ -16,6 +16,8 @@ from acclimate.training.recipe import Recipe, carry_out, specified, started_from
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
+    from acclimate.adapt.source_statistics import SourceStatistics
+    from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
 
 
@@ -67,20 +69,16 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
         inputs=Inputs(settings, started, images),
         identity=("train", role, settings, stages.labelled_digest(images), *started.values()),
         detector=lambda: transfer.begin(config.model, spec),
-        method=lambda detector, source: _method(config, detector),
+        method=lambda detector, source: _method(config, detector, source),
         warm=True,
         start=lambda detector: detector.spec.start,
     )
 
 
-def _method(config: Config, detector: Detector) -> Method:
-    from acclimate.adapt.methods import Method
-    from acclimate.adapt.objective import Term
-    from acclimate.adapt.slim import Slim
-    from acclimate.adapt.supervised import Supervised
-    from acclimate.config import SlimConfig
+def _method(config: Config, detector: Detector, source: LabelledSet | SourceStatistics) -> Method:
+    from acclimate.adapt.methods import method
 
-    terms: list[Term] = [Supervised()]
-    if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
-        terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
-    return Method(tuple(terms), ())
+    own = config.model.own
+    return method(
+        AdaptConfig.model_validate({"teacher": None, **(own.training if own else {})}), detector, source, config.seed
+    )
