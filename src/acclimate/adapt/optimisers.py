@@ -90,7 +90,7 @@ def _stages(backbone: nn.Module) -> dict[int, int]:
     seen: dict[str, int] = {}
     for name, parameter in backbone.named_parameters():
         # "body.blocks.3.0.conv.weight" is in the stage "body.blocks.3", "body.layer2.0..." in "body.layer2".
-        found = re.match(r"(?:body\.)?(?:(?:blocks|stages|layers|features)[._]\d+|[^.]+)", name)
+        found = re.match(r"(?:body\.)?(?:trunk\.)?(?:(?:blocks|stages|layers|features)[._]\d+|[^.]+)", name)
         stage = found.group() if found else name
         stages[id(parameter)] = seen.setdefault(stage, len(seen))
     return stages

@@ -35,7 +35,10 @@ class ModelConfig(Options):
     image_size: Canvas = (320, 320)
     """Height and width of the network's canvas, pixels; each a multiple of the largest stride."""
     backbone: str | None = None
-    """Any timm model with `features_only`; by default the size's."""
+    """Any timm model with `features_only`, or a torchvision classifier as `torchvision/NAME`; by default the size's."""
+    output_stride: Annotated[Literal[8, 16, 32], Added(32)] = 32
+    """From which stride on the backbone's convolutions are dilated in place of being strided, so that its last map stays
+    so large; 32 for none."""
     weights: Path | Literal["auto", "none"] = "auto"
     """Where the backbone starts: `auto` (an installed package, the hub's cache, or a download; an error where none is
     to be had), `none` (random, on purpose), or a file."""
@@ -48,9 +51,19 @@ class ModelConfig(Options):
     """Channels of the pyramid; by default the size's."""
     depth: int | None = Field(default=None, ge=0, le=8)
     """Convolution blocks in each tower of the head; by default the size's."""
-    norm: Literal["batch", "frozen", "group"] = "batch"
-    """The backbone's normalisation: `batch` (trainable BatchNorm), `frozen` (fixed statistics, scale and shift; folded
-    into the convolutions when it is exported) or `group` (GroupNorm)."""
+    conv: Annotated[
+        Literal["depthwise", "shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale"],
+        Added("depthwise"),
+    ] = "depthwise"
+    """The spatial convolution of the pyramid and the head, for `kind = "dense"`: `depthwise`, ShuffleNet's unit
+    (`shuffle`), a self-calibrated one, PyConv (`pyramid`), HetConv (`heterogeneous`) or PSConv (`poly-scale`)."""
+    context: Annotated[Literal["strip"] | None, Added(None)] = None
+    """What each level of the pyramid passes besides, for `kind = "dense"`: `strip` gates it by its pooled rows and
+    columns."""
+    norm: Literal["batch", "frozen", "group", "switchable", "moving"] = "batch"
+    """The normalisation: `batch` (trainable BatchNorm), `frozen` (in the backbone fixed statistics, scale and shift;
+    folded into the convolutions when it is exported), `group` (GroupNorm), `switchable` (a learned mixture of batch,
+    layer and instance normalisation) or `moving` (MABN, for batches of a few images)."""
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
     two_stage: TwoStageConfig = TwoStageConfig()

@@ -314,13 +314,15 @@ def shows_nothing(image: Image) -> bool:
 def frozen_copy(detector: Detector) -> Detector:
     """A copy to export from: on the CPU, fp32, evaluation mode, without gradients; the original stays as it is.
 
-    Of a slimmable detector it is the plain one of the width that it has.
+    Of a slimmable detector it is the plain one of the width that it has; parts that have another form for the device
+    (`models.deploy`) have that.
 
     Raises:
         AcclimateError: a weight is not finite.
     """
     import torch
 
+    from acclimate.models.deploy import deploy
     from acclimate.models.slimmable import SlimmableDetector
 
     copied = detector.extract() if isinstance(detector, SlimmableDetector) else copy.deepcopy(detector)
@@ -331,7 +333,8 @@ def frozen_copy(detector: Detector) -> Detector:
             f"the detector's weights are not finite ({len(broken)} tensors, first {broken[0]}): its training diverged; "
             "train again with a smaller learning rate"
         )
-    return copied
+    deploy(copied)
+    return copied.requires_grad_(False)
 
 
 def complexity(frozen: Detector, made_with: tuple[str, ...] = ()) -> Notes:

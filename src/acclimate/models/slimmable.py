@@ -322,6 +322,10 @@ def _leading(value: Tensor, like: Tensor) -> Tensor:
     return value[tuple(slice(side) for side in like.shape)]
 
 
+_WHOLE = ("shuffle", "self-calibrated", "pyramid", "poly-scale")
+"""The convolutions of `model.conv` that have one width."""
+
+
 class SlimmableDetectorSpec(DetectorSpec):
     """Of the kind "slimmable"."""
 
@@ -357,6 +361,11 @@ class SlimmableDetector(Slimmable, DenseDetector):
 
     @classmethod
     def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> SlimmableDetectorSpec:
+        if config.conv in _WHOLE:
+            raise AcclimateError(
+                f"model.conv: a {config.conv} convolution moves or joins channels, so that a leading part of them is no "
+                "narrower one; take depthwise or heterogeneous for model.kind=slimmable"
+            )
         common = super().specify(config, classes, reading)
         own = {"folded": True, "choices": config.slimmable.choices, "divisor": config.slimmable.divisor}
         return SlimmableDetectorSpec.model_validate({**common.model_dump(), **own})
