@@ -1,4 +1,4 @@
-"""Blocks against convolutions written out as one dense kernel, ShuffleNet against its paper's table, and their export."""
+"""Blocks against convolutions written out as one dense kernel, ShuffleNet against its paper's table, and the export."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from acclimate.config import ModelConfig
 from acclimate.errors import AcclimateError
 from acclimate.models import blocks
 from acclimate.models.detector import build, specify
+from acclimate.models.groupable import GatheredConv2d
+from acclimate.models.normalisations import SwitchableNorm2d
 from acclimate.models.shufflenet import CHANNELS
 from acclimate.models.slimmable import macs
 
@@ -85,7 +87,9 @@ def test_self_calibrated_convolution_and_strip_pooling_follow_their_equations() 
     rows = F.conv1d(x.mean(3), strip.rows.weight[..., 0], strip.rows.bias, padding=1)
     columns = F.conv1d(x.mean(2), strip.columns.weight[:, :, 0], strip.columns.bias, padding=1)
     both = F.relu(rows[..., None] + columns[:, :, None])
-    gate = torch.sigmoid(torch.einsum("oc,bchw->bohw", strip.gate.weight[..., 0, 0], both) + strip.gate.bias[:, None, None])
+    gate = torch.sigmoid(
+        torch.einsum("oc,bchw->bohw", strip.gate.weight[..., 0, 0], both) + strip.gate.bias[:, None, None]
+    )
     torch.testing.assert_close(strip(x), x * gate, rtol=1e-4, atol=1e-5)
 
 
@@ -118,10 +122,12 @@ def test_every_layer_of_a_detector_with_such_blocks_learns(options: dict[str, st
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in detector.parameters())
 
 
-def test_blocks_are_exported(tmp_path: Path) -> None:
+def test_blocks_and_the_like_are_exported(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    whole = nn.Sequential(*(make(16) for make in (*blocks.CONVOLUTIONS.values(), *blocks.CONTEXTS.values()))).eval()
+    made = [make(16) for make in (*blocks.CONVOLUTIONS.values(), *blocks.CONTEXTS.values(), SwitchableNorm2d)]
+    groups = np.tile(np.arange(4), 4), np.repeat(np.arange(4), 4)
+    whole = nn.Sequential(*made, GatheredConv2d(nn.Conv2d(16, 16, 1), groups)).eval()
     x = noise(1, 16, 8, 12)
     program = torch.onnx.export(whole, (x,), dynamo=True, verbose=False)
     program.save(tmp_path / "blocks.onnx")

@@ -15,14 +15,14 @@ from acclimate.models.normalisations import MOST, MovingAverageBatchNorm2d, Swit
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("place", "name"), [(0, "instance"), (1, "layer"), (2, "batch")])
 def test_switchable_normalisation_with_one_weight_is_torchs(place: int, name: str) -> None:
-    layer, x = SwitchableNorm2d(6).double(), 1 + 2 * noise(3, 6, 4, 5)
+    layer, x = SwitchableNorm2d(6), 1 + 2 * noise(3, 6, 4, 5)
     for weight in (layer.mean_weight, layer.var_weight):
-        weight.data = torch.full((3,), -100.0).double()
+        weight.data = torch.full((3,), -100.0)
         weight.data[place] = 100.0
     expected = {
         "instance": F.instance_norm(x),
@@ -34,7 +34,7 @@ def test_switchable_normalisation_with_one_weight_is_torchs(place: int, name: st
 
 def test_switchable_normalisation_is_evaluated_with_the_average_over_batches() -> None:
     layer, reference = SwitchableNorm2d(4, momentum=None), nn.BatchNorm2d(4, momentum=None)
-    batches = [noise(5, 4, 6, 6, seed=i).float() * (i + 1) for i in range(3)]
+    batches = [noise(5, 4, 6, 6, seed=i) * (i + 1) for i in range(3)]
     for batch in batches:
         layer(batch)
         reference(batch)
@@ -56,7 +56,7 @@ def test_mabn_with_the_batchs_own_statistics_is_what_autograd_says() -> None:
     torch.manual_seed(0)
     layer = MovingAverageBatchNorm2d(3)
     nn.init.uniform_(layer.weight, 0.5, 1.5)
-    x, target = noise(4, 3, 5, 5).float().requires_grad_(), noise(4, 3, 5, 5, seed=1).float()
+    x, target = noise(4, 3, 5, 5).requires_grad_(), noise(4, 3, 5, 5, seed=1)
     gradients = []
     for made in (layer(x), closed(x, layer)):
         gradients.append(torch.autograd.grad((made - target).square().mean(), [x, layer.weight, layer.bias]))
@@ -66,8 +66,8 @@ def test_mabn_with_the_batchs_own_statistics_is_what_autograd_says() -> None:
 
 def test_mabns_averages_serve_in_both_directions_once_they_are_full() -> None:
     layer = MovingAverageBatchNorm2d(2, momentum=0.25, buffer=2)
-    batches = [noise(2, 2, 3, 3, seed=i).float() for i in range(3)]
-    ways = [noise(2, 2, 3, 3, seed=10 + i).float() for i in range(3)]
+    batches = [noise(2, 2, 3, 3, seed=i) for i in range(3)]
+    ways = [noise(2, 2, 3, 3, seed=10 + i) for i in range(3)]
     squares = [batch.square().mean((0, 2, 3)) for batch in batches]
     products: list[Tensor] = []
     for batch, way in zip(batches, ways, strict=True):
@@ -93,7 +93,7 @@ def test_mabn_folds_to_batch_norm_behind_a_plain_convolution() -> None:
     network = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), normalisation("moving", 5))
     centre(network)
     weight = network[0].weight
-    x = noise(2, 3, 8, 8).float()
+    x = noise(2, 3, 8, 8)
     expected = F.conv2d(x, weight - weight.mean((1, 2, 3), keepdim=True))
     torch.testing.assert_close(network[0](x), expected)
     for _ in range(3):
@@ -107,11 +107,11 @@ def test_mabn_folds_to_batch_norm_behind_a_plain_convolution() -> None:
 
 
 @pytest.mark.parametrize("norm", ["switchable", "moving"])
-def test_a_backbone_with_it_learns_and_is_exported(norm: str) -> None:
+def test_a_backbone_with_it_learns_and_computes_the_same_for_the_device(norm: str) -> None:
     torch.manual_seed(0)
     made = Backbone("test_efficientnet", (8, 16), norm, 0).train()
     assert not any(type(part) is nn.BatchNorm2d for part in made.modules())
-    x = noise(2, 3, 32, 32).float()
+    x = noise(2, 3, 32, 32)
     for _ in range(2):
         sum(level.square().mean() for level in made(x)).backward()
     assert all(parameter.grad is not None for parameter in made.parameters())
@@ -119,6 +119,5 @@ def test_a_backbone_with_it_learns_and_is_exported(norm: str) -> None:
     made.eval()
     expected = [level.detach() for level in made(x)]
     deploy(made)
-    program = torch.export.export(made, (x,))
-    for level, other in zip(program.module()(x), expected, strict=True):
+    for level, other in zip(made(x), expected, strict=True):
         torch.testing.assert_close(level, other, rtol=1e-3, atol=1e-4)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import copy
 import io
 import logging
 import tempfile
@@ -314,7 +313,7 @@ def shows_nothing(image: Image) -> bool:
 def frozen_copy(detector: Detector) -> Detector:
     """A copy to export from: on the CPU, fp32, evaluation mode, without gradients; the original stays as it is.
 
-    Of a slimmable detector it is the plain one of the width that it has; parts that have another form for the device
+    Of a bank it is the plain one of the width or path that it has; parts that have another form for the device
     (`models.deploy`) have that.
 
     Raises:
@@ -323,10 +322,8 @@ def frozen_copy(detector: Detector) -> Detector:
     import torch
 
     from acclimate.models.deploy import deploy
-    from acclimate.models.slimmable import SlimmableDetector
 
-    copied = detector.extract() if isinstance(detector, SlimmableDetector) else copy.deepcopy(detector)
-    copied = copied.cpu().float().eval().requires_grad_(False)
+    copied = detector.plain().cpu().float().eval().requires_grad_(False)
     broken = [name for name, value in copied.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AcclimateError(

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         freeze: int,
         modules: tuple[str, ...] = (),
         output_stride: int = 32,
+        drop_path: float = 0.0,
     ) -> None:
         """Build the backbone without weights; see `load_weights`.
 
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
             freeze: how many of its first stages keep their weights.
             modules: children of torchvision's model whose outputs are the levels.
             output_stride: from which on convolutions are dilated in place of being strided.
+            drop_path: the rate at which timm's deepest block drops itself.
 
         Raises:
             AcclimateError: there is no model `name`, it has no feature pyramid, no dilated version, or no level of a
@@ -70,7 +72,8 @@ class Backbone(nn.Module):
             body: Any = TorchvisionFeatures(name.removeprefix(PREFIX), strides, output_stride)
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         else:
-            body = _extractor(name, self.strides, output_stride)
+            options = {"output_stride": output_stride} if output_stride != 32 else {}
+            body = _extractor(name, self.strides, options | ({"drop_path_rate": drop_path} if drop_path else {}))
         self.body = body
         plain = isinstance(body, PlainVisionTransformer)
         self.channels = tuple(body.channels if plain else body.feature_info.channels())
@@ -164,7 +167,7 @@ class Trunk(nn.Module):
         return found
 
 
-def _extractor(name: str, strides: tuple[int, ...], output_stride: int) -> nn.Module:
+def _extractor(name: str, strides: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
     """timm's extractor of the levels of these strides; of several levels of one stride the last where dilation makes
     them.
 
@@ -179,15 +182,13 @@ def _extractor(name: str, strides: tuple[int, ...], output_stride: int) -> nn.Mo
         reductions = list(probe.feature_info.reduction())
     except (RuntimeError, AttributeError, TypeError):
         raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
-    dilated = output_stride != 32
-    options = {"output_stride": output_stride} if dilated else {}
-    if dilated:
+    dilated = "output_stride" in options
+    if options:
         try:
             reductions = list(timm.create_model(name, features_only=True, **options).feature_info.reduction())
         except (RuntimeError, AttributeError, TypeError, NotImplementedError, AssertionError):
-            raise AcclimateError(
-                f"model.output_stride: timm has no dilated version of {name!r}; leave it at 32"
-            ) from None
+            lacks = "output_stride: timm has no dilated version" if dilated else "drop_path: timm has no such version"
+            raise AcclimateError(f"model.{lacks} of {name!r}; leave it out") from None
     if is_plain(reductions):
         return PlainVisionTransformer(name, strides)
     missing = [stride for stride in strides if stride not in reductions]

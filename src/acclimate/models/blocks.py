@@ -36,7 +36,14 @@ class ShuffleUnit(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, groups: int = 3, stride: int = 1, *, first: int = 0, norm: Norm = nn.BatchNorm2d
+        self,
+        inputs: int,
+        outputs: int,
+        groups: int = 3,
+        stride: int = 1,
+        *,
+        first: int = 0,
+        norm: Norm = nn.BatchNorm2d,
     ) -> None:
         """Build a unit.
 

@@ -71,7 +71,7 @@ class DenseDetector(Detector):
             AcclimateError: the backbone is unknown, lacks a level, or the weights do not fit.
         """
         super().__init__()
-        self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze, output_stride=spec.output_stride)
+        self.backbone = self.make_backbone(spec)
         from_where = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
         self.spec = spec.model_copy(update={"start": from_where})
         self._normalise_by(self.backbone.mean, self.backbone.std)
@@ -100,6 +100,13 @@ class DenseDetector(Detector):
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("point_strides", strides, persistent=False)
         self.finish(weights != "none")
+
+    def make_backbone(self, spec: DetectorSpec) -> Backbone:
+        """The backbone, without weights."""
+        return Backbone(
+            spec.backbone, spec.strides, spec.norm, spec.freeze,
+            output_stride=spec.output_stride, drop_path=spec.drop_path,
+        )  # fmt: skip
 
     def finish(self, pretrained: bool) -> None:
         """The end of the construction: cut what `spec.widths` says, and freeze what the options say."""

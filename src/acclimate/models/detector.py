@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ class DetectorSpec(BaseModel):
     """From which on the backbone's convolutions are dilated in place of being strided, pixels."""
     conv: str = "depthwise"
     """The spatial convolution of the pyramid and the head, `models.blocks.CONVOLUTIONS`."""
+    drop_path: float = 0.0
+    """The rate at which the deepest of timm's blocks drops itself in training."""
     context: str | None = None
     """What each level of the pyramid passes besides, `models.blocks.CONTEXTS`."""
     folded: bool = True
@@ -133,6 +136,8 @@ class Detector(nn.Module, ABC):
     any_size: ClassVar[bool] = False
     """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
     convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
+    bank: ClassVar[bool] = False
+    """Whether it holds many detectors, one of which `search` cuts out (`select.search.Bank`)."""
     has_blocks: ClassVar[bool] = False
     """Whether its pyramid and head are made of the blocks that `model.conv` and `model.context` choose among."""
     predictors: ClassVar[tuple[str, ...]] = ()
@@ -180,11 +185,16 @@ class Detector(nn.Module, ABC):
             norm=config.norm,
             freeze=config.freeze,
             output_stride=config.output_stride,
+            drop_path=config.drop_path,
             conv=config.conv,
             context=config.context,
             reading=reading,
             folded=config.norm != "frozen",
         )
+
+    def plain(self) -> Detector:
+        """A copy of what is exported of it: all of it, or of a bank the detector that it computes as now."""
+        return copy.deepcopy(self)
 
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:

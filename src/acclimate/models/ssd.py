@@ -104,7 +104,12 @@ class SSDDetector(Detector):
             channels = [level.shape[1] for level in _probe(spec.backbone, spec.image_size)]
         else:
             self.backbone = Backbone(
-                spec.backbone, spec.strides, spec.norm, spec.freeze, output_stride=spec.output_stride
+                spec.backbone,
+                spec.strides,
+                spec.norm,
+                spec.freeze,
+                output_stride=spec.output_stride,
+                drop_path=spec.drop_path,
             )
             start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
             self.backbone.settle(spec.folded)

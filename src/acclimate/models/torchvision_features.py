@@ -108,7 +108,7 @@ def classifier(name: str, output_stride: int = 32) -> nn.Module:
         return _made(name, options)
     except (TypeError, NotImplementedError):
         raise AcclimateError(
-            f"model.output_stride: torchvision has no dilated version of {name!r}; leave it at 32"
+            f"model.output_stride: torchvision has no dilated version of {name!r}; leave it out"
         ) from None
 
 

@@ -192,7 +192,13 @@ class TwoStageDetector(Detector):
         start = spec.start
         for _ in range(head.pyramids):
             backbone = Backbone(
-                spec.backbone, spec.strides, spec.norm, spec.freeze, options.modules, spec.output_stride
+                spec.backbone,
+                spec.strides,
+                spec.norm,
+                spec.freeze,
+                options.modules,
+                spec.output_stride,
+                spec.drop_path,
             )
             if weights != "none":
                 start = load_weights(backbone, spec.backbone, weights)

@@ -15,6 +15,7 @@ from acclimate.run import Run
 from acclimate.training.recipe import Recipe, carry_out, specified, started_from
 
 if TYPE_CHECKING:
+    from acclimate.adapt.drop_path import DropPathSchedule
     from acclimate.adapt.methods import Method
     from acclimate.adapt.source_statistics import SourceStatistics
     from acclimate.data.formats import LabelledSet

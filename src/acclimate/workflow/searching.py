@@ -14,11 +14,11 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Budget, Config, parse
+from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
 from acclimate.progress import counting
 from acclimate.run import Manifest, Notes, Run, SetNotes, digest, locked
 from acclimate.training.recipe import weights_of
-from acclimate.training.slim import check_slimmable
 from acclimate.workflow.delivery import Precision, artifact_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def search(
     stages.one_process("search")
     bank, target, out = Path(bank), Path(target), Path(out)
     parent = stages.finished(bank)
-    check_slimmable(parent)
+    _check_bank(parent)
     with contextlib.ExitStack() as stack:
         # What is judged and timed is kept in the bank.
         for folder in (bank, *(out / name for name in budgets)):
@@ -152,6 +152,23 @@ def _search(
             else:
                 (unknown if outcome.unknown else missed)[name] = _told(name, budget, outcome)
     return Search({name: found[name] for name in budgets if name in found}, missed, unknown)
+
+
+def _check_bank(run: Run) -> None:
+    """Refuse a run whose detector has nothing to choose among.
+
+    Raises:
+        AcclimateError: it is of one width and of one path.
+    """
+    from acclimate.models.detector import is_bank
+
+    spec = run.read("spec.json")
+    kind = spec.get("kind", "dense")
+    if not is_bank(kind) or spec.get("path") is not None:
+        raise AcclimateError(
+            f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable or supernet "
+            "and start there"
+        )
 
 
 def _every_tenth(console: Console | None) -> Callable[[int], None]:

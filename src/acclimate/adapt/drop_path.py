@@ -1,0 +1,32 @@
+"""Drop path whose rate rises with the training (Zoph et al. 2018, section 4: ScheduledDropPath).
+
+timm's blocks drop themselves (stochastic depth, Huang et al. 2016), deeper ones more often; here each of their rates is
+multiplied by how far the training is.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from acclimate.adapt.objective import Step, Term
+
+
+class DropPathSchedule(Term):
+    """Changes what the detector drops and has no loss."""
+
+    name: ClassVar[str] = "drop_path"
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, as these are the detector's.
+        self._parts = tuple((part, float(part.drop_prob)) for part in detector.modules() if isinstance(part, DropPath))
+
+    def prepare(self, step: Step) -> None:
+        for part, rate in self._parts:
+            part.drop_prob = rate * step.progress
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        return {}
