@@ -37,7 +37,7 @@ def batch(seed: int = 0) -> Batch:
     return Batch(weak=images, strong=images, targets=[box, box])
 
 
-NOTHING = LabelledSet(classes=("a", "b"), images=())
+NOTHING = LabelledSet("nothing", "coco", ("a", "b"), ())
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])

@@ -78,7 +78,7 @@ def test_the_search_knows_its_paths_and_what_is_no_path_is_told() -> None:
     bank = supernet()
     space = Space.of(bank)
     assert len(list(itertools.product(*space.choices))) == len(BLOCKS) ** 4
-    with pytest.raises(AcclimateError, match="4 ranks of 0.25"):
+    with pytest.raises(AcclimateError, match=r"4 ranks of 0\.25"):
         bank.set_path((0.3, 1, 1, 1))
     with pytest.raises(AcclimateError, match=r"model\.norm"):
         supernet(norm="frozen")

@@ -47,6 +47,8 @@ class AdaptConfig(Options):
     """A large, frozen detector that teaches."""
     matching: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
     """Weight of the distance of the target's features to the moments that the run keeps of its source's."""
+    drop_path: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Part of the rates of `model.drop_path` that the end of the run has; they rise to it linearly."""
     prior: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
     """Weight of the entropy of an image's scores, so that they gather on few boxes."""
     pruning: Annotated[PruningConfig | None, Added(None)] = None

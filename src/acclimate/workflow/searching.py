@@ -160,11 +160,11 @@ def _check_bank(run: Run) -> None:
     Raises:
         AcclimateError: it is of one width and of one path.
     """
-    from acclimate.models.detector import is_bank
+    from acclimate.models.detector import family
 
     spec = run.read("spec.json")
     kind = spec.get("kind", "dense")
-    if not is_bank(kind) or spec.get("path") is not None:
+    if not family(kind).bank or spec.get("path") is not None:
         raise AcclimateError(
             f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable or supernet "
             "and start there"
