@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,8 +52,16 @@ class DetectorSpec(BaseModel):
     strides: tuple[int, ...]
     channels: int
     depth: int
-    norm: Literal["batch", "frozen", "group"] = "batch"
+    norm: Literal["batch", "frozen", "group", "switchable", "moving"] = "batch"
     freeze: int = 0
+    output_stride: int = 32
+    """From which on the backbone's convolutions are dilated in place of being strided, pixels."""
+    conv: str = "depthwise"
+    """The spatial convolution of the pyramid and the head, `models.blocks.CONVOLUTIONS`."""
+    drop_path: float = 0.0
+    """The rate at which the deepest of timm's blocks drops itself in training."""
+    context: str | None = None
+    """What each level of the pyramid passes besides, `models.blocks.CONTEXTS`."""
     folded: bool = True
     """With `norm = "frozen"`: whether the normalisation is part of the convolutions' weights, as in every detector that
     was made before this could be told, and in what is cut from a slimmable one."""
@@ -127,6 +136,10 @@ class Detector(nn.Module, ABC):
     any_size: ClassVar[bool] = False
     """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
     convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
+    bank: ClassVar[bool] = False
+    """Whether it holds many detectors, one of which `search` cuts out (`select.search.Bank`)."""
+    has_blocks: ClassVar[bool] = False
+    """Whether its pyramid and head are made of the blocks that `model.conv` and `model.context` choose among."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
     student: ClassVar[str] = ""
@@ -148,7 +161,7 @@ class Detector(nn.Module, ABC):
             AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
         """
         backbone, channels, depth = PRESETS[config.size]
-        strides = config.strides or (8, 16, 32)
+        strides = config.strides or tuple(stride for stride in (8, 16, 32) if stride <= config.output_stride)
         height, width = config.image_size
         if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
             raise AcclimateError(
@@ -156,6 +169,9 @@ class Detector(nn.Module, ABC):
             )
         if list(strides) != sorted(set(strides)):
             raise AcclimateError(f"model.strides: {list(strides)} must rise")
+        if not cls.has_blocks and (config.conv != "depthwise" or config.context is not None):
+            key = "conv" if config.conv != "depthwise" else "context"
+            raise AcclimateError(f"model.{key}: a {config.kind} detector has no such blocks; take model.kind=dense")
         if not classes:
             raise AcclimateError("source: the data set names no class, so there is nothing to detect")
         return DetectorSpec(
@@ -168,9 +184,17 @@ class Detector(nn.Module, ABC):
             depth=depth if config.depth is None else config.depth,
             norm=config.norm,
             freeze=config.freeze,
+            output_stride=config.output_stride,
+            drop_path=config.drop_path,
+            conv=config.conv,
+            context=config.context,
             reading=reading,
             folded=config.norm != "frozen",
         )
+
+    def plain(self) -> Detector:
+        """A copy of what is exported of it: all of it, or of a bank the detector that it computes as now."""
+        return copy.deepcopy(self)
 
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:

@@ -72,13 +72,23 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
         method=lambda detector, source: _method(config, detector, source),
         warm=True,
         start=lambda detector: detector.spec.start,
+        keep=lambda run, average, console: _settle(config, images, average),
     )
+
+
+def _settle(config: Config, images: LabelledSet, average: Detector) -> None:
+    """Give switchable normalisation the plain average over batches that it is evaluated with."""
+    from acclimate.data.dataset import choose
+    from acclimate.models.normalisations import SwitchableNorm2d
+    from acclimate.models.statistics import IMAGES, recalibrate
+
+    if any(isinstance(part, SwitchableNorm2d) for part in average.modules()):
+        recalibrate(average, choose(images.paths, IMAGES, config.seed))
 
 
 def _method(config: Config, detector: Detector, source: LabelledSet | SourceStatistics) -> Method:
     from acclimate.adapt.methods import method
 
     own = config.model.own
-    return method(
-        AdaptConfig.model_validate({"teacher": None, **(own.training if own else {})}), detector, source, config.seed
-    )
+    methods = {"teacher": None, "drop_path": float(config.model.drop_path > 0), **(own.training if own else {})}
+    return method(AdaptConfig.model_validate(methods), detector, source, config.seed)

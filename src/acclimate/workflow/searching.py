@@ -14,11 +14,11 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Budget, parse
+from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
 from acclimate.progress import counting
 from acclimate.run import Manifest, Notes, Run, SetNotes, digest, locked
 from acclimate.training.recipe import weights_of
-from acclimate.training.slim import check_slimmable
 from acclimate.workflow.delivery import Precision, artifact_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def search(
 
     bank, target, out = Path(bank), Path(target), Path(out)
     parent = stages.finished(bank)
-    check_slimmable(parent)
+    _check_bank(parent)
     exporting.check(runtime, [precision], "--precision")
     with contextlib.ExitStack() as stack:
         # What is judged and timed is kept in the bank.
@@ -281,6 +281,22 @@ class _Searching:
                 # What is judged and timed is in the bank's run, so nothing is lost.
                 shutil.rmtree(out, ignore_errors=True)
         return outcome
+
+
+def _check_bank(run: Run) -> None:
+    """Refuse a run whose detector has nothing to choose among.
+
+    Raises:
+        AcclimateError: it is of one width and of one path.
+    """
+    from acclimate.models import detector as models
+
+    kind, values = models.specification(run.path).kind, run.read("spec.json")
+    if not models.family(kind).bank or values.get("path") is not None:
+        raise AcclimateError(
+            f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable or supernet "
+            "and start there"
+        )
 
 
 def _every_tenth(console: Console | None) -> Callable[[int], None]:
