@@ -460,9 +460,33 @@ def tune(
 @app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run folder")],
-    options: OwnOptions = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]... [KEY=VALUE]...",
+            help="further runs, to measure all of them as one detector; and options of both data sets; data.split=test "
+            "or source.split=val is of one of them",
+        ),
+    ] = None,
     data: Target = None,
     source: Source = None,
+    fuse: Annotated[
+        str, typer.Option(help="how the boxes of several runs or views become one set: wbf, nms or soft-nms")
+    ] = "wbf",
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--view",
+            help="test-time augmentation: look at the images in this way too: flip, a scale of the canvas such as "
+            "1.25, or both as flip,1.25; may be repeated",
+        ),
+    ] = None,
+    suppression: Annotated[
+        str | None,
+        typer.Option(
+            help="nms, soft-linear or soft-gaussian, in place of the run's own model.suppression", show_default=False
+        ),
+    ] = None,
     hindsight: Annotated[
         bool,
         typer.Option(
@@ -471,6 +495,7 @@ def evaluate(
             "how well each label-free score ranked them",
         ),
     ] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="measure the AP of the detector's masks too")] = False,
     track: Track = None,
     as_json: AsJson = None,
 ) -> None:
@@ -478,13 +503,25 @@ def evaluate(
     from acclimate import trackers, workflow
     from acclimate.evaluate import told
 
-    sets = _sets(source, data, options)
+    paths = [path, *(Path(one) for one in options or () if "=" not in one)]
+    sets = _sets(source, data, [one for one in options or () if "=" in one])
     if not sets:
         raise AcclimateError("evaluate: name a labelled set: --data for the target's, --source for the source's")
     out = _console(as_json)
+    if len(paths) > 1 or view or suppression:
+        if hindsight or masks:
+            raise AcclimateError(
+                "--hindsight and --masks are of one run as it is; leave out further runs, --view and --suppression"
+            )
+        looks = workflow.Looks.of(fuse=fuse, views=view or (), suppression=suppression)
+        together = [workflow.evaluate_together(paths, one, name, role, looks, console=out) for one, name, role in sets]
+        if as_json is not None:
+            _write_json(as_json, {"evaluations": [told(result) for result in together]})
+        _say("evaluations", path / "ensembles", out)
+        return
     with trackers.asked(track or ()):
         results = [
-            workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", console=out)
+            workflow.evaluate(path, one, name, role, hindsight=hindsight and role == "target", masks=masks, console=out)
             for one, name, role in sets
         ]
     if as_json is not None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from acclimate.errors import AcclimateError
 from acclimate.run import ClassAP, Evaluation, Resamples
-from acclimate.structures import Annotations, Detections
+from acclimate.structures import Annotations, Detections, View
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -148,6 +148,51 @@ def average_precision(
     )
 
 
+def mask_average_precision(
+    predictions: Sequence[tuple[Detections, Sequence[Mapping[str, Any]]] | None], truth: LabelledSet
+) -> tuple[float, float]:
+    """COCO AP and AP50 of masks, 0..1; a mean over the classes that have an object with an outline.
+
+    Args:
+        predictions: one an image of `truth`: what was found, with labels into its classes, and the mask of each as
+            COCO's run lengths; None where an image could not be read, which then takes no part.
+        truth: labelled images with outlines; an object without one takes no part.
+
+    Raises:
+        AcclimateError: no object that counts has an outline.
+    """
+    from hotcoco import COCO, COCOeval
+    from hotcoco import mask as coco
+
+    images, objects, results = [], [], []
+    for index, (image, found) in enumerate(zip(truth.images, predictions, strict=True)):
+        if found is None:
+            continue
+        images.append({"id": index, "file_name": str(index), "height": image.height, "width": image.width})
+        own = image.annotations
+        for box, label, ignored, outline in zip(own.boxes, own.labels, own.ignore, own.outlines or (), strict=True):
+            if outline and label >= 0:
+                polygons = [polygon.ravel().astype(float).tolist() for polygon in outline]
+                merged = coco.merge(coco.frPyObjects(polygons, image.height, image.width))
+                named = {"id": len(objects) + 1, "image_id": index, "category_id": int(label), "iscrowd": int(ignored)}
+                shape = {"segmentation": merged, "area": float(coco.area(merged)), "bbox": _xywh(box[None])[0].tolist()}
+                objects.append(named | shape)
+        detections, masks = found
+        results += [
+            {"image_id": index, "category_id": int(label), "score": float(score), "segmentation": mask}
+            for label, score, mask in zip(detections.labels, detections.scores, masks, strict=True)
+        ]
+    if not any(not one["iscrowd"] for one in objects):
+        raise AcclimateError("no object of the set has an outline, so AP of masks is not defined")
+    if not results:
+        return 0.0, 0.0
+    names = [{"id": index, "name": name} for index, name in enumerate(truth.classes)]
+    gold = COCO({"images": images, "categories": names, "annotations": objects})
+    run = COCOeval(gold, gold.load_res(results), "segm")
+    run.run()
+    return float(run.stats[0]), float(run.stats[1])
+
+
 def interval(resamples: str | NDArray[np.float64]) -> Interval | None:
     """The middle 95 % of the draws (R,); None where more than half of them have no value."""
     values = _decoded(resamples) if isinstance(resamples, str) else resamples
@@ -248,6 +293,7 @@ def predictions_of(
     *,
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
+    view: View | None = None,
 ) -> list[Detections | None]:
     """What an eager detector sees in the images of a set, with labels into the set's classes.
 
@@ -257,13 +303,15 @@ def predictions_of(
         data: the set's name, for the message.
         batch_size: images a forward pass.
         report: told of images that cannot be read.
+        view: how they are looked at; as they are where None.
 
     Raises:
-        AcclimateError: the set has a class that the detector does not know.
+        AcclimateError: the set has a class that the detector does not know, or the view is not for this detector.
     """
-    from acclimate.models.predict import predict
+    from acclimate.models.predict import PLAIN, predict
 
-    found = predict(detector, [image.path for image in truth.images], batch_size=batch_size, report=report)
+    paths = [image.path for image in truth.images]
+    found = predict(detector, paths, batch_size=batch_size, report=report, view=view or PLAIN)
     return relabel(found, detector.spec.classes, truth.classes, data)
 
 

@@ -211,6 +211,9 @@ class Evaluation(BaseModel):
     """Of the set's image names and labels; empty where an earlier version measured."""
     resamples: Resamples | None = None
     """None for fewer images than an interval can be told from, and where an earlier version measured."""
+    mask_ap: float | None = None
+    """COCO AP of the masks, where they were measured, and at IoU 0.5."""
+    mask_ap50: float | None = None
 
 
 def counted(images: int, unreadable: int) -> str:

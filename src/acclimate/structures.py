@@ -133,12 +133,14 @@ class Annotations:
         ignore: (N,) bool; a detection that matches such a box counts neither for nor against, and no loss is
             taken inside it (COCO's crowd, KITTI's DontCare, VOC's difficult).
         outlines: one for each box; None where nobody asked for masks.
+        visible: (N, 4), the part of each box that nothing hides; None where the set does not say.
     """
 
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.bool_]
     outlines: tuple[Outline, ...] | None = None
+    visible: NDArray[np.float32] | None = None
 
     @classmethod
     def empty(cls) -> Annotations:
@@ -151,7 +153,8 @@ class Annotations:
         outlines = self.outlines
         if outlines is not None:
             outlines = tuple(outlines[row] for row in np.arange(len(self))[index])
-        return Annotations(self.boxes[index], self.labels[index], self.ignore[index], outlines)
+        visible = None if self.visible is None else self.visible[index]
+        return Annotations(self.boxes[index], self.labels[index], self.ignore[index], outlines, visible)
 
     def with_boxes(self, boxes: NDArray[np.float32]) -> Annotations:
         """The same objects with other boxes, (N, 4)."""
@@ -159,15 +162,31 @@ class Annotations:
 
     def moved(self, scale: tuple[float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Annotations:
         """Every x and y times its scale plus its shift; a negative scale mirrors, and boxes stay xyxy."""
-        boxes = self.boxes * np.array([*scale, *scale], np.float32) + np.array([*shift, *shift], np.float32)
-        for axis in (0, 1):
-            if scale[axis] < 0:
-                boxes[:, [axis, axis + 2]] = boxes[:, [axis + 2, axis]]
+        boxes = _moved(self.boxes, scale, shift)
+        visible = None if self.visible is None else _moved(self.visible, scale, shift)
         outlines = self.outlines
         if outlines is not None:
             factor, offset = np.array(scale, np.float32), np.array(shift, np.float32)
             outlines = tuple(tuple(polygon * factor + offset for polygon in one) for one in outlines)
-        return replace(self, boxes=boxes, outlines=outlines)
+        return replace(self, boxes=boxes, outlines=outlines, visible=visible)
+
+
+def _moved(boxes: NDArray[np.float32], scale: tuple[float, float], shift: tuple[float, float]) -> NDArray[np.float32]:
+    moved = boxes * np.array([*scale, *scale], np.float32) + np.array([*shift, *shift], np.float32)
+    for axis in (0, 1):
+        if scale[axis] < 0:
+            moved[:, [axis, axis + 2]] = moved[:, [axis + 2, axis]]
+    return moved
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the images are looked at: one view of test-time augmentation."""
+
+    scale: float = 1.0
+    """Sides of the canvas, relative to the detector's own; other than 1 for a detector of convolutions alone."""
+    flip: bool = False
+    """Whether the images are mirrored, left to right; boxes are mirrored back."""
 
 
 @dataclass(slots=True, eq=False)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acclimate.adapt.fusion import fuse, mirrored
 from acclimate.adapt.objective import Objective, Step
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import NEVER, UNSURE, Known, Teacher, as_targets, known_from
+from acclimate.boxes.fusion import fuse, mirrored
 from acclimate.config import ModelConfig, SsdConfig, TeacherConfig, TwoStageConfig
 from acclimate.models.detector import Detector, DetectorSpec, build, specify
 from acclimate.structures import Annotations, Batch, Detections

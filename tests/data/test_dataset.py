@@ -215,6 +215,18 @@ def test_fourier_needs_a_target_and_touches_the_source_alone(source: LabelledSet
     assert not same(first, take(make(source, target, mixed, seed=1), 1)[0][0])
 
 
+def test_views_of_several_images_are_of_labelled_ones_alone(source: LabelledSet, target: UnlabelledSet) -> None:
+    composed = PLAIN.model_copy(update={"mosaic": 1.0, "mixup": 1.0})
+    plain, plain_target = take(make(source, target, PLAIN), 1)[0]
+    first, second = take(make(source, target, composed), 1)[0]
+    assert same(second, plain_target)
+    assert not torch.equal(first.weak, plain.weak)
+    assert first.targets is not None
+    assert plain.targets is not None
+    assert sum(map(len, first.targets)) > sum(map(len, plain.targets))
+    assert same(first, take(make(source, target, composed, workers=2), 1)[0][0])
+
+
 def test_a_mask_is_on_the_strong_view_of_the_target_alone(source: LabelledSet, target: UnlabelledSet) -> None:
     hides = PLAIN.model_copy(update={"mask": 1.0, "mask_block": 16})
     plain, plain_target = take(make(source, target, PLAIN), 1)[0]

@@ -741,3 +741,45 @@ def test_real_sets(shared_data: Path, part: dict[str, str], images: int, boxes: 
     else:
         assert sum(image.annotations.ignore.sum() for image in found.images) > 0
         assert found.classes == ("Bicycle", "Car", "OtherVehicle", "Person")
+
+
+def test_citypersons_has_whole_and_visible_boxes(tmp_path: Path) -> None:
+    stem = "aachen_000000_000019"
+    picture(tmp_path / f"leftImg8bit/train/aachen/{stem}_leftImg8bit.png", (40, 60))
+    objects = [
+        {"label": "pedestrian", "bbox": [10, 5, 10, 20], "bboxVis": [10, 5, 10, 8]},
+        {"label": "rider", "bbox": [30, 5, 10, 20], "bboxVis": [30, 5, 10, 20]},
+        {"label": "pedestrian", "bbox": [10, 5]},
+    ]
+    content = {"imgHeight": 40, "imgWidth": 60, "objects": objects}
+    text(tmp_path / f"gtBboxCityPersons/train/aachen/{stem}_gtBboxCityPersons.json", json.dumps(content))
+    assert detect(tmp_path) == "citypersons"
+    found = read(DataConfig(path=tmp_path))
+    only_problem(found, "object 3", "no label, bbox or bboxVis")
+    own = found.images[0].annotations
+    assert own.ignore.tolist() == [False, True]
+    assert own.boxes.tolist() == [[10, 5, 20, 25], [30, 5, 40, 25]]
+    assert own.visible is not None
+    assert own.visible.tolist() == [[10, 5, 20, 13], [30, 5, 40, 25]]
+    # They move with their boxes.
+    moved = own.moved((-2.0, 1.0), (120.0, 3.0))
+    assert moved.visible is not None
+    assert moved.visible[0].tolist() == [80, 8, 100, 16]
+    assert own[np.array([1])].visible.tolist() == [[30, 5, 40, 25]]  # type: ignore[union-attr]
+
+
+def test_generated_scenes_know_whole_objects(tmp_path: Path) -> None:
+    from acclimate.scenes.sets import generate
+
+    generate(tmp_path / "set", 3, (96, 128), 0)
+    seen, whole = (read(DataConfig(path=tmp_path / "set", full=full)) for full in (False, True))
+    hidden = 0
+    for one, other in zip(seen.images, whole.images, strict=True):
+        a, b = one.annotations, other.annotations
+        assert a.visible is None
+        assert b.visible is not None
+        np.testing.assert_allclose(b.visible, a.boxes, atol=1e-3)
+        assert (b.boxes[:, :2] <= a.boxes[:, :2] + 1e-3).all()
+        assert (b.boxes[:, 2:] >= a.boxes[:, 2:] - 1e-3).all()
+        hidden += int((np.abs(b.boxes - a.boxes).max(axis=1) > 2).sum())
+    assert hidden

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from acclimate.adapt.fusion import fuse, mirrored
+from acclimate.boxes.fusion import fuse, mirrored
 from acclimate.config import ModelConfig
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError

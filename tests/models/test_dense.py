@@ -18,8 +18,8 @@ from acclimate.boxes.tensors import pairwise
 from acclimate.data.formats import LabelledImage, LabelledSet
 from acclimate.evaluate import average_precision
 from acclimate.models.dense import PRIOR, START_DISTANCE, TOP_LOCATIONS, DenseDetector
-from acclimate.models.dense import quality_focal_loss as qfl
 from acclimate.models.detector import DetectorSpec
+from acclimate.models.losses import quality_focal_loss as qfl
 from acclimate.structures import Annotations
 
 GFL_BOX_WEIGHT = 2.0

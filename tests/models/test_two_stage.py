@@ -92,9 +92,9 @@ boxes_st = st.tuples(st.floats(0, 80), st.floats(0, 50), st.floats(3, 60), st.fl
 def test_anchors_are_labelled_as_torchvision_does(listed: list[tuple[float, float, float, float]]) -> None:
     boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in listed])
     anchors = ANCHORS
-    truth = two_stage._Truth(annotations(*boxes.tolist()), torch.device("cpu"))
+    truth = roi_heads.Truth(annotations(*boxes.tolist()), torch.device("cpu"))
     labels, matched = truth.match_anchors(anchors)
-    matcher = reference.Matcher(two_stage.OBJECT, two_stage.BACKGROUND, allow_low_quality_matches=True)
+    matcher = reference.Matcher(roi_heads.OBJECT, roi_heads.BACKGROUND, allow_low_quality_matches=True)
     expected = matcher(tensors.pairwise(boxes, anchors))
     # Boxes without any anchor near are nobody's; torchvision then takes all of them, as all overlap by nothing.
     reached = (tensors.pairwise(boxes, anchors).amax(1) > 0).all()
@@ -194,7 +194,7 @@ def test_losses_repeat_with_the_seed_of_torch() -> None:
 
 def test_boxes_inside_ignored_regions_are_in_no_loss() -> None:
     region = annotations((0, 0, 96, 64), ignore=True)
-    truth = two_stage._Truth(region, torch.device("cpu"))
+    truth = roi_heads.Truth(region, torch.device("cpu"))
     inside = tensors.clip(ANCHORS, SIZE)
     assert (truth.match_anchors(inside)[0] == -1).all()
     assert (truth.match_proposals(inside)[0] == -1).all()
@@ -206,7 +206,7 @@ def test_boxes_inside_ignored_regions_are_in_no_loss() -> None:
 
 def test_an_object_beside_an_ignored_region_still_counts() -> None:
     both = Annotations(np.float32([[8, 8, 40, 40], [0, 0, 96, 64]]), np.array([1, -1]), np.array([False, True]))
-    truth = two_stage._Truth(both, torch.device("cpu"))
+    truth = roi_heads.Truth(both, torch.device("cpu"))
     labels, which = truth.match_proposals(torch.tensor([[9.0, 9, 40, 40]]))
     assert labels.tolist() == [2]
     assert truth.boxes_of(which).tolist() == [[8, 8, 40, 40]]

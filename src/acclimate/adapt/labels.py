@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acclimate.adapt.fusion import IOU, fuse
 from acclimate.adapt.objective import Step, Term, View
 from acclimate.adapt.teacher import NEVER, UNSURE, as_targets, measure
+from acclimate.boxes.fusion import IOU, fuse
 from acclimate.boxes.match import overlaps
 from acclimate.config import LabelsConfig
 from acclimate.data import scored

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acclimate.adapt.fusion import fuse, mirrored
+from acclimate.boxes.fusion import fuse, mirrored
 from acclimate.data.augment import FILL
 from acclimate.data.dataset import plain_images
 from acclimate.edge.images import Letterbox, Reading

@@ -20,6 +20,7 @@ from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
 from acclimate.config.methods.teacher import TeacherConfig
+from acclimate.config.methods.triplet import TripletConfig
 from acclimate.config.model import KINDS, ModelConfig
 from acclimate.config.options import Added, Options, Prose
 from acclimate.config.reading import merge, overlay, parse, read
@@ -58,6 +59,7 @@ __all__ = [
     "SuppressionConfig",
     "TeacherConfig",
     "TransformersConfig",
+    "TripletConfig",
     "TuneConfig",
     "TwoStageConfig",
     "finishing",

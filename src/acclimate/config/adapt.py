@@ -20,6 +20,7 @@ from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
 from acclimate.config.methods.teacher import TeacherConfig
+from acclimate.config.methods.triplet import TripletConfig
 from acclimate.config.options import NONE, Added, Options, choices, said
 
 
@@ -39,6 +40,8 @@ class AdaptConfig(Options):
     """What a labeller has found in the target images."""
     alignment: Annotated[AlignmentConfig | None, Added(None)] = None
     """Features drawn to those of a frozen encoder."""
+    triplet: Annotated[TripletConfig | None, Added(None)] = None
+    """Objects of a class drawn together, and those of others apart, across both domains."""
     adversarial: AdversarialConfig | None = None
     """Domain critics."""
     suppression: SuppressionConfig | None = None

@@ -11,8 +11,8 @@ from acclimate.config.options import Added, Canvas, Factor, Options
 from acclimate.structures import LARGEST_SIDE
 
 FORMATS = (
-    "cityscapes", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo", "voc",
-    "labelme", "coco",
+    "cityscapes", "citypersons", "kitti", "dota", "supervisely", "openimages", "wider", "cvat", "labelstudio", "yolo",
+    "voc", "labelme", "coco",
 )  # fmt: skip
 """Formats of labelled sets, each a file of `data/formats`; the first one that knows a folder reads it."""
 
@@ -46,6 +46,9 @@ class DataConfig(Options):
     """Classes whose boxes count neither for nor against."""
     drop: tuple[str, ...] = ()
     """Classes whose boxes are background."""
+    full: Annotated[bool, Added(False)] = False
+    """Of a COCO set whose objects have a `full_bbox` too, as generated scenes do: take that as the box, and `bbox` as
+    the part of it that is visible."""
     orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
     """Whether an EXIF tag turns a picture, as viewers do (`apply`), or its pixels are taken as they are (`stored`)."""
     intensity: Annotated[tuple[float, float] | Literal["set"] | None, Added(None)] = None
@@ -102,9 +105,21 @@ class AugmentConfig(Options):
     """Side of the blocks in pixels."""
     mask_ratio: Annotated[float, Added(0.5)] = Field(default=0.5, gt=0, lt=1)
     """Share of the blocks that are hidden."""
+    mosaic: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Chance that a labelled image is a mosaic of four (`data/compose.py`)."""
+    mixup: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Chance that a labelled image is blended with another, and has the boxes of both."""
+    copy_paste: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Chance that objects of another image are put on a labelled one, cut out by their outlines; the source is then a
+    COCO set with polygons."""
     balance: Annotated[Literal["none", "classes", "target"], Added("none")] = "none"
     """How often a source image is drawn: all alike (`none`), more often with `classes` that few images show, or, while
     adapting, so that classes come up as often as the detector finds them on the `target`."""
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a view is made by the outlines of objects."""
+        return self.copy_paste > 0
 
     @property
     def looks_at_target(self) -> bool:

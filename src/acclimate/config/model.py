@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from acclimate.boxes.soft_nms import Suppression
 from acclimate.config.kinds import KindOptions
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.supernet import SupernetConfig
 from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
+from acclimate.config.kinds.zoom import ZoomConfig
+from acclimate.config.losses import LossConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
-KINDS = ("dense", "two-stage", "ssd", "slimmable", "supernet", "transformers")
+KINDS = ("dense", "two-stage", "ssd", "slimmable", "supernet", "transformers", "zoom")
 """The kinds of detectors. What a kind is, is the class of that kind in `models/NAME.py`, with `_` for `-`; its options,
 where it has any, are the field of that name of `ModelConfig`."""
 
@@ -70,6 +73,11 @@ class ModelConfig(Options):
     over the source training."""
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
+    suppression: Annotated[Suppression, Added("nms")] = "nms"
+    """What becomes of a box that overlaps a better one of its class: it is dropped (`nms`), or loses score
+    (`soft-linear`, `soft-gaussian`; Bodla et al. 2017). Not for `transformers`, which have no NMS."""
+    losses: Annotated[LossConfig, Added(LossConfig())] = LossConfig()
+    """What the losses are made of, in place of the kind's own."""
     two_stage: TwoStageConfig = TwoStageConfig()
     """The second stage; for `kind = "two-stage"` alone."""
     ssd: SsdConfig = SsdConfig()
@@ -80,6 +88,8 @@ class ModelConfig(Options):
     """The places of blocks; for `kind = "supernet"` alone."""
     transformers: TransformersConfig = TransformersConfig()
     """Where the checkpoint is; for `kind = "transformers"` alone."""
+    zoom: Annotated[ZoomConfig, Added(ZoomConfig())] = ZoomConfig()
+    """How the large canvas is sampled; for `kind = "zoom"` alone."""
 
     @property
     def own(self) -> KindOptions | None:

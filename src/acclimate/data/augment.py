@@ -113,6 +113,9 @@ def on_canvas(annotations: Annotations, image_size: tuple[int, int]) -> Annotati
     after = clipped[:, 2:] - clipped[:, :2]
     kept = (after.min(axis=1) >= MIN_SIDE_PX) & (after.prod(axis=1) >= MIN_VISIBLE * before.prod(axis=1))
     found = annotations.with_boxes(clipped)[kept]
+    if found.visible is not None:
+        limit = np.array([columns, rows] * 2, np.float32)
+        found = replace(found, visible=np.clip(found.visible, 0, limit))
     if found.outlines is None:
         return found
     return replace(found, outlines=tuple(clipped_outline(one, image_size) for one in found.outlines))

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from acclimate.config import AugmentConfig, ScheduleConfig
+from acclimate.data import compose
 from acclimate.data.augment import Statistics, fourier, geometry, masked, restyle, statistics, strong
 from acclimate.data.balance import drawn
 from acclimate.data.climate import CLIMATE_IMAGES, Climate, fitted
@@ -251,6 +252,8 @@ class Loader:
             if stream == _TARGET and self._large > 1:
                 enlarged.append(self._enlarged(image, copy.deepcopy(rng)))
             canvas, annotations = geometry(image, annotations, self._image_size, self._augment, rng)
+            if stream != _TARGET:
+                canvas, annotations = self._composed((canvas, annotations), stream, rng)
             weak[slot] = canvas
             view = strong(canvas, self._augment, rng)
             if stream == _TARGET and self._augment.mask > 0 and rng.random() < self._augment.mask:
@@ -266,6 +269,31 @@ class Loader:
         boxes = None if stream == _TARGET else targets
         labelled = found if stream == _TARGET and self._found is not None else None
         return Batch(_tensor(weak), _tensor(other), boxes, large, found=labelled)
+
+    def _composed(
+        self, view: tuple[Image, Annotations], stream: int, rng: np.random.Generator
+    ) -> tuple[Image, Annotations]:
+        """A labelled view with others of its set in it, as often as is asked. A chance of 0 draws nothing."""
+        config = self._augment
+        if config.mosaic > 0 and rng.random() < config.mosaic:
+            others = [self._other(stream, rng) for _ in range(3)]
+            low, high = compose.CENTRE
+            row, column = (round(side * rng.uniform(low, high)) for side in self._image_size)
+            view = compose.mosaic([view, *others], (row, column))
+        if config.copy_paste > 0 and rng.random() < config.copy_paste:
+            other = self._other(stream, rng)
+            view = compose.copy_paste(view, other, rng.random(len(other[1])) < 0.5)
+        if config.mixup > 0 and rng.random() < config.mixup:
+            share = float(rng.beta(compose.MIXUP, compose.MIXUP))
+            view = compose.mixup(view, self._other(stream, rng), share)
+        return view
+
+    def _other(self, stream: int, rng: np.random.Generator) -> tuple[Image, Annotations]:
+        """Any view of any image of a labelled set."""
+        index, image = self._readable(int(rng.integers(self._length(stream))), stream)
+        item = self._with_labels(stream).images[index]
+        boxes = item.annotations.moved((image.shape[1] / item.width, image.shape[0] / item.height))
+        return geometry(image, boxes, self._image_size, self._augment, rng)
 
     def _seen(self, path: Path) -> Found:
         assert self._found is not None

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acclimate.boxes import locations
+from acclimate.boxes.soft_nms import Suppression
 from acclimate.edge.headers import Orientation
 from acclimate.edge.images import Reading
 from acclimate.errors import AcclimateError
@@ -79,11 +80,14 @@ class Decode(BaseModel):
     shares of the canvas's width and height; score = sigmoid(logit). The best `max_detections` (query, class) pairs are
     the detections: queries were trained not to repeat one another, so there is no NMS. `strides`, `nms_iou` and
     `candidates` have no meaning.
+
+    `boxes`: outputs `logits` (1, A, C) and `boxes` (1, A, 4), xyxy pixels of the canvas; score = sigmoid(logit).
+    `strides` has no meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["dense", "two-stage", "ssd", "queries"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "queries", "boxes"] = "dense"
     strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(default=(), max_length=16)
     priors: tuple[Priors, ...] = Field(default=(), max_length=32)
     """Of `ssd` alone."""
@@ -94,6 +98,8 @@ class Decode(BaseModel):
     class_candidates: int | None = Field(default=None, ge=1, le=100_000)
     """Of `ssd` alone: of these, the most of one class; None has no such limit."""
     max_detections: int = Field(default=100, ge=1, le=10_000)
+    suppression: Suppression = "nms"
+    """What becomes of a box that overlaps a better one of its class by more than `nms_iou` (`boxes/soft_nms.py`)."""
 
 
 FEWEST_IMAGES = 16
@@ -274,6 +280,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "two-stage": ("logits", "offsets", "boxes"),
     "ssd": ("logits", "offsets"),
     "queries": ("logits", "boxes"),
+    "boxes": ("logits", "boxes"),
 }
 """The outputs of each kind of `Decode`, in its order."""
 

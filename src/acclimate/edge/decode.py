@@ -15,6 +15,7 @@ from acclimate.boxes.iou import area
 from acclimate.boxes.locations import centres as location_centres
 from acclimate.boxes.offsets import clip
 from acclimate.boxes.offsets import decode as moved_by
+from acclimate.boxes.soft_nms import decay, soft_nms
 from acclimate.edge.artifact import Decode, Priors
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections
@@ -45,6 +46,8 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
         return _decode_ssd(outputs, options, image_size)
     if options.kind == "queries":
         return _decode_queries(outputs, options, image_size)
+    if options.kind == "boxes":
+        return _decode_boxes(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = location_centres(image_size, options.strides)
     expected = len(strides)
@@ -185,6 +188,24 @@ def _decode_queries(outputs: Sequence[NDArray[Any]], options: Decode, image_size
     return found
 
 
+def _decode_boxes(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
+    logits, boxes = outputs
+    if logits.ndim != 3 or boxes.shape != (*logits.shape[:2], 4):
+        raise AcclimateError(
+            f"the network's outputs have shapes {logits.shape} and {boxes.shape}, which are not those of boxes; "
+            "export the artifact again"
+        )
+    found = []
+    for one, corners in zip(logits, boxes, strict=True):
+        flat = np.asarray(one, np.float32).ravel()
+        index, values = _best(flat, _logit(options.score_threshold), options.candidates)
+        where, labels = np.divmod(index, one.shape[1])
+        with np.errstate(all="ignore"):
+            scores = (1 / (1 + np.exp(-values))).astype(np.float32)
+        found.append(_finish(corners[where].astype(np.float32), scores, labels, options, image_size))
+    return found
+
+
 def _foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Softmax of logits (N, C + 1), without the first class, which is the background."""
     with np.errstate(all="ignore"):
@@ -235,6 +256,11 @@ def _finish(
         usable &= area(boxes) > 0
     if not usable.all():
         boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
+    if options.suppression != "nms":
+        factor = decay(options.suppression, options.nms_iou)
+        kept, scores = soft_nms(boxes, scores, labels, factor, options.score_threshold)
+        kept, scores = kept[: options.max_detections], scores[: options.max_detections]
+        return Detections(boxes[kept], labels[kept].astype(np.int64), scores)
     kept = _first_kept(boxes, scores, labels, options)
     return Detections(boxes[kept], labels[kept].astype(np.int64), scores[kept])
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from acclimate.structures import Detections, Image
 
@@ -20,18 +22,25 @@ def colour(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw(image: Image, detections: Detections, classes: Sequence[str]) -> Image:
+def draw(
+    image: Image, detections: Detections, classes: Sequence[str], masks: Sequence[NDArray[Any]] | None = None
+) -> Image:
     """A copy of `image` with boxes, class names and scores; better detections lie on top.
 
     Args:
         image: (H, W, 3) RGB.
         detections: boxes in its pixels.
         classes: names that the labels index.
+        masks: the pixels (H, W) of each detection, painted in its class's colour.
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
     thickness = max(1, round(min(height, width) / 240))
     size = max(0.36, min(height, width) / 900)
+    for index, mask in reversed([*enumerate(masks or ())]):
+        covered = np.asarray(mask, bool)
+        paint = np.array(colour(int(detections.labels[index])), np.float32)
+        canvas[covered] = (0.5 * canvas[covered] + 0.5 * paint).astype(np.uint8)
     # Names after all boxes, so that no line crosses a name.
     for index in reversed(range(len(detections))):
         x1, y1, x2, y2 = (round(float(value)) for value in detections.boxes[index])

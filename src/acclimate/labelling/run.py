@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from acclimate.adapt.fusion import fuse, mirrored
+from acclimate.boxes.fusion import fuse, mirrored
 from acclimate.data.scored import Found
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError

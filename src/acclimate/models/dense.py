@@ -8,7 +8,7 @@ al. 2022 (RTMDet: the head's convolutions are shared by the levels, its normalis
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, load_weights
 from acclimate.models.blocks import CONTEXTS, CONVOLUTIONS
 from acclimate.models.channels import Channels, cut, follow, sort
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
+from acclimate.models.losses import hardest, iou_loss, quality_focal_loss, repelled, sigmoid_loss
 from acclimate.models.normalisations import centre, normalisation
 from acclimate.structures import Annotations
 
@@ -60,6 +61,9 @@ class DenseDetector(Detector):
     # A quality focal loss is small where student and teacher nearly agree.
     response = 5.0
     has_blocks = True
+    losses_known = (
+        "cross-entropy", "focal", "quality-focal", "iou", "giou", "diou", "ciou", "smoothing", "negatives", "repulsion",
+    )  # fmt: skip
     predictors = ("class_tower", "box_tower", "classify", "regress")
     points: Tensor
     point_strides: Tensor
@@ -174,12 +178,24 @@ class DenseDetector(Detector):
             quality, matched, weight = (torch.stack(part) for part in zip(*parts, strict=True))
             strength = quality.amax(-1)
             total = share_of_total(strength.sum())
-        positive = strength > 0
-        box_loss = (generalized_box_iou_loss(boxes[positive], matched[positive]) * strength[positive]).sum()
-        return {
-            "class": (quality_focal_loss(logits, quality) * weight[..., None]).sum() / total,
-            "box": BOX_WEIGHT * box_loss / total,
-        }
+        config, positive = self.spec.losses, strength > 0
+        kind = "giou" if config.boxes == "default" else config.boxes
+        box_loss = (iou_loss(kind, boxes[positive], matched[positive]) * strength[positive]).sum()
+        class_loss = (sigmoid_loss(logits, quality, config) * weight[..., None]).sum(-1)
+        if config.negatives is not None:
+            background = ~positive & (weight > 0)
+            class_loss = class_loss * (positive | hardest(class_loss.detach(), background, positive, config.negatives))
+        losses = {"class": class_loss.sum() / total, "box": BOX_WEIGHT * box_loss / total}
+        if config.repulsion:
+            own = [(box[chosen], wanted[chosen]) for box, wanted, chosen in zip(boxes, matched, positive, strict=True)]
+            labelled = [box[~ignore] for box, _, ignore in truth]
+            losses["repulsion"] = config.repulsion * repelled(own, labelled)
+        return losses
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        kinds = super().loss_kinds
+        return {**kinds, "repulsion": "box"} if self.spec.losses.repulsion else kinds
 
     def _assign(
         self, scores: Tensor, boxes: Tensor, truth: Tensor, labels: Tensor, ignore: Tensor
@@ -255,7 +271,7 @@ class DenseDetector(Detector):
         return {"classify": ClassRows(background=0)}
 
     def decode_options(self) -> Decode:
-        return Decode(strides=self.spec.strides)
+        return Decode(strides=self.spec.strides, suppression=self.spec.suppression)
 
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Average-pooled RoIAlign features; the level is the one whose stride is nearest to a quarter of the side."""
@@ -275,13 +291,6 @@ class DenseDetector(Detector):
 def _name_within(body: nn.Module, name: str) -> str:
     """The name of one of timm's modules in an extractor, which may have flattened the first dot."""
     return name if any(own == name for own, _ in body.named_modules()) else name.replace(".", "_")
-
-
-def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """|y - p|^2 times the cross entropy of p towards the soft target y, element by element, in their shape (GFL,
-    equation 2)."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (target - logits.sigmoid()).pow(2) * cross_entropy
 
 
 def to_tensors(target: Annotations, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

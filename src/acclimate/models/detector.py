@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
 from acclimate import machine
+from acclimate.boxes.soft_nms import Suppression
 from acclimate.config import KINDS
+from acclimate.config.losses import LossConfig
 from acclimate.edge.artifact import Decode
 from acclimate.edge.decode import decode
 from acclimate.edge.images import DEFAULT, Reading
@@ -73,6 +75,10 @@ class DetectorSpec(BaseModel):
     """For a slice of a slimmable detector: the ratio of the channels that each stage kept."""
     divisor: int = 8
     """Where channels are kept in part, their count is rounded to a multiple of it."""
+    suppression: Suppression = "nms"
+    """Of boxes that overlap a better one; of a kind with NMS."""
+    losses: LossConfig = LossConfig()
+    """What it trains by; no part of the graph."""
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +146,8 @@ class Detector(nn.Module, ABC):
     """Whether it holds many detectors, one of which `search` cuts out (`select.search.Bank`)."""
     has_blocks: ClassVar[bool] = False
     """Whether its pyramid and head are made of the blocks that `model.conv` and `model.context` choose among."""
+    losses_known: ClassVar[tuple[str, ...]] = ()
+    """What of `LossConfig.asked` its losses can be made of."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
     student: ClassVar[str] = ""
@@ -160,6 +168,12 @@ class Detector(nn.Module, ABC):
         Raises:
             AcclimateError: the canvas is not a multiple of the largest stride, or there is no class.
         """
+        unknown = [word for word in config.losses.asked() if word not in cls.losses_known]
+        if unknown:
+            raise AcclimateError(
+                f"model.losses: {', '.join(unknown)} is not for a {config.kind} detector; "
+                + (f"it knows {', '.join(cls.losses_known)}" if cls.losses_known else "it has losses of its own")
+            )
         backbone, channels, depth = PRESETS[config.size]
         strides = config.strides or tuple(stride for stride in (8, 16, 32) if stride <= config.output_stride)
         height, width = config.image_size
@@ -190,6 +204,8 @@ class Detector(nn.Module, ABC):
             context=config.context,
             reading=reading,
             folded=config.norm != "frozen",
+            suppression=config.suppression,
+            losses=config.losses,
         )
 
     def plain(self) -> Detector:
@@ -255,6 +271,9 @@ class Detector(nn.Module, ABC):
 
         What instance-level critics look at: proposals of a two-stage detector, the best locations of a dense one.
         """
+
+    def begin(self, config: ModelConfig) -> None:
+        """What a new detector takes from elsewhere, beside the weights of its backbone, before it is trained."""
 
     def class_rows(self) -> dict[str, ClassRows]:
         """The layers whose outputs belong to classes, by name; every other layer knows nothing of them."""

@@ -17,9 +17,19 @@ from torch import Tensor, nn
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS
+from acclimate.config import TwoStageConfig
 from acclimate.models.detector import LossKind
 from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels
-from acclimate.models.roi_heads import BINS, RoiHead, SiblingHead, box_loss, class_loss, fully_connected, predictors
+from acclimate.models.roi_heads import (
+    BINS,
+    RoiHead,
+    SiblingHead,
+    Truth,
+    box_loss,
+    class_loss,
+    fully_connected,
+    predictors,
+)
 
 GAMMA = 0.1
 """Offsets are this fraction of the proposal's size times what the layers say."""
@@ -97,7 +107,7 @@ class DisentangledHead(SeparateLayersHead):
     The offsets of a box are relative to the moved proposal; whether it is an object is decided where it was.
     """
 
-    loss_kinds: ClassVar[Mapping[str, LossKind]] = {
+    loss_kinds: Mapping[str, LossKind] = {
         "roi_class": "class",
         "roi_box": "box",
         "sibling_class": "class",
@@ -105,6 +115,10 @@ class DisentangledHead(SeparateLayersHead):
         "constraint_class": "class",
         "constraint_box": "box",
     }
+
+    @classmethod
+    def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
+        return {"margin": options.constraint}
 
     def __init__(
         self,
@@ -154,7 +168,12 @@ class DisentangledHead(SeparateLayersHead):
         return box, GAMMA * bins * size[:, :, None, None]
 
     def losses(
-        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
+        self,
+        features: Sequence[Tensor],
+        proposals: Tensor,
+        labels: Tensor,
+        matched: Tensor,
+        truth: Sequence[Truth] = (),
     ) -> dict[str, Tensor]:
         """The head's own losses, the sibling's, and the progressive constraint between them."""
         still = self.pool(features, proposals)
@@ -163,10 +182,9 @@ class DisentangledHead(SeparateLayersHead):
         beside_logits = self.sibling.classify(hidden)
         beside_offsets = self.sibling.regress(hidden).unflatten(-1, (-1, 4))
         losses = {
-            "roi_class": class_loss(logits, labels),
-            "roi_box": box_loss(offsets, anchors, labels, matched),
-            "sibling_class": class_loss(beside_logits, labels),
-            "sibling_box": box_loss(beside_offsets, proposals, labels, matched),
+            **self.losses_of((logits, offsets, anchors), labels, matched, truth),
+            "sibling_class": class_loss(beside_logits, labels, self.criteria),
+            "sibling_box": box_loss(beside_offsets, proposals, labels, matched, kind=self.criteria.boxes),
         }
         if self.margin is not None:
             losses["constraint_class"] = class_constraint(logits, beside_logits, labels, self.margin)

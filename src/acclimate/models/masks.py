@@ -7,7 +7,7 @@ a transposed one that doubles the resolution, and a map of 28 x 28 logits for ev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from acclimate.models.pooling import CANONICAL_SIDE, pool
+from acclimate.models.roi_heads import Sample
 from acclimate.structures import Outline
 
 BINS = 14
 CONVOLUTIONS = 4
 SIDE = 2 * BINS
 """Cells a side of a mask, which spans its box."""
+STAGES = 3
+"""Of a hybrid branch, as many as the cascade has."""
 SAMPLES = 2
 """Samples a cell and axis of a rasterised outline."""
 
@@ -75,8 +78,15 @@ class MaskHead(nn.Module):
         Returns:
             (N, C + 1, SIDE, SIDE) of the N chosen boxes, image by image.
         """
-        pooled = pool(features[: len(self.strides)], boxes, self.strides, BINS, self.canonical)[chosen]
-        logits: Tensor = self.predict(F.relu(self.enlarge(self.convolutions(pooled))))
+        return self.read(self.convolutions(self.pooled(features, boxes, chosen)))
+
+    def pooled(self, features: Sequence[Tensor], boxes: Tensor, chosen: Tensor) -> Tensor:
+        """RoI features (N, C, BINS, BINS) of the chosen boxes."""
+        return pool(features[: len(self.strides)], boxes, self.strides, BINS, self.canonical)[chosen]
+
+    def read(self, found: Tensor) -> Tensor:
+        """Logits (N, C + 1, SIDE, SIDE) of what the convolutions have found (N, C, BINS, BINS)."""
+        logits: Tensor = self.predict(F.relu(self.enlarge(found)))
         return logits
 
     def loss(
@@ -98,28 +108,106 @@ class MaskHead(nn.Module):
             objects: (B, K), which object of its image each proposal answers for.
             outlines: of each image's objects, on the canvas.
         """
-        known = torch.zeros_like(labels, dtype=torch.bool)
-        for image, row in (labels > 0).nonzero().tolist():
-            own = outlines[image]
-            known[image, row] = bool(own) and bool(own[int(objects[image, row])])
-        if not known.any():
+        found = learnt_of(Sample(proposals, labels, objects), outlines)
+        if found is None:
             # Distributed training waits for a gradient of every parameter.
             return 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-        # The objects of each image before its other boxes, which are then left off.
-        order = known.float().topk(int(known.sum(1).max()), 1).indices
-        chosen = known.gather(1, order)
-        boxes = proposals.gather(1, order[..., None].expand(-1, -1, 4))
-        logits = self(features, boxes, chosen).float()
-        image, place = chosen.nonzero(as_tuple=True)
-        which = objects.gather(1, order)[chosen].tolist()
-        targets = [
-            rasterise(outlines[i][one], box)
-            for i, one, box in zip(image.tolist(), which, boxes[chosen].detach().float().cpu().numpy(), strict=True)
-        ]
-        label = labels.gather(1, order)[image, place]
-        own_class = logits[torch.arange(len(logits), device=logits.device), label]
-        wanted = torch.from_numpy(np.stack(targets)).to(own_class)
-        return F.binary_cross_entropy_with_logits(own_class, wanted)
+        return cross_entropy(self(features, found.boxes, found.chosen).float(), found)
+
+    def losses(
+        self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
+    ) -> Tensor:
+        """`loss`, of the boxes that leave the last of the head's stages (`RoiHead.refined`)."""
+        return self.loss(features, *samples[-1], outlines)
+
+
+class HybridMaskHead(nn.Module):
+    """A mask branch for each stage of a cascade, on the boxes that leave it, and the way from one to the next.
+
+    Chen et al. 2019 (Hybrid Task Cascade), sections 3.1 and 3.2: interleaved execution and mask information flow; what
+    a branch's convolutions have found comes through a 1x1 convolution to the features of the next one. Their semantic
+    branch needs a set whose every pixel has a class.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        classes: int,
+        norm: Literal["none", "batch"] = "none",
+        canonical: float = CANONICAL_SIDE,
+    ) -> None:
+        """Build with random weights. Arguments as of `MaskHead.__init__`."""
+        super().__init__()
+        self.stages = nn.ModuleList(MaskHead(channels, strides, classes, norm, canonical) for _ in range(STAGES))
+        self.flow = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(STAGES - 1))
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, chosen: Tensor) -> Tensor:
+        """As `MaskHead.forward`: the logit of the mean of the stages' probabilities, all of them on the same boxes."""
+        chances = [self.stage(number, features, boxes, chosen).float().sigmoid() for number in range(STAGES)]
+        return torch.stack(chances).mean(0).logit(eps=1e-6)
+
+    def stage(self, number: int, features: Sequence[Tensor], boxes: Tensor, chosen: Tensor) -> Tensor:
+        """Logits (N, C + 1, SIDE, SIDE) of one stage; arguments as of `MaskHead.forward`."""
+        heads = [head for head in self.stages if isinstance(head, MaskHead)]
+        pooled = heads[0].pooled(features, boxes, chosen)
+        found = heads[0].convolutions(pooled)
+        for before, head in zip(self.flow[:number], heads[1 : number + 1], strict=True):
+            found = head.convolutions(pooled + before(found))
+        return heads[number].read(found)
+
+    def losses(
+        self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
+    ) -> Tensor:
+        """The stages' mean losses, each of the boxes that leave its stage (`RoiHead.refined`), together."""
+        total = []
+        for number, sample in enumerate(samples):
+            found = learnt_of(sample, outlines)
+            if found is None:
+                # Distributed training waits for a gradient of every parameter.
+                total.append(0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum())
+                continue
+            logits = self.stage(number, features, found.boxes, found.chosen).float()
+            total.append(cross_entropy(logits, found))
+        return torch.stack(total).sum()
+
+
+class Learnt(NamedTuple):
+    """The objects among some boxes whose outline is known: boxes (B, K, 4), which of them (B, K), their labels (N,),
+    and what their masks should be (N, SIDE, SIDE)."""
+
+    boxes: Tensor
+    chosen: Tensor
+    labels: Tensor
+    wanted: Tensor
+
+
+def learnt_of(sample: Sample, outlines: Sequence[Sequence[Outline]]) -> Learnt | None:
+    """What a mask branch learns of sampled boxes and each image's outlines; None where none is known."""
+    proposals, labels, objects = sample
+    known = torch.zeros_like(labels, dtype=torch.bool)
+    for image, row in (labels > 0).nonzero().tolist():
+        own = outlines[image]
+        known[image, row] = bool(own) and bool(own[int(objects[image, row])])
+    if not known.any():
+        return None
+    # The objects of each image before its other boxes, which are then left off.
+    order = known.float().topk(int(known.sum(1).max()), 1).indices
+    chosen = known.gather(1, order)
+    boxes = proposals.gather(1, order[..., None].expand(-1, -1, 4))
+    image, _ = chosen.nonzero(as_tuple=True)
+    which = objects.gather(1, order)[chosen].tolist()
+    targets = [
+        rasterise(outlines[i][one], box)
+        for i, one, box in zip(image.tolist(), which, boxes[chosen].detach().float().cpu().numpy(), strict=True)
+    ]
+    return Learnt(boxes, chosen, labels.gather(1, order)[chosen], torch.from_numpy(np.stack(targets)).to(boxes.device))
+
+
+def cross_entropy(logits: Tensor, found: Learnt) -> Tensor:
+    """Mean binary cross entropy of the labelled class's mask, of logits (N, C + 1, SIDE, SIDE)."""
+    own_class = logits[torch.arange(len(logits), device=logits.device), found.labels]
+    return F.binary_cross_entropy_with_logits(own_class, found.wanted.to(own_class))
 
 
 def rasterise(outline: Outline, box: NDArray[np.float32], size: int = SIDE) -> NDArray[np.float32]:

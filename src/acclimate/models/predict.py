@@ -7,19 +7,27 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acclimate.boxes.fusion import mirrored
 from acclimate.edge.engines import Network
 from acclimate.edge.images import Letterbox, letterbox, read_image
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, DetectorSpec, device_of, evaluating
-from acclimate.structures import Detections, Image
+from acclimate.models.masks import paste
+from acclimate.structures import Detections, Image, View
+
+if TYPE_CHECKING:
+    from acclimate.models.two_stage import TwoStageDetector
 
 log = logging.getLogger(__name__)
+
+PLAIN = View()
+"""The images as they are."""
 
 
 def network(detector: Detector) -> Network:
@@ -40,6 +48,7 @@ def predict(
     batch_size: int = 16,
     *,
     report: Callable[[str], None] = log.warning,
+    view: View = PLAIN,
 ) -> list[Detections | None]:
     """What an eager detector finds, in the order of `paths` and the pixels of the original images; None for an image
     that cannot be read.
@@ -52,40 +61,107 @@ def predict(
         paths: image files.
         batch_size: images a forward pass.
         report: called with each problem.
+        view: how they are looked at.
+
+    Raises:
+        AcclimateError: the view has another scale than 1, and the detector's boxes are made for one size.
     """
     device = device_of(detector)
-    spec = detector.spec
+    size = _canvas(detector, view.scale)
+    spec = detector.spec.model_copy(update={"image_size": size})
     detections: list[Detections | None] = []
     with evaluating(detector):
-        for batch in _read_ahead(paths, spec, batch_size):
+        for batch in _read_ahead(paths, spec, batch_size, view.flip):
             canvases = torch.from_numpy(np.stack([canvas for canvas, _, _ in batch])).to(device)
-            found = detector.decode(detector(canvases.permute(0, 3, 1, 2).float()))
+            found = detector.decode(detector(canvases.permute(0, 3, 1, 2).float()), size)
             for one, (_, placed, problem) in zip(found, batch, strict=True):
                 if problem:
                     report(problem)
-                detections.append(None if placed is None else placed.to_image(one))
+                detections.append(None if placed is None else _upright(placed.to_image(one), placed, view.flip))
     return detections
+
+
+Masked = tuple[Detections, list[dict[str, Any]]]
+"""What is found in an image, and the mask of each as COCO's run lengths, of the image's size."""
+
+
+def predict_masks(
+    detector: TwoStageDetector, paths: Sequence[Path], *, report: Callable[[str], None] = log.warning
+) -> list[Masked | None]:
+    """What an eager detector with a mask branch finds, in the order of `paths`; None for an image that cannot be read.
+
+    `hotcoco.mask.decode` makes an array (H, W) of a mask, and `edge.draw.draw` shows it.
+
+    Args:
+        detector: with `model.two_stage.masks`, on whatever device it is.
+        paths: image files.
+        report: called with each problem.
+
+    Raises:
+        AcclimateError: the detector has no mask branch.
+    """
+    from hotcoco import mask as coco
+
+    device = device_of(detector)
+    found: list[Masked | None] = []
+    with evaluating(detector):
+        for batch in _read_ahead(paths, detector.spec, 1, False):
+            canvas, placed, problem = batch[0]
+            if placed is None:
+                report(problem)
+                found.append(None)
+                continue
+            image = torch.from_numpy(canvas).to(device).permute(2, 0, 1)[None].float()
+            features = detector.features(image)
+            seen = detector.decode(detector.head(features))[0]
+            shapes = detector.masks(features, [seen])[0]
+            # Boxes that lie in the border around the image go, and their masks with them.
+            inside = (seen.boxes[:, :2] / placed.scale < (placed.width, placed.height)).all(axis=1)
+            on_image, shapes = placed.to_image(seen[inside]), shapes[inside]
+            size = placed.height, placed.width
+            pasted = (paste(shapes[i : i + 1], on_image.boxes[i : i + 1], size)[0] >= 0.5 for i in range(len(on_image)))
+            found.append((on_image, [coco.encode(np.asfortranarray(one)) for one in pasted]))
+    return found
+
+
+def _canvas(detector: Detector, scale: float) -> tuple[int, int]:
+    """(height, width) of a view, whole cells of the coarsest level."""
+    if scale == 1:
+        return detector.spec.image_size
+    if not detector.any_size:
+        raise AcclimateError(
+            f"scale {scale:g}: the boxes of a {detector.spec.kind} detector are made for one input size; look at scale "
+            "1 (a mirrored view is possible), or train a dense one"
+        )
+    stride = max(detector.spec.strides)
+    height, width = (max(1, round(scale * side / stride)) * stride for side in detector.spec.image_size)
+    return height, width
+
+
+def _upright(found: Detections, placed: Letterbox, flip: bool) -> Detections:
+    return mirrored(found, float(placed.width)) if flip else found
 
 
 _Placed = tuple[Image, Letterbox | None, str]
 """A canvas, how the image was put on it, and the problem where it could not be read."""
 
 
-def _read_ahead(paths: Sequence[Path], spec: DetectorSpec, batch_size: int) -> Iterator[list[_Placed]]:
+def _read_ahead(paths: Sequence[Path], spec: DetectorSpec, batch_size: int, flip: bool) -> Iterator[list[_Placed]]:
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(1) as reader:
         coming: deque[Future[list[_Placed]]] = deque()
         for batch in batches:
-            coming.append(reader.submit(lambda paths: [_place(path, spec) for path in paths], batch))
+            coming.append(reader.submit(lambda paths: [_place(path, spec, flip) for path in paths], batch))
             if len(coming) > 1:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
 
-def _place(path: Path, spec: DetectorSpec) -> _Placed:
+def _place(path: Path, spec: DetectorSpec, flip: bool) -> _Placed:
     try:
-        canvas, placed = letterbox(read_image(path, spec.reading), spec.image_size)
+        image = read_image(path, spec.reading)
+        canvas, placed = letterbox(np.ascontiguousarray(image[:, ::-1]) if flip else image, spec.image_size)
     except AcclimateError as error:
         return np.zeros((*spec.image_size, 3), np.uint8), None, str(error)
     return canvas, placed, ""

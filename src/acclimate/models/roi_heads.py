@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,97 @@ from torch import Tensor, nn
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS
+from acclimate.config import TwoStageConfig
+from acclimate.config.losses import LossConfig
 from acclimate.models.detector import LossKind
+from acclimate.models.losses import hardest, iou_loss, repelled, softmax_loss
 from acclimate.models.pooling import CANONICAL_SIDE, pool
+from acclimate.structures import Annotations
 
 BINS = 7
+PLAIN = LossConfig()
 SMOOTH = 1 / 9
 """Where the box loss turns from a square to a line."""
+IOU_WEIGHT = 10.0
+"""Of a box loss on overlaps, which is smaller than smooth L1: as mmdetection's Faster R-CNN with GIoU has it."""
+OBJECT, BACKGROUND = 0.7, 0.3
+"""Overlap from which an anchor is an object, and below which it is background."""
+ROI_OBJECT = 0.5
+"""Overlap from which a proposal is an object; all others are background."""
+INSIDE_IGNORED = 0.5
+"""Share of a box's area inside an ignored region from which the box is left out of the losses."""
+SMALLEST = 1e-3
+"""Pixels; proposals and labelled boxes below it are dropped."""
+
+
+class Truth:
+    """The labelled boxes of an image, and what it says about anchors and proposals.
+
+    `boxes` and `visible` (M, 4) and `labels` (M,) are those that count, `ignored` (I, 4) the regions that no
+    loss is taken in.
+    """
+
+    def __init__(self, target: Annotations, device: torch.device) -> None:
+        boxes = torch.as_tensor(target.boxes, dtype=torch.float32).reshape(-1, 4)
+        visible = boxes if target.visible is None else torch.as_tensor(target.visible, dtype=torch.float32)
+        ignore = torch.as_tensor(target.ignore, dtype=torch.bool)
+        labels = torch.as_tensor(target.labels, dtype=torch.int64)
+        real = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(-1)
+        kept = real & ~ignore
+        self.outlines = [target.outlines[row] for row in kept.nonzero()[:, 0].tolist()] if target.outlines else []
+        self.boxes = boxes[kept].to(device)
+        self.visible = visible[kept].to(device)
+        self.labels = labels[kept].to(device)
+        self.ignored = boxes[real & ignore].to(device)
+
+    def match_anchors(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (N,): 1 object, 0 background, -1 neither; and the boxes (N, 4) that they answer for."""
+        if not len(self.boxes):
+            labels = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+            return self._without_ignored(labels, anchors), torch.zeros_like(anchors)
+        overlap = tensors.pairwise(self.boxes, anchors)
+        best, which = overlap.max(0)
+        labels = torch.where(best >= OBJECT, 1, torch.where(best < BACKGROUND, 0, -1))
+        # Each box has its best anchors, however small their overlap.
+        highest = overlap.amax(1, keepdim=True)
+        labels[((overlap == highest) & (highest > 0)).any(0)] = 1
+        return self._without_ignored(labels, anchors), self.boxes[which]
+
+    def match_proposals(self, proposals: Tensor, least: float = ROI_OBJECT) -> tuple[Tensor, Tensor]:
+        """Labels (N,): c + 1 an object of class c, 0 background, -1 neither; and which boxes they answer for (N,).
+
+        `least` is the overlap from which a proposal is an object.
+        """
+        if len(self.boxes):
+            best, which = tensors.pairwise(self.boxes, proposals).max(0)
+            labels = torch.where(best >= least, self.labels[which] + 1, 0)
+        else:
+            labels, which = torch.zeros(2, len(proposals), dtype=torch.int64, device=proposals.device)
+        labels[(proposals[:, 2:] - proposals[:, :2]).amin(-1) < SMALLEST] = -1
+        return self._without_ignored(labels, proposals), which
+
+    def boxes_of(self, which: Tensor) -> Tensor:
+        """(N, 4): the labelled boxes of these numbers (N,); zeros where the image has none."""
+        return self.boxes[which] if len(self.boxes) else self.boxes.new_zeros(len(which), 4)
+
+    def visible_of(self, which: Tensor) -> Tensor:
+        """(N, 4): as `boxes_of`, the part of each object that is not hidden; all of it where nobody said."""
+        return self.visible[which] if len(self.boxes) else self.boxes.new_zeros(len(which), 4)
+
+    def _without_ignored(self, labels: Tensor, boxes: Tensor) -> Tensor:
+        if not len(self.ignored):
+            return labels
+        inside = tensors.intersection(self.ignored, boxes).amax(0)
+        return torch.where((labels == 0) & (inside > INSIDE_IGNORED * tensors.area(boxes)), -1, labels)
+
+
+class Sample(NamedTuple):
+    """Boxes (B, K, 4) that something is learnt of, their labels (B, K) as of `RoiHead.losses`, and which object of its
+    image each answers for (B, K)."""
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
 
 
 class RoiHead(nn.Module, ABC):
@@ -35,6 +120,7 @@ class RoiHead(nn.Module, ABC):
         outputs: width D of what `instances` returns.
         strides: of the pyramid's levels, pixels.
         canonical: side of the boxes that are pooled from stride 16 (`pooling.levels`); the detector sets it.
+        criteria: what the losses are made of; the detector sets it.
         loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
             levels followed by the other's; the first pyramid also serves the proposals.
@@ -43,12 +129,21 @@ class RoiHead(nn.Module, ABC):
     outputs: int
     strides: tuple[int, ...]
     canonical: float = CANONICAL_SIDE
-    loss_kinds: ClassVar[Mapping[str, LossKind]] = {"roi_class": "class", "roi_box": "box"}
+    criteria: LossConfig = PLAIN
+    loss_kinds: Mapping[str, LossKind] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
 
     def pool(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """RoI features (B, K, C, BINS, BINS) of boxes (B, K, 4), from levels (B, C, H_l, W_l)."""
         return pool(features, boxes, self.strides, BINS, self.canonical)
+
+    @classmethod
+    def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
+        """Further arguments of the constructor, as the specification keeps them."""
+        return {}
+
+    def begin(self, options: TwoStageConfig) -> None:
+        """What a new head takes from elsewhere, before it is trained."""
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +159,12 @@ class RoiHead(nn.Module, ABC):
         """
 
     def losses(
-        self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor
+        self,
+        features: Sequence[Tensor],
+        proposals: Tensor,
+        labels: Tensor,
+        matched: Tensor,
+        truth: Sequence[Truth] = (),
     ) -> dict[str, Tensor]:
         """Named scalar losses of sampled boxes; may train branches that `forward` does not run.
 
@@ -73,9 +173,40 @@ class RoiHead(nn.Module, ABC):
             proposals: (B, K, 4).
             labels: (B, K) int64: -1 is left out of every loss, 0 is background, c + 1 an object of class c.
             matched: (B, K, 4), the labelled box of each proposal; anything where the label is not above 0.
+            truth: of each image, for a head that looks at more than what each proposal is.
         """
+        return self.losses_of(self(features, proposals), labels, matched, truth)
+
+    def losses_of(
+        self, outputs: tuple[Tensor, Tensor, Tensor], labels: Tensor, matched: Tensor, truth: Sequence[Truth]
+    ) -> dict[str, Tensor]:
+        """The losses of what `forward` returns; arguments as of `losses`."""
+        logits, offsets, anchors = outputs
+        losses = {
+            "roi_class": class_loss(logits, labels, self.criteria),
+            "roi_box": box_loss(offsets, anchors, labels, matched, kind=self.criteria.boxes),
+        }
+        if self.criteria.repulsion:
+            images = zip(offsets, anchors, labels, matched, strict=True)
+            own = [(located(move, anchor, label), box[label > 0]) for move, anchor, label, box in images]
+            losses["roi_repulsion"] = self.criteria.repulsion * repelled(own, [one.boxes for one in truth])
+        return losses
+
+    @torch.no_grad()
+    def each_loss(self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor) -> Tensor:
+        """(B, K): the class and box loss of each proposal, without gradients; arguments as of `losses`."""
         logits, offsets, anchors = self(features, proposals)
-        return {"roi_class": class_loss(logits, labels), "roi_box": box_loss(offsets, anchors, labels, matched)}
+        loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), self.criteria).view_as(labels)
+        row = labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
+        objects = labels > 0
+        wanted = tensors.encode(matched[objects], anchors[objects].float(), ROI_WEIGHTS)
+        own = offsets.gather(2, row)[:, :, 0][objects].float()
+        loss[objects] += F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
+        return loss
+
+    def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
+        """What a mask branch learns of: the sampled boxes, or where a head of several stages has moved them to."""
+        return [sample]
 
     @abstractmethod
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -141,15 +272,29 @@ def predictors(hidden: int, classes: int) -> tuple[nn.Linear, nn.Linear]:
     return classify, regress
 
 
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, K, C + 1) over the boxes whose label (B, K) is not -1."""
-    used = (labels >= 0).sum().clamp(min=1)
-    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-1, reduction="sum")
-    return total / used
+def class_loss(logits: Tensor, labels: Tensor, criteria: LossConfig = PLAIN) -> Tensor:
+    """Mean class loss of logits (B, K, C + 1) over the boxes whose label (B, K) is not -1; of the background only the
+    hardest boxes, where `criteria` says so."""
+    used = labels >= 0
+    if criteria == PLAIN:
+        # One call of torch, so that earlier runs repeat to the bit.
+        total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-1, reduction="sum")
+        return total / used.sum().clamp(min=1)
+    loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), criteria).view_as(labels)
+    if criteria.negatives is not None:
+        used = (labels > 0) | hardest(loss.detach(), labels == 0, labels > 0, criteria.negatives)
+    return (loss * used).sum() / used.sum().clamp(min=1)
 
 
-def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Smooth L1 of the labelled class's offsets, summed over the objects, divided by the number of boxes used.
+def box_loss(
+    offsets: Tensor,
+    anchors: Tensor,
+    labels: Tensor,
+    matched: Tensor,
+    weight: Tensor | None = None,
+    kind: str = "default",
+) -> Tensor:
+    """The loss of the labelled class's box, summed over the objects, divided by the number of boxes used.
 
     Args:
         offsets: (B, K, C + 1, 4).
@@ -157,10 +302,24 @@ def box_loss(offsets: Tensor, anchors: Tensor, labels: Tensor, matched: Tensor, 
         labels: (B, K).
         matched: (B, K, 4).
         weight: (B, K), of each object.
+        kind: smooth L1 of the offsets by default, or a loss on overlaps (`LossConfig.boxes`).
     """
     used = (labels >= 0).sum().clamp(min=1)
     image, row = torch.nonzero(labels > 0, as_tuple=True)
     own = offsets[image, row, labels[image, row]].float()
-    wanted = tensors.encode(matched[image, row], anchors[image, row].float(), ROI_WEIGHTS)
-    loss = F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
+    base = anchors[image, row].float()
+    if kind == "default":
+        wanted = tensors.encode(matched[image, row], base, ROI_WEIGHTS)
+        loss = F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
+    else:
+        loss = IOU_WEIGHT * iou_loss(kind, tensors.decode(own, base, ROI_WEIGHTS), matched[image, row])
     return (loss if weight is None else loss * weight[image, row]).sum() / used
+
+
+def located(offsets: Tensor, anchors: Tensor, labels: Tensor) -> Tensor:
+    """The boxes (P, 4) that the labelled class's offsets make of one image's objects.
+
+    Offsets are (K, C + 1, 4), anchors (K, 4), labels (K,); P have a label above 0.
+    """
+    rows = (labels > 0).nonzero()[:, 0]
+    return tensors.decode(offsets[rows, labels[rows]].float(), anchors[rows].float(), ROI_WEIGHTS)

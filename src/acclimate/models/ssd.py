@@ -8,7 +8,7 @@ added ones, each with half the rows and columns of the one before, down to a sin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -33,9 +33,11 @@ from acclimate.errors import AcclimateError
 from acclimate.models import pooling
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
 from acclimate.models.dense import share_of_total, to_tensors
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
+from acclimate.models.losses import hardest, iou_loss, repelled, softmax_loss
 from acclimate.models.normalisations import normalisation
-from acclimate.models.two_stage import SMALLEST, anchor_rows, category_names, copy_tensors
+from acclimate.models.roi_heads import SMALLEST
+from acclimate.models.two_stage import anchor_rows, category_names, copy_tensors
 from acclimate.structures import Annotations
 
 OBJECT = 0.5
@@ -45,6 +47,8 @@ INSIDE_IGNORED = 0.5
 been the object's, had the region been one, is at least this much inside."""
 NEGATIVES = 3
 """Boxes of background in the class loss for each that is an object."""
+IOU_WEIGHT = 2.0
+"""Of a box loss on overlaps, as a dense detector has it."""
 
 _Norm = Callable[..., nn.Module] | None
 
@@ -87,6 +91,7 @@ class SSDDetector(Detector):
     Spec: ClassVar[type[DetectorSpec]] = SsdDetectorSpec
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets")
     predictors: ClassVar[tuple[str, ...]] = ("classify", "regress")
+    losses_known = ("cross-entropy", "focal", "iou", "giou", "diou", "ciou", "smoothing", "negatives", "repulsion")
 
     priors: Tensor
 
@@ -172,12 +177,26 @@ class SSDDetector(Detector):
             objects = labels > 0
             total = share_of_total(objects.sum().float())
             wanted = tensors.encode(matched[objects], self.priors.expand_as(matched)[objects], ROI_WEIGHTS)
-        cross_entropy = F.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
-        used = objects | _hardest(cross_entropy.detach(), labels == 0, objects)
-        return {
-            "class": cross_entropy[used].sum() / total,
-            "box": F.smooth_l1_loss(offsets[objects], wanted, reduction="sum") / total,
-        }
+        config = self.spec.losses
+        loss = softmax_loss(logits.flatten(0, 1), labels.flatten(), config).view_as(labels)
+        used = objects | hardest(loss.detach(), labels == 0, objects, config.negatives or NEGATIVES)
+        if config.boxes == "default":
+            box = F.smooth_l1_loss(offsets[objects], wanted, reduction="sum")
+        else:
+            own = tensors.decode(offsets[objects], self.priors.expand_as(matched)[objects], ROI_WEIGHTS)
+            box = IOU_WEIGHT * iou_loss(config.boxes, own, matched[objects]).sum()
+        losses = {"class": loss[used].sum() / total, "box": box / total}
+        if config.repulsion:
+            boxes = tensors.decode(offsets, self.priors, ROI_WEIGHTS)
+            own_boxes = [(box[one], wanted[one]) for box, wanted, one in zip(boxes, matched, objects, strict=True)]
+            counted = [to_tensors(target[~target.ignore], logits.device)[0] for target in targets]
+            losses["repulsion"] = config.repulsion * repelled(own_boxes, counted)
+        return losses
+
+    @property
+    def loss_kinds(self) -> Mapping[str, LossKind]:
+        kinds = super().loss_kinds
+        return {**kinds, "repulsion": "box"} if self.spec.losses.repulsion else kinds
 
     def _match(self, boxes: Tensor, labels: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor]:
         """What each default box answers for (Liu et al., section 2.2, matching strategy).
@@ -231,7 +250,7 @@ class SSDDetector(Detector):
             total = share_of_total(strength.sum())
             moves = tensors.encode(wanted[trusted], priors, ROI_WEIGHTS)
         divergence = F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
-        used = trusted | _hardest(divergence.detach(), ~trusted, trusted)
+        used = trusted | hardest(divergence.detach(), ~trusted, trusted, NEGATIVES)
         box = F.smooth_l1_loss(offsets[trusted], moves, reduction="none").sum(-1) * strength
         return {"class": divergence[used].sum() / total, "box": box.sum() / total}
 
@@ -263,22 +282,12 @@ class SSDDetector(Detector):
             candidates=options.candidates,
             class_candidates=options.class_candidates,
             max_detections=options.max_detections,
+            suppression=self.spec.suppression,
         )
 
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Average-pooled RoIAlign features of the backbone's levels side by side, as their widths differ."""
         return pooling.side_by_side(list(zip(features, self.spec.strides, strict=False)), boxes)
-
-
-def _hardest(loss: Tensor, among: Tensor, objects: Tensor) -> Tensor:
-    """(B, A): of each image the `NEGATIVES` boxes `among` those given with the highest loss, for each of its objects.
-
-    All are (B, A). Hard negative mining of Liu et al., section 2.2.
-    """
-    counts = NEGATIVES * objects.sum(1, keepdim=True).clamp(min=1)
-    order = torch.where(among, loss, -torch.inf).topk(min(int(counts.max()), loss.shape[1]), 1).indices
-    taken = torch.arange(order.shape[1], device=loss.device) < counts
-    return torch.zeros_like(among).scatter(1, order, taken) & among
 
 
 def _added_level(before: int, after: int, lite: bool, norms: Sequence[_Norm]) -> nn.Sequential:

@@ -30,7 +30,9 @@ def begin(config: ModelConfig, spec: DetectorSpec) -> Detector:
         AcclimateError: there are no such weights, or the run's detector has another architecture.
     """
     if config.start is None:
-        return build(spec, config.weights)
+        detector = build(spec, config.weights)
+        detector.begin(config)
+        return detector
     return _begun(config.start, load(config.start), build(spec))
 
 

@@ -37,8 +37,9 @@ from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.models import pooling
 from acclimate.models import weights as pretrained
-from acclimate.models.dense import quality_focal_loss, share_of_total, to_tensors
+from acclimate.models.dense import share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec
+from acclimate.models.losses import quality_focal_loss
 from acclimate.models.transfer import carry
 from acclimate.run import digest, file_digest
 from acclimate.structures import Annotations

@@ -34,11 +34,12 @@ from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
+from acclimate.models.losses import hard_examples, hardest
 from acclimate.models.masks import BINS as MASK_BINS
 from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
-from acclimate.models.masks import MaskHead
+from acclimate.models.masks import HybridMaskHead, MaskHead
 from acclimate.models.pooling import canonical_side
-from acclimate.models.roi_heads import BINS, RoiHead, box_loss
+from acclimate.models.roi_heads import BINS, SMALLEST, RoiHead, Sample, Truth, box_loss
 from acclimate.structures import Annotations, Detections
 
 HEADS = {
@@ -46,22 +47,18 @@ HEADS = {
     "disentangled": "acclimate.models.disentangled:DisentangledHead",
     "separate-fcs": "acclimate.models.disentangled:SeparateLayersHead",
     "separate-backbone": "acclimate.models.disentangled:SeparateBackboneHead",
+    "cascade": "acclimate.models.cascade:CascadeHead",
+    "bagged": "acclimate.models.bagged:BaggedHead",
+    "graph": "acclimate.models.graph_head:GraphHead",
+    "bi-box": "acclimate.models.bi_box:BiBoxHead",
 }
 """The second stages: what `TwoStageConfig.head` may be, and the `RoiHead` it names."""
 
-OBJECT, BACKGROUND = 0.7, 0.3
-"""Overlap from which an anchor is an object, and below which it is background."""
-ROI_OBJECT = 0.5
-"""Overlap from which a proposal is an object; all others are background."""
 ANCHOR_SAMPLES, ANCHOR_OBJECTS = 256, 0.5
 ROI_OBJECTS = 0.25
 """Share of objects among the sampled anchors and proposals."""
 CANDIDATES = 4
 """Proposals looked at in training, as a multiple of those sampled from them."""
-INSIDE_IGNORED = 0.5
-"""Share of a box's area inside an ignored region from which the box is left out of the losses."""
-SMALLEST = 1e-3
-"""Pixels; proposals and labelled boxes below it are dropped."""
 
 
 class Pyramid(nn.Module):
@@ -117,6 +114,8 @@ class TwoStageSpec(BaseModel):
     """Further arguments of the head's class."""
     masks: bool = False
     """Whether a mask branch trains beside the head; it is no part of `forward`."""
+    mask_flow: bool = False
+    """Whether the mask branch has a stage for each of the head's, and what one has found flows into the next."""
     mask_norm: Literal["none", "batch"] = "none"
     """Of the mask branch's convolutions."""
     canonical: float = 224.0
@@ -173,6 +172,18 @@ class TwoStageDetector(Detector):
     kind: ClassVar[str] = "two-stage"
     Spec: ClassVar[type[DetectorSpec]] = TwoStageDetectorSpec
     trains_on_raw: ClassVar[bool] = False
+    losses_known = (
+        "cross-entropy",
+        "focal",
+        "iou",
+        "giou",
+        "diou",
+        "ciou",
+        "smoothing",
+        "negatives",
+        "ohem",
+        "repulsion",
+    )
     output_names: ClassVar[tuple[str, ...]] = ("logits", "offsets", "boxes")
     predictors: ClassVar[tuple[str, ...]] = ("proposer", "roi_head")
 
@@ -214,8 +225,10 @@ class TwoStageDetector(Detector):
             spec.channels, spec.strides, len(spec.classes), options.hidden, **options.head_layers
         )
         self.roi_head.canonical = options.canonical
+        self.roi_head.criteria = spec.losses
+        masks = HybridMaskHead if options.mask_flow else MaskHead
         self.mask_head = (
-            MaskHead(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
+            masks(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
             if options.masks
             else None
         )
@@ -230,8 +243,9 @@ class TwoStageDetector(Detector):
         own = TwoStageSpec(
             head=options.head,
             hidden=options.hidden,
-            head_layers={"margin": options.constraint} if options.head == "disentangled" else {},
+            head_layers=_head_class(options.head).arguments(options),
             masks=options.masks,
+            mask_flow=options.mask_flow,
             canonical=options.canonical or canonical_side(config.image_size),
             proposals=options.proposals,
             samples=options.proposals,
@@ -241,6 +255,9 @@ class TwoStageDetector(Detector):
         )
         return TwoStageDetectorSpec(**common.model_dump(), two_stage=own)
 
+    def begin(self, config: ModelConfig) -> None:
+        self.roi_head.begin(config.two_stage)
+
     @property
     def backbone(self) -> nn.ModuleList:
         """The backbones: one, or the two of a head that shares nothing. What methods act on that leave heads alone."""
@@ -249,6 +266,8 @@ class TwoStageDetector(Detector):
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:
         kinds: dict[str, LossKind] = {"proposal_score": "objectness", "proposal_box": "box", **self.roi_head.loss_kinds}
+        if self.spec.losses.repulsion:
+            kinds["roi_repulsion"] = "box"
         return kinds if self.mask_head is None else {**kinds, "roi_mask": "mask"}
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -273,15 +292,16 @@ class TwoStageDetector(Detector):
         are learnt of the objects that have an outline; pseudo-labels, for one, have none.
         """
         objectness, offsets = self._propose(features)
-        truth = [_Truth(target, offsets.device) for target in targets]
+        truth = [Truth(target, offsets.device) for target in targets]
         proposals = self._select(objectness, offsets, CANDIDATES * self.options.samples)
         losses = self._proposal_losses(torch.cat([anchor_rows(level, 1) for level in objectness], 1), offsets, truth)
-        boxes, labels, objects = self._sample(proposals, truth)
+        boxes, labels, objects = self._sample(features, proposals, truth)
         matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
-        losses.update(self.roi_head.losses(features, boxes, labels, matched))
+        losses.update(self.roi_head.losses(features, boxes, labels, matched, truth))
         if self.mask_head is not None:
             outlines = [one.outlines for one in truth]
-            losses["roi_mask"] = self.mask_head.loss(features, boxes, labels, objects, outlines)
+            samples = self.roi_head.refined(features, Sample(boxes, labels, objects), truth)
+            losses["roi_mask"] = self.mask_head.losses(features, samples, outlines)
         # Distributed training waits for a gradient of every parameter, and a second pyramid may have a level that no
         # box was pooled from.
         for level in features[len(self.spec.strides) :]:
@@ -357,7 +377,10 @@ class TwoStageDetector(Detector):
         return [one.numpy() for one in found.split(counts)]
 
     def class_rows(self) -> dict[str, ClassRows]:
-        rows = {"mask_head.predict": ClassRows()} if self.mask_head is not None else {}
+        rows: dict[str, ClassRows] = {}
+        if self.mask_head is not None:
+            named = self.mask_head.named_modules(prefix="mask_head")
+            rows = {name: ClassRows() for name, _ in named if name.endswith(".predict")}
         for name, _ in self.roi_head.named_modules(prefix="roi_head"):
             leaf = name.rpartition(".")[2]
             if leaf in {"classify", "regress"}:
@@ -372,6 +395,7 @@ class TwoStageDetector(Detector):
             nms_iou=options.nms_iou,
             candidates=options.candidates,
             max_detections=options.max_detections,
+            suppression=self.spec.suppression,
         )
 
     def _propose(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -421,11 +445,14 @@ class TwoStageDetector(Detector):
             out[image, : len(kept)] = box[kept]
         return out
 
-    def _proposal_losses(self, objectness: Tensor, offsets: Tensor, truth: Sequence[_Truth]) -> dict[str, Tensor]:
+    def _proposal_losses(self, objectness: Tensor, offsets: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
         with torch.no_grad():
             found = [one.match_anchors(self.anchors) for one in truth]
             labels, matched = (torch.stack(part) for part in zip(*found, strict=True))
-            image, row, label = _drawn(labels, ANCHOR_SAMPLES, ANCHOR_OBJECTS)
+            if (ratio := self.spec.losses.negatives) is None:
+                image, row, label = _drawn(labels, ANCHOR_SAMPLES, ANCHOR_OBJECTS)
+            else:
+                image, row, label = _mined(objectness[..., 0], labels, ratio)
             total = max(1, len(row))
             objects = label > 0
             own, at = image[objects], row[objects]
@@ -435,64 +462,23 @@ class TwoStageDetector(Detector):
         return {"proposal_score": score / total, "proposal_box": box / total}
 
     @torch.no_grad()
-    def _sample(self, proposals: Tensor, truth: Sequence[_Truth]) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(
+        self, features: Sequence[Tensor], proposals: Tensor, truth: Sequence[Truth]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (B, S, 4), their labels (B, S) as a `RoiHead` takes them, and which labelled boxes they are (B, S)."""
         most = max(len(one.boxes) for one in truth)
         labelled = torch.stack([F.pad(one.boxes, (0, 0, 0, most - len(one.boxes))) for one in truth])
         boxes = torch.cat([labelled, proposals], 1)
         found = [one.match_proposals(box) for one, box in zip(truth, boxes, strict=True)]
         labels, objects = (torch.stack(part) for part in zip(*found, strict=True))
-        order, used = _sampled(labels, self.options.samples, ROI_OBJECTS)
+        if self.spec.losses.ohem:
+            matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
+            loss = self.roi_head.each_loss(features, boxes, labels, matched)
+            order, used = hard_examples(boxes, loss, labels >= 0, self.options.samples)
+        else:
+            order, used = _sampled(labels, self.options.samples, ROI_OBJECTS)
         labels = torch.where(used, labels.gather(1, order), -1)
         return boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels, objects.gather(1, order)
-
-
-class _Truth:
-    """The labelled boxes of an image, and what it says about anchors and proposals."""
-
-    def __init__(self, target: Annotations, device: torch.device) -> None:
-        boxes = torch.as_tensor(target.boxes, dtype=torch.float32).reshape(-1, 4)
-        ignore = torch.as_tensor(target.ignore, dtype=torch.bool)
-        labels = torch.as_tensor(target.labels, dtype=torch.int64)
-        real = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(-1)
-        kept = real & ~ignore
-        self.outlines = [target.outlines[row] for row in kept.nonzero()[:, 0].tolist()] if target.outlines else []
-        self.boxes = boxes[kept].to(device)
-        self.labels = labels[kept].to(device)
-        self.ignored = boxes[real & ignore].to(device)
-
-    def match_anchors(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (N,): 1 object, 0 background, -1 neither; and the boxes (N, 4) that they answer for."""
-        if not len(self.boxes):
-            labels = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
-            return self._without_ignored(labels, anchors), torch.zeros_like(anchors)
-        overlap = tensors.pairwise(self.boxes, anchors)
-        best, which = overlap.max(0)
-        labels = torch.where(best >= OBJECT, 1, torch.where(best < BACKGROUND, 0, -1))
-        # Each box has its best anchors, however small their overlap.
-        highest = overlap.amax(1, keepdim=True)
-        labels[((overlap == highest) & (highest > 0)).any(0)] = 1
-        return self._without_ignored(labels, anchors), self.boxes[which]
-
-    def match_proposals(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (N,): c + 1 an object of class c, 0 background, -1 neither; and which boxes they answer for (N,)."""
-        if len(self.boxes):
-            best, which = tensors.pairwise(self.boxes, proposals).max(0)
-            labels = torch.where(best >= ROI_OBJECT, self.labels[which] + 1, 0)
-        else:
-            labels, which = torch.zeros(2, len(proposals), dtype=torch.int64, device=proposals.device)
-        labels[(proposals[:, 2:] - proposals[:, :2]).amin(-1) < SMALLEST] = -1
-        return self._without_ignored(labels, proposals), which
-
-    def boxes_of(self, which: Tensor) -> Tensor:
-        """(N, 4): the labelled boxes of these numbers (N,); zeros where the image has none."""
-        return self.boxes[which] if len(self.boxes) else self.boxes.new_zeros(len(which), 4)
-
-    def _without_ignored(self, labels: Tensor, boxes: Tensor) -> Tensor:
-        if not len(self.ignored):
-            return labels
-        inside = tensors.intersection(self.ignored, boxes).amax(0)
-        return torch.where((labels == 0) & (inside > INSIDE_IGNORED * tensors.area(boxes)), -1, labels)
 
 
 def _sampled(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor]:
@@ -515,6 +501,17 @@ def _drawn(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor, 
     rows, used = _sampled(labels, count, objects)
     image, place = used.nonzero(as_tuple=True)
     row = rows[image, place]
+    return image, row, labels[image, row]
+
+
+def _mined(objectness: Tensor, labels: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_drawn`: all objects up to half of a sample, and for each `ratio` of the background that looks most like one.
+
+    Objectness and labels are (B, N).
+    """
+    order, used = _sampled(torch.where(labels > 0, labels, -1), ANCHOR_SAMPLES, ANCHOR_OBJECTS)
+    objects = torch.zeros_like(labels, dtype=torch.bool).scatter(1, order, used)
+    image, row = (objects | hardest(objectness, labels == 0, objects, ratio)).nonzero(as_tuple=True)
     return image, row, labels[image, row]
 
 

@@ -81,6 +81,7 @@ class Scene:
             of the drawing, so that a box edge falls on half pixels.
         heights_m: (N,) float32, metric height of each annotated object.
         visible: (N,) float32, fraction of each object's samples that are neither covered nor outside the image.
+        whole: (N, 4) float32, the extents of each object as if nothing stood before it, inside the image.
     """
 
     image: Image
@@ -91,6 +92,7 @@ class Scene:
     instances: NDArray[np.uint8]
     heights_m: Floats
     visible: Floats
+    whole: Floats
 
 
 def render(seed: int, size: tuple[int, int] = (240, 320), camera: Camera = Camera()) -> Scene:
@@ -218,13 +220,16 @@ class _World:
         self._skyline(image, samples)
         self._draw(buildings, image, samples, 0)
         drawn: list[tuple[street.Thing, int, float, tuple[int, int, int, int]]] = []
+        extents: list[NDArray[np.float64] | None] = []
         for thing in self.things:
             number = len(drawn) + 1 if thing.label >= 0 and len(drawn) < 250 else 0
             window, inside = self._draw(thing, image, samples, number)
             if number:
                 x0, y0, x1, y1 = window
-                count = int(np.count_nonzero(samples[y0:y1, x0:x1, 1] == number))
-                drawn.append((thing, count, inside, window))
+                own = samples[y0:y1, x0:x1, 1] == number
+                # What stands before it is drawn later.
+                extents.append(_extent(own, x0, y0))
+                drawn.append((thing, int(np.count_nonzero(own)), inside, window))
         counts = [
             int(np.count_nonzero(samples[w[1] : w[3], w[0] : w[2], 1] == n + 1)) for n, (_, _, _, w) in enumerate(drawn)
         ]
@@ -232,12 +237,17 @@ class _World:
         np.minimum(samples[:, :, 0], depth_rows[:, None], out=samples[:, :, 0])
         if self.camera.distortion:
             image, samples = self._distort(image, samples)
-        annotations, instances, heights, visible = self._annotate(drawn, counts, samples)
+        annotations, instances, heights, visible, rows = self._annotate(drawn, counts, samples)
+        whole = annotations.boxes.copy()
+        if not self.camera.distortion:
+            for place, row in enumerate(rows):
+                if (extent := extents[row]) is not None:
+                    whole[place] = extent
         depth = np.ascontiguousarray(samples[_SS // 2 :: _SS, _SS // 2 :: _SS, 0])
         emission = self._emission(cv2.extractChannel(samples, 2))
         small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.float32)
         finished = self._expose(small, depth, instances)
-        return Scene(finished, depth, annotations, self.camera, emission, instances, heights, visible)
+        return Scene(finished, depth, annotations, self.camera, emission, instances, heights, visible, whole)
 
     def _emission(self, codes: NDArray[Any]) -> Floats:
         """(H, W, 3) radiance of the lamps, from the code of each sample."""
@@ -721,17 +731,16 @@ class _World:
         drawn: Sequence[tuple[street.Thing, int, float, tuple[int, int, int, int]]],
         counts: Sequence[int],
         samples: Floats,
-    ) -> tuple[Annotations, NDArray[np.uint8], Floats, Floats]:
+    ) -> tuple[Annotations, NDArray[np.uint8], Floats, Floats, list[int]]:
         numbers = samples[:, :, 1].astype(np.uint8)
-        boxes, labels, ignore, heights, visible = [], [], [], [], []
+        boxes, labels, ignore, heights, visible, numbered = [], [], [], [], [], []
         renumber = np.zeros(256, np.uint8)
         for n, ((thing, whole, inside, window), count) in enumerate(zip(drawn, counts, strict=True)):
             x0, y0, x1, y1 = window if not self.camera.distortion else (0, 0, numbers.shape[1], numbers.shape[0])
             found = numbers[y0:y1, x0:x1] == n + 1
-            columns, rows = np.flatnonzero(found.any(0)), np.flatnonzero(found.any(1))
-            if not len(columns):
+            box = _extent(found, x0, y0)
+            if box is None:
                 continue
-            box = np.array([x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1]) / _SS
             wide, high = box[2] - box[0], box[3] - box[1]
             if wide * high < 4:
                 continue
@@ -741,11 +750,13 @@ class _World:
             ignore.append(part < MIN_VISIBLE or max(wide, high) < MIN_SIDE_PX)
             heights.append(self._metric_height(thing))
             visible.append(part)
+            numbered.append(n)
             renumber[n + 1] = len(boxes)
         annotations = Annotations(
             np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(ignore, np.bool_)
         )
-        return annotations, renumber[numbers], np.array(heights, np.float32), np.array(visible, np.float32)
+        parts = np.array(visible, np.float32)
+        return annotations, renumber[numbers], np.array(heights, np.float32), parts, numbered
 
     def _metric_height(self, thing: street.Thing) -> float:
         high = max(max(p[1] for p in thing.points[part.start : part.stop]) + part.radius for part in thing.parts)
@@ -786,3 +797,11 @@ class _World:
         image += noise
         image += np.float32(0.5)
         return np.asarray(np.minimum(np.maximum(image, 0), 255), np.uint8)
+
+
+def _extent(found: NDArray[np.bool_], left: int, top: int) -> NDArray[np.float64] | None:
+    """The box (4,) in pixels of the image around what was found in a window of samples; None where that is nothing."""
+    columns, rows = np.flatnonzero(found.any(0)), np.flatnonzero(found.any(1))
+    if not len(columns):
+        return None
+    return np.array([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]) / _SS

@@ -138,13 +138,16 @@ def _write_scene(
         "boxes": [[round(float(v), 2) for v in box] for box in found.boxes],
         "labels": [int(v) for v in found.labels],
         "ignore": [int(v) for v in found.ignore],
+        "whole": [[round(float(v), 2) for v in box] for box in scene.whole],
     }
 
 
 def _coco(info: dict[str, Any], records: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for number, record in enumerate(records):
-        for box, label, ignore in zip(record["boxes"], record["labels"], record["ignore"], strict=True):
+        # A record of an earlier version, of a set that goes on, says nothing of whole objects.
+        wholes = record.get("whole", record["boxes"])
+        for box, label, ignore, whole in zip(record["boxes"], record["labels"], record["ignore"], wholes, strict=True):
             width, height = round(box[2] - box[0], 2), round(box[3] - box[1], 2)
             entries.append(
                 {
@@ -154,6 +157,7 @@ def _coco(info: dict[str, Any], records: Sequence[dict[str, Any]], size: tuple[i
                     "bbox": [box[0], box[1], width, height],
                     "area": round(width * height, 2),
                     "iscrowd": ignore,
+                    "full_bbox": [*whole[:2], round(whole[2] - whole[0], 2), round(whole[3] - whole[1], 2)],
                 }
             )
     return {

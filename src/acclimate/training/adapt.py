@@ -171,7 +171,9 @@ def _source(config: Config, spec: DetectorSpec) -> LabelledSet | None:
             f"{config.source.path}: the source images are not there; bring them back, name where they are "
             "(source.path=FOLDER), or adapt without them: source=none"
         )
-    return formats.read(config.source, spec.classes, masks=spec.has_masks, reading=spec.reading)
+    return formats.read(
+        config.source, spec.classes, masks=spec.has_masks or config.augment.needs_masks, reading=spec.reading
+    )
 
 
 def _with_labels(config: Config) -> Config:
@@ -198,7 +200,9 @@ def _labelled(config: Config, spec: DetectorSpec, target: UnlabelledSet) -> Labe
     from acclimate.select.ask.question import refuse_untouched
 
     refuse_untouched(config.labelled.path)
-    images = formats.read(config.labelled, spec.classes, masks=spec.has_masks, reading=spec.reading)
+    images = formats.read(
+        config.labelled, spec.classes, masks=spec.has_masks or config.augment.needs_masks, reading=spec.reading
+    )
     frames = match(images, target).holding_back(config.adapt.labelled.validation, config.seed)
     if config.target_test is not None:
         refuse_early(frames, config.target_test)

@@ -88,7 +88,9 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
     target = formats.unlabelled(config.target) if config.target is not None else None
     known = models.specification((start or parent).path)
     classes = known.classes
-    images = formats.read(config.source, classes, masks=config.model.has_masks, reading=known.reading)
+    images = formats.read(
+        config.source, classes, masks=config.model.has_masks or config.augment.needs_masks, reading=known.reading
+    )
     section = "train" if start is None else "schedule"
     settings = stages.plain(config, "seed", "model", "augment", "adapt", section)
     taught = taught_by(config)

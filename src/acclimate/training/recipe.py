@@ -329,7 +329,8 @@ def started_from(config: Config) -> dict[str, str]:
         AcclimateError: the run is not finished, or there is no such checkpoint.
     """
     start, checkpoint = config.model.start, config.model.transformers.checkpoint
-    begun = {} if start is None else {f"the run {start}": weights_of(stages.finished(start))}
+    runs = [run for run in (start, config.model.two_stage.transfer) if run is not None]
+    begun = {f"the run {run}": weights_of(stages.finished(run)) for run in runs}
     if config.model.kind == "transformers" and start is None and config.model.weights != "none":
         from acclimate.models.transformers import digest_of, folder_of
 

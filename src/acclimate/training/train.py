@@ -54,7 +54,7 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
     from acclimate.data import formats
     from acclimate.models import transfer
 
-    images = formats.read(data, masks=config.model.has_masks)
+    images = formats.read(data, masks=config.model.has_masks or config.augment.needs_masks)
     spec = specified(config, images.classes, images.reading)
     # The canvas of a checkpoint is known once it has been read; where none was named, it is the run's.
     config = config.model_copy(update={"model": config.model.model_copy(update={"image_size": spec.image_size})})

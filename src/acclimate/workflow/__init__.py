@@ -27,6 +27,7 @@ from acclimate.workflow.delivery import (
     verify,
     verify_all,
 )
+from acclimate.workflow.ensembles import Looks, evaluate_together
 from acclimate.workflow.evaluating import evaluate
 from acclimate.workflow.job import Job, run
 from acclimate.workflow.labelling import label
@@ -38,6 +39,7 @@ from acclimate.workflow.tuning import Trial, Tuned, tune
 __all__ = [
     "Draw",
     "Job",
+    "Looks",
     "Precision",
     "Question",
     "Role",
@@ -52,6 +54,7 @@ __all__ = [
     "data",
     "distil",
     "evaluate",
+    "evaluate_together",
     "export",
     "init",
     "label",

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from acclimate import diagnosis, stages, trackers
 from acclimate.config import DataConfig, parse
+from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import Evaluation, Notes, Role, Run, counted, digest, locked
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
     from acclimate.models.slimmable import SlimmableDetector
+    from acclimate.models.two_stage import TwoStageDetector
 
 
 def evaluate(
@@ -25,6 +27,7 @@ def evaluate(
     role: Role = "target",
     *,
     hindsight: bool = False,
+    masks: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """AP of a run's eager detector on a labelled set; saved as evaluations/NAME.json of the run, and where it is right
@@ -39,31 +42,43 @@ def evaluate(
         role: whose domain it is of.
         hindsight: whether every checkpoint of the run is evaluated too, and selection.json learns how well each
             label-free score ranked them.
+        masks: whether the AP of its masks is measured too.
         console: where progress goes.
 
     Raises:
-        AcclimateError: the run is not finished or the set cannot be used.
+        AcclimateError: the run is not finished or the set cannot be used, or its detector has no masks.
     """
     run = stages.finished(Path(path))
     with locked(run.path, "evaluate"):
-        return _evaluate(run, data, name, role, hindsight, console)
+        return _evaluate(run, data, name, role, hindsight, masks, console)
 
 
 def _evaluate(
-    run: Run, data: DataConfig, name: str, role: Role, hindsight: bool, console: Console | None
+    run: Run, data: DataConfig, name: str, role: Role, hindsight: bool, masks: bool, console: Console | None
 ) -> Evaluation:
     from acclimate.adapt.engine import checkpoints
     from acclimate.data import formats
     from acclimate.data.labelled import refuse_tested
-    from acclimate.evaluate import average_precision, evaluate_detector, predictions_of
+    from acclimate.evaluate import average_precision, evaluate_detector, mask_average_precision, predictions_of
     from acclimate.models import detector as models
+    from acclimate.models.predict import predict_masks
     from acclimate.select.score import rank
 
     detector = models.to_device(models.load(run.path))
-    truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
+    if masks and not detector.spec.has_masks:
+        raise AcclimateError(f"{run.path}: its detector has no masks; train one with model.two_stage.masks = true")
+    truth = formats.read(data, detector.spec.classes, masks=masks, reading=detector.spec.reading)
     refuse_tested(stages.labelled_frames(run), truth.paths, name)
     found = predictions_of(detector, truth, name)
     result = average_precision(found, truth, data=name, role=role)
+    if masks:
+        shapes = predict_masks(cast("TwoStageDetector", detector), truth.paths)
+        if truth.classes != detector.spec.classes:
+            raise AcclimateError(f"{name}: masks are measured of a set with the detector's own classes")
+        ap, ap50 = mask_average_precision(shapes, truth)
+        result = result.model_copy(update={"mask_ap": ap, "mask_ap50": ap50})
+        if console is not None:
+            console.print(f"masks on {name}: AP50 {ap50:.3f}, AP {ap:.3f}", markup=False, highlight=False)
     size = detector.spec.image_size
     diagnosis.save(run, name, diagnosis.diagnose(found, truth, data=name, role=role, image_size=size))
     run.write(f"evaluations/{name}.json", result)

@@ -154,7 +154,7 @@ def _file(file: Path, theirs: Mapping[str, str]) -> _Labeller:
 
 def _together(asked: Sequence[_Labeller], paths: Sequence[Path]) -> dict[Path, Found]:
     """What all of them find, fused, labels in the order of the first's; what one of them cannot read is left out."""
-    from acclimate.adapt.fusion import fuse
+    from acclimate.boxes.fusion import fuse
     from acclimate.data.scored import Found
     from acclimate.structures import Detections
 

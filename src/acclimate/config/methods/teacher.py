@@ -32,7 +32,7 @@ class TeacherConfig(MethodOptions):
     """Fraction of the run over which the weights rise from 0."""
     scale: Annotated[float, Added(1.0)] = Field(default=1.0, ge=1, le=4)
     """Above 1, the teacher also looks at the image with so many times the pixels a side, and what it finds at both
-    sizes is fused (`adapt/fusion.py`)."""
+    sizes is fused (`boxes/fusion.py`)."""
     flip: Annotated[bool, Added(False)] = False
     """Whether it also looks at the mirrored image; with `scale`, the larger one is mirrored."""
     mix: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)

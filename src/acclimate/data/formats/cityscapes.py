@@ -33,7 +33,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     if not places.is_dir(labels):
         there = ", ".join(folder.name for folder in places.folders_in(root / "gtFine")) or "none"
         raise AcclimateError(f"{labels}: no such folder (splits there: {there}); set `split`")
-    folder = config.images or _cityscapes_images(root, foggy=config.fog_level is not None)
+    folder = config.images or images_folder(root, foggy=config.fog_level is not None)
     if places.is_dir(folder / split):
         folder = folder / split
     found: dict[str, dict[str | None, Path]] = {}
@@ -55,13 +55,14 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         if image is None:
             raw.problem(file, f"no image {stem}_leftImg8bit in {folder}; left out")
             continue
-        if (taken := files.of_image(raw, file, _taken, "imgHeight, imgWidth and objects")) is not None:
-            size, items = taken
+        if (told := files.of_image(raw, file, taken, "imgHeight, imgWidth and objects")) is not None:
+            size, items = told
             _polygons(raw.sample(image, file, size), file, items, raw)
     return raw
 
 
-def _taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
+def taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
+    """The size (height, width) of an image and its objects, of a file's content."""
     return (int(content["imgHeight"]), int(content["imgWidth"])), list(content["objects"])
 
 
@@ -81,7 +82,12 @@ def _polygons(sample: int, file: Path, items: Sequence[Any], raw: Raw) -> None:
         raw.add(sample, name, box, number, ignore=name != label)
 
 
-def _cityscapes_images(root: Path, foggy: bool) -> Path:
+def images_folder(root: Path, foggy: bool) -> Path:
+    """The folder of images beside the labels; of those with fog where `foggy`, as far as there are any.
+
+    Raises:
+        AcclimateError: there is none, or there are several.
+    """
     folders = [folder for folder in places.folders_in(root) if folder.name.startswith("leftImg8bit")]
     if not folders:
         raise AcclimateError(f"{root}: no leftImg8bit folder; name the image folder with `images`")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
@@ -43,7 +44,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         raise AcclimateError(f"{file}: `split` is for a folder; a COCO json is one split already, so remove the key")
     prefix = f"{file}: annotation "
     raw = Raw(file.stem, locate=lambda where, place: f"{prefix}{place}", outlined=masks)
-    reader = _Annotations(file, raw, masks)
+    reader = _Annotations(file, raw, masks, config.full)
     index = files.json_of(file, reader.take)
     images, categories, annotations = (
         index.get(key) if isinstance(index, dict) else None for key in ("images", "categories", "annotations")
@@ -61,8 +62,11 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
 class _Annotations:
     """Annotations as they are parsed: of each only its numbers stay, as the objects of an index are many and large."""
 
-    def __init__(self, file: Path, raw: Raw, masks: bool) -> None:
+    def __init__(self, file: Path, raw: Raw, masks: bool, full: bool) -> None:
         self._file = file
+        self._full = full
+        self._parts: dict[int, Any] = {}
+        """The whole box of an object whose visible one is its own, or its visible one; x, y, width, height."""
         self._raw = raw
         self._masks = masks
         self._ids: list[Any] = []
@@ -104,6 +108,8 @@ class _Annotations:
         crowd, ignore = item.get("iscrowd"), item.get("ignore")
         if crowd or ignore:
             self._flags[number] = (crowd, ignore)
+        if (part := item.get("full_bbox" if self._full else "visible_bbox")) is not None:
+            self._parts[number] = part
         if self._masks:
             self._segmentations[number] = item.get("segmentation")
         return _TAKEN
@@ -136,6 +142,8 @@ class _Annotations:
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         kept = np.flatnonzero((own >= 0) & whole)
+        visible = self._visible(boxes)
+        raw.visible |= {raw.objects + at: visible[n] for at, n in enumerate(kept.tolist()) if n in visible}
         outlines = {}
         for position, index in enumerate(kept.tolist() if self._masks else ()):
             where = raw.locate("", self._place(index))
@@ -155,6 +163,25 @@ class _Annotations:
     def _place(self, index: int) -> int | str:
         own = self._ids[index]
         return own if isinstance(own, int | str) else f"[{index}]"
+
+    def _visible(self, boxes: NDArray[np.float64]) -> dict[int, tuple[float, float, float, float]]:
+        """The visible parts, by the annotation's number; with whole boxes, these take the place of those in `boxes`."""
+        found = {}
+        for number, part in self._parts.items():
+            try:
+                left, top, width, height = (float(value) for value in part)
+            except (TypeError, ValueError):
+                name = "full_bbox" if self._full else "visible_bbox"
+                self._raw.problem(self._raw.locate("", self._place(number)), f"{name} is not four numbers; not used")
+                continue
+            corners = left, top, left + width, top + height
+            if self._full:
+                a, b, c, d = boxes[number].tolist()
+                found[number] = a, b, c, d
+                boxes[number] = corners
+            else:
+                found[number] = corners
+        return found
 
     def _outline(self, segmentation: Any, where: str, ignore: bool) -> Outline:
         """The polygons of a `segmentation`; none where it has run lengths instead, as crowds have."""

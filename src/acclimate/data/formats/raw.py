@@ -149,6 +149,8 @@ class Raw:
     _ignored: bytearray = field(default_factory=bytearray)
     _places: list[int | str] = field(default_factory=list)
     _outlines: dict[int, Outline] = field(default_factory=dict)
+    visible: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
+    """The visible part of an object's box, xyxy pixels, by the object's number, where the set says it."""
 
     def problem(self, where: str | Path, what: str) -> None:
         self.problems.append(Problem(str(where), what))
@@ -193,6 +195,11 @@ class Raw:
         self._boxes.extend(box)
         self._ignored.append(ignore)
         self._places.append(place)
+
+    @property
+    def objects(self) -> int:
+        """How many objects there are; the number of the next one."""
+        return len(self._owners)
 
     def extend(
         self,
@@ -281,7 +288,7 @@ def assemble(
     if masks and not raw.outlined:
         raise AcclimateError(
             f"{config.path}: masks are read from COCO's polygons, and this is {format_}; convert it, or set "
-            "model.two_stage.masks = false"
+            "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     frames = _frames(raw, config.orientation)
     found = _Objects(
@@ -312,7 +319,7 @@ def assemble(
     if masks and not any(any(image.annotations.outlines or ()) for image in images):
         raise AcclimateError(
             f"{config.path}: none of its objects has a polygon (`segmentation`), and masks are to be learnt; set "
-            "model.two_stage.masks = false"
+            "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     rotated = sum(frame is not None and frame.header.orientation != 1 for frame in frames)
     return LabelledSet(
@@ -460,17 +467,32 @@ def _images(
             continue
         own = slice(bounds[number], bounds[number + 1])
         outlines = tuple(raw._outlines.get(int(index), ()) for index in usable[own]) if masks else None
+        visible = _visible(raw, usable[own], boxes[own])
         if frame.written != reading.orientation and frame.header.orientation != 1:
             for row in range(own.start, own.stop):
                 outline = outlines[row - own.start] if outlines else ()
                 left, top, right, bottom = boxes[row].tolist()
                 box = (left, top, right, bottom)
                 boxes[row], turned = orientation.moved(box, outline, frame.header, frame.written, reading.orientation)
+                if visible is not None:
+                    a, b, c, d = visible[row - own.start].tolist()
+                    visible[row - own.start], _ = orientation.moved(
+                        (a, b, c, d), (), frame.header, frame.written, reading.orientation
+                    )
                 if outlines:
                     outlines = (*outlines[: row - own.start], turned, *outlines[row - own.start + 1 :])
-        annotations = Annotations(boxes[own], labels[own], ignore[own], outlines)
+        annotations = Annotations(boxes[own], labels[own], ignore[own], outlines, visible)
         images.append(LabelledImage(sample.path, *frame.header.size(reading.orientation), annotations))
     return images
+
+
+def _visible(raw: Raw, numbers: NDArray[np.int64], boxes: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The visible parts (N, 4) of an image's objects, inside their boxes; the whole box where one has none."""
+    if not raw.visible:
+        return None
+    parts = np.array([raw.visible.get(int(n), tuple(box)) for n, box in zip(numbers, boxes, strict=True)], np.float32)
+    parts = parts.reshape(-1, 4)
+    return np.clip(parts, np.tile(boxes[:, :2], 2), np.tile(boxes[:, 2:], 2))
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acclimate.adapt.fusion import fuse, mirrored
+from acclimate.boxes.fusion import fuse, mirrored
 from acclimate.structures import Detections
 
 

@@ -1,0 +1,162 @@
+"""The cascade: three second stages one behind the other, each on the boxes that the one before has made better.
+
+Cai and Vasconcelos 2018 (Cascade R-CNN). A stage learns from proposals that overlap their object by 0.5, 0.6 and 0.7,
+so that the last is strict about what an object is, and sees boxes that are good enough for that. Boxes are moved
+whatever the class, and the class's probability is the mean of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acclimate.boxes import tensors
+from acclimate.boxes.offsets import ROI_WEIGHTS, Weights
+from acclimate.models.detector import LossKind
+from acclimate.models.losses import iou_loss
+from acclimate.models.roi_heads import (
+    IOU_WEIGHT,
+    ROI_OBJECT,
+    SMOOTH,
+    RoiHead,
+    Sample,
+    Truth,
+    class_loss,
+    fully_connected,
+    predictors,
+)
+
+OVERLAPS = (ROI_OBJECT, 0.6, 0.7)
+"""From which a box is an object, stage by stage."""
+SHARES = (1.0, 0.5, 0.25)
+"""Weight of each stage's losses, as the authors released them."""
+LEAST = 1e-6
+"""Probability below which a class's logarithm goes no further."""
+
+
+def weights_of(stage: int) -> Weights:
+    """What a stage's offsets are divided by: boxes that are better move less (as released: 10, 20, 30)."""
+    x, y, w, h = (weight * (stage + 1) for weight in ROI_WEIGHTS)
+    return x, y, w, h
+
+
+class _Stage(nn.Module):
+    """Two fully connected layers, a class, and one move whatever the class."""
+
+    def __init__(self, channels: int, classes: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = fully_connected(channels, hidden, 2)
+        self.classify, self.move = predictors(hidden, classes)[0], predictors(hidden, 0)[1]
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.layers(pooled.flatten(2))
+        return self.classify(hidden), self.move(hidden)
+
+
+class CascadeHead(RoiHead):
+    """See the module."""
+
+    loss_kinds: Mapping[str, LossKind] = {
+        "roi_class": "class", "roi_box": "box",
+        "roi_class_2": "class", "roi_box_2": "box",
+        "roi_class_3": "class", "roi_box_3": "box",
+    }  # fmt: skip
+
+    def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int) -> None:
+        """Build with random weights. Arguments as of `SiblingHead.__init__`."""
+        super().__init__()
+        self.strides = tuple(strides)
+        self.outputs = hidden
+        self.stages = nn.ModuleList(_Stage(channels, classes, hidden) for _ in OVERLAPS)
+
+    def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        chances, boxes, logits, moves = [], proposals, proposals, proposals
+        for number, stage in enumerate(self.stages):
+            if number:
+                boxes = self._moved(features, boxes, moves, number - 1)
+            logits, moves = stage(self.pool(features, boxes))
+            chances.append(logits.float().softmax(-1))
+        mean = torch.stack(chances).mean(0).clamp(min=LEAST)
+        return mean.log(), _spread(moves, logits.shape[-1]), boxes
+
+    def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        first = self.stages[0]
+        assert isinstance(first, _Stage)
+        hidden: Tensor = first.layers(self.pool(features, boxes).flatten(2))
+        return hidden
+
+    def losses(
+        self,
+        features: Sequence[Tensor],
+        proposals: Tensor,
+        labels: Tensor,
+        matched: Tensor,
+        truth: Sequence[Truth] = (),
+    ) -> dict[str, Tensor]:
+        """Each stage's class and box loss, on the boxes of the stage before, labelled anew by its own overlap."""
+        losses: dict[str, Tensor] = {}
+        boxes, moves, used = proposals, proposals, labels >= 0
+        for number, (stage, share) in enumerate(zip(self.stages, SHARES, strict=True)):
+            if number:
+                boxes = self._moved(features, boxes, moves, number - 1)
+                labels, matched, _ = relabelled(boxes, used, truth, OVERLAPS[number])
+            logits, moves = stage(self.pool(features, boxes))
+            name = f"_{number + 1}" if number else ""
+            losses[f"roi_class{name}"] = share * class_loss(logits, labels, self.criteria)
+            losses[f"roi_box{name}"] = share * self._box_loss(moves, boxes, labels, matched, number)
+        return losses
+
+    @torch.no_grad()
+    def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
+        """The boxes that leave each stage, labelled by its overlap."""
+        boxes, used = sample.boxes, sample.labels >= 0
+        samples = []
+        for number, stage in enumerate(self.stages):
+            _, moves = stage(self.pool(features, boxes))
+            boxes = self._moved(features, boxes, moves, number)
+            labels, _, objects = relabelled(boxes, used, truth, OVERLAPS[number])
+            samples.append(Sample(boxes, labels, objects))
+        return samples
+
+    def _moved(self, features: Sequence[Tensor], boxes: Tensor, moves: Tensor, stage: int) -> Tensor:
+        """Where a stage moves its boxes to, on the canvas and without gradients."""
+        height, width = (side * self.strides[0] for side in features[0].shape[-2:])
+        moved = tensors.decode(moves.detach().float(), boxes.float(), weights_of(stage))
+        return tensors.clip(moved, (height, width))
+
+    def _box_loss(self, moves: Tensor, boxes: Tensor, labels: Tensor, matched: Tensor, stage: int) -> Tensor:
+        objects, weights = labels > 0, weights_of(stage)
+        own, base, wanted = moves[objects].float(), boxes[objects].float(), matched[objects]
+        if self.criteria.boxes == "default":
+            target = tensors.encode(wanted, base, weights)
+            loss = F.smooth_l1_loss(own, target, beta=SMOOTH, reduction="none").sum(-1)
+        else:
+            loss = IOU_WEIGHT * iou_loss(self.criteria.boxes, tensors.decode(own, base, weights), wanted)
+        return loss.sum() / (labels >= 0).sum().clamp(min=1)
+
+
+def relabelled(boxes: Tensor, used: Tensor, truth: Sequence[Truth], least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What boxes are after they have moved.
+
+    Args:
+        boxes: (B, K, 4).
+        used: (B, K) bool; the others stay out of every loss.
+        truth: of each image.
+        least: overlap from which a box is an object.
+
+    Returns:
+        labels (B, K), the labelled boxes (B, K, 4) that they answer for, and which of their image these are (B, K).
+    """
+    found = [one.match_proposals(box, least) for one, box in zip(truth, boxes, strict=True)]
+    labels, objects = (torch.stack(part) for part in zip(*found, strict=True))
+    matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
+    return torch.where(used, labels, -1), matched, objects
+
+
+def _spread(moves: Tensor, classes: int) -> Tensor:
+    """The last stage's moves (B, K, 4) as offsets (B, K, classes, 4) in the scale of `edge.artifact.Decode`, every
+    class's alike."""
+    return torch.stack([moves / len(OVERLAPS)] * classes, 2)
