@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import adaptation
+import backbones
 import cosines
+import craft
 import distillation
 import faults
 import front
@@ -153,6 +155,8 @@ TABLES = {
     "latency": latency_table,
     "edge": edge_table,
     "front": front.tables,
+    "backbones": backbones.table,
+    "craft": craft.table,
     "suppression": suppression_table,
     "tsd": tsd_table,
     "drift": drift_table,

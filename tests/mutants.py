@@ -218,7 +218,7 @@ MUTANTS = (
         "edge/package.py",
         "if file_digest(folder / name) != expected:",
         'if file_digest(folder / name) == "":',
-        ("edge/test_package.py::test_a_changed_byte_is_refused",),
+        ("edge/test_package.py::test_a_missing_or_added_file_is_named",),
     ),
     Mutant(
         "learnt frames tested",
@@ -236,7 +236,7 @@ MUTANTS = (
         "verification/measure.py",
         "return record if same and (not weights or record.reference == weights) else None",
         "return record if same else None",
-        ("verification/test_measure.py::test_a_repeat_measures_the_latency_alone",),
+        ("verification/test_measure.py::test_weights_that_were_trained_over_are_compared_anew",),
     ),
 )
 

@@ -164,6 +164,8 @@ def test_what_is_said_goes_into_a_log_with_its_time(tmp_path: Path) -> None:
     console = Logged(Console(file=shown, width=60), tmp_path / "out" / "run.log")
     with console.warnings():
         console.print("[b]a line", markup=False)
+        assert not (tmp_path / "out").exists()
+        console.begin()
         logging.getLogger("acclimate.somewhere").warning("take care of %s", "that")
     logging.getLogger("acclimate.somewhere").warning("not this")
     assert shown.getvalue() == "[b]a line\n"
@@ -174,6 +176,7 @@ def test_what_is_said_goes_into_a_log_with_its_time(tmp_path: Path) -> None:
 
 def test_a_log_on_a_terminal_has_lines_where_the_screen_has_bars(tmp_path: Path) -> None:
     console = Logged(Console(file=io.StringIO(), width=120, force_terminal=True), tmp_path / "run.log")
+    console.begin()
     with counting(console, "train", lines=2) as tick:
         for done in range(1, 5):
             tick(done, 4)
@@ -186,5 +189,7 @@ def test_a_log_on_a_terminal_has_lines_where_the_screen_has_bars(tmp_path: Path)
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     shown = io.StringIO()
-    Logged(Console(file=shown), tmp_path / "file" / "run.log").print("a line")
+    console = Logged(Console(file=shown), tmp_path / "file" / "run.log")
+    console.begin()
+    console.print("a line")
     assert shown.getvalue() == "a line\n"

@@ -225,7 +225,8 @@ def _display(console: Console) -> Progress:
 class Logged(Console):
     """A console whose lines go into a file as well, each with the time; and so do warnings of the package.
 
-    Where the file cannot be written, what is shown goes on without it.
+    The file is written from `begin` on, with what was said before, so that what is refused at once leaves no trace.
+    Where it cannot be written, what is shown goes on without it.
     """
 
     def __init__(self, shown: Console | None, file: Path) -> None:
@@ -238,6 +239,7 @@ class Logged(Console):
             width=shown.width if shown is not None else None,
         )
         self._log = file
+        self._held: list[str] | None = []
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
@@ -248,10 +250,22 @@ class Logged(Console):
     def note(self, text: str) -> None:
         """Lines for the file alone."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = [f"{stamp} {line}\n" for line in text.splitlines() if line.strip()]
+        if self._held is None:
+            self._write(lines)
+        else:
+            self._held += lines
+
+    def begin(self) -> None:
+        """Write what was held back, and from now on each line as it comes."""
+        held, self._held = self._held, None
+        self._write(held or [])
+
+    def _write(self, lines: Sequence[str]) -> None:
         with contextlib.suppress(OSError):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(f"{stamp} {line}\n" for line in text.splitlines() if line.strip())
+                file.writelines(lines)
 
     @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:

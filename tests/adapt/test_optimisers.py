@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from toy_training import schedule, train
 
-from acclimate.adapt.optimisers import optimiser, parameter_groups, rate
+from acclimate.adapt.optimisers import LEAST, optimiser, parameter_groups, rate
 from acclimate.adapt.supervised import Supervised
 from acclimate.config import ModelConfig
 from acclimate.errors import AcclimateError, Interrupted
@@ -49,6 +49,29 @@ def test_a_rate_that_falls_in_steps_is_torchs_multi_step() -> None:
         assert factor(step) == pytest.approx(reference.param_groups[0]["lr"])
         reference.step()
         steps.step()
+
+
+def test_a_linear_rate_is_torchs() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([parameter], lr=1.0)
+    falling = torch.optim.lr_scheduler.LinearLR(reference, 1.0, LEAST, 100)
+    factor = rate(schedule(warmup=0, steps=100, decay="linear"))
+    for step in range(102):
+        assert factor(step) == pytest.approx(reference.param_groups[0]["lr"])
+        reference.step()
+        falling.step()
+
+
+def test_a_rate_that_starts_anew_is_torchs_cosine_with_warm_restarts() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([parameter], lr=1.0)
+    falling = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(reference, T_0=10, T_mult=2, eta_min=LEAST)
+    factor = rate(schedule(warmup=0, steps=70, decay="restarts", cycles=3, cycle_growth=2.0))
+    for step in range(70):
+        assert factor(step) == pytest.approx(reference.param_groups[0]["lr"])
+        reference.step()
+        falling.step()
+    assert factor(70) == pytest.approx(LEAST)
 
 
 def test_a_constant_rate_stays_after_its_warmup() -> None:

@@ -13,8 +13,10 @@ import torch
 import torchvision
 from torch import nn
 
+from acclimate.config import ModelConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, _fold_batch_norm, load_weights
+from acclimate.models.detector import build, specify
 from acclimate.models.weights import PACKAGED
 
 Norm = Literal["batch", "frozen", "group"]
@@ -127,6 +129,67 @@ def test_weights_by_order_give_torchvisions_features(tmp_path: Path) -> None:
         found = made(images())
         for level, end in zip(found, (4, 7, 14, 18), strict=True):
             torch.testing.assert_close(level, reference.features[:end](images()), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_torchvisions_classifiers_give_their_own_maps_by_their_own_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = trained(torchvision.models.resnet18()).eval()
+    file = tmp_path / "resnet18.pth"
+    torch.save(reference.state_dict(), file)
+    made = Backbone("torchvision/resnet18", (8, 16), "batch", 0)
+    assert load_weights(made, "torchvision/resnet18", file) == "file resnet18.pth"
+    made.settle(True)
+    x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(images()))))
+    expected = reference.layer2(reference.layer1(x))
+    for level, other in zip(made.eval()(images()), (expected, reference.layer3(expected)), strict=True):
+        torch.testing.assert_close(level, other)
+    # Nothing behind the last level is kept.
+    assert not any("layer4" in name or "fc" in name for name, _ in made.named_parameters())
+
+
+def test_torchvisions_maps_have_the_stated_strides_and_the_first_stages_freeze() -> None:
+    made = Backbone("torchvision/squeezenet1_1", (4, 8, 16), "batch", 2).eval()
+    made.settle(True)
+    shapes = [tuple(level.shape) for level in made(images())]
+    assert shapes == [(2, c, 64 // s, 96 // s) for c, s in zip(made.channels, (4, 8, 16), strict=True)]
+    fixed = {name for name, p in made.named_parameters() if not p.requires_grad}
+    assert fixed
+    assert all(name.split(".")[3] in {"0", "3", "4"} for name in fixed), fixed
+
+
+@torch.no_grad()
+def test_a_dilated_backbone_sees_between_the_places_of_the_strided_one() -> None:
+    """The trous algorithm: every other place of the dilated map is a place of the strided one."""
+    torch.manual_seed(0)
+    strided = Backbone("test_resnet", (8, 16, 32), "batch", 0)
+    dilated = Backbone("test_resnet", (8, 16), "batch", 0, output_stride=16)
+    trained(strided)
+    dilated.load_state_dict(strided.state_dict())
+    coarse, fine = strided.eval()(images())[2], dilated.eval()(images())[1]
+    assert fine.shape[-1] == 2 * coarse.shape[-1]
+    torch.testing.assert_close(fine[..., ::2, ::2], coarse, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "says"),
+    [
+        ("torchvision/resnet17", 32, r"torchvision has no classifier 'resnet17'; near: resnet"),
+        ("torchvision/swin_t", 32, r"model\.strides.*torchvision/swin_t"),
+        ("torchvision/mobilenet_v3_small", 16, r"model\.output_stride: torchvision has no dilated"),
+        ("shufflenet_v1_g3", 16, r"model\.output_stride: timm has no dilated"),
+    ],
+)
+def test_what_is_not_there_is_told(name: str, stride: int, says: str) -> None:
+    with torch.device("meta"), pytest.raises(AcclimateError, match=says):
+        Backbone(name, (8, 16), "batch", 0, output_stride=stride)
+
+
+@pytest.mark.parametrize(("name", "where"), [("res2net50_26w_4s", "split"), ("shufflenet_v1_g3", "view")])
+def test_backbones_that_move_channels_are_not_slimmable_and_say_why(name: str, where: str) -> None:
+    options = {"kind": "slimmable", "backbone": name, "image_size": (64, 64), "weights": "none"}
+    with torch.device("meta"), pytest.raises(AcclimateError, match=f"cannot be narrowed at '{where}'; slimmable is"):
+        build(specify(ModelConfig.model_validate(options), ["a"]))
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -642,3 +642,19 @@ def test_contents_are_of_bytes_and_not_of_paths(tmp_path: Path) -> None:
     assert one != contents([tmp_path / "a/1.png"], "others")
     (tmp_path / "b/1.png").write_bytes(b"pixelt")
     assert one != contents([tmp_path / "b/1.png"], "labels")
+
+
+def test_weights_that_were_trained_over_are_compared_anew(made, tmp_path: Path) -> None:
+    """The artifact is the same; what it is held against is not."""
+    _, scenes = made
+    run, folder = copy(made, tmp_path)
+    first = verify(folder, [(scenes, "here", "target")], runs=RUNS)
+    other = squares.SquareDetector()
+    with torch.no_grad():
+        other.classify[1].weight[1] = 0
+    detectors.save(other, run.path)
+    again = verify(folder, [(scenes, "here", "target")], runs=RUNS, anew="latency")
+    assert first.parity is not None
+    assert again.parity is not None
+    assert again.digest == first.digest
+    assert again.parity.matched < first.parity.matched

@@ -25,6 +25,7 @@ def put(folder: Path, noise: bool) -> None:
         assert cv2.imwrite(str(folder / f"{number}.png"), picture)
 
 
+@pytest.mark.usefixtures("squares_are_a_kind")
 def test_other_pictures_under_the_same_names_make_another_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -33,7 +34,6 @@ def test_other_pictures_under_the_same_names_make_another_artifact(
     run.write("spec.json", squares.SPEC)
     (run.path / "model.safetensors").write_bytes(b"the weights of the squares")
     run.finish("done")
-    monkeypatch.setitem(models.MODULES, "squares", squares.__name__)
     monkeypatch.setattr(models, "load", lambda *_: squares.SquareDetector())
 
     def exported() -> tuple[str, int]:

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["hinge", "wasserstein-clip", "gradient-penalty"]
 
-RESPONSE = {"dense": 5.0, "slimmable": 5.0}
-"""Weight of soft targets by the student's kind, elsewhere 1: a quality focal loss is small where both nearly agree."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height to width of the anchors that `imitation` lays around objects."""
 _SLOPE = 0.2
@@ -269,7 +267,7 @@ class Distillation(Term):
 
     def _response(self, step: Step, lesson: Lesson) -> dict[str, Tensor]:
         told = self.config.response
-        soft, hard = (RESPONSE.get(step.detector.spec.kind, 1.0), 1.0) if isinstance(told, str) else (told, told)
+        soft, hard = (step.detector.response, 1.0) if isinstance(told, str) else (told, told)
         losses: dict[str, Tensor] = {}
         if self.corresponds:
             sure = float(self._teacher.thresholds.min())

@@ -90,7 +90,7 @@ def _stages(backbone: nn.Module) -> dict[int, int]:
     seen: dict[str, int] = {}
     for name, parameter in backbone.named_parameters():
         # "body.blocks.3.0.conv.weight" is in the stage "body.blocks.3", "body.layer2.0..." in "body.layer2".
-        found = re.match(r"(?:body\.)?(?:(?:blocks|stages|layers|features)[._]\d+|[^.]+)", name)
+        found = re.match(r"(?:body\.)?(?:trunk\.)?(?:(?:blocks|stages|layers|features)[._]\d+|[^.]+)", name)
         stage = found.group() if found else name
         stages[id(parameter)] = seen.setdefault(stage, len(seen))
     return stages
@@ -99,8 +99,9 @@ def _stages(backbone: nn.Module) -> dict[int, int]:
 def rate(schedule: ScheduleConfig) -> Callable[[int], float]:
     """The factor of the learning rate after so many steps: up linearly over `warmup`, then as `decay` says.
 
-    `cosine` goes down to `LEAST`; `step` multiplies by `FACTOR` at each part of the run in `decay_at`; `constant`
-    stays.
+    `cosine` and `linear` go down to `LEAST`; `restarts` does so along a cosine in each of `cycles`, every one
+    `cycle_growth` times as long as the one before (Loshchilov and Hutter 2017, SGDR); `step` multiplies by `FACTOR` at
+    each part of the run in `decay_at`; `constant` stays.
     """
 
     def factor(step: int) -> float:
@@ -110,7 +111,24 @@ def rate(schedule: ScheduleConfig) -> Callable[[int], float]:
             return 1.0
         if schedule.decay == "step":
             return FACTOR ** sum(step >= part * schedule.steps for part in schedule.decay_at)
-        progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-        return LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        progress = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))
+        if schedule.decay == "linear":
+            return 1 - (1 - LEAST) * progress
+        if schedule.decay == "restarts":
+            progress = _within_cycle(progress, schedule.cycles, schedule.cycle_growth)
+        return LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def _within_cycle(progress: float, cycles: int, growth: float) -> float:
+    """How far along its own cycle a run is that is so far along, 0..1."""
+    lengths = [growth**i for i in range(cycles)]
+    start = 0.0
+    for length in lengths:
+        share = length / sum(lengths)
+        # A restart is the first step of its cycle, wherever rounding puts it.
+        if progress < start + share - 1e-9:
+            return max(0.0, (progress - start) / share)
+        start += share
+    return 1.0

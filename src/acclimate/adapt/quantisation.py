@@ -49,7 +49,6 @@ from acclimate.errors import AcclimateError
 from acclimate.export.base import frozen_copy
 from acclimate.export.onnx import quantised_modules
 from acclimate.models.detector import Detector, evaluating, keeping_modes
-from acclimate.models.slimmable import SlimmableDetector
 from acclimate.select.score import SHOWN
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ class QuantisationAware(Term):
         Raises:
             AcclimateError: the detector is a bank of widths, its layers are reparametrised, or none is quantised.
         """
-        if isinstance(detector, SlimmableDetector):
+        if detector.bank and detector.plain().kind != detector.kind:
             raise AcclimateError(
                 "adapt.quantisation: a bank of widths is not what is exported; `acclimate search` makes a detector of "
                 "one, which can be fine-tuned"

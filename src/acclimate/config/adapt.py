@@ -12,8 +12,10 @@ from acclimate.config.methods import MethodOptions
 from acclimate.config.methods.adversarial import AdversarialConfig
 from acclimate.config.methods.alignment import AlignmentConfig
 from acclimate.config.methods.distillation import DistillationConfig
+from acclimate.config.methods.groupable import GroupableConfig
 from acclimate.config.methods.labelled import LabelledConfig
 from acclimate.config.methods.labels import LabelsConfig
+from acclimate.config.methods.pruning import PruningConfig
 from acclimate.config.methods.quantisation import QuantisationConfig
 from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.methods.suppression import SuppressionConfig
@@ -48,6 +50,14 @@ class AdaptConfig(Options):
     """A large, frozen detector that teaches."""
     matching: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
     """Weight of the distance of the target's features to the moments that the run keeps of its source's."""
+    drop_path: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Part of the rates of `model.drop_path` that the end of the run has; they rise to it linearly."""
+    prior: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
+    """Weight of the entropy of an image's scores, so that they gather on few boxes."""
+    pruning: Annotated[PruningConfig | None, Added(None)] = None
+    """Filters of small L1 norm are cut out first."""
+    groupable: Annotated[GroupableConfig | None, Added(None)] = None
+    """Convolutions whose channels fall into groups, for the device."""
     quantisation: QuantisationConfig | None = None
     """Fine-tuning for INT8, after the adaptation. With it `supervised` is 0 and `teacher` off unless they are given."""
     slim: SlimConfig | None = None

@@ -11,13 +11,14 @@ from acclimate.boxes.soft_nms import Suppression
 from acclimate.config.kinds import KindOptions
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
+from acclimate.config.kinds.supernet import SupernetConfig
 from acclimate.config.kinds.transformers import TransformersConfig
 from acclimate.config.kinds.two_stage import TwoStageConfig
 from acclimate.config.kinds.zoom import ZoomConfig
 from acclimate.config.losses import LossConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
-KINDS = ("dense", "two-stage", "ssd", "slimmable", "transformers", "zoom")
+KINDS = ("dense", "two-stage", "ssd", "slimmable", "supernet", "transformers", "zoom")
 """The kinds of detectors. What a kind is, is the class of that kind in `models/NAME.py`, with `_` for `-`; its options,
 where it has any, are the field of that name of `ModelConfig`."""
 
@@ -38,7 +39,10 @@ class ModelConfig(Options):
     image_size: Canvas = (320, 320)
     """Height and width of the network's canvas, pixels; each a multiple of the largest stride."""
     backbone: str | None = None
-    """Any timm model with `features_only`; by default the size's."""
+    """Any timm model with `features_only`, or a torchvision classifier as `torchvision/NAME`; by default the size's."""
+    output_stride: Annotated[Literal[8, 16, 32], Added(32)] = 32
+    """From which stride on the backbone's convolutions are dilated in place of being strided, so that its last map
+    stays so large; 32 for none."""
     weights: Path | Literal["auto", "none"] = "auto"
     """Where the backbone starts: `auto` (an installed package, the hub's cache, or a download; an error where none is
     to be had), `none` (random, on purpose), or a file."""
@@ -51,9 +55,22 @@ class ModelConfig(Options):
     """Channels of the pyramid; by default the size's."""
     depth: int | None = Field(default=None, ge=0, le=8)
     """Convolution blocks in each tower of the head; by default the size's."""
-    norm: Literal["batch", "frozen", "group"] = "batch"
-    """The backbone's normalisation: `batch` (trainable BatchNorm), `frozen` (fixed statistics, scale and shift; folded
-    into the convolutions when it is exported) or `group` (GroupNorm)."""
+    conv: Annotated[
+        Literal["depthwise", "shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale"],
+        Added("depthwise"),
+    ] = "depthwise"
+    """The spatial convolution of the pyramid and the head, for `kind = "dense"`: `depthwise`, ShuffleNet's unit
+    (`shuffle`), a self-calibrated one, PyConv (`pyramid`), HetConv (`heterogeneous`) or PSConv (`poly-scale`)."""
+    context: Annotated[Literal["strip"] | None, Added(None)] = None
+    """What each level of the pyramid passes besides, for `kind = "dense"`: `strip` gates it by its pooled rows and
+    columns."""
+    norm: Literal["batch", "frozen", "group", "switchable", "moving"] = "batch"
+    """The normalisation: `batch` (trainable BatchNorm), `frozen` (in the backbone fixed statistics, scale and shift;
+    folded into the convolutions when it is exported), `group` (GroupNorm), `switchable` (a learned mixture of batch,
+    layer and instance normalisation) or `moving` (MABN, for batches of a few images)."""
+    drop_path: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0, lt=1)
+    """The rate at which the deepest of timm's blocks drops itself in a training (stochastic depth); it rises linearly
+    over the source training."""
     freeze: int = Field(default=0, ge=0, le=6)
     """How many of the backbone's first stages (the stem is the first) keep their weights."""
     suppression: Annotated[Suppression, Added("nms")] = "nms"
@@ -67,6 +84,8 @@ class ModelConfig(Options):
     """Levels and default boxes; for `kind = "ssd"` alone."""
     slimmable: SlimmableConfig = SlimmableConfig()
     """The widths; for `kind = "slimmable"` alone."""
+    supernet: SupernetConfig = SupernetConfig()
+    """The places of blocks; for `kind = "supernet"` alone."""
     transformers: TransformersConfig = TransformersConfig()
     """Where the checkpoint is; for `kind = "transformers"` alone."""
     zoom: Annotated[ZoomConfig, Added(ZoomConfig())] = ZoomConfig()

@@ -27,9 +27,13 @@ class ScheduleConfig(Options):
     layer_decay: Annotated[float | None, Added(None)] = Field(default=None, gt=0, le=1)
     """Factor by which the learning rate falls from one stage of the backbone to the one before it; 0.7 to 0.9 are
     usual."""
-    decay: Annotated[Literal["cosine", "step", "constant"], Added("cosine")] = "cosine"
-    """How the learning rate goes after `warmup`: `cosine` falls to 2 % of `lr`, `step` to a tenth at each of
-    `decay_at`, `constant` stays."""
+    decay: Annotated[Literal["cosine", "restarts", "linear", "step", "constant"], Added("cosine")] = "cosine"
+    """How the learning rate goes after `warmup`: `cosine` falls to 2 % of `lr`, `restarts` does so several times,
+    `linear` falls to 2 % in a straight line, `step` to a tenth at each of `decay_at`, `constant` stays."""
+    cycles: Annotated[int, Added(3)] = Field(default=3, ge=1, le=100)
+    """Only for `restarts`: how many times the learning rate falls."""
+    cycle_growth: Annotated[float, Added(2.0)] = Field(default=2.0, ge=1, le=10)
+    """Only for `restarts`: how many times as long each cycle is as the one before it."""
     decay_at: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Added((0.67, 0.89))] = (0.67, 0.89)
     """Only for `step`: parts of the run after which the learning rate is a tenth of what it was."""
     weight_decay: float = Field(default=0.02, ge=0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import copy
 import io
 import logging
 import tempfile
@@ -314,24 +313,25 @@ def shows_nothing(image: Image) -> bool:
 def frozen_copy(detector: Detector) -> Detector:
     """A copy to export from: on the CPU, fp32, evaluation mode, without gradients; the original stays as it is.
 
-    Of a slimmable detector it is the plain one of the width that it has.
+    Of a bank it is the plain one of the width or path that it has; parts that have another form for the device
+    (`models.deploy`) have that.
 
     Raises:
         AcclimateError: a weight is not finite.
     """
     import torch
 
-    from acclimate.models.slimmable import SlimmableDetector
+    from acclimate.models.deploy import deploy
 
-    copied = detector.extract() if isinstance(detector, SlimmableDetector) else copy.deepcopy(detector)
-    copied = copied.cpu().float().eval().requires_grad_(False)
+    copied = detector.plain().cpu().float().eval().requires_grad_(False)
     broken = [name for name, value in copied.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise AcclimateError(
             f"the detector's weights are not finite ({len(broken)} tensors, first {broken[0]}): its training diverged; "
             "train again with a smaller learning rate"
         )
-    return copied
+    deploy(copied)
+    return copied.requires_grad_(False)
 
 
 def complexity(frozen: Detector, made_with: tuple[str, ...] = ()) -> Notes:

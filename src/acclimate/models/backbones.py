@@ -1,8 +1,7 @@
-"""Backbones from timm: any model with `features_only`, its normalisation chosen, its first stages frozen."""
+"""Backbones from timm and torchvision, their normalisation chosen, their first stages frozen."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from acclimate.errors import AcclimateError
-from acclimate.models import checkpoint
+from acclimate.models import checkpoint, normalisations, shufflenet, torchvision_features
 from acclimate.models import weights as pretrained
 from acclimate.models.plain_vit import PlainVisionTransformer, is_plain
+from acclimate.models.torchvision_features import PREFIX, TorchvisionFeatures
 
+OWN_MODELS = shufflenet.__all__
+"""What is registered with timm beside its own models."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """A timm feature extractor that keeps its frozen parts frozen in training mode.
+    """A feature extractor of timm's or torchvision's that keeps its frozen parts frozen in training mode.
 
     Attributes:
         strides: of the returned levels, from fine to coarse.
@@ -33,21 +35,26 @@ class Backbone(nn.Module):
         self,
         name: str,
         strides: tuple[int, ...],
-        norm: Literal["batch", "frozen", "group"],
+        norm: str,
         freeze: int,
         modules: tuple[str, ...] = (),
+        output_stride: int = 32,
+        drop_path: float = 0.0,
     ) -> None:
         """Build the backbone without weights; see `load_weights`.
 
         Args:
-            name: timm's, or torchvision's where there are `modules`.
+            name: timm's, or torchvision's with its prefix (`torchvision/NAME`) or where there are `modules`.
             strides: of the levels that are wanted, rising, pixels.
             norm: the normalisation; see `ModelConfig.norm`.
             freeze: how many of its first stages keep their weights.
             modules: children of torchvision's model whose outputs are the levels.
+            output_stride: from which on convolutions are dilated in place of being strided.
+            drop_path: the rate at which timm's deepest block drops itself.
 
         Raises:
-            AcclimateError: timm does not know `name`, it has no feature pyramid, or no level of a wanted stride.
+            AcclimateError: there is no model `name`, it has no feature pyramid, no dilated version, or no level of a
+                wanted stride.
         """
         super().__init__()
         self.norm = norm
@@ -61,34 +68,24 @@ class Backbone(nn.Module):
             self.std: tuple[float, ...] = IMAGENET_STD
             self._fixed_until = [child for child, stride in trunk.strides.items() if freeze and stride <= 2**freeze]
             return
-        if not timm.is_model(name):
-            close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-            raise AcclimateError(f"model.backbone: timm has no model {name!r}" + (f"; near: {close}" if close else ""))
-        try:
-            probe: Any = timm.create_model(name, features_only=True)
-            reductions = list(probe.feature_info.reduction())
-        except (RuntimeError, AttributeError, TypeError):
-            raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
-        if is_plain(reductions):
-            plain = PlainVisionTransformer(name, self.strides)
-            self.body, self.channels, self._fixed_until = plain, plain.channels, []
-            self._pixels(name)
-            return
-        missing = [stride for stride in strides if stride not in reductions]
-        if missing:
-            raise AcclimateError(f"model.strides: {name!r} has levels of stride {reductions}, not {missing}")
-        indices = tuple(reductions.index(stride) for stride in strides)
-        body: Any = timm.create_model(name, features_only=True, out_indices=indices)
-        if max(strides) < max(reductions):
-            _drop_unused(body)
-        self.channels = tuple(body.feature_info.channels())
-        info = getattr(body.feature_info, "info", [])
-        self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
+        if name.startswith(PREFIX):
+            body: Any = TorchvisionFeatures(name.removeprefix(PREFIX), strides, output_stride)
+            self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        else:
+            options = {"output_stride": output_stride} if output_stride != 32 else {}
+            body = _extractor(name, self.strides, options | ({"drop_path_rate": drop_path} if drop_path else {}))
         self.body = body
-        # After the body, as it draws random numbers too: the weights that a seed gives stay the same.
-        self._pixels(name)
-        if norm == "group":
-            _batch_to_group(self.body)
+        plain = isinstance(body, PlainVisionTransformer)
+        self.channels = tuple(body.channels if plain else body.feature_info.channels())
+        info = [] if plain else getattr(body.feature_info, "info", [])
+        self._fixed_until = [entry["module"] for entry in info if freeze and entry["reduction"] <= 2**freeze]
+        if not name.startswith(PREFIX):
+            # After the body, as it draws random numbers too: the weights that a seed gives stay the same.
+            self._pixels(name)
+        if norm in normalisations.REPLACED and not plain:
+            normalisations.replace(self.body, norm)
+            if norm == "moving":
+                normalisations.centre(self.body)
 
     def _pixels(self, name: str) -> None:
         """Take over the mean and deviation of pixels that timm's weights expect."""
@@ -170,6 +167,43 @@ class Trunk(nn.Module):
         return found
 
 
+def _extractor(name: str, strides: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
+    """timm's extractor of the levels of these strides; of several levels of one stride the last where dilation makes
+    them.
+
+    Raises:
+        AcclimateError: as `Backbone`.
+    """
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise AcclimateError(f"model.backbone: timm has no model {name!r}" + (f"; near: {close}" if close else ""))
+    try:
+        probe: Any = timm.create_model(name, features_only=True)
+        reductions = list(probe.feature_info.reduction())
+    except (RuntimeError, AttributeError, TypeError):
+        raise AcclimateError(f"model.backbone: {name!r} has no feature pyramid (features_only)") from None
+    dilated = "output_stride" in options
+    if options:
+        try:
+            reductions = list(timm.create_model(name, features_only=True, **options).feature_info.reduction())
+        except (RuntimeError, AttributeError, TypeError, NotImplementedError, AssertionError):
+            lacks = "output_stride: timm has no dilated version" if dilated else "drop_path: timm has no such version"
+            raise AcclimateError(f"model.{lacks} of {name!r}; leave it out") from None
+    if is_plain(reductions):
+        return PlainVisionTransformer(name, strides)
+    missing = [stride for stride in strides if stride not in reductions]
+    if missing:
+        raise AcclimateError(f"model.strides: {name!r} has levels of stride {reductions}, not {missing}")
+    last = len(reductions) - 1
+    indices = tuple(
+        last - reductions[::-1].index(stride) if dilated else reductions.index(stride) for stride in strides
+    )
+    body: nn.Module = timm.create_model(name, features_only=True, out_indices=indices, **options)
+    if max(indices) < last:
+        _drop_unused(body)
+    return body
+
+
 def _drop_unused(body: nn.Module) -> None:
     """Drop the stages behind the last wanted level, which some of timm's extractors keep and compute."""
     with torch.enable_grad():
@@ -235,20 +269,6 @@ def _fold_batch_norm(body: nn.Module) -> None:
     body.train(training)
 
 
-def _batch_to_group(module: nn.Module) -> None:
-    """Replace every BatchNorm below `module` by a GroupNorm of 8 channels a group, affine weights kept."""
-    for name, child in module.named_children():
-        if not isinstance(child, nn.BatchNorm2d):
-            _batch_to_group(child)
-            continue
-        norm: nn.Module = nn.GroupNorm(
-            math.gcd(child.num_features, max(1, child.num_features // 8)), child.num_features
-        )
-        norm.load_state_dict({"weight": child.weight.data, "bias": child.bias.data})
-        after = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
-        setattr(module, name, nn.Sequential(norm, *after) if after else norm)
-
-
 def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", "none"]) -> str:
     """Fill the backbone and say from where.
 
@@ -273,6 +293,9 @@ def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", 
 
 
 def _automatic(backbone: Backbone, name: str) -> str:
+    if name.startswith(PREFIX):
+        _fill(backbone, name, torchvision_features.weights(name.removeprefix(PREFIX)), name)
+        return f"{name} default"
     found = pretrained.obtain(name)
     if found.origin.startswith("package "):
         return load_weights(backbone, name, found.file)
@@ -284,10 +307,14 @@ def _automatic(backbone: Backbone, name: str) -> str:
 
 
 def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -> None:
-    full = {k: v for k, v in timm.create_model(name).state_dict().items() if not k.endswith("num_batches_tracked")}
+    ours = name.startswith(PREFIX)
+    model = torchvision_features.classifier(name.removeprefix(PREFIX)) if ours else timm.create_model(name)
+    full = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     # The pyramid behind a plain transformer is trained from nothing.
-    body = backbone.body.encoder if isinstance(backbone.body, PlainVisionTransformer) else backbone.body
+    body = backbone.body
+    if isinstance(body, PlainVisionTransformer | TorchvisionFeatures):
+        body = body.encoder if isinstance(body, PlainVisionTransformer) else body.trunk
     own = body.state_dict()
     wanted = [key for key in own if not key.endswith("num_batches_tracked")]
     if not all(_key(key, state) for key in wanted):
@@ -300,7 +327,7 @@ def _fill(backbone: Backbone, name: str, state: dict[str, Tensor], where: str) -
     matched = {key: state[source] for key in wanted if (source := _key(key, state))}
     shapes = [key for key in matched if matched[key].shape != own[key].shape]
     absent = [key for key in wanted if key not in matched]
-    if shapes or (absent and backbone.norm != "group"):
+    if shapes or (absent and backbone.norm not in normalisations.REPLACED):
         raise AcclimateError(f"model.weights: {where} does not fit {name!r} at {(shapes + absent)[0]!r}")
     body.load_state_dict(matched, strict=False)
 

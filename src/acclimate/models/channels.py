@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -241,17 +241,21 @@ def _refusal(where: str) -> AcclimateError:
 
 
 @torch.no_grad()
-def sort(module: nn.Module, channels: Channels, within: str = "") -> None:
+def sort(
+    module: nn.Module, channels: Channels, within: str = "", by: Literal["readers", "filters"] = "readers"
+) -> None:
     """Put the channels of every space in the order of importance, the most important first; the function stays.
 
-    A channel is as important as the L1 norm of the weights that read it (Cai et al. 2020, Once-for-all); where nothing
-    does, as the sum of |gamma| over the norms that it passes. A residual group is one space, and a depthwise
+    By its readers a channel is as important as the L1 norm of the weights that read it (Cai et al. 2020,
+    Once-for-all); where nothing does, as the sum of |gamma| over the norms that it passes. By its filters it is as the
+    L1 norm of the weights that make it (Li et al. 2017). A residual group is one space, and a depthwise
     convolution has its producer's, so both keep to one order.
 
     Args:
         module: changed in place.
         channels: what `follow` found in it.
         within: the start of the names of those layers whose weights say what is important.
+        by: which weights say it.
     """
     parts = {name: module.get_submodule(name) for name in channels.layers}
     orders: list[Tensor | None] = []
@@ -260,12 +264,15 @@ def sort(module: nn.Module, channels: Channels, within: str = "") -> None:
             orders.append(None)
             continue
         scale, read = torch.zeros(space.size), torch.zeros(space.size)
-        for name, (reads, _) in channels.layers.items():
+        for name, (reads, makes) in channels.layers.items():
             part = parts[name]
-            if reads != index or not name.startswith(within):
+            if index != (reads if by == "readers" else makes) or not name.startswith(within):
                 continue
             if isinstance(part, nn.BatchNorm2d):
                 scale += part.weight.abs().cpu()
+            elif not _grouped(part) and by == "filters":
+                assert isinstance(part.weight, Tensor)
+                read += part.weight.abs().flatten(1).sum(1).cpu()
             elif not _grouped(part):
                 assert isinstance(part.weight, Tensor)
                 read += part.weight.abs().transpose(0, 1).flatten(1).sum(1).cpu()

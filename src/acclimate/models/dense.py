@@ -22,9 +22,11 @@ from acclimate.boxes import tensors
 from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, load_weights
+from acclimate.models.blocks import CONTEXTS, CONVOLUTIONS
 from acclimate.models.channels import Channels, cut, follow, sort
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
 from acclimate.models.losses import hardest, iou_loss, quality_focal_loss, repelled, sigmoid_loss
+from acclimate.models.normalisations import centre, normalisation
 from acclimate.structures import Annotations
 
 TOP_LOCATIONS = 13
@@ -35,17 +37,12 @@ START_DISTANCE = 2.0
 _START = math.log(math.expm1(START_DISTANCE))
 
 
-def normalisation(kind: str, channels: int) -> nn.Module:
-    """GroupNorm (Wu and He 2018) throughout where it is asked for; else BatchNorm, which folds for the device."""
-    return nn.GroupNorm(math.gcd(8, channels), channels) if kind == "group" else nn.BatchNorm2d(channels)
-
-
 class _Separable(nn.Module):
-    """Depthwise 3x3 and pointwise convolution with one normalisation a level; the convolutions are shared."""
+    """A spatial and a pointwise convolution with one normalisation a level; the convolutions are shared."""
 
-    def __init__(self, channels: int, levels: int, norm: str) -> None:
+    def __init__(self, channels: int, levels: int, norm: str, conv: str = "depthwise") -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.depthwise = CONVOLUTIONS[conv](channels)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.first = nn.ModuleList(normalisation(norm, channels) for _ in range(levels))
         self.second = nn.ModuleList(normalisation(norm, channels) for _ in range(levels))
@@ -60,6 +57,10 @@ class DenseDetector(Detector):
 
     kind = "dense"
     any_size = True
+    imitates = True
+    # A quality focal loss is small where student and teacher nearly agree.
+    response = 5.0
+    has_blocks = True
     losses_known = (
         "cross-entropy", "focal", "quality-focal", "iou", "giou", "diou", "ciou", "smoothing", "negatives", "repulsion",
     )  # fmt: skip
@@ -74,7 +75,7 @@ class DenseDetector(Detector):
             AcclimateError: the backbone is unknown, lacks a level, or the weights do not fit.
         """
         super().__init__()
-        self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
+        self.backbone = self.make_backbone(spec)
         from_where = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
         self.spec = spec.model_copy(update={"start": from_where})
         self._normalise_by(self.backbone.mean, self.backbone.std)
@@ -83,9 +84,14 @@ class DenseDetector(Detector):
             nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), normalisation(norm, channels))
             for c in self.backbone.channels
         )
-        self.smooth = _Separable(channels, levels, norm)
-        self.class_tower = nn.ModuleList(_Separable(channels, levels, norm) for _ in range(spec.depth))
-        self.box_tower = nn.ModuleList(_Separable(channels, levels, norm) for _ in range(spec.depth))
+        self.smooth = _Separable(channels, levels, norm, spec.conv)
+        self.class_tower = nn.ModuleList(_Separable(channels, levels, norm, spec.conv) for _ in range(spec.depth))
+        self.box_tower = nn.ModuleList(_Separable(channels, levels, norm, spec.conv) for _ in range(spec.depth))
+        if spec.context is not None:
+            self.context = CONTEXTS[spec.context](channels)
+        if norm == "moving":
+            for part in (self.lateral, self.smooth, self.class_tower, self.box_tower):
+                centre(part)
         self.classify = nn.Conv2d(channels, len(spec.classes), 1)
         self.regress = nn.Conv2d(channels, 4, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
@@ -98,6 +104,13 @@ class DenseDetector(Detector):
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("point_strides", strides, persistent=False)
         self.finish(weights != "none")
+
+    def make_backbone(self, spec: DetectorSpec) -> Backbone:
+        """The backbone, without weights."""
+        return Backbone(
+            spec.backbone, spec.strides, spec.norm, spec.freeze,
+            output_stride=spec.output_stride, drop_path=spec.drop_path,
+        )  # fmt: skip
 
     def finish(self, pretrained: bool) -> None:
         """The end of the construction: cut what `spec.widths` says, and freeze what the options say."""
@@ -125,12 +138,13 @@ class DenseDetector(Detector):
         return channels
 
     def features(self, images: Tensor) -> list[Tensor]:
-        levels = self.backbone(self._normalised(images))
-        merged = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
+        found = self.backbone(self._normalised(images))
+        merged = [lateral(level) for lateral, level in zip(self.lateral, found, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             factor = self.spec.strides[i] // self.spec.strides[i - 1]
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], scale_factor=float(factor), mode="nearest")
-        return [self.smooth(level, i) for i, level in enumerate(merged)]
+        levels = [self.smooth(level, i) for i, level in enumerate(merged)]
+        return levels if self.spec.context is None else [self.context(level) for level in levels]
 
     def head(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (B, A, C) and side distances (B, A, 4) in strides, of all A locations."""

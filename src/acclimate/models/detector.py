@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,8 +54,16 @@ class DetectorSpec(BaseModel):
     strides: tuple[int, ...]
     channels: int
     depth: int
-    norm: Literal["batch", "frozen", "group"] = "batch"
+    norm: Literal["batch", "frozen", "group", "switchable", "moving"] = "batch"
     freeze: int = 0
+    output_stride: int = 32
+    """From which on the backbone's convolutions are dilated in place of being strided, pixels."""
+    conv: str = "depthwise"
+    """The spatial convolution of the pyramid and the head, `models.blocks.CONVOLUTIONS`."""
+    drop_path: float = 0.0
+    """The rate at which the deepest of timm's blocks drops itself in training."""
+    context: str | None = None
+    """What each level of the pyramid passes besides, `models.blocks.CONTEXTS`."""
     folded: bool = True
     """With `norm = "frozen"`: whether the normalisation is part of the convolutions' weights, as in every detector that
     was made before this could be told, and in what is cut from a slimmable one."""
@@ -133,10 +142,21 @@ class Detector(nn.Module, ABC):
     any_size: ClassVar[bool] = False
     """Whether `forward` takes images of any size that is a multiple of the largest stride, as a detector of
     convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
+    bank: ClassVar[bool] = False
+    """Whether it holds many detectors, one of which `search` cuts out (`select.search.Bank`)."""
+    has_blocks: ClassVar[bool] = False
+    """Whether its pyramid and head are made of the blocks that `model.conv` and `model.context` choose among."""
     losses_known: ClassVar[tuple[str, ...]] = ()
     """What of `LossConfig.asked` its losses can be made of."""
     predictors: ClassVar[tuple[str, ...]] = ()
     """The submodules that `head` computes with, and nothing else does; none where it cannot be told."""
+    student: ClassVar[str] = ""
+    """The kind of the small detector that it teaches unless told otherwise; empty for its own."""
+    imitates: ClassVar[bool] = False
+    """Whether features near objects, beside the outputs, were measured to teach it best: what a teacher of its own
+    kind, or of one derived from that, then does by default."""
+    response: ClassVar[float] = 1.0
+    """Weight of a teacher's outputs as soft targets, beside its own losses, unless told otherwise."""
 
     mean: Tensor
     std: Tensor
@@ -155,7 +175,7 @@ class Detector(nn.Module, ABC):
                 + (f"it knows {', '.join(cls.losses_known)}" if cls.losses_known else "it has losses of its own")
             )
         backbone, channels, depth = PRESETS[config.size]
-        strides = config.strides or (8, 16, 32)
+        strides = config.strides or tuple(stride for stride in (8, 16, 32) if stride <= config.output_stride)
         height, width = config.image_size
         if min(height, width) < 1 or height % strides[-1] or width % strides[-1]:
             raise AcclimateError(
@@ -163,6 +183,9 @@ class Detector(nn.Module, ABC):
             )
         if list(strides) != sorted(set(strides)):
             raise AcclimateError(f"model.strides: {list(strides)} must rise")
+        if not cls.has_blocks and (config.conv != "depthwise" or config.context is not None):
+            key = "conv" if config.conv != "depthwise" else "context"
+            raise AcclimateError(f"model.{key}: a {config.kind} detector has no such blocks; take model.kind=dense")
         if not classes:
             raise AcclimateError("source: the data set names no class, so there is nothing to detect")
         return DetectorSpec(
@@ -175,11 +198,19 @@ class Detector(nn.Module, ABC):
             depth=depth if config.depth is None else config.depth,
             norm=config.norm,
             freeze=config.freeze,
+            output_stride=config.output_stride,
+            drop_path=config.drop_path,
+            conv=config.conv,
+            context=config.context,
             reading=reading,
             folded=config.norm != "frozen",
             suppression=config.suppression,
             losses=config.losses,
         )
+
+    def plain(self) -> Detector:
+        """A copy of what is exported of it: all of it, or of a bank the detector that it computes as now."""
+        return copy.deepcopy(self)
 
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:
@@ -273,10 +304,10 @@ def specify(config: ModelConfig, classes: Sequence[str], reading: Reading = DEFA
         AcclimateError: the canvas is not a multiple of the largest stride, there is no class, or an option of its kind
             does not fit.
     """
-    return _class(config.kind).specify(config, classes, reading)
+    return family(config.kind).specify(config, classes, reading)
 
 
-def _class(kind: str) -> type[Detector]:
+def family(kind: str) -> type[Detector]:
     """The detectors of a kind.
 
     Raises:
@@ -293,7 +324,7 @@ def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") 
     Raises:
         AcclimateError: an unknown kind or backbone, or weights that do not fit.
     """
-    make: Callable[..., Detector] = _class(spec.kind)
+    make: Callable[..., Detector] = family(spec.kind)
     return make(spec, weights)
 
 
@@ -339,7 +370,7 @@ def specification(folder: Path) -> DetectorSpec:
     values = read_json(spec_file)
     kind = values.get("kind", "dense") if isinstance(values, dict) else "dense"
     try:
-        return _class(str(kind)).Spec.model_validate(values)
+        return family(str(kind)).Spec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

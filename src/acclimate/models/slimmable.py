@@ -322,6 +322,10 @@ def _leading(value: Tensor, like: Tensor) -> Tensor:
     return value[tuple(slice(side) for side in like.shape)]
 
 
+_WHOLE = ("shuffle", "self-calibrated", "pyramid", "poly-scale")
+"""The convolutions of `model.conv` that have one width."""
+
+
 class SlimmableDetectorSpec(DetectorSpec):
     """Of the kind "slimmable"."""
 
@@ -341,6 +345,10 @@ class SlimmableDetector(Slimmable, DenseDetector):
     """
 
     kind = "slimmable"
+    # Its student is a plain detector: it has no use for widths.
+    student = "dense"
+    imitates = False
+    bank = True
     Spec = SlimmableDetectorSpec
     spec: SlimmableDetectorSpec
 
@@ -354,6 +362,11 @@ class SlimmableDetector(Slimmable, DenseDetector):
 
     @classmethod
     def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> SlimmableDetectorSpec:
+        if config.conv in _WHOLE:
+            raise AcclimateError(
+                f"model.conv: a {config.conv} convolution moves or joins channels, so a leading part of them is no "
+                "narrower one; take depthwise or heterogeneous for model.kind=slimmable"
+            )
         common = super().specify(config, classes, reading)
         own = {"folded": True, "choices": config.slimmable.choices, "divisor": config.slimmable.divisor}
         return SlimmableDetectorSpec.model_validate({**common.model_dump(), **own})
@@ -362,6 +375,23 @@ class SlimmableDetector(Slimmable, DenseDetector):
         channels = self.sorted_channels(pretrained)
         self.make_slimmable(channels, self.spec.choices or CHOICES, self.spec.divisor)
         self.backbone.settle(fold=False, affine=True)
+
+    def plain(self) -> Detector:
+        return self.extract()
+
+    def distinct(self) -> tuple[Widths, ...]:
+        """The widths of each stage that are different detectors, rising.
+
+        Channel counts are rounded, so that a narrow stage keeps as many at several choices; of these one stays.
+        """
+        full, choices = (1.0,) * len(self.stages), []
+        for stage in range(len(self.stages)):
+            different: dict[tuple[tuple[int, int], ...], float] = {}
+            for choice in sorted(self.choices):
+                kept = self.channels.counts((*full[:stage], choice, *full[stage + 1 :]), self.divisor)
+                different[tuple(kept.values())] = choice
+            choices.append(tuple(different.values()))
+        return tuple(choices)
 
     def extract(self, width: float | Sequence[float] | None = None) -> Detector:
         """The plain detector of a width, the current one by default, where this one is; it shares no memory.

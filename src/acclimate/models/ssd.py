@@ -32,9 +32,10 @@ from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models import pooling
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
-from acclimate.models.dense import normalisation, share_of_total, to_tensors
+from acclimate.models.dense import share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
 from acclimate.models.losses import hardest, iou_loss, repelled, softmax_loss
+from acclimate.models.normalisations import normalisation
 from acclimate.models.roi_heads import SMALLEST
 from acclimate.models.two_stage import anchor_rows, category_names, copy_tensors
 from acclimate.structures import Annotations
@@ -107,7 +108,14 @@ class SSDDetector(Detector):
             self.backbone: Backbone | _Extractor = _Extractor(spec.backbone)
             channels = [level.shape[1] for level in _probe(spec.backbone, spec.image_size)]
         else:
-            self.backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze)
+            self.backbone = Backbone(
+                spec.backbone,
+                spec.strides,
+                spec.norm,
+                spec.freeze,
+                output_stride=spec.output_stride,
+                drop_path=spec.drop_path,
+            )
             start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
             self.backbone.settle(spec.folded)
             self.spec = spec.model_copy(update={"start": start})

@@ -183,6 +183,8 @@ class TransformersDetector(Detector):
     """See the module. Raw outputs: logits (B, Q, C) and boxes (B, Q, 4), as `edge.artifact.Decode` says."""
 
     kind: ClassVar[str] = "transformers"
+    # Its student is for where a transformer does not run.
+    student: ClassVar[str] = "dense"
     Spec: ClassVar[type[DetectorSpec]] = TransformersDetectorSpec
     spec: TransformersDetectorSpec
     trains_on_raw: ClassVar[bool] = False

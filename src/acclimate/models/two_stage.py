@@ -202,7 +202,15 @@ class TwoStageDetector(Detector):
         self.pyramids = nn.ModuleList()
         start = spec.start
         for _ in range(head.pyramids):
-            backbone = Backbone(spec.backbone, spec.strides, spec.norm, spec.freeze, options.modules)
+            backbone = Backbone(
+                spec.backbone,
+                spec.strides,
+                spec.norm,
+                spec.freeze,
+                options.modules,
+                spec.output_stride,
+                spec.drop_path,
+            )
             if weights != "none":
                 start = load_weights(backbone, spec.backbone, weights)
             backbone.settle(spec.folded)

@@ -28,7 +28,6 @@ from acclimate.data.dataset import plain_images
 from acclimate.errors import AcclimateError
 from acclimate.models.dense import DenseDetector
 from acclimate.models.detector import Detector, device_of, evaluating
-from acclimate.models.slimmable import SlimmableDetector
 from acclimate.models.statistics import recalibrate
 from acclimate.run import writing
 from acclimate.select.budget import Cost, Table, Width
@@ -114,19 +113,9 @@ class Space:
     choices: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, bank: SlimmableDetector) -> Space:
-        """The widths that are different detectors.
-
-        Channel counts are rounded, so that a narrow stage keeps as many at several choices; of these one stays.
-        """
-        full, choices = (1.0,) * len(bank.stages), []
-        for stage in range(len(bank.stages)):
-            different: dict[tuple[tuple[int, int], ...], float] = {}
-            for choice in sorted(bank.choices):
-                kept = bank.channels.counts((*full[:stage], choice, *full[stage + 1 :]), bank.divisor)
-                different[tuple(kept.values())] = choice
-            choices.append(tuple(different.values()))
-        return cls(tuple(choices))
+    def of(cls, bank: Bank) -> Space:
+        """The widths of a bank that are different detectors."""
+        return cls(bank.distinct())
 
     @property
     def stages(self) -> int:
@@ -365,7 +354,9 @@ class Ledger:
 
 
 class Bank(Protocol):
-    """What the search asks of a bank; `models.slimmable.SlimmableDetector` is one."""
+    """What the search asks of a bank: a slimmable detector, or a supernet, whose widths are ranks of blocks."""
+
+    def distinct(self) -> tuple[Width, ...]: ...
 
     def extract(self, width: Sequence[float]) -> Detector: ...
 

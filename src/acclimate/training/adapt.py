@@ -233,7 +233,9 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
             config = config.model_copy(update={"adapt": AdaptConfig()})
         elif parent.manifest.verb == "search":
             # It was cut from a bank, and has one width.
-            kind = parent.read("spec.json").get("kind", "dense")
+            from acclimate.models import detector as models
+
+            kind = models.specification(parent.path).kind
             config = config.model_copy(update={"adapt": config.adapt.for_kind(kind)})
     if not overrides:
         return config

@@ -136,9 +136,11 @@ def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
 
 def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run | None, Config]:
     """The run that a student starts from, if any, and the configuration of its training."""
+    from acclimate.models import detector as models
+
     settings = stages.configuration(teacher)
     values = settings.model_dump(mode="json")
-    spec = teacher.read("spec.json")
+    spec = models.specification(teacher.path)
     start: Run | None = None
     more: dict[str, Any] = {}
     changes = list(overrides)
@@ -147,12 +149,12 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
         start = stages.finished(path)
         values["model"] = stages.configuration(start).model.model_dump(mode="json")
     else:
-        # A bank's student is a plain detector, and so is a transformer's: it is for where that does not run.
-        teachers = spec.get("kind", "dense")
-        kind = "dense" if teachers in {"slimmable", "transformers"} else teachers
-        strides = None if teachers == "transformers" else spec["strides"]
+        teaches = models.family(spec.kind)
+        kind = teaches.student or teaches.kind
+        # Of another family, its levels are those that are usual there.
+        strides = spec.strides if issubclass(teaches, models.family(kind)) else None
         sections = {name: values["model"][name] for name in settings.model.of_kinds}
-        values["model"] = {"kind": kind, "image_size": spec["image_size"], "strides": strides, **sections}
+        values["model"] = {"kind": kind, "image_size": spec.image_size, "strides": strides, **sections}
         if student in SIZES and not path.exists():
             changes.insert(0, f"model.size={student}")
         elif "=" in student and not path.exists():
@@ -163,8 +165,9 @@ def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run 
     where = f"{student} and the teacher's config" if more or start else "the teacher's config with overrides"
     config = parse(Config, merge(overlay(values, more), changes), where=where)
     taught = config.adapt.distillation
-    dense = config.model.kind == "dense" and spec.get("kind", "dense") in {"dense", "slimmable"}
-    if dense and taught is not None and not taught.names_a_lesson:
+    learns = models.family(config.model.kind)
+    imitates = learns.imitates and issubclass(models.family(spec.kind), learns)
+    if imitates and taught is not None and not taught.names_a_lesson:
         # It taught best, on the heads that it was measured on.
         taught = taught.model_copy(update={"imitation": ImitationConfig()})
         config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"distillation": taught})})

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Config, merge, parse
+from acclimate.config import Config, SlimConfig, merge, parse
 from acclimate.errors import AcclimateError
 from acclimate.run import Run
 from acclimate.training import adapt as adapting
@@ -49,8 +49,10 @@ def check_slimmable(run: Run) -> None:
     Raises:
         AcclimateError: it has one width.
     """
-    kind = run.read("spec.json").get("kind", "dense")
-    if kind != "slimmable":
+    from acclimate.models import detector as models
+
+    kind = models.specification(run.path).kind
+    if kind != SlimConfig.of_kind:
         raise AcclimateError(
             f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable and start there"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Config
+from acclimate.config import AdaptConfig, Config
 from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.run import Run
@@ -16,6 +16,8 @@ from acclimate.training.recipe import Recipe, carry_out, specified, started_from
 
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
+    from acclimate.adapt.source_statistics import SourceStatistics
+    from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
 
 
@@ -67,20 +69,26 @@ def recipe(config: Config, role: Literal["source", "oracle"] = "source") -> Reci
         inputs=Inputs(settings, started, images),
         identity=("train", role, settings, stages.labelled_digest(images), *started.values()),
         detector=lambda: transfer.begin(config.model, spec),
-        method=lambda detector, source: _method(config, detector),
+        method=lambda detector, source: _method(config, detector, source),
         warm=True,
         start=lambda detector: detector.spec.start,
+        keep=lambda run, average, console: _settle(config, images, average),
     )
 
 
-def _method(config: Config, detector: Detector) -> Method:
-    from acclimate.adapt.methods import Method
-    from acclimate.adapt.objective import Term
-    from acclimate.adapt.slim import Slim
-    from acclimate.adapt.supervised import Supervised
-    from acclimate.config import SlimConfig
+def _settle(config: Config, images: LabelledSet, average: Detector) -> None:
+    """Give switchable normalisation the plain average over batches that it is evaluated with."""
+    from acclimate.data.dataset import choose
+    from acclimate.models.normalisations import SwitchableNorm2d
+    from acclimate.models.statistics import IMAGES, recalibrate
 
-    terms: list[Term] = [Supervised()]
-    if config.model.kind == "slimmable" and (count := config.model.slimmable.models) > 1:
-        terms = [Slim.create(SlimConfig(models=count, ensemble=0), detector, terms, config.seed)]
-    return Method(tuple(terms), ())
+    if any(isinstance(part, SwitchableNorm2d) for part in average.modules()):
+        recalibrate(average, choose(images.paths, IMAGES, config.seed))
+
+
+def _method(config: Config, detector: Detector, source: LabelledSet | SourceStatistics) -> Method:
+    from acclimate.adapt.methods import method
+
+    own = config.model.own
+    methods = {"teacher": None, "drop_path": float(config.model.drop_path > 0), **(own.training if own else {})}
+    return method(AdaptConfig.model_validate(methods), detector, source, config.seed)

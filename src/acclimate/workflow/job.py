@@ -146,7 +146,7 @@ def _stages(config: Config) -> list[Stage]:
     return [*stages, Stage("report", "one page about all of it", 20)]
 
 
-def _run(config: Config, console: Console, chain: Overview) -> Job:
+def _run(config: Config, console: Logged, chain: Overview) -> Job:
     from acclimate.verification.show import print_verification
 
     _check_without_data(config)
@@ -165,6 +165,7 @@ def _run(config: Config, console: Console, chain: Overview) -> Job:
     chain.enter("checks")
     _check_early(config, alone, longer, tests)
 
+    console.begin()
     out = config.out
     chain.enter("source")
     source = stages.take_place(out / "source", lambda: train(config, out / "source", console=console), console)

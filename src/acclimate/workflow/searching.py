@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from acclimate import stages
-from acclimate.config import Budget, Config, parse
+from acclimate.config import Budget, parse
+from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
 from acclimate.progress import counting
 from acclimate.run import Manifest, Notes, Run, SetNotes, digest, locked
 from acclimate.training.recipe import weights_of
-from acclimate.training.slim import check_slimmable
 from acclimate.workflow.delivery import Precision, artifact_of
 
 if TYPE_CHECKING:
@@ -71,87 +71,232 @@ def search(
             `out` holds something else.
     """
     stages.one_process("search")
+    from acclimate import export as exporting
+
     bank, target, out = Path(bank), Path(target), Path(out)
     parent = stages.finished(bank)
-    check_slimmable(parent)
+    _check_bank(parent)
+    exporting.check(runtime, [precision], "--precision")
     with contextlib.ExitStack() as stack:
         # What is judged and timed is kept in the bank.
         for folder in (bank, *(out / name for name in budgets)):
             stack.enter_context(locked(folder, "search"))
-        return _search(parent, target, budgets, out, runtime, precision, evaluations, console)
+        return _Searching(parent, target, out, runtime, precision, console).under(budgets, evaluations)
 
 
-def _search(
-    parent: Run,
-    target: Path,
-    budgets: Mapping[str, Budget],
-    out: Path,
-    runtime: str,
-    precision: Precision,
-    evaluations: int | None,
-    console: Console | None,
-) -> Search:
-    bank = parent.path
-    from acclimate import export as exporting
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A budget whose run is still to be made."""
 
-    exporting.check(runtime, [precision], "--precision")
-    from acclimate.data import formats
-    from acclimate.data.dataset import choose
-    from acclimate.models import detector as models
-    from acclimate.models.slimmable import SlimmableDetector
-    from acclimate.select import record
-    from acclimate.select import search as searching
+    budget: Budget
+    manifest: Manifest
+    inputs: Inputs
 
-    images = formats.unlabelled(target)
-    config = stages.configuration(parent).model_copy(update={"target": target})
-    weights = weights_of(parent)
-    evaluations = searching.EVALUATIONS if evaluations is None else evaluations
-    found: dict[str, Run] = {}
-    waiting: dict[str, tuple[Budget, Manifest, Inputs]] = {}
-    for name, budget in budgets.items():
-        limits = stages.plain(config.model_copy(update={"budget": budget}), "budget")["budget"]
-        identity = digest(
-            "search", weights, stages.unlabelled_digest(images), limits, runtime, precision, evaluations, config.seed
-        )
-        notes = Notes(role="adapted", budget=name)
-        manifest = Manifest(verb="search", digest=identity, parents=(str(bank),), seed=config.seed, notes=notes)
-        settings = {"budget": limits, "runtime": runtime, "precision": precision, "evaluations": evaluations}
-        inputs = Inputs({**settings, "seed": config.seed}, {"the bank": weights}, target=images)
-        known = stages.known(out / name, manifest, inputs)
-        if known is not None and stages.done(known, console):
-            found[name] = known
-        else:
-            waiting[name] = budget, manifest, inputs
-    if not waiting:
-        return Search(found, {})
-    detector = cast(SlimmableDetector, models.to_device(models.load(bank)))
-    space = searching.Space.of(detector)
-    paths = choose(images.paths, searching.IMAGES, config.seed)
-    ledger = searching.Ledger(bank / "search" / "judged.jsonl", digest(weights, [str(path) for path in paths]))
-    missed: dict[str, str] = {}
-    unknown: dict[str, str] = {}
-    for threads in sorted({budget.threads for budget, *_ in waiting.values()}):
-        group = {name: one for name, one in waiting.items() if one[0].threads == threads}
-        survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(console))
-        if any(budget.latency_ms or budget.size_mb for budget, *_ in group.values()):
-            survey.table = _latency_table(parent, survey, space, paths, runtime, precision, threads, console)
-        searching.greedy(space, survey.judge, [budget for budget, *_ in group.values()])
-        for name, (budget, *_) in group.items():
-            start = list(survey.judged.values())
-            seed = (config.seed, *name.encode())
-            searching.evolve(space, survey.judge, survey.cost, budget, start, evaluations, seed)
-        judged = [survey.judge(width) for width, _ in list(ledger)]
-        parent.write("search/candidates.json", record.Candidates(target=str(target), candidates=tuple(judged)))
-        for name, (budget, manifest, inputs) in group.items():
-            outcome = _settle(
-                out / name, name, parent, detector, images.paths, judged, survey.table, budget, manifest, inputs,
-                config, runtime, precision, console,
-            )  # fmt: skip
-            if outcome.met:
-                found[name] = Run.open(out / name)
+
+class _Searching:
+    """A search in one bank, for artifacts of one runtime and precision."""
+
+    def __init__(
+        self, bank: Run, target: Path, out: Path, runtime: str, precision: Precision, console: Console | None
+    ) -> None:
+        from acclimate.data import formats
+
+        self.bank = bank
+        self.out = out
+        self.runtime = runtime
+        self.precision = precision
+        self.console = console
+        self.images = formats.unlabelled(target)
+        self.config = stages.configuration(bank).model_copy(update={"target": target})
+        self.weights = weights_of(bank)
+
+    def under(self, budgets: Mapping[str, Budget], evaluations: int | None) -> Search:
+        """See `search`."""
+        from acclimate.data.dataset import choose
+        from acclimate.models import detector as models
+        from acclimate.models.slimmable import SlimmableDetector
+        from acclimate.select import record
+        from acclimate.select import search as searching
+
+        evaluations = searching.EVALUATIONS if evaluations is None else evaluations
+        found, waiting = self._known(budgets, evaluations)
+        if not waiting:
+            return Search(found, {})
+        detector = cast(SlimmableDetector, models.to_device(models.load(self.bank.path)))
+        space, seed = searching.Space.of(detector), self.config.seed
+        paths = choose(self.images.paths, searching.IMAGES, seed)
+        identity = digest(self.weights, [str(path) for path in paths])
+        ledger = searching.Ledger(self.bank.path / "search" / "judged.jsonl", identity)
+        missed: dict[str, str] = {}
+        unknown: dict[str, str] = {}
+        for threads in sorted({one.budget.threads for one in waiting.values()}):
+            group = {name: one for name, one in waiting.items() if one.budget.threads == threads}
+            survey = searching.Survey(detector, space, paths, paths, ledger, _every_tenth(self.console))
+            if any(one.budget.latency_ms or one.budget.size_mb for one in group.values()):
+                survey.table = self._latency_table(survey, space, paths, threads)
+            searching.greedy(space, survey.judge, [one.budget for one in group.values()])
+            for name, one in group.items():
+                start = list(survey.judged.values())
+                searching.evolve(
+                    space, survey.judge, survey.cost, one.budget, start, evaluations, (seed, *name.encode())
+                )
+            judged = [survey.judge(width) for width, _ in list(ledger)]
+            candidates = record.Candidates(target=str(self.config.target), candidates=tuple(judged))
+            self.bank.write("search/candidates.json", candidates)
+            for name, one in group.items():
+                outcome = self._settle(name, one, detector, judged, survey.table)
+                if outcome.met:
+                    found[name] = Run.open(self.out / name)
+                else:
+                    (unknown if outcome.unknown else missed)[name] = _told(name, one.budget, outcome)
+        return Search({name: found[name] for name in budgets if name in found}, missed, unknown)
+
+    def _known(self, budgets: Mapping[str, Budget], evaluations: int) -> tuple[dict[str, Run], dict[str, _Waiting]]:
+        """The runs that an earlier search has made already, and what is left to do."""
+        found: dict[str, Run] = {}
+        waiting: dict[str, _Waiting] = {}
+        target, seed = stages.unlabelled_digest(self.images), self.config.seed
+        form = {"runtime": self.runtime, "precision": self.precision, "evaluations": evaluations}
+        for name, budget in budgets.items():
+            limits = stages.plain(self.config.model_copy(update={"budget": budget}), "budget")["budget"]
+            identity = digest("search", self.weights, target, limits, *form.values(), seed)
+            notes = Notes(role="adapted", budget=name)
+            manifest = Manifest(verb="search", digest=identity, parents=(str(self.bank.path),), seed=seed, notes=notes)
+            settings = {"budget": limits, **form, "seed": seed}
+            inputs = Inputs(settings, {"the bank": self.weights}, target=self.images)
+            known = stages.known(self.out / name, manifest, inputs)
+            if known is not None and stages.done(known, self.console):
+                found[name] = known
             else:
-                (unknown if outcome.unknown else missed)[name] = _told(name, budget, outcome)
-    return Search({name: found[name] for name in budgets if name in found}, missed, unknown)
+                waiting[name] = _Waiting(budget, manifest, inputs)
+        return found, waiting
+
+    def _latency_table(self, survey: Survey, space: Space, images: Sequence[Path], threads: int) -> Table:
+        """The bank's table for this machine: the one that is kept in its run, or a new one."""
+        from acclimate.export import exporter
+        from acclimate.select import budget as costs
+
+        name = f"search/{costs.table_name(self.runtime, self.precision, threads)}"
+        if self.bank.has(name):
+            return parse(costs.Table, self.bank.read(name), where=str(self.bank.path / name))
+        folder = self.bank.path / "search" / "timed"
+        shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
+        widths = costs.representative(space.choices, costs.FITTED + costs.HELD_OUT, self.bank.manifest.seed)
+
+        def export(width: Width) -> tuple[Path, Cost]:
+            # Weights and statistics change no latency; a few images calibrate well enough to time.
+            artifact = exporter(self.runtime).export(
+                survey.plain(width), folder / "-".join(f"{one:g}" for one in width), self.precision, images[:2]
+            )
+            return artifact.folder, survey.cost(width).model_copy(update={"size_mb": artifact.size_mb})
+
+        try:
+            with counting(self.console, "widths exported for the latency table") as tick:
+                table = costs.take(
+                    widths, costs.HELD_OUT, export, costs.readable(images, 8),
+                    runtime=self.runtime, precision=self.precision, threads=threads, progress=tick,
+                )  # fmt: skip
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.bank.write(name, table)
+        if self.console is not None and table.latency_error is not None:
+            off, others = table.latency_error, len(table.held_out)
+            self.console.print(
+                f"latency table: predictions are off by {off:.1%} on {others} other widths", highlight=False
+            )
+        return table
+
+    def _settle(
+        self, name: str, one: _Waiting, detector: SlimmableDetector, judged: Sequence[Candidate], table: Table | None
+    ) -> Outcome:
+        """Make the run of the best width whose verified artifact holds the budget; none where the outcome says so."""
+        from acclimate.data.dataset import choose, draw
+        from acclimate.models import detector as models
+        from acclimate.models.statistics import IMAGES, recalibrate
+        from acclimate.select import record
+        from acclimate.select import search as searching
+        from acclimate.verification import measure as measuring
+
+        began, budget, out = time.monotonic(), one.budget, self.out / name
+        run = Run.create(out, one.manifest.model_copy(update={"command": stages.repeat()}))
+        run.write(FILE, one.inputs.as_json())
+        run.write("config.json", self.config.model_copy(update={"budget": budget}).model_dump(mode="json"))
+        seen = choose(self.images.paths, IMAGES, self.config.seed)
+        calibration: Sequence[Path] = ()
+        if self.precision == "int8":
+            drawn, seed = self.config.export, self.config.seed
+            calibration = draw(
+                self.images.paths, drawn.calibration_images, seed, drawn.calibration_choice, detector.spec.reading
+            )
+
+        def measure(candidate: Candidate) -> Cost:
+            plain = detector.extract(candidate.width)
+            recalibrate(plain, seen)
+            models.save(plain, run.path)
+            folder = artifact_of(run, self.runtime, self.precision, calibration, self.console, domain=seen)
+            result = measuring.verify(folder, [], budget, images=seen, run=run, console=self.console)
+            measured = candidate.cost.as_measured(result.measured(budget.threads))
+            if self.console is not None:
+                self.console.print(
+                    f"measured {_line(candidate.width, measured, budget)}", markup=False, highlight=False
+                )
+            return measured
+
+        kept = False
+        try:
+            outcome = searching.settle(judged, budget, measure)
+            if not outcome.met:
+                return outcome
+            chosen = outcome.tries[-1]
+            run.write(
+                "search.json",
+                record.Found(
+                    name=name,
+                    bank=str(self.bank.path),
+                    budget=budget,
+                    runtime=self.runtime,
+                    precision=self.precision,
+                    width=chosen.width,
+                    upem=chosen.upem,
+                    predicted=chosen.predicted,
+                    measured=chosen.measured,
+                    tries=outcome.tries,
+                    candidates=tuple(judged),
+                    latency_error=None if table is None else table.latency_error,
+                ),
+            )
+            run.note(
+                Notes(
+                    width=tuple(chosen.width),
+                    upem=chosen.upem,
+                    start=f"the bank {self.bank.path}",
+                    target=SetNotes(images=len(self.images.paths)),
+                    parameters=chosen.predicted.parameters,
+                )
+            )
+            kept = True
+            run.finish("done", time.monotonic() - began)
+        finally:
+            if not kept:
+                # What is judged and timed is in the bank's run, so nothing is lost.
+                shutil.rmtree(out, ignore_errors=True)
+        return outcome
+
+
+def _check_bank(run: Run) -> None:
+    """Refuse a run whose detector has nothing to choose among.
+
+    Raises:
+        AcclimateError: it is of one width and of one path.
+    """
+    from acclimate.models import detector as models
+
+    kind, values = models.specification(run.path).kind, run.read("spec.json")
+    if not models.family(kind).bank or values.get("path") is not None:
+        raise AcclimateError(
+            f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable or supernet "
+            "and start there"
+        )
 
 
 def _every_tenth(console: Console | None) -> Callable[[int], None]:
@@ -160,139 +305,6 @@ def _every_tenth(console: Console | None) -> Callable[[int], None]:
             console.print(f"{judged} widths judged", highlight=False)
 
     return say
-
-
-def _latency_table(
-    bank: Run,
-    survey: Survey,
-    space: Space,
-    images: Sequence[Path],
-    runtime: str,
-    precision: Precision,
-    threads: int,
-    console: Console | None,
-) -> Table:
-    """The bank's table for this machine: the one that is kept in its run, or a new one."""
-    from acclimate.export import exporter
-    from acclimate.select import budget as costs
-
-    name = f"search/{costs.table_name(runtime, precision, threads)}"
-    if bank.has(name):
-        return parse(costs.Table, bank.read(name), where=str(bank.path / name))
-    folder = bank.path / "search" / "timed"
-    shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
-    widths = costs.representative(space.choices, costs.FITTED + costs.HELD_OUT, bank.manifest.seed)
-
-    def export(width: Width) -> tuple[Path, Cost]:
-        # Weights and statistics change no latency; a few images calibrate well enough to time.
-        artifact = exporter(runtime).export(
-            survey.plain(width), folder / "-".join(f"{one:g}" for one in width), precision, images[:2]
-        )
-        return artifact.folder, survey.cost(width).model_copy(update={"size_mb": artifact.size_mb})
-
-    try:
-        with counting(console, "widths exported for the latency table") as tick:
-            table = costs.take(
-                widths, costs.HELD_OUT, export, costs.readable(images, 8),
-                runtime=runtime, precision=precision, threads=threads, progress=tick,
-            )  # fmt: skip
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    bank.write(name, table)
-    if console is not None and table.latency_error is not None:
-        console.print(
-            f"latency table: predictions are off by {table.latency_error:.1%} on {len(table.held_out)} other widths",
-            highlight=False,
-        )
-    return table
-
-
-def _settle(
-    out: Path,
-    name: str,
-    bank: Run,
-    detector: SlimmableDetector,
-    images: Sequence[Path],
-    judged: Sequence[Candidate],
-    table: Table | None,
-    budget: Budget,
-    manifest: Manifest,
-    inputs: Inputs,
-    config: Config,
-    runtime: str,
-    precision: Precision,
-    console: Console | None,
-) -> Outcome:
-    """Make the run of the best width whose verified artifact holds `budget`; none where the outcome says so."""
-    from acclimate.data.dataset import choose, draw
-    from acclimate.models import detector as models
-    from acclimate.models.statistics import IMAGES, recalibrate
-    from acclimate.select import record
-    from acclimate.select import search as searching
-    from acclimate.verification import measure as measuring
-
-    began = time.monotonic()
-    run = Run.create(out, manifest.model_copy(update={"command": stages.repeat()}))
-    run.write(FILE, inputs.as_json())
-    run.write("config.json", config.model_copy(update={"budget": budget}).model_dump(mode="json"))
-    seen = choose(images, IMAGES, config.seed)
-    calibration: Sequence[Path] = ()
-    if precision == "int8":
-        calibration = draw(
-            images, config.export.calibration_images, config.seed, config.export.calibration_choice,
-            detector.spec.reading,
-        )  # fmt: skip
-
-    def measure(candidate: Candidate) -> Cost:
-        plain = detector.extract(candidate.width)
-        recalibrate(plain, seen)
-        models.save(plain, run.path)
-        folder = artifact_of(run, runtime, precision, calibration, console, domain=seen)
-        result = measuring.verify(folder, [], budget, images=seen, run=run, console=console)
-        measured = candidate.cost.as_measured(result.measured(budget.threads))
-        if console is not None:
-            console.print(f"measured {_line(candidate.width, measured, budget)}", markup=False, highlight=False)
-        return measured
-
-    kept = False
-    try:
-        outcome = searching.settle(judged, budget, measure)
-        if not outcome.met:
-            return outcome
-        chosen = outcome.tries[-1]
-        run.write(
-            "search.json",
-            record.Found(
-                name=name,
-                bank=str(bank.path),
-                budget=budget,
-                runtime=runtime,
-                precision=precision,
-                width=chosen.width,
-                upem=chosen.upem,
-                predicted=chosen.predicted,
-                measured=chosen.measured,
-                tries=outcome.tries,
-                candidates=tuple(judged),
-                latency_error=None if table is None else table.latency_error,
-            ),
-        )
-        run.note(
-            Notes(
-                width=tuple(chosen.width),
-                upem=chosen.upem,
-                start=f"the bank {bank.path}",
-                target=SetNotes(images=len(images)),
-                parameters=chosen.predicted.parameters,
-            )
-        )
-        kept = True
-        run.finish("done", time.monotonic() - began)
-    finally:
-        if not kept:
-            # What is judged and timed is in the bank's run, so nothing is lost.
-            shutil.rmtree(out, ignore_errors=True)
-    return outcome
 
 
 def _told(name: str, budget: Budget, outcome: Outcome) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from acclimate.config.methods import MethodOptions
 from acclimate.config.options import Options
 
 
@@ -12,3 +15,8 @@ class KindOptions(Options):
     def has_masks(self) -> bool:
         """Whether what is built learns masks, and so needs the outlines of its objects."""
         return False
+
+    @property
+    def training(self) -> Mapping[str, MethodOptions]:
+        """Methods that its source training goes by, beside the labels of the source, by name."""
+        return {}

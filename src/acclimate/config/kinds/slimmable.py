@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from acclimate.config.kinds import KindOptions
+from acclimate.config.methods import MethodOptions
+from acclimate.config.methods.slim import SlimConfig
 from acclimate.config.options import Share
 
 
@@ -18,3 +22,8 @@ class SlimmableConfig(KindOptions):
     models: int = Field(default=4, ge=1, le=64)
     """Widths that a step of the source training runs: the largest, the smallest, and others at random between; 1 trains
     the full width alone."""
+
+    @property
+    def training(self) -> Mapping[str, MethodOptions]:
+        """The sandwich rule, where a step runs several widths."""
+        return {"slim": SlimConfig(models=self.models, ensemble=0)} if self.models > 1 else {}

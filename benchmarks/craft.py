@@ -1,0 +1,166 @@
+"""What the options of the study notes compute and need, and how well a smoother of scores learns; into craft.csv.
+
+    python benchmarks/craft.py
+    python benchmarks/craft.py --summary
+
+Counts alone: nothing is timed and no detector trained. Multiply-accumulates and parameters are those of what is
+exported of a one-stage detector at 320 pixels. The smoother's rows are of made tracks: an object that stands and is
+missed in a fifth of the frames, and boxes of nothing that last one frame each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import rows
+from acclimate.config import ModelConfig
+from acclimate.edge.smoothing import KINDS, Smoother, flicker
+from acclimate.models import groupable
+from acclimate.models.deploy import deploy
+from acclimate.models.detector import Detector, build, parameters, specify
+from acclimate.models.pruning import prune
+from acclimate.models.recurrent import train_smoother
+from acclimate.models.slimmable import macs
+from acclimate.models.supernet import SupernetDetector
+from acclimate.structures import Annotations, Detections
+
+CSV = Path(__file__).with_suffix(".csv")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{
+        f"conv = {one}": {"conv": one}
+        for one in ("shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale")
+    },
+    "context = strip": {"context": "strip"},
+    "output_stride = 16": {"output_stride": 16},
+    **{f"norm = {one}": {"norm": one} for one in ("group", "switchable", "moving")},
+}
+FRAMES = 30
+
+
+def detector(**options: Any) -> Detector:
+    values = {"backbone": "tf_efficientnet_lite0", "weights": "none", "size": "nano", "image_size": [320, 320]}
+    torch.manual_seed(0)
+    return build(specify(ModelConfig.model_validate({**values, "strides": [8, 16], **options}), ["a", "b"]))
+
+
+def counted(name: str, made: Detector) -> dict[str, str]:
+    """The row of a detector as it is exported."""
+    made = made.plain().eval().requires_grad_(False)
+    deploy(made)
+    return {"what": name, "measure": "MACs (M)", "value": f"{macs(made) / 1e6:.1f}"} | {
+        "parameters_m": f"{parameters(made) / 1e6:.3f}"
+    }
+
+
+def grouped(made: Detector, groups: int) -> tuple[Detector, float]:
+    """The detector with the weights between the best groups at 0, and the part of the relevance that is left."""
+    shares = []
+    for name, part in made.named_modules():
+        if not (isinstance(part, torch.nn.Conv2d) and name.startswith("backbone.") and part.kernel_size == (1, 1)):
+            continue
+        if part.groups == 1 and part.in_channels % groups == part.out_channels % groups == 0:
+            matrix = groupable.relevance(part).detach().double().numpy()
+            found = groupable.assign(matrix, groups)
+            shares.append(groupable.kept(matrix, found))
+            with torch.no_grad():
+                part.weight *= torch.from_numpy(np.equal.outer(*found))[:, :, None, None]
+    return made, float(np.mean(shares))
+
+
+def frames(seed: int) -> list[tuple[Detections, Annotations]]:
+    """A made sequence with its truth."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(FRAMES):
+        boxes, scores = [], []
+        if rng.random() < 0.8:
+            boxes.append([20, 20, 60, 60])
+            scores.append(rng.uniform(0.3, 0.8))
+        x, y = rng.uniform(100, 900, 2)
+        boxes.append([x, y, x + 30, y + 30])
+        scores.append(rng.uniform(0.3, 0.8))
+        order = np.argsort(scores)[::-1]
+        found = Detections(np.float32(boxes)[order], np.zeros(len(boxes), np.int64), np.float32(scores)[order])
+        made.append((found, Annotations(np.float32([[20, 20, 60, 60]]), np.array([0]), np.array([False]))))
+    return made
+
+
+def wrong(found: Sequence[Detections]) -> float:
+    """A frame: objects that are not shown, and boxes of nothing that are."""
+    shown = [one.above(0.5).boxes[:, 0] for one in found]
+    return sum(int(20 not in boxes) + int((boxes != 20).sum()) for boxes in shown) / len(found)
+
+
+def smoothed(name: str, smoother: Smoother | None) -> dict[str, str]:
+    """Flicker and mistakes on sequences that none was trained on."""
+    flickers, mistakes = [], []
+    for seed in range(100, 110):
+        plain = [found for found, _ in frames(seed)]
+        if smoother is not None:
+            fresh = Smoother(smoother.kind, smoother.weights)
+            plain = [fresh(found) for found in plain]
+        flickers.append(flicker(plain))
+        mistakes.append(wrong(plain))
+    return {
+        "what": name, "measure": "flicker; mistakes a frame",
+        "value": f"{np.mean(flickers):.3f}; {np.mean(mistakes):.2f}", "parameters_m": "",
+    }  # fmt: skip
+
+
+def measure() -> Iterator[dict[str, str]]:
+    """All rows."""
+    for name, options in OPTIONS.items():
+        yield counted(name, detector(**options))
+    cut = detector()
+    prune(cut, 0.5)
+    yield counted("pruning, keep = 0.5", cut)
+    made, share = grouped(detector(weights="auto"), 4)
+    yield counted(
+        f"groupable, groups = 4 ({share:.0%} of the relevance kept, ImageNet weights, nothing fine-tuned)", made
+    )
+    bank = detector(kind="supernet", backbone=None)
+    assert isinstance(bank, SupernetDetector)
+    for rank, name in ((0.25, "smallest"), (1.0, "largest")):
+        bank.set_path((rank,) * len(bank.stages))
+        yield counted(f"supernet, {name} path", bank)
+    yield smoothed("scores as they are", None)
+    training = [frames(seed) for seed in range(8)]
+    for kind in KINDS:
+        yield smoothed(f"smoother {kind}", train_smoother(training, kind, steps=200))
+
+
+def table(file: Path = CSV) -> Iterator[str]:
+    """A table in Markdown."""
+    found = rows.read(file)
+    if not found:
+        yield "No rows yet."
+        return
+    yield "| what | measure | value | parameters (M) |"
+    yield "|---|---|---|---|"
+    for row in found:
+        yield f"| {row['what']} | {row['measure']} | {row['value']} | {row['parameters_m']} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--summary", action="store_true", help="print the table of what is in the CSV")
+    options = parser.parse_args(arguments)
+    if not options.summary:
+        done = {row["what"] for row in rows.read(options.csv)}
+        for row in measure():
+            if row["what"] not in done:
+                rows.append(options.csv, row)
+                print(row, flush=True)
+    print(*table(options.csv), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

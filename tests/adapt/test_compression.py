@@ -1,0 +1,121 @@
+"""Filter pruning, groupable convolutions and the prior of few objects, on a detector of a few channels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acclimate.adapt.groupable import Groupable
+from acclimate.adapt.methods import method
+from acclimate.adapt.objective import Objective
+from acclimate.adapt.prior import entropy
+from acclimate.config import AdaptConfig
+from acclimate.data.formats import LabelledSet
+from acclimate.errors import AcclimateError
+from acclimate.models.dense import DenseDetector
+from acclimate.models.deploy import deploy
+from acclimate.models.detector import DetectorSpec, build
+from acclimate.models.groupable import GatheredConv2d
+from acclimate.models.pruning import prune
+from acclimate.models.slimmable import macs
+from acclimate.structures import Annotations, Batch
+
+
+def detector(**options: Any) -> DenseDetector:
+    torch.manual_seed(0)
+    values = {"classes": ("a", "b"), "image_size": (64, 64), "backbone": "test_efficientnet", "strides": (8, 16)}
+    return DenseDetector(DetectorSpec(**{**values, "channels": 16, "depth": 1, **options}))
+
+
+def batch(seed: int = 0) -> Batch:
+    images = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    box = Annotations(np.float32([[8, 8, 40, 40]]), np.array([0]), np.array([False]))
+    return Batch(weak=images, strong=images, targets=[box, box])
+
+
+NOTHING = LabelledSet("nothing", "coco", ("a", "b"), ())
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_pruning_keeps_the_filters_of_the_largest_norm_and_the_spec_says_so(norm: str) -> None:
+    whole = detector(norm=norm)
+    stem = next(part for part in whole.backbone.modules() if isinstance(part, torch.nn.Conv2d))
+    norms = stem.weight.abs().sum((1, 2, 3)).sort(descending=True).values
+    before = macs(whole)
+    prune(whole, 0.5)
+    kept = next(part for part in whole.backbone.modules() if isinstance(part, torch.nn.Conv2d)).weight
+    torch.testing.assert_close(kept.abs().sum((1, 2, 3)), norms[: len(kept)])
+    assert len(kept) < len(norms)
+    assert macs(whole) < 0.5 * before
+    again = build(whole.spec)
+    again.load_state_dict(whole.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    for made, other in zip(again.eval()(image), whole.eval()(image), strict=True):
+        torch.testing.assert_close(made, other)
+
+
+def test_keeping_every_channel_changes_their_order_alone() -> None:
+    whole = detector().eval()
+    image = 255 * torch.rand(1, 3, 64, 64)
+    expected = whole(image)
+    prune(whole, 1.0)
+    for made, other in zip(whole(image), expected, strict=True):
+        torch.testing.assert_close(made, other, rtol=1e-3, atol=1e-4)
+    with pytest.raises(AcclimateError, match="cut already"):
+        prune(whole, 0.5)
+
+
+def test_what_is_pruned_is_trained_by_one_key() -> None:
+    whole = detector()
+    config = AdaptConfig.model_validate({"teacher": None, "pruning": {"keep": 0.5}})
+    made = method(config, whole, NOTHING)
+    objective = Objective(whole, made.terms, 0.9, warm=False)
+    assert set(whole.spec.widths or ()) == {0.5}
+    sum(objective(batch(), None, 0.0).values()).backward()
+    assert all(parameter.grad is not None for parameter in whole.parameters())
+
+
+def test_groupable_convolutions_are_grouped_in_what_is_kept() -> None:
+    whole = detector()
+    options = {"supervised": 1.0, "teacher": None, "groupable": {"groups": 2, "settle": 0.5, "every": 1}}
+    made = method(AdaptConfig.model_validate(options), whole, NOTHING)
+    objective = Objective(whole, made.terms, 0.9, warm=False)
+    (term,) = (one for one in made.terms if isinstance(one, Groupable))
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    between = []
+    for step in range(8):
+        losses = objective(batch(step), None, step / 8)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        objective.after_step(step)
+        between.append(float(losses.get("groupable/between", torch.zeros(()))))
+    assert between[3] < between[0]
+    assert between[4:] == [0.0] * 4
+    average = objective.average.eval()
+    image = 255 * torch.rand(1, 3, 64, 64)
+    expected = average(image)
+    before = macs(average)
+    deploy(average)
+    grouped = [part for part in average.modules() if isinstance(part, GatheredConv2d)]
+    assert len(grouped) == len(term._layers)
+    assert macs(average) < before
+    for found, other in zip(average(image), expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_prior_of_few_objects_is_the_entropy_of_normalised_scores() -> None:
+    assert float(entropy(torch.full((8,), 0.3))) == pytest.approx(math.log(8))
+    assert float(entropy(torch.tensor([0.4]))) == pytest.approx(0, abs=1e-6)
+    scores = torch.tensor([0.9, 0.1], requires_grad=True)
+    (gradient,) = torch.autograd.grad(entropy(scores), scores)
+    # Going down it, the large score grows against the small one.
+    assert gradient[0] < 0 < gradient[1]
+    whole = detector()
+    made = method(AdaptConfig.model_validate({"teacher": None, "prior": 0.5}), whole, NOTHING)
+    losses = Objective(whole, made.terms, 0.9, warm=False)(batch(), None, 0.0)
+    assert 0 < losses["prior/entropy"] < 0.5 * math.log(100)
