@@ -30,7 +30,11 @@ class BaggedHead(RoiHead):
         return {"members": options.members}
 
     def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, members: int = 3) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`, and how many members there are."""
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
+
+        Args:
+            members: how many there are.
+        """
         super().__init__()
         self.strides = tuple(strides)
         self.outputs = members * hidden

@@ -51,7 +51,7 @@ class BiBoxHead(RoiHead):
         visible_share: float = 0.5,
         shrink: bool = True,
     ) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`.
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
 
         Args:
             channels: of the pyramid's levels.

@@ -69,7 +69,7 @@ class CascadeHead(RoiHead):
     }  # fmt: skip
 
     def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`."""
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`."""
         super().__init__()
         self.strides = tuple(strides)
         self.outputs = hidden
@@ -114,7 +114,7 @@ class CascadeHead(RoiHead):
 
     @torch.no_grad()
     def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
-        """The boxes that leave each stage, labelled by its overlap."""
+        """The boxes (B, K, 4) that leave each stage, labelled by its overlap."""
         boxes, used = sample.boxes, sample.labels >= 0
         samples = []
         for number, stage in enumerate(self.stages):

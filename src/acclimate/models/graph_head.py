@@ -43,7 +43,7 @@ class GraphHead(SiblingHead):
         others: int = 0,
         other_width: int = 0,
     ) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`.
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
 
         Args:
             channels: of the pyramid's levels.

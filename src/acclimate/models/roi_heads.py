@@ -182,7 +182,14 @@ class RoiHead(nn.Module, ABC):
     def losses_of(
         self, outputs: tuple[Tensor, Tensor, Tensor], labels: Tensor, matched: Tensor, truth: Sequence[Truth]
     ) -> dict[str, Tensor]:
-        """The losses of what `forward` returns; arguments as of `losses`."""
+        """Named scalar losses of what `forward` returns.
+
+        Args:
+            outputs: of `forward`.
+            labels: (B, K), as in `losses`.
+            matched: (B, K, 4), as in `losses`.
+            truth: of each image.
+        """
         logits, offsets, anchors = outputs
         losses = {
             "roi_class": class_loss(logits, labels, self.criteria),
@@ -196,7 +203,14 @@ class RoiHead(nn.Module, ABC):
 
     @torch.no_grad()
     def each_loss(self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor) -> Tensor:
-        """(B, K): the class and box loss of each proposal, without gradients; arguments as of `losses`."""
+        """(B, K): the class and box loss of each proposal, without gradients.
+
+        Args:
+            features: (B, C, H_l, W_l) a level.
+            proposals: (B, K, 4).
+            labels: (B, K), as in `losses`.
+            matched: (B, K, 4), as in `losses`.
+        """
         logits, offsets, anchors = self(features, proposals)
         loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), self.criteria).view_as(labels)
         row = labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
@@ -208,7 +222,7 @@ class RoiHead(nn.Module, ABC):
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0)
 
     def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
-        """What a mask branch learns of: the sampled boxes, or where a head of several stages has moved them to."""
+        """What a mask branch learns of: the sampled boxes (B, K, 4), or where the stages of a head have moved them to."""
         return [sample]
 
     @abstractmethod
