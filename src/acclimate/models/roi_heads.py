@@ -222,7 +222,7 @@ class RoiHead(nn.Module, ABC):
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0)
 
     def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
-        """What a mask branch learns of: the sampled boxes (B, K, 4), or where the stages of a head have moved them to."""
+        """What a mask branch learns of: the sampled boxes (B, K, 4), or where a head's stages move them to."""
         return [sample]
 
     @abstractmethod
