@@ -156,6 +156,8 @@ def _labels(annotations: Annotations) -> str:
     state = hashlib.sha256()
     for array in (annotations.boxes, annotations.labels, annotations.ignore):
         state.update(array.tobytes())
+    if annotations.visible is not None:
+        state.update(annotations.visible.tobytes())
     for outline in annotations.outlines or ():
         for polygon in outline:
             state.update(polygon.tobytes())

@@ -369,7 +369,7 @@ def labelled_frames(run: Run) -> dict[str, str]:
 
 
 def labelled_digest(images: LabelledSet) -> str:
-    """Of a set's classes, files, boxes and outlines."""
+    """Of a set's classes, files, boxes, their visible parts and outlines."""
     state = hashlib.sha256(repr(images.classes).encode())
     # Nothing where pictures are read in the usual way: runs made before there was another stay what they are.
     state.update(repr(images.reading.model_dump(exclude_defaults=True) or "").strip("'").encode())
@@ -377,6 +377,8 @@ def labelled_digest(images: LabelledSet) -> str:
         state.update(f"{image.path}:{_size(image.path)}".encode())
         for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):
             state.update(array.tobytes())
+        if image.annotations.visible is not None:
+            state.update(image.annotations.visible.tobytes())
         for outline in image.annotations.outlines or ():
             for polygon in outline:
                 state.update(polygon.tobytes())
