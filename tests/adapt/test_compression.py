@@ -93,7 +93,7 @@ def test_groupable_convolutions_are_grouped_in_what_is_kept() -> None:
         sum(losses.values()).backward()
         optimizer.step()
         objective.after_step(step)
-        between.append(float(losses.get("groupable/between", torch.zeros(()))))
+        between.append(float(losses.get("groupable/between", torch.zeros(())).detach()))
     assert between[3] < between[0]
     assert between[4:] == [0.0] * 4
     average = objective.average.eval()
