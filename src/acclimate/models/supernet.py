@@ -191,6 +191,8 @@ class SupernetDetector(DenseDetector):
             )
         DenseDetector.__init__(self, spec, "none")
         self.path: Widths = (1.0,) * len(self.stages)
+        self.drawn = self.path
+        """The path of the last forward pass in training mode."""
 
     @classmethod
     def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> SupernetDetectorSpec:
@@ -231,17 +233,16 @@ class SupernetDetector(DenseDetector):
         self.path = tuple(path)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        if self.training and self.spec.path is None:
-            # torch's generator, whose state is part of a run's.
-            ranks = torch.randint(len(BLOCKS), (len(self.stages),)).tolist()
-            self.set_path([RANKS[rank] for rank in ranks])
-        return super().features(images)
-
-    def train(self, mode: bool = True) -> SupernetDetector:
-        super().train(mode)
-        if not mode and self.spec.path is None:
-            self.set_path((1.0,) * len(self.stages))
-        return self
+        if not self.training or self.spec.path is not None:
+            return super().features(images)
+        kept = self.path
+        # torch's generator, whose state is part of a run's.
+        self.drawn = tuple(RANKS[rank] for rank in torch.randint(len(BLOCKS), (len(kept),)).tolist())
+        self.set_path(self.drawn)
+        try:
+            return super().features(images)
+        finally:
+            self.set_path(kept)
 
     def plain(self) -> Detector:
         return super().plain() if self.spec.path is not None else self.extract()
