@@ -177,8 +177,8 @@ class _Centred(nn.Conv2d):
         return plain
 
 
-_CENTRED: dict[type[nn.Module], type[nn.Module]] = {
-    own: cast(type[nn.Module], type(f"Centred{own.__name__}", (_Centred, own), {})) for own in (nn.Conv2d, Conv2dSame)
+_CENTRED: dict[type[nn.Module], type[nn.Conv2d]] = {
+    own: cast(type[nn.Conv2d], type(f"Centred{own.__name__}", (_Centred, own), {})) for own in (nn.Conv2d, Conv2dSame)
 }
 
 
