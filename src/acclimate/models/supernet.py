@@ -49,7 +49,7 @@ class ShuffleBlock(nn.Module):
         """
         super().__init__()
         half = outputs // 2
-        self.half = half
+        self.passed = half
         reads = inputs if stride > 1 else half
         self.beside: nn.Module | None = None
         if stride > 1:
@@ -63,7 +63,7 @@ class ShuffleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         if self.beside is None:
-            both = torch.cat([x[:, : self.half], self.main(x[:, self.half :])], 1)
+            both = torch.cat([x[:, : self.passed], self.main(x[:, self.passed :])], 1)
         else:
             both = torch.cat([self.beside(x), self.main(x)], 1)
         return channel_shuffle(both, 2)
