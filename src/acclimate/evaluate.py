@@ -164,7 +164,9 @@ def mask_average_precision(
     from hotcoco import COCO, COCOeval
     from hotcoco import mask as coco
 
-    images, objects, results = [], [], []
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for index, (image, found) in enumerate(zip(truth.images, predictions, strict=True)):
         if found is None:
             continue

@@ -87,7 +87,7 @@ class Triplet(Term):
         step's part of them."""
         now = self.prototypes.clone()
         for domain in (0, 1):
-            for one in label[domain_of == domain].unique().tolist():
+            for one in sorted(set(label[domain_of == domain].tolist())):
                 mean = vector[(domain_of == domain) & (label == one)].mean(0)
                 known = bool(self.seen[domain, one])
                 now[domain, one] = MOMENTUM * self.prototypes[domain, one] + (1 - MOMENTUM) * mean if known else mean
@@ -126,7 +126,8 @@ def batch_hard(vectors: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def batch_all(vectors: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """The mean of relu(margin + d(a, p) - d(a, n)) over all triplets that are not 0, equation 6; see `batch_hard`."""
+    """The mean of relu(margin + d(a, p) - d(a, n)) over all triplets that are not 0, equation 6: a scalar, of vectors
+    (N, D) and labels (N,) as in `batch_hard`."""
     distance, same, other = _pairs(vectors, labels)
     loss = F.relu(margin + distance[:, :, None] - distance[:, None, :])
     loss = loss * (same[:, :, None] & other[:, None, :])

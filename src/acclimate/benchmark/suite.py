@@ -294,7 +294,7 @@ def sets(pair: Pair, place: Place) -> Sets:
 
         folder = place.out / pair.scenes.out
         clear, clear_test, changed, changed_test = (
-            DataConfig(path=folder / name) for name, _, _, _ in wanted(pair.scenes)
+            DataConfig(path=folder / name, full=pair.scenes.full) for name, _, _, _ in wanted(pair.scenes)
         )
         return Sets(clear, changed, clear_test, changed_test)
     assert pair.source is not None

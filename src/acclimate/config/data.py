@@ -47,8 +47,8 @@ class DataConfig(Options):
     drop: tuple[str, ...] = ()
     """Classes whose boxes are background."""
     full: Annotated[bool, Added(False)] = False
-    """Of a COCO set whose objects have a `full_bbox` too, as generated scenes do: take that as the box, and `bbox` as
-    the part of it that is visible."""
+    """For a COCO set whose objects have a `full_bbox` too, as generated scenes do: that is the box, and `bbox` the part
+    of it that is visible."""
     orientation: Annotated[Literal["apply", "stored"], Added("apply")] = "apply"
     """Whether an EXIF tag turns a picture, as viewers do (`apply`), or its pixels are taken as they are (`stored`)."""
     intensity: Annotated[tuple[float, float] | Literal["set"] | None, Added(None)] = None
@@ -164,3 +164,6 @@ class ScenesConfig(Options):
     """Strength of the condition; 1 is strong."""
     field_of_view: Annotated[float, Added(FIELD_OF_VIEW)] = Field(default=FIELD_OF_VIEW, ge=10, le=110)
     """View of the camera, horizontal, degrees; a narrow one shows fewer and larger objects."""
+    full: Annotated[bool, Added(False)] = False
+    """Whether boxes are those of whole objects, with the visible part beside, as far as nothing but the image's border
+    cuts them."""

@@ -88,7 +88,7 @@ class ModelConfig(Options):
     """The places of blocks; for `kind = "supernet"` alone."""
     transformers: TransformersConfig = TransformersConfig()
     """Where the checkpoint is; for `kind = "transformers"` alone."""
-    zoom: Annotated[ZoomConfig, Added(ZoomConfig())] = ZoomConfig()
+    zoom: ZoomConfig = ZoomConfig()
     """How the large canvas is sampled; for `kind = "zoom"` alone."""
 
     @property

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from acclimate.boxes import locations
 from acclimate.boxes.soft_nms import Suppression
@@ -100,6 +107,14 @@ class Decode(BaseModel):
     max_detections: int = Field(default=100, ge=1, le=10_000)
     suppression: Suppression = "nms"
     """What becomes of a box that overlaps a better one of its class by more than `nms_iou` (`boxes/soft_nms.py`)."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """NMS is not written, so that devices with an earlier version read what they can run."""
+        values: dict[str, Any] = write(self)
+        if values.get("suppression") == "nms":
+            del values["suppression"]
+        return values
 
 
 FEWEST_IMAGES = 16

@@ -39,8 +39,8 @@ def draw(
     size = max(0.36, min(height, width) / 900)
     for index, mask in reversed([*enumerate(masks or ())]):
         covered = np.asarray(mask, bool)
-        paint = np.array(colour(int(detections.labels[index])), np.float32)
-        canvas[covered] = (0.5 * canvas[covered] + 0.5 * paint).astype(np.uint8)
+        tint = np.array(colour(int(detections.labels[index])), np.float32)
+        canvas[covered] = (0.5 * canvas[covered] + 0.5 * tint).astype(np.uint8)
     # Names after all boxes, so that no line crosses a name.
     for index in reversed(range(len(detections))):
         x1, y1, x2, y2 = (round(float(value)) for value in detections.boxes[index])

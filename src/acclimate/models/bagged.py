@@ -7,6 +7,7 @@ often as a Poisson variable of mean 1 says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,18 @@ LEAST = 1e-6
 class BaggedHead(RoiHead):
     """See the module. The class's probability and the offsets are the mean of the members'."""
 
+    repels: ClassVar[bool] = False
+
     @classmethod
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
         return {"members": options.members}
 
     def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, members: int = 3) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`, and how many members there are."""
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
+
+        Args:
+            members: how many there are.
+        """
         super().__init__()
         self.strides = tuple(strides)
         self.outputs = members * hidden

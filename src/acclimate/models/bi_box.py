@@ -9,6 +9,7 @@ too: a point, its centre, so that the branch learns how little of an object ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ from acclimate.models.roi_heads import (
 class BiBoxHead(RoiHead):
     """See the module. The score is the softmax of both branches' logits together; the box is the whole object's."""
 
+    repels: ClassVar[bool] = False
+
     loss_kinds: Mapping[str, LossKind] = {
         "roi_class": "class", "roi_box": "box", "visible_class": "class", "visible_box": "box",
     }  # fmt: skip
@@ -48,7 +51,7 @@ class BiBoxHead(RoiHead):
         visible_share: float = 0.5,
         shrink: bool = True,
     ) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`.
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
 
         Args:
             channels: of the pyramid's levels.

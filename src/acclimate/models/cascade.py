@@ -8,6 +8,7 @@ whatever the class, and the class's probability is the mean of the three.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,8 @@ class _Stage(nn.Module):
 class CascadeHead(RoiHead):
     """See the module."""
 
+    repels: ClassVar[bool] = False
+
     loss_kinds: Mapping[str, LossKind] = {
         "roi_class": "class", "roi_box": "box",
         "roi_class_2": "class", "roi_box_2": "box",
@@ -66,7 +69,7 @@ class CascadeHead(RoiHead):
     }  # fmt: skip
 
     def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`."""
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`."""
         super().__init__()
         self.strides = tuple(strides)
         self.outputs = hidden
@@ -111,7 +114,7 @@ class CascadeHead(RoiHead):
 
     @torch.no_grad()
     def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
-        """The boxes that leave each stage, labelled by its overlap."""
+        """The boxes (B, K, 4) that leave each stage, labelled by its overlap."""
         boxes, used = sample.boxes, sample.labels >= 0
         samples = []
         for number, stage in enumerate(self.stages):

@@ -9,7 +9,7 @@ classes (section 3.3, inter-domain transfer).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from acclimate.config import TwoStageConfig
 from acclimate.errors import AcclimateError
-from acclimate.models.detector import load
-from acclimate.models.roi_heads import SiblingHead, predictors
+from acclimate.models.detector import LossKind, load
+from acclimate.models.roi_heads import SiblingHead, Truth, class_loss, predictors
 
 NEIGHBOURS = 8
 """Boxes that each box takes in, itself among them; 32 in the paper, of 512 proposals."""
@@ -29,6 +29,8 @@ KERNELS = 4
 
 class GraphHead(SiblingHead):
     """See the module. The base classifier says what each box may be; a second one decides with what the graph adds."""
+
+    loss_kinds: Mapping[str, LossKind] = {"roi_class": "class", "roi_box": "box", "base_class": "class"}
 
     other: Tensor
 
@@ -41,7 +43,7 @@ class GraphHead(SiblingHead):
         others: int = 0,
         other_width: int = 0,
     ) -> None:
-        """Build with random weights. Arguments as of `SiblingHead.__init__`.
+        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
 
         Args:
             channels: of the pyramid's levels.
@@ -81,15 +83,30 @@ class GraphHead(SiblingHead):
                 self.other.copy_(pool_of(options.transfer))
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide = self._enhanced(features, proposals)
+        wide, _ = self._enhanced(features, proposals)
         return self.classify(wide), self.regress(wide).unflatten(-1, (-1, 4)), proposals
 
-    def _enhanced(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
-        """Features (B, K, D + E, or + 2 E) with what the graph adds."""
+    def losses(
+        self,
+        features: Sequence[Tensor],
+        proposals: Tensor,
+        labels: Tensor,
+        matched: Tensor,
+        truth: Sequence[Truth] = (),
+    ) -> dict[str, Tensor]:
+        """The head's own, and the base classifier's, whose rows are what the graph hands on."""
+        wide, base = self._enhanced(features, proposals)
+        outputs = self.classify(wide), self.regress(wide).unflatten(-1, (-1, 4)), proposals
+        losses = self.losses_of(outputs, labels, matched, truth)
+        return {**losses, "base_class": class_loss(base, labels, self.criteria)}
+
+    def _enhanced(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, K, D + E, or + 2 E) with what the graph adds, and the base classifier's logits (B, K, C + 1)."""
         hidden = self.instances(features, proposals)
         base = self.first["classify"]
         assert isinstance(base, nn.Linear)
-        chances = base(hidden).float().softmax(-1).to(hidden)
+        logits = base(hidden)
+        chances = logits.float().softmax(-1).to(hidden)
         # What a box may be, in the rows of the classifier: the soft mapping from the classes' pool to the boxes.
         pool = base.weight
         edges = adjacency(F.relu(self.relate(hidden)), proposals)
@@ -97,7 +114,7 @@ class GraphHead(SiblingHead):
         parts = [hidden, F.relu(self.gather(known))]
         if self.others:
             parts.append(F.relu(chances @ self.transferred(pool)))
-        return torch.cat(parts, -1)
+        return torch.cat(parts, -1), logits
 
     def transferred(self, pool: Tensor) -> Tensor:
         """The other detector's pool for the classes (C + 1, D) of this one: (C + 1, E), by the likeness of classes."""

@@ -83,10 +83,15 @@ def iou_loss(kind: str, boxes: Tensor, wanted: Tensor) -> Tensor:
 
 
 def hardest(loss: Tensor, among: Tensor, objects: Tensor, ratio: float) -> Tensor:
-    """(B, A): of each image the `ratio` places `among` those given with the highest loss, for each of its objects.
+    """(B, A): of each image the places of background with the highest loss, so many for each of its objects.
 
-    All are (B, A). Hard negative mining of Liu et al., section 2.2; an image without objects gives as much as one with
-    one.
+    Hard negative mining of Liu et al., section 2.2; an image without objects gives as much as one with one.
+
+    Args:
+        loss: (B, A).
+        among: (B, A) bool, what may be taken.
+        objects: (B, A) bool.
+        ratio: how many for each object.
     """
     counts = (ratio * objects.sum(1, keepdim=True).clamp(min=1)).ceil().long()
     order = torch.where(among, loss, -torch.inf).topk(min(int(counts.max()), loss.shape[1]), 1).indices
@@ -119,7 +124,10 @@ def hard_examples(boxes: Tensor, loss: Tensor, usable: Tensor, count: int) -> tu
 
 
 def smooth_ln(overlap: Tensor, sigma: float) -> Tensor:
-    """-ln(1 - x) up to sigma, from there on the line that continues it (Wang et al., equation 6); sigma 0 is a line."""
+    """-ln(1 - x) of overlaps x (N,) up to sigma, from there on the line that continues it (Wang et al., equation 6).
+
+    With sigma 0 it is a line throughout.
+    """
     if sigma == 0:
         return overlap
     limit = min(sigma, 1 - 1e-6)

@@ -117,8 +117,9 @@ class MaskHead(nn.Module):
     def losses(
         self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
     ) -> Tensor:
-        """`loss`, of the boxes that leave the last of the head's stages (`RoiHead.refined`)."""
-        return self.loss(features, *samples[-1], outlines)
+        """`loss`, a scalar, of the sampled boxes, or of those that leave the first of the head's stages: of these more
+        are objects than of the later ones, which are stricter."""
+        return self.loss(features, *samples[0], outlines)
 
 
 class HybridMaskHead(nn.Module):
@@ -143,12 +144,20 @@ class HybridMaskHead(nn.Module):
         self.flow = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(STAGES - 1))
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, chosen: Tensor) -> Tensor:
-        """As `MaskHead.forward`: the logit of the mean of the stages' probabilities, all of them on the same boxes."""
+        """Logits (N, C + 1, SIDE, SIDE) as of `MaskHead.forward`: of the mean of the stages' probabilities, all on the
+        same boxes."""
         chances = [self.stage(number, features, boxes, chosen).float().sigmoid() for number in range(STAGES)]
         return torch.stack(chances).mean(0).logit(eps=1e-6)
 
     def stage(self, number: int, features: Sequence[Tensor], boxes: Tensor, chosen: Tensor) -> Tensor:
-        """Logits (N, C + 1, SIDE, SIDE) of one stage; arguments as of `MaskHead.forward`."""
+        """Logits (N, C + 1, SIDE, SIDE) of one stage.
+
+        Args:
+            number: of the stage, from 0.
+            features: as of `MaskHead.forward`.
+            boxes: (B, K, 4) xyxy pixels.
+            chosen: (B, K) bool.
+        """
         heads = [head for head in self.stages if isinstance(head, MaskHead)]
         pooled = heads[0].pooled(features, boxes, chosen)
         found = heads[0].convolutions(pooled)
@@ -159,7 +168,7 @@ class HybridMaskHead(nn.Module):
     def losses(
         self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
     ) -> Tensor:
-        """The stages' mean losses, each of the boxes that leave its stage (`RoiHead.refined`), together."""
+        """The sum of the stages' losses, a scalar, each of the boxes that leave its stage (`RoiHead.refined`)."""
         total = []
         for number, sample in enumerate(samples):
             found = learnt_of(sample, outlines)

@@ -116,7 +116,7 @@ def predict_masks(
             seen = detector.decode(detector.head(features))[0]
             shapes = detector.masks(features, [seen])[0]
             # Boxes that lie in the border around the image go, and their masks with them.
-            inside = (seen.boxes[:, :2] / placed.scale < (placed.width, placed.height)).all(axis=1)
+            inside = np.all(seen.boxes[:, :2] / placed.scale < (placed.width, placed.height), axis=1)
             on_image, shapes = placed.to_image(seen[inside]), shapes[inside]
             size = placed.height, placed.width
             pasted = (paste(shapes[i : i + 1], on_image.boxes[i : i + 1], size)[0] >= 0.5 for i in range(len(on_image)))

@@ -124,6 +124,7 @@ class RoiHead(nn.Module, ABC):
         loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
             levels followed by the other's; the first pyramid also serves the proposals.
+        repels: whether its losses know `LossConfig.repulsion`.
     """
 
     outputs: int
@@ -132,6 +133,7 @@ class RoiHead(nn.Module, ABC):
     criteria: LossConfig = PLAIN
     loss_kinds: Mapping[str, LossKind] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
+    repels: ClassVar[bool] = True
 
     def pool(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """RoI features (B, K, C, BINS, BINS) of boxes (B, K, 4), from levels (B, C, H_l, W_l)."""
@@ -180,7 +182,14 @@ class RoiHead(nn.Module, ABC):
     def losses_of(
         self, outputs: tuple[Tensor, Tensor, Tensor], labels: Tensor, matched: Tensor, truth: Sequence[Truth]
     ) -> dict[str, Tensor]:
-        """The losses of what `forward` returns; arguments as of `losses`."""
+        """Named scalar losses of what `forward` returns.
+
+        Args:
+            outputs: of `forward`.
+            labels: (B, K), as in `losses`.
+            matched: (B, K, 4), as in `losses`.
+            truth: of each image.
+        """
         logits, offsets, anchors = outputs
         losses = {
             "roi_class": class_loss(logits, labels, self.criteria),
@@ -194,7 +203,14 @@ class RoiHead(nn.Module, ABC):
 
     @torch.no_grad()
     def each_loss(self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor) -> Tensor:
-        """(B, K): the class and box loss of each proposal, without gradients; arguments as of `losses`."""
+        """(B, K): the class and box loss of each proposal, without gradients.
+
+        Args:
+            features: (B, C, H_l, W_l) a level.
+            proposals: (B, K, 4).
+            labels: (B, K), as in `losses`.
+            matched: (B, K, 4), as in `losses`.
+        """
         logits, offsets, anchors = self(features, proposals)
         loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), self.criteria).view_as(labels)
         row = labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
@@ -202,10 +218,11 @@ class RoiHead(nn.Module, ABC):
         wanted = tensors.encode(matched[objects], anchors[objects].float(), ROI_WEIGHTS)
         own = offsets.gather(2, row)[:, :, 0][objects].float()
         loss[objects] += F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
-        return loss
+        # A head may have moved a proposal out of the canvas, where nothing is left to encode against.
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0)
 
     def refined(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth]) -> list[Sample]:
-        """What a mask branch learns of: the sampled boxes, or where a head of several stages has moved them to."""
+        """What a mask branch learns of: the sampled boxes (B, K, 4), or where a head's stages move them to."""
         return [sample]
 
     @abstractmethod

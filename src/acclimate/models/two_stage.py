@@ -238,6 +238,8 @@ class TwoStageDetector(Detector):
     def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> TwoStageDetectorSpec:
         common = super().specify(config, classes, reading)
         options = config.two_stage
+        if config.losses.repulsion and not _head_class(options.head).repels:
+            raise AcclimateError(f"model.losses.repulsion is not for the head {options.head!r}; set it to 0")
         # One level has to answer for objects of all sizes.
         scales = options.anchors or ((4.0,) if len(common.strides) > 1 else (2.0, 4.0, 8.0, 16.0))
         own = TwoStageSpec(

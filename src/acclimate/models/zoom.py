@@ -177,7 +177,7 @@ class ZoomDetector(Detector):
 
 
 def strips(length: int, cells: int, like: Tensor) -> Tensor:
-    """(length, cells): the matrix that takes means over `cells` strips of equal width."""
+    """(L, N): the matrix that takes means of L = `length` elements over N = `cells` strips of equal width."""
     edges = torch.arange(length + 1, device=like.device, dtype=torch.float32) / length * cells
     begin, end = edges[:-1, None], edges[1:, None]
     cell = torch.arange(cells, device=like.device, dtype=torch.float32)

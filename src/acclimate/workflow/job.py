@@ -241,6 +241,9 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
         )
         for name, condition, images, seed in wanted(asked, config.seed)
     )
+    clear, clear_test, changed, changed_test = (
+        one.model_copy(update={"full": asked.full}) for one in (clear, clear_test, changed, changed_test)
+    )
     return config.model_copy(
         update={
             "source": config.source or clear,
