@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Header:
         bits: of a sample; above 8 in pictures of thermal cameras, depth and floating point.
     """
 
-    format: Literal["jpeg", "png", "webp", "bmp", "tiff"]
+    format: Literal["jpeg", "png", "webp", "bmp", "tiff", "pnm"]
     height: int
     width: int
     orientation: int = 1
@@ -162,6 +163,8 @@ def _parse(data: bytes, tail: bytes) -> Header | None:
             return _webp(data)
         if data[:2] == b"BM":
             return _bmp(data)
+        if data[:2] in {b"P5", b"P6"}:
+            return _pnm(data)
         if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
             tags = _ifd(data)
             (height, _), (width, _) = tags[257], tags[256]
@@ -252,6 +255,16 @@ def _bmp(data: bytes) -> Header | None:
     (kind,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if kind == 12 else "<ii", data, 18)
     return Header("bmp", abs(height), width)
+
+
+def _pnm(data: bytes) -> Header | None:
+    """A binary PGM or PPM, as Netpbm specifies them."""
+    number = rb"(?:\s+|#[^\n]*\n)+(\d{1,9})"
+    found = re.match(rb"P[56]" + 3 * number + rb"\s", data)
+    if found is None:
+        return None
+    width, height, largest = (int(word) for word in found.groups())
+    return Header("pnm", height, width, bits=8 if largest < 256 else 16)
 
 
 def _exif(data: bytes) -> int:

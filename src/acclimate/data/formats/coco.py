@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
-from acclimate.data.formats.raw import Raw
+from acclimate.data.formats.raw import CLIP_TOLERANCE_PX, Raw
 from acclimate.errors import AcclimateError
 from acclimate.structures import Outline
 
@@ -27,6 +28,8 @@ _IMAGE_FOLDERS = ("images", "data", "JPEGImages", "imgs", "img")
 _LABEL_FOLDER = re.compile(r"ann|label|json|gt|coco", re.IGNORECASE)
 _TAKEN = object()
 """What stands in place of an annotation whose numbers were taken."""
+_OVER = 0.1
+"""So many boxes of a sound index do not reach over the border."""
 _SAMPLE = 32
 """So many file names decide which folder they are relative to."""
 
@@ -113,14 +116,17 @@ class _Annotations:
         raw = self._raw
         for number, item in enumerate(annotations):
             if item is not _TAKEN:
+                box = _extent(item.get("segmentation")) if isinstance(item, dict) and not item.get("bbox") else None
+                if box is not None and self.take({**item, "bbox": box}) is _TAKEN:
+                    continue
                 own = item.get("id", f"[{number}]") if isinstance(item, dict) else f"[{number}]"
                 where = raw.locate("", own)
                 raw.problem(where, "has no image_id, category_id or bbox of four numbers; left out")
         _tell_repeated(self._ids, raw)
         image_ids, category_ids = list(self._images), list(self._categories)
-        found = [_by_id(samples, identity) for identity in image_ids]
+        found = _by_id(samples, image_ids)
         sample_of = np.array([-2 if sample is None else sample for sample in found], np.int64)
-        kinds = [_by_id(names, identity) for identity in category_ids]
+        kinds = _by_id(names, category_ids)
         known = np.array([kind is not None for kind in kinds], np.bool_)
         owners, classes = np.array(self._owners, np.int64), np.array(self._kinds, np.int64)
         own = sample_of[owners] if len(owners) else owners
@@ -134,6 +140,7 @@ class _Annotations:
             for name, value in zip(("iscrowd", "ignore"), flags, strict=True):
                 ignore[index] |= raw.flag(files.flag(value), raw.locate("", self._place(index)), name, value)
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
+        self._tell_of_corners(boxes, own)
         boxes[:, 2:] += boxes[:, :2]
         kept = np.flatnonzero((own >= 0) & whole)
         outlines = {}
@@ -151,6 +158,20 @@ class _Annotations:
             ignore[kept],
             outlines,
         )
+
+    def _tell_of_corners(self, boxes: NDArray[np.float64], own: NDArray[np.int64]) -> None:
+        """Boxes (N, 4) that reach over the border as left, top, width, height, and never as corners, are told."""
+        sizes = np.array([sample.size or (0, 0) for sample in self._raw.samples], np.float64).reshape(-1, 2)
+        there = own >= 0
+        limits = sizes[own[there]][:, ::-1]
+        there[there] = limits[:, 0] > 0
+        limits, some = limits[limits[:, 0] > 0] + CLIP_TOLERANCE_PX, boxes[there]
+        if not len(some) or not ((some[:, 2:] > some[:, :2]).all() and (some[:, 2:] <= limits).all()):
+            return
+        over = int((some[:, :2] + some[:, 2:] > limits).any(axis=1).sum())
+        if over > _OVER * len(some):
+            told = f"{over} of {len(some)} boxes reach over the border, and none would as left, top, right, bottom"
+            self._raw.problem(self._file, f"{told}; bbox is read as COCO has it: left, top, width, height")
 
     def _place(self, index: int) -> int | str:
         own = self._ids[index]
@@ -175,6 +196,15 @@ class _Annotations:
         return tuple(outline)
 
 
+def _extent(segmentation: Any) -> list[float] | None:
+    """x, y, width and height of what polygons cover; None where there are none."""
+    try:
+        points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation])
+    except (TypeError, ValueError):
+        return None
+    return [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()] if len(points) else None
+
+
 def _tell_repeated(ids: list[Any], raw: Raw) -> None:
     """Files that were merged restart their ids; the boxes are sound, and nothing looks them up by id."""
     try:
@@ -189,13 +219,27 @@ def _tell_repeated(ids: list[Any], raw: Raw) -> None:
         seen.add(own)
 
 
-def _by_id(table: dict[Any, Any], identity: Any) -> Any:
-    """What stands under an id that one list may write as a number and the other as a text."""
-    if (found := table.get(identity)) is not None:
-        return found
-    if isinstance(identity, str):
-        return table.get(int(identity)) if re.fullmatch(r"\d{1,18}", identity) else None
-    return table.get(str(identity)) if isinstance(identity, int) else None
+def _by_id(table: dict[Any, Any], identities: Sequence[Any]) -> list[Any]:
+    """What stands under each id, which one list may write as a number and the other as a text; None where nothing does.
+
+    1, "1", "0001" and "1.0" are one id, unless the table itself tells them apart.
+    """
+    plain: dict[str, list[Any]] = {}
+    if any(identity not in table for identity in identities):
+        for identity, value in table.items():
+            plain.setdefault(_plain_id(identity), []).append(value)
+    found = []
+    for identity in identities:
+        value = table.get(identity)
+        if value is None:
+            alike = plain.get(_plain_id(identity), ())
+            value = alike[0] if len(alike) == 1 else None
+        found.append(value)
+    return found
+
+
+def _plain_id(identity: Any) -> str:
+    return re.sub(r"^0+(?=\d+$)", "", re.sub(r"^(\d+)\.0*$", r"\1", str(identity).strip()))
 
 
 def _categories(file: Path, categories: list[Any], used: Collection[Any], raw: Raw) -> dict[Any, str]:
@@ -250,8 +294,7 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
             raw.problem(where, f"the id is listed twice; {name[:80]} is left out")
             continue
         path = resolver.locate(name) or f"{folders[0]}/{name}".replace("\\", "/")
-        height, width = image.get("height"), image.get("width")
-        size = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
+        size = files.size(image.get("height"), image.get("width"))
         if (first := by_path.get(path)) is not None:
             known = raw.samples[first].size
             name = raw.samples[first].path.name

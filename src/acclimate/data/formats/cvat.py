@@ -41,12 +41,9 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         name = image.get("name") or ""
         if config.split is not None and not places.same_split(config.split, image.get("subset") or ""):
             continue
-        try:
-            size = (int(image.get("height") or 0), int(image.get("width") or 0))
-        except ValueError:
-            size = (0, 0)
+        size = files.size(image.get("height"), image.get("width"))
         where = f"{file}: image {name}"
-        sample = raw.sample(resolver.find(name) or root / name, where, size if all(size) else None)
+        sample = raw.sample(resolver.find(name) or root / name, where, size)
         for number, shape in enumerate(image, 1):
             _shape(sample, shape, number, raw)
     return raw

@@ -63,9 +63,9 @@ def _task(task: dict[str, Any], where: str, raw: Raw, resolver: places.Images, r
     results = [_dict(one) for one in _list(annotations[-1].get("result"))]
     size = next(
         (
-            (int(one["original_height"]), int(one["original_width"]))
+            size
             for one in results
-            if isinstance(one.get("original_height"), int) and isinstance(one.get("original_width"), int)
+            if (size := files.size(one.get("original_height"), one.get("original_width"))) is not None
         ),
         None,
     )

@@ -30,6 +30,8 @@ from acclimate.structures import Annotations, Outline
 IGNORED_NAME = "DontCare"
 """KITTI's name for regions that were not labelled; other sets borrow it. Ignored in every format unless renamed."""
 
+_ONE_PIXEL = 1.5
+"""No set has all its boxes in the first pixel of their images."""
 CLIP_TOLERANCE_PX = 2.0
 """A box that reaches further over the image's border is clipped and reported; a smaller overhang is rounding."""
 
@@ -387,6 +389,11 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
         np.maximum(boxes, 0.0, out=boxes)
         np.minimum(boxes, limits, out=boxes)
         outside = np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
+    if kept.any() and not fractions.any() and (np.abs(written[kept]) <= _ONE_PIXEL).all():
+        raise AcclimateError(
+            f"{raw.samples[found.owners[0]].where}: all boxes lie within one pixel, so they may be fractions of the "
+            "image; this format has pixels"
+        )
     sound = kept & finite & ~flat & ~outside
     again = np.zeros(len(sound), np.bool_)
     rows = np.flatnonzero(sound)
@@ -401,7 +408,8 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
             raw.problem(where, f"{name}: {kind} box ({shown}); left out")
         elif outside[index]:
             width, height = int(limits[index][0]), int(limits[index][1])
-            raw.problem(where, f"{name}: box ({shown}) is outside the {width}x{height} image; left out")
+            hint = "; rows are fractions of the image, not pixels" if fractions[index] else ""
+            raw.problem(where, f"{name}: box ({shown}) is outside the {width}x{height} image{hint}; left out")
         else:
             if overhang[index] > CLIP_TOLERANCE_PX:
                 over = f"{overhang[index]:.1f} px over the image's border"

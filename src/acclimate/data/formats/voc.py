@@ -97,10 +97,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
 def _image(
     file: Path, tree: ElementTree.Element, labels: Path, folder: Path, resolver: places.Images, raw: Raw
 ) -> None:
-    try:
-        size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
-    except (ValueError, OverflowError):
-        size = (0, 0)
+    size = files.size(tree.findtext("size/height"), tree.findtext("size/width"))
     own = str(file.relative_to(labels).with_suffix("")) if file.is_relative_to(labels) else file.stem
     written = (tree.findtext("filename") or "").strip()
     by_name = resolver.find(own)
@@ -111,7 +108,7 @@ def _image(
             file, f"<filename> is {written}, which is there too; read with {by_name.name}, named as the file is"
         )
     path = by_name or by_tag or folder / (written or f"{own}.jpg").replace("\\", "/")
-    sample = raw.sample(path, file, (size[0], size[1]) if all(size) else None)
+    sample = raw.sample(path, file, size)
     for number, node in enumerate(tree.iter("object"), 1):
         where = f"{file}: object {number}"
         kind = (node.findtext("name") or "").strip()
