@@ -77,6 +77,8 @@ class LabelledSet:
     """How many files have an EXIF tag that turns them."""
     deep: tuple[Path, ...] = ()
     """The files that have more than 8 bits."""
+    label_files: tuple[str, ...] = ()
+    """The files, or items of files, that speak of its images."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -318,7 +320,15 @@ def assemble(
         )
     rotated = sum(frame is not None and frame.header.orientation != 1 for frame in frames)
     return LabelledSet(
-        raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems), reading, rotated, tuple(deep)
+        raw.name,
+        format_,
+        mapping.classes,
+        tuple(images),
+        tuple(raw.problems),
+        reading,
+        rotated,
+        tuple(deep),
+        tuple(sample.where for sample in raw.samples),
     )
 
 

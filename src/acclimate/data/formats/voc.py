@@ -90,7 +90,8 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
             continue
         _image(file, tree, labels, folder, resolver, raw)
     if chosen is None:
-        places.tell_unlabelled(raw, folder, entries)
+        own = places.folder_in(folder, labels.name) if config.split is not None else None
+        places.tell_unlabelled(raw, own or folder, entries)
     return raw
 
 
@@ -113,7 +114,11 @@ def _image(
         where = f"{file}: object {number}"
         kind = (node.findtext("name") or "").strip()
         box = [node.findtext(f"bndbox/{key}") or "" for key in ("xmin", "ymin", "xmax", "ymax")]
-        if (corners := files.numbers(box)) is None:
+        corners = files.numbers(box)
+        if corners is None and (points := files.numbers([pt.text or "" for pt in node.iterfind("polygon/pt/*")])):
+            # LabelMe's old format: x and y of each corner.
+            corners = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
+        if corners is None or len(corners) != 4:
             raw.problem(where, f"{kind or 'object'}: no bndbox of four numbers; left out")
             continue
         if not kind:

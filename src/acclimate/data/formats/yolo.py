@@ -67,6 +67,13 @@ def _read_yaml(index: Path, config: DataConfig) -> Raw:
     if entries is None:
         folders = [root / f for root in roots for f in (f"images/{split}", f"{split}/images", split)]
         entries = next((str(folder.absolute()) for folder in folders if places.is_dir(folder)), None)
+    if (
+        entries is None
+        and config.split is None
+        and not any(_value(content, key) for key in content if places.splits_in(str(key)))
+    ):
+        # supervision's names no split at all.
+        entries = str((places.folder_in(index.parent, "images") or index.parent).absolute())
     if entries is None:
         keys = [key for key in ("train", "val", "valid", "test") if _value(content, key) is not None]
         raise AcclimateError(f"{index}: no split {split!r} (there: {', '.join(keys) or 'none'}); set `split`")
