@@ -15,7 +15,7 @@ from acclimate.edge.images import DEFAULT, Reading, decode_image, read_image
 from acclimate.errors import AcclimateError
 from acclimate.progress import in_threads
 
-_TEXTS = (".txt", ".xml", ".json", ".csv", ".yaml", ".yml")
+_TEXTS = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".gt", ".lst")
 _BINARY = (".mat", ".tfrecord", ".tfrecords", ".parquet", ".h5", ".hdf5", ".pkl", ".npz", ".arrow")
 _WORDS = (
     b"bbox", b"xmin", b"x_min", b"shapes", b"annotation", b"boundingbox", b"bounding_box", b"labelname", b"category",

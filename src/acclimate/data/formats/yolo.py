@@ -340,7 +340,7 @@ def _looks_like_points(labelled: Sequence[tuple[Path, Path, str]]) -> tuple[int,
     beyond = np.maximum(low - table[:, 2:4], table[:, 2:4] - high).max(axis=1) / (high - low).max(axis=1).clip(1e-6)
     apart = float(np.mean(beyond > _APART))
     told = "a box and key points rather than a polygon, by their places; `kpt_shape` in the yaml would say it"
-    if length > 6 and apart > 0.2:
+    if length > 6 and apart > 0.4:
         return 2, told
     likely = length == 6 or apart > 0.02
     return 0, "a polygon, which may be a box and key points; then set `kpt_shape` in the yaml" if likely else ""
