@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -431,24 +431,28 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
 
 def _repeated(found: _Objects, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Which of `rows` say what an earlier one says: the same image, class, flag and box."""
-    columns = np.column_stack(
-        [
-            found.boxes[rows].view(np.int64) if len(rows) else np.zeros((0, 4), np.int64),
-            found.owners[rows],
-            found.kinds[rows],
-            found.ignore[rows].astype(np.int64),
-        ]
-    )
+
+    def columns(some: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        # One by one: all of them at once would take as much memory as the set's boxes.
+        for side in range(4):
+            yield np.ascontiguousarray(found.boxes[some, side]).view(np.int64)
+        yield found.owners[some]
+        yield found.kinds[some]
+        yield found.ignore[some].astype(np.int64)
+
     # A hash finds candidates; what decides is that the rows are equal.
-    factors = np.random.default_rng(0).integers(1, 2**62, columns.shape[1], np.int64) * 2 + 1
-    hashes = np.zeros(len(columns), np.int64)
+    factors = np.random.default_rng(0).integers(1, 2**62, 7, np.int64) * 2 + 1
+    hashes = np.zeros(len(rows), np.int64)
     with np.errstate(over="ignore"):
-        # Column by column: what stands in between would take as much memory as all of the set's boxes.
-        for column, factor in zip(columns.T, factors, strict=True):
+        for column, factor in zip(columns(rows), factors, strict=True):
             hashes += (column ^ (column >> 29)) * factor
     order = np.argsort(hashes, kind="stable")
-    same = (hashes[order[1:]] == hashes[order[:-1]]) & (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
-    return np.sort(order[1:][same])
+    close = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    later, earlier = order[1:][close], order[:-1][close]
+    same = np.ones(len(close), np.bool_)
+    for one, other in zip(columns(rows[later]), columns(rows[earlier]), strict=True):
+        same &= one == other
+    return np.sort(later[same])
 
 
 def _images(
