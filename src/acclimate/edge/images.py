@@ -21,7 +21,7 @@ from acclimate.edge.headers import UNREADABLE, Header, Orientation, open_regular
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections, Image
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 """File name endings that count as images, in lower case."""
 
 PERCENTILES = (0.1, 99.9)

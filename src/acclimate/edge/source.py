@@ -22,7 +22,7 @@ import numpy as np
 from acclimate.edge import video
 from acclimate.edge.credentials import masked, with_password
 from acclimate.edge.images import DEFAULT, Reading, read_image
-from acclimate.edge.listing import images_listed, is_image_name, is_pattern, matching
+from acclimate.edge.listing import images_listed, is_image_name, is_not_read, is_pattern, matching, not_read
 from acclimate.errors import AcclimateError
 from acclimate.structures import Image
 
@@ -137,6 +137,7 @@ class Source:
         self._until = until
         self._resumes = bool(until)
         self._told_of_clock = False
+        self._told_of_kinds: set[str] = set()
         self._done: set[Mark] = set()
         self._settling: dict[Mark, float] = {}
         self._recent: deque[Mark] = deque(maxlen=RECENT)
@@ -362,6 +363,9 @@ class Source:
         with os.scandir(self.where) as entries:
             for entry in entries:
                 if not is_image_name(entry.name):
+                    if is_not_read(entry.name) and (ending := Path(entry.name).suffix) not in self._told_of_kinds:
+                        self._told_of_kinds.add(ending)
+                        log.warning("%s: %s", *not_read([entry.path])[0])
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     if not entry.is_dir():
