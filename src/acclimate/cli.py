@@ -1070,7 +1070,7 @@ def _running(tiles: str, provider: str, reduced: bool = False) -> Running:
 
     if provider:
         _one_of("--provider", provider, *get_args(Provider))
-    return Running(tiles_of(tiles) if tiles else None, reduced or None, cast("Provider", provider) or None)
+    return Running(tiles_of(tiles) if tiles else None, reduced or None, cast("Provider | None", provider or None))
 
 
 def _budget(text: str) -> Budget | None:

@@ -3,6 +3,8 @@ objects are known."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from acclimate.structures import Detections
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("size", [(480, 640), (500, 333), (101, 1000), (64, 64), (1080, 1920)])
+@pytest.mark.parametrize("size", [(480, 640), (500, 333), (101, 1000), (64, 64), (700, 1200)])
 @pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
 def test_tiles_cover_the_picture_and_overlap_as_asked(size: tuple[int, int], overlap: float) -> None:
     tiles = Tiles(size=(128, 160), overlap=overlap, whole=False)
@@ -27,9 +29,7 @@ def test_tiles_cover_the_picture_and_overlap_as_asked(size: tuple[int, int], ove
     assert covered.min() == 1
     for sides, least in ((1, 128), (0, 160)):
         starts = sorted({window[sides] for window in found})
-        assert all(
-            after - before <= least * (1 - overlap) + 1 for before, after in zip(starts, starts[1:], strict=False)
-        )
+        assert all(after - before <= least * (1 - overlap) + 1 for before, after in itertools.pairwise(starts))
     assert windows(*size, Tiles(size=(128, 160), overlap=overlap))[0] == (0, 0, size[1], size[0])
 
 
