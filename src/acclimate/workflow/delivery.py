@@ -76,7 +76,7 @@ def export(
     run = stages.finished(path)
     with locked(path, "export"):
         made = _export(run, runtime, precision, calibration, images, choice, tolerance, console)
-        return _run_so(made, running)
+        return _run_so(run, made, running)
 
 
 def _export(
@@ -192,7 +192,7 @@ def artifact_of(
     return folder
 
 
-def _run_so(artifact: Path, running: Running | None) -> Path:
+def _run_so(run: Run, artifact: Path, running: Running | None) -> Path:
     """The artifact with `running` as part of it; None is the whole picture, in full, on the CPU. Another provider is
     another artifact, beside the first: each is verified by itself."""
     from acclimate.edge import monitor
@@ -213,8 +213,8 @@ def _run_so(artifact: Path, running: Running | None) -> Path:
     predictor = Predictor(Artifact(plain.folder, manifest))
     if manifest.tiles != plain.manifest.tiles and manifest.reference is not None:
         # More is found in tiles than in the whole, so that other counts are usual.
-        domain = _of_the_domain(Run.open(Path(manifest.source_run)))
-        manifest = manifest.model_copy(update={"reference": monitor.reference(predictor, domain)})
+        reference = monitor.reference(predictor, _of_the_domain(run))
+        manifest = manifest.model_copy(update={"reference": reference})
     if artifact != plain.folder:
         shutil.rmtree(artifact, ignore_errors=True)
         shutil.copytree(plain.folder, artifact, ignore=shutil.ignore_patterns("verification*.json"))
