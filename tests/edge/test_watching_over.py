@@ -211,7 +211,7 @@ def test_a_time_line_is_bounded_and_loses_no_frame() -> None:
 def test_a_page_of_several_sources_answers_for_each() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     views = {
-        name: View(("car",), lambda state=state: {**STATUS, "status": state}, lambda name=name: {"of": name})
+        name: View(("car",), lambda state=state: {**STATUS, "status": state}, history=lambda name=name: {"of": name})
         for name, state in {"gate": "ok", "yard": "gone"}.items()
     }
     views["gate"].latest = (1, image, Detections.empty())

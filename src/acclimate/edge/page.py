@@ -55,10 +55,10 @@ class View:
     classes: Sequence[str]
     status: Callable[[], dict[str, Any]]
     """Of the process, as JSON-like values; called in a thread of the page."""
-    history: Callable[[], dict[str, Any]] = dict
-    """What the page draws over time; see `edge.timeline`. Likewise."""
     latest: tuple[int, Image, Detections] | None = None
     """Number, (H, W, 3) RGB, boxes; replaced whole."""
+    history: Callable[[], dict[str, Any]] = dict
+    """What the page draws over time, see `edge.timeline`; called likewise."""
 
 
 class Page:

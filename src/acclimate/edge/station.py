@@ -211,7 +211,7 @@ class Station:
             )  # fmt: skip
         else:
             self._knows(known)
-        self.view = View(manifest.classes, self.status, self._timeline.as_json)
+        self.view = View(manifest.classes, self.status, history=self._timeline.as_json)
         self._tell("started", artifact=predictor.artifact.digest, source=masked(source.where), frame=self._number)
 
     def take(self, frame: Frame, found: Detections) -> None:
