@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 from pydantic import TypeAdapter
@@ -23,6 +23,7 @@ from acclimate.installation import hint
 
 if TYPE_CHECKING:
     from acclimate.config import Budget, DataConfig
+    from acclimate.edge.artifact import Running
     from acclimate.edge.package import Expected
     from acclimate.remote.identity import Address
     from acclimate.verification.record import Verification
@@ -87,9 +88,55 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="send what is logged to tensorboard, mlflow, wandb or trackio too; may be repeated"),
 ]
+Tiling = Annotated[
+    str,
+    typer.Option(
+        "--tiles",
+        metavar="HxW",
+        help="cut pictures into tiles of so many pixels, for small objects: 480x640, or 480x640+0.3 for an overlap of "
+        "0.3 in place of 0.2",
+        show_default="the artifact's",
+    ),
+]
+Reduced = Annotated[
+    bool,
+    typer.Option(
+        "--reduced",
+        help="decode JPEG files much larger than the network's input at a reduced scale; else as the artifact says",
+    ),
+]
+Provided = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        help="of onnx, what computes: cpu, cuda, tensorrt, openvino, qnn or coreml",
+        show_default="the artifact's",
+    ),
+]
 AsJson = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="the result as JSON; - is the standard output")
 ]
+
+
+def _from_file(context: typer.Context, file: Path | None) -> Path | None:
+    """Let options that the command line does not name be those of a TOML file."""
+    if file is None or context.resilient_parsing:
+        return file
+    from acclimate.config import read
+
+    known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+    found: dict[str, Any] = {}
+    for key, value in read(file).items():
+        parameter = known.get(key.replace("-", "_"))
+        if parameter is None:
+            names = ", ".join(sorted(str(name).replace("_", "-") for name in known))
+            raise AcclimateError(f"{file}: {key}: no such option of acclimate {context.command.name} ({names})")
+        several = getattr(parameter, "multiple", False) or parameter.nargs != 1
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            raise AcclimateError(f"{file}: {key}: one value, not {value!r}")
+        found[str(parameter.name)] = [value] if several and not isinstance(value, list) else value
+    context.default_map = found
+    return file
 
 
 @app.command()
@@ -548,6 +595,9 @@ def export(
     tolerance: Annotated[
         float | None, typer.Option(help="agreement with fp32, such as 0.98, until which layers of INT8 stay in fp32")
     ] = None,
+    tiles: Tiling = "",
+    reduced: Reduced = False,
+    provider: Provided = "",
 ) -> None:
     """Export a run's detector as an artifact."""
     from acclimate import workflow
@@ -564,6 +614,7 @@ def export(
         images=images,
         choice=cast(workflow.Draw, choice),
         tolerance=tolerance,
+        running=_running(tiles, provider, reduced),
         console=_out,
     )
     _say("artifact", folder)
@@ -682,6 +733,10 @@ def predict(
     suggested: Annotated[
         bool, typer.Option("--suggested", help="the score of each class that the artifact suggests")
     ] = False,
+    pictures: Annotated[bool, typer.Option(help="write pictures, or the video, with boxes drawn in")] = True,
+    tiles: Tiling = "",
+    provider: Provided = "",
+    reduced: Reduced = False,
     threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
     digest: Digest = "",
     require_signature: Signer = None,
@@ -693,7 +748,8 @@ def predict(
 
     file = workflow.predict(
         artifact, images, out if out is not None else next_free(Path("runs/predict")), threshold=threshold,
-        suggested=suggested, threads=threads, expected=_expected(digest, require_signature), console=_console(as_json),
+        suggested=suggested, pictures=pictures, running=_running(tiles, provider, reduced), threads=threads,
+        expected=_expected(digest, require_signature), console=_console(as_json),
     )  # fmt: skip
     if as_json is not None:
         _write_json(as_json, read_json(file))
@@ -704,10 +760,10 @@ def watch(
     context: typer.Context,
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     source: Annotated[
-        str,
+        list[str],
         typer.Option(
             help="a camera (0, /dev/video0), rtsp://..., a video, a picture, a list, 'a pattern*.jpg', or a folder "
-            "that is being filled"
+            "that is being filled; may be repeated, as NAME=SOURCE"
         ),
     ],
     out: Annotated[
@@ -750,20 +806,58 @@ def watch(
     ] = False,
     reset: Annotated[
         bool,
-        typer.Option("--reset", help="first forget adjusted.json and reference.json, what was adjusted and learnt"),
+        typer.Option("--reset", help="first forget what was adjusted, learnt and counted"),
+    ] = False,
+    collapse: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="share of the usual boxes a frame below which a lull becomes an alarm; 0: never"
+        ),
+    ] = 0.2,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a region that does not count, for boxes and for drift: '0,0 0.3,0 0.3,0.1', corners in shares of the "
+            "frame; may be repeated, as NAME=... for one of several sources"
+        ),
+    ] = None,
+    tiles: Tiling = "",
+    provider: Provided = "",
+    webhook: Annotated[
+        str, typer.Option(help="send events to http(s)://...; $ACCLIMATE_WEBHOOK_TOKEN goes along as a bearer token")
+    ] = "",
+    mqtt: Annotated[
+        str,
+        typer.Option(
+            help="send events to mqtt(s)://[user@]host[:port]/prefix; the password is in $ACCLIMATE_MQTT_PASSWORD"
+        ),
+    ] = "",
+    send_detections: Annotated[
+        bool, typer.Option("--send-detections", help="send every line of detections too")
     ] = False,
     file_mb: Annotated[float, typer.Option(min=0.01, help="largest size of a file of lines, MB")] = 16.0,
     files: Annotated[int, typer.Option(min=2, help="files of lines, at most; the oldest goes")] = 16,
     digest: Digest = "",
     require_signature: Signer = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            is_eager=True,
+            callback=_from_file,
+            help="take options from a file, by their names without dashes in front; the command line comes first",
+        ),
+    ] = None,
 ) -> None:
     """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
     torch."""
     from acclimate.edge.watch import watch
 
-    # The options are the function's own, but for the two that say what a package must be.
-    options = {name: value for name, value in context.params.items() if name not in {"digest", "require_signature"}}
-    watch(**options, expected=_expected(digest, require_signature), console=_out)
+    # The options are the function's own, but for those that say what a package must be or where options are.
+    aside = {"digest", "require_signature", "config", "tiles", "provider"}
+    options = {name: value for name, value in context.params.items() if name not in aside}
+    options["leave_out"] = leave_out or ()
+    watch(**options, running=_running(tiles, provider), expected=_expected(digest, require_signature), console=_out)
 
 
 @app.command()
@@ -967,6 +1061,16 @@ def _sets(
     if options and not sets:
         raise AcclimateError(f"{options[0]!r}: options of a data set, but none is named; add --data or --source")
     return sets
+
+
+def _running(tiles: str, provider: str, reduced: bool = False) -> Running:
+    """What of the way in which an artifact is run was given."""
+    from acclimate.edge.artifact import Provider, Running
+    from acclimate.edge.tiles import tiles_of
+
+    if provider:
+        _one_of("--provider", provider, *get_args(Provider))
+    return Running(tiles_of(tiles) if tiles else None, reduced or None, cast("Provider | None", provider or None))
 
 
 def _budget(text: str) -> Budget | None:

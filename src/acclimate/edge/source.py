@@ -106,6 +106,7 @@ class Source:
         reopened: how often the source came back.
         problems: images that could not be read.
         trouble: what was last wrong with the source; empty where nothing was.
+        live: frames come by the clock, and those that nobody asks for in time are dropped.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Source:
         self.reopened = 0
         self.problems = 0
         self.trouble = ""
-        self._live = self.kind != "folder" and not self._once
+        self.live = self.kind != "folder" and not self._once
         self._place: Frame | None = None
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -237,7 +238,7 @@ class Source:
 
     def _put(self, frame: Frame) -> None:
         with self._changed:
-            if not self._live:
+            if not self.live:
                 self._changed.wait_for(lambda: self._place is None or self._closing.is_set())
             elif self._place is not None:
                 self.dropped += 1
@@ -276,7 +277,7 @@ class Source:
         with video.Video(path, self._reading.orientation) as reader:
             began = time.monotonic()
             for time_s, image in reader:
-                if self._live and self._closing.wait(max(0.0, began + time_s - time.monotonic())):
+                if self.live and self._closing.wait(max(0.0, began + time_s - time.monotonic())):
                     return
                 yield Frame(image, time.time(), file, time_s=time_s)
             if missing := reader.missing():
