@@ -115,6 +115,7 @@ VERBS = {
     "init": Verb(("init", "clear", "fog/images", "--out", "proposed.toml"), finished="is there already"),
     "train": Verb(("train", "job.toml", "--out", "trained", "seed=1")),
     "label": Verb(("label", "fog/images", "--with", "job/source", "--out", "labels.json")),
+    "weights": Verb(("weights", "tf_efficientnet_lite0", "--to", "fetched")),
     "take": Verb(("take", "job/source", "--out", "taken", "--data", "clear")),
     "adapt": Verb(("adapt", "job/source", "--target", "fog/images", "--out", "again", "seed=1")),
     "ask": Verb(("ask", "job/source", "--target", "fog/images", "--out", "asked", "--frames", "2")),

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -166,11 +165,7 @@ def commands(artifact: Path) -> Iterator[Row]:
         def refused(line: str) -> bool:
             arguments = [words.get(word, word) for word in line.split()]
             said = io.StringIO()
-            with (
-                contextlib.chdir(place),
-                contextlib.redirect_stdout(io.StringIO()),
-                patch.object(cli._err, "file", said),
-            ):
+            with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
                 try:
                     status: object = cli.main(arguments)
                 except BaseException as error:
