@@ -109,18 +109,7 @@ docs: $(READY) ## bring the tables of the documentation up to date, then build i
 	$(BIN)/python benchmarks/tables.py
 	@$(MAKE) --no-print-directory site
 
-docs-broker: ## Mosquitto for the tests of MQTT, where it can be had (root on Debian)
-	@if command -v mosquitto /usr/sbin/mosquitto >/dev/null; then \
-	  :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo 'installing mosquitto (its log: .venv/mosquitto.log)'; \
-	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto; } \
-	    >.venv/mosquitto.log 2>&1 || echo 'mosquitto could not be installed; the tests of MQTT will be skipped'; \
-	else \
-	  echo 'no mosquitto here; the tests of MQTT will be skipped (to have them: apt-get install mosquitto)'; \
-	fi
-
-test: $(READY) ## run every code block of the README and the documentation
+docs-test: $(READY) ## run every code block of the README and the documentation
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' tests/test_docs.py
 
 demo: $(READY) ## the whole job on generated scenes; ends with the path of the report

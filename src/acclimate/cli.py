@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from acclimate.remote.identity import Address
     from acclimate.verification.record import Verification
 
+MOST = 10**9
+"""No number of an option is larger."""
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -347,7 +349,7 @@ def adapt(
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
     ] = None,
     validate: Annotated[
-        int | None, typer.Option(min=1, help="so many of these are held back, to choose the checkpoint alone")
+        int | None, typer.Option(min=1, max=MOST, help="so many of these are held back, to choose the checkpoint alone")
     ] = None,
     asked: Annotated[
         Path | None,
@@ -379,6 +381,7 @@ def ask(
         int | None,
         typer.Option(
             min=1,
+            max=MOST,
             help="how many, at most; near-duplicates are never asked twice, so there may be fewer",
             show_default="16, with --review all",
         ),
@@ -395,7 +398,9 @@ def ask(
         ),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
-    seed: Annotated[int | None, typer.Option(min=0, help="of everything random", show_default="the run's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="of everything random", show_default="the run's")
+    ] = None,
     review: Annotated[
         bool, typer.Option("--review", help="choose nothing: every frame, the one with the most doubtful boxes first")
     ] = False,
@@ -457,7 +462,8 @@ def search(
     runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "int8",
     evaluations: Annotated[
-        int | None, typer.Option(min=0, help="widths that evolution judges for each budget", show_default="32")
+        int | None,
+        typer.Option(min=0, max=MOST, help="widths that evolution judges for each budget", show_default="32"),
     ] = None,
 ) -> None:
     """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met, 3 when
@@ -585,7 +591,7 @@ def export(
         Path | None,
         typer.Option(help="a folder or list of unlabelled images for INT8", show_default="the run's target"),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="how many of them")] = 128,
+    images: Annotated[int, typer.Option(min=1, max=MOST, help="how many of them")] = 128,
     choice: Annotated[
         str,
         typer.Option(
@@ -593,7 +599,8 @@ def export(
         ),
     ] = "even",
     tolerance: Annotated[
-        float | None, typer.Option(help="agreement with fp32, such as 0.98, until which layers of INT8 stay in fp32")
+        float | None,
+        typer.Option(min=0, max=1, help="agreement with fp32, such as 0.98, until which layers of INT8 stay in fp32"),
     ] = None,
     tiles: Tiling = "",
     reduced: Reduced = False,
@@ -705,7 +712,9 @@ def agent(
     ] = "127.0.0.1",
     disk_mb: Annotated[
         float,
-        typer.Option(min=1, help="how much it keeps of what it is sent, MB; what was not used for longest goes first"),
+        typer.Option(
+            min=1, max=MOST, help="how much it keeps of what it is sent, MB; what was not used for longest goes first"
+        ),
     ] = 1024,
     require_signature: Signer = None,
 ) -> None:
@@ -737,7 +746,7 @@ def predict(
     tiles: Tiling = "",
     provider: Provided = "",
     reduced: Reduced = False,
-    threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="of the runtime")] = 1,
     digest: Digest = "",
     require_signature: Signer = None,
     as_json: AsJson = None,
@@ -772,10 +781,12 @@ def watch(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest score that is written", show_default="the artifact's")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="of the runtime")] = 1,
     fps: Annotated[
         float | None,
         typer.Option(
+            min=0,
+            max=1000,
             help="frames a second at most, evenly spaced; a moment that is missed is not made up for",
             show_default="as many as can be",
         ),
@@ -835,8 +846,8 @@ def watch(
     send_detections: Annotated[
         bool, typer.Option("--send-detections", help="send every line of detections too")
     ] = False,
-    file_mb: Annotated[float, typer.Option(min=0.01, help="largest size of a file of lines, MB")] = 16.0,
-    files: Annotated[int, typer.Option(min=2, help="files of lines, at most; the oldest goes")] = 16,
+    file_mb: Annotated[float, typer.Option(min=0.01, max=MOST, help="largest size of a file of lines, MB")] = 16.0,
+    files: Annotated[int, typer.Option(min=2, max=MOST, help="files of lines, at most; the oldest goes")] = 16,
     digest: Digest = "",
     require_signature: Signer = None,
     config: Annotated[
@@ -903,12 +914,12 @@ def leaderboard(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="the data set folder to write")],
-    images: Annotated[int, typer.Option(min=1, help="how many")] = 300,
-    height: Annotated[int, typer.Option(min=64, help="of an image, pixels")] = 240,
-    width: Annotated[int, typer.Option(min=64, help="of an image, pixels")] = 320,
-    seed: Annotated[int, typer.Option(min=0, help="sets of different seeds share no scene")] = 0,
+    images: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 300,
+    height: Annotated[int, typer.Option(min=64, max=8192, help="of an image, pixels")] = 240,
+    width: Annotated[int, typer.Option(min=64, max=8192, help="of an image, pixels")] = 320,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="sets of different seeds share no scene")] = 0,
     condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera", show_default="clear")] = None,
-    strength: Annotated[float, typer.Option(min=0.05, help="of the condition; 1 is strong")] = 1.0,
+    strength: Annotated[float, typer.Option(min=0.05, max=100, help="of the condition; 1 is strong")] = 1.0,
     field_of_view: Annotated[float, typer.Option(min=10, max=110, help="of the camera, horizontal, degrees")] = 52.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
@@ -924,7 +935,9 @@ def benchmark(
         str | None, typer.Argument(help="a TOML file, or the name of a suite that comes with the package")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs", show_default="runs/SUITE")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="processes, with one torch thread each; 1 runs in this one")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=128, help="processes, with one torch thread each; 1 runs in this one")
+    ] = 1,
     methods: Annotated[list[str] | None, typer.Option(help="only these, as in a,b", show_default="all")] = None,
     pairs: Annotated[list[str] | None, typer.Option(help="only these, as in 'a->b,a->c'", show_default="all")] = None,
     seeds: Annotated[list[str] | None, typer.Option(help="these, as in 0,1,2", show_default="the suite's")] = None,
