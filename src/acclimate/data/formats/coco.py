@@ -184,12 +184,12 @@ class _Annotations:
         sizes = [self._raw.samples[sample].size for sample in own[some].tolist()]
         known = np.array([size is not None for size in sizes], np.bool_)
         limits = np.array([size for size in sizes if size is not None], np.float64).reshape(-1, 2)[:, ::-1]
-        limits, some = limits + CLIP_TOLERANCE_PX, boxes[some[known]]
-        if not len(some) or not ((some[:, 2:] > some[:, :2]).all() and (some[:, 2:] <= limits).all()):
+        limits, tried = limits + CLIP_TOLERANCE_PX, boxes[some[known]]
+        if not len(tried) or not ((tried[:, 2:] > tried[:, :2]).all() and (tried[:, 2:] <= limits).all()):
             return
-        over = int((some[:, :2] + some[:, 2:] > limits).any(axis=1).sum())
-        if over > _OVER * len(some):
-            told = f"{over} of {len(some)} boxes reach over the border, and none would as left, top, right, bottom"
+        over = int((tried[:, :2] + tried[:, 2:] > limits).any(axis=1).sum())
+        if over > _OVER * len(tried):
+            told = f"{over} of {len(tried)} boxes reach over the border, and none would as left, top, right, bottom"
             self._raw.problem(self._file, f"{told}; bbox is read as COCO has it: left, top, width, height")
 
     def _place(self, index: int) -> int | str:
