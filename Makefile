@@ -19,7 +19,7 @@ MODULES := src tests $(wildcard benchmarks docs examples)
 PYTEST := $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: help environment litert fleet browser test lint format site docs docs-test demo clean
+.PHONY: help environment litert fleet browser broker test lint format site docs docs-test demo clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@echo 'installing into .venv: some gigabytes, mostly torch; a minute or two once they are downloaded'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,docs,agent,openvino,ncnn,litert,watch,transformers,trackers,tune]' || { \
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[train,dev,docs,agent,openvino,ncnn,litert,watch,mqtt,transformers,trackers,tune]' || { \
 	  echo 'The installation failed; the lines above say why. Where a pinned version has no wheel for this machine, change it in constraints.txt.' >&2; \
 	  exit 1; \
 	}
@@ -77,7 +77,18 @@ browser: ## headless Chromium for the report's tests, where it can be had (root 
 	  echo 'no chromium here; the browser tests will be skipped (to have them: apt-get install chromium)'; \
 	fi
 
-test: $(READY) browser lint site ## everything that must hold: lint, types, the site's links, all tests
+broker: ## Mosquitto for the tests of MQTT, where it can be had (root on Debian)
+	@if command -v mosquitto /usr/sbin/mosquitto >/dev/null; then \
+	  :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo 'installing mosquitto (its log: .venv/mosquitto.log)'; \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto; } \
+	    >.venv/mosquitto.log 2>&1 || echo 'mosquitto could not be installed; the tests of MQTT will be skipped'; \
+	else \
+	  echo 'no mosquitto here; the tests of MQTT will be skipped (to have them: apt-get install mosquitto)'; \
+	fi
+
+test: $(READY) browser broker lint site ## everything that must hold: lint, types, the site's links, all tests
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' -n $(WORKERS) --dist loadfile
 
 lint: $(READY) ## style and types

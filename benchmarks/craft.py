@@ -11,16 +11,18 @@ missed in a fifth of the frames, and boxes of nothing that last one frame each.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import backbones
 import rows
 from acclimate.config import ModelConfig
-from acclimate.edge.smoothing import KINDS, Smoother, flicker
+from acclimate.edge.smoothing import KINDS, Kind, Smoother, flicker
 from acclimate.models import groupable
 from acclimate.models.deploy import deploy
 from acclimate.models.detector import Detector, build, parameters, specify
@@ -114,26 +116,56 @@ def smoothed(name: str, smoother: Smoother | None) -> dict[str, str]:
     }  # fmt: skip
 
 
-def measure() -> Iterator[dict[str, str]]:
-    """All rows."""
-    for name, options in OPTIONS.items():
-        yield counted(name, detector(**options))
+def uncut(name: str) -> dict[str, str]:
+    """The row of a backbone, counted without making it."""
+    with torch.device("meta"):
+        made = build(specify(backbones.config(name, backbones.COUNTED), ["a", "b"]))
+    return {
+        "what": f"backbone {name}", "measure": "MACs (M)", "value": f"{macs(made) / 1e6:.0f}",
+        "parameters_m": f"{parameters(made) / 1e6:.2f}",
+    }  # fmt: skip
+
+
+def with_options(name: str) -> dict[str, str]:
+    return counted(name, detector(**OPTIONS[name]))
+
+
+def pruned() -> dict[str, str]:
     cut = detector()
     prune(cut, 0.5)
-    yield counted("pruning, keep = 0.5", cut)
+    return counted("pruning, keep = 0.5", cut)
+
+
+def groupable_row() -> dict[str, str]:
+    """Of ImageNet's weights as they are: nothing is fine-tuned."""
     made, share = grouped(detector(weights="auto"), 4)
-    yield counted(
-        f"groupable, groups = 4 ({share:.0%} of the relevance kept, ImageNet weights, nothing fine-tuned)", made
-    )
+    row = counted("groupable, groups = 4", made)
+    return row | {"measure": "MACs (M); relevance kept", "value": f"{row['value']}; {share:.2f}"}
+
+
+def one_path(rank: float, name: str) -> dict[str, str]:
     bank = detector(kind="supernet", backbone=None)
     assert isinstance(bank, SupernetDetector)
-    for rank, name in ((0.25, "smallest"), (1.0, "largest")):
-        bank.set_path((rank,) * len(bank.stages))
-        yield counted(f"supernet, {name} path", bank)
-    yield smoothed("scores as they are", None)
+    bank.set_path((rank,) * len(bank.stages))
+    return counted(name, bank)
+
+
+def smoother(kind: Kind) -> dict[str, str]:
     training = [frames(seed) for seed in range(8)]
-    for kind in KINDS:
-        yield smoothed(f"smoother {kind}", train_smoother(training, kind, steps=200))
+    return smoothed(f"smoother {kind}", train_smoother(training, kind, steps=200))
+
+
+CASES: dict[str, Callable[[], dict[str, str]]] = {
+    **{name: partial(with_options, name) for name in OPTIONS},
+    "pruning, keep = 0.5": pruned,
+    "groupable, groups = 4": groupable_row,
+    "supernet, smallest path": partial(one_path, 0.25, "supernet, smallest path"),
+    "supernet, largest path": partial(one_path, 1.0, "supernet, largest path"),
+    "scores as they are": partial(smoothed, "scores as they are", None),
+    **{f"smoother {kind}": partial(smoother, kind) for kind in KINDS},
+    **{f"backbone {name}": partial(uncut, name) for name in backbones.BACKBONES},
+}
+"""What a row is of -> makes it."""
 
 
 def table(file: Path = CSV) -> Iterator[str]:
@@ -155,10 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.summary:
         done = {row["what"] for row in rows.read(options.csv)}
-        for row in measure():
-            if row["what"] not in done:
-                rows.append(options.csv, row)
-                print(row, flush=True)
+        for name, make in CASES.items():
+            if name not in done:
+                rows.append(options.csv, make())
+                print(name, flush=True)
     print(*table(options.csv), sep="\n")
 
 

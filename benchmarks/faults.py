@@ -18,8 +18,8 @@ then are those of an undisturbed run, the same weights, networks, pictures and l
 done beside them.
 
 Trials of what comes from outside (packages, manifests, values, an agent) are in faults_foreign.py, in the same table. A
-process that has loaded everything is forked for each call, so a try costs what the verb costs on a few small images. A
-row is written when a trial ends, and the next call goes on after it.
+process that has loaded everything is forked for each call, so a try costs what the verb costs on a few small images;
+what `_light` says is done once for all of them. A row is written when a trial ends, and the next call goes on after it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -40,7 +42,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +53,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import faults_foreign
 import rows
-from acclimate import __version__, cli, machine
+from acclimate import __version__, cli, locks, machine
+from acclimate.edge import bench as latencies
+from acclimate.export import onnx as exporting
+from acclimate.verification import measure
 
 CSV = Path(__file__).with_suffix(".csv")
 TRIES = {"kill": 20, "full": 6, "pair": 3}
@@ -57,7 +64,11 @@ TRIES = {"kill": 20, "full": 6, "pair": 3}
 SAME = (".safetensors", ".onnx", ".jpg", ".zip", ".txt", ".xml", ".yaml", ".toml")
 SAME_NAMES = ("annotations.json", "detections.json", "instances_train.json", "ask.json", "spec.json", "selection.json")
 """Suffixes and names of files that an undisturbed run writes the same, bit for bit: no time stands in them."""
+OWN_NAMES = ("device.toml",)
+"""Names of files that have what is random in them."""
 SIZE = (96, 128)
+MODULES = "modules.txt"
+"""Of the project: names of all modules that its job needed."""
 PRELOADED = {"acclimate", "onnx", "onnxruntime", "onnxscript", "torch"}
 """Packages whose modules are loaded before processes are forked."""
 
@@ -70,11 +81,29 @@ class Verb:
         arguments: its command line, in the folder of the project.
         status: how it ends, undisturbed; None where that depends on the machine's speed.
         finished: what it says, with status 2, where its work is there already and is left alone.
+        serves: the file that is there once it serves; it is then told to end.
     """
 
     arguments: tuple[str, ...]
     status: int | None = 0
     finished: str = ""
+    serves: str = ""
+
+    def started(self, events: Callable[[], None] = lambda: None) -> Callable[[], None]:
+        """What the verb's process does first: it counts `events`, and is told to end once it serves."""
+
+        def end() -> None:
+            while not Path(self.serves).exists():
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def begin() -> None:
+            if self.serves:
+                Path(self.serves).unlink(missing_ok=True)
+                threading.Thread(target=end, daemon=True).start()
+            events()
+
+        return begin
 
 
 SHORT = ("train.steps=4", "train.batch_size=2", "train.warmup=1", "train.checkpoint_every=2", "train.workers=0")
@@ -85,15 +114,18 @@ VERBS = {
     "data --to": Verb(("data", "clear", "converted", "--to", "yolo"), finished="is there and not empty"),
     "init": Verb(("init", "clear", "fog/images", "--out", "proposed.toml"), finished="is there already"),
     "train": Verb(("train", "job.toml", "--out", "trained", "seed=1")),
+    "label": Verb(("label", "fog/images", "--with", "job/source", "--out", "labels.json")),
+    "weights": Verb(("weights", "tf_efficientnet_lite0", "--to", "fetched")),
     "take": Verb(("take", "job/source", "--out", "taken", "--data", "clear")),
     "adapt": Verb(("adapt", "job/source", "--target", "fog/images", "--out", "again", "seed=1")),
     "ask": Verb(("ask", "job/source", "--target", "fog/images", "--out", "asked", "--frames", "2")),
-    "distil": Verb(("distil", "job/source", "--student", "model.size=nano", "--out", "small", *SHORT)),
+    "distil": Verb(("distil", "job/source", "--student", "job.toml", "--out", "small", *SHORT)),
     "slim": Verb(("slim", "bank", "--target", "fog/images", "--out", "slimmed", "seed=1")),
     "search": Verb(
         ("search", "bank", "--target", "fog/images", "--budget", "budget.toml", "--out", "found",
          "--precision", "fp32", "--evaluations", "2")
     ),
+    "tune": Verb(("tune", "tune.toml")),
     "evaluate": Verb(("evaluate", "job/source", "--data", "fog")),
     "export": Verb(("export", "job/adapted", "--precision", "int8", "--images", "2", "--calibration", "clear/images")),
     "package": Verb(("package", INT8, "--out", "packed.zip")),
@@ -102,6 +134,7 @@ VERBS = {
     "verify of a package": Verb(("verify", "site.zip", "--data", "fog"), None),
     "predict": Verb(("predict", INT8, "fog/images", "--out", "seen")),
     "watch": Verb(("watch", INT8, "--source", "fog/images", "--once", "--no-page", "--out", "watched")),
+    "agent": Verb(("agent", "--home", "home", "--bind", "127.0.0.1:0"), serves="home/device.toml"),
     "leaderboard": Verb(("leaderboard", "job", "--json", "board.json", "--csv", "board.csv")),
     "report": Verb(("report", "job/source", "job/adapted", "--out", "page.html")),
     "run": Verb(("run", "job.toml", "schedule.steps=3"), None),
@@ -120,6 +153,15 @@ schedule = { steps = 4, batch_size = 2, warmup = 1, checkpoint_every = 2, log_ev
 export = { precisions = ["int8"], calibration_images = 2 }
 budget = { latency_ms = 100000, max_ap50_drop = 1.0 }
 """
+TUNE = f"""
+{JOB}
+[tune]
+trials = 2
+
+[tune.ranges]
+"schedule.lr" = {{ low = 1e-4, high = 1e-3, log = true }}
+"""
+BUDGET = "macs_m = 100000\n"
 SUITE = """
 name = "one"
 root = "."
@@ -147,25 +189,18 @@ class Bench:
 
     Attributes:
         folder: of its own.
+        project: a folder with two small sets, a finished job, a bank, and what the verbs need beside; never written to.
         part: of the tries that `TRIES` says.
         seed: of what is random.
         undisturbed: what `_undisturbed` found out, by command.
     """
 
     folder: Path
+    project: Path
     part: float = 1.0
     seed: int = 0
     undisturbed: dict[tuple[str, ...], tuple[Ended, int, dict[str, str]]] = field(default_factory=dict)
-    _project: Path | None = field(default=None)
     _count: int = 0
-
-    @property
-    def project(self) -> Path:
-        """A folder with two small sets, a finished job, a bank, and what the verbs need beside; never written to."""
-        if self._project is None:
-            self._project = self.folder / "project"
-            _make_project(self, self._project)
-        return self._project
 
     def times(self, kind: str) -> range:
         """One for each try."""
@@ -257,30 +292,58 @@ def _tries(kind: str, part: float) -> int:
     return max(1, round(part * TRIES.get(kind, 1)))
 
 
+def _light(graphs: Path) -> None:
+    """Keep between calls what is long and writes nothing of a run: the conversion of a network, by its weights; and
+    which package a module comes from. Latencies are measured on two images in the process of the verb."""
+    write_graph = exporting.write_graph
+
+    def kept(frozen: Any, file: Path) -> None:
+        import torch
+
+        state = hashlib.sha256(repr(frozen.spec).encode())
+        for name, tensor in frozen.state_dict().items():
+            state.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        graph = graphs / f"{state.hexdigest()}.onnx"
+        if not graph.exists():
+            made = graphs / f"{os.getpid()}.onnx"
+            write_graph(frozen, made)
+            made.rename(graph)
+        shutil.copyfile(graph, file)
+
+    graphs.mkdir()
+    exporting.write_graph = kept
+    measure.bench_apart = lambda folder, paths, threads, runs: latencies.bench(folder, paths, threads, 2, 1)
+    metadata.packages_distributions = functools.cache(metadata.packages_distributions)
+    metadata.packages_distributions()
+
+
 def _make_project(bench: Bench, project: Path) -> None:
     from acclimate.scenes.sets import generate
 
-    project.mkdir()
-    modules = bench.folder / "modules"
+    project.mkdir(parents=True)
     for seed, (name, condition) in enumerate((("clear", None), ("fog", "fog"), ("test", "fog"))):
         generate(project / name, 6, SIZE, seed, condition)
-    (project / "job.toml").write_text(JOB)
-    (project / "budget.toml").write_text("macs_m = 100000\n")
+    for name, text in (("job.toml", JOB), ("tune.toml", TUNE), ("suite.toml", SUITE), ("budget.toml", BUDGET)):
+        (project / name).write_text(text)
     bank = ("model.kind=slimmable", "model.slimmable.choices=[0.5,1.0]")
-    (project / "suite.toml").write_text(SUITE)
+    modules = project / MODULES
     for arguments in (
-        ("run", "job.toml"),
         ("train", "job.toml", "--out", "bank", *bank),
+        ("run", "job.toml"),
         ("package", INT8, "--out", "site.zip"),
     ):
         done = bench.call(project, arguments, after=lambda: modules.write_text("\n".join(sys.modules)))
         if done.status != 0:
             sys.exit(f"{' '.join(arguments)}: {done.text}")
-        # What has been loaded here need not be loaded in every process that is forked from now on.
-        for name in modules.read_text().splitlines():
-            if name.partition(".")[0] in PRELOADED:
-                with contextlib.suppress(Exception):
-                    importlib.import_module(name)
+        _load(modules)
+
+
+def _load(modules: Path) -> None:
+    """Load what was loaded where the project was made: it need not be in every process that is forked from now on."""
+    for name in modules.read_text().splitlines():
+        if name.partition(".")[0] in PRELOADED:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def _events(then: Callable[[int], None]) -> Callable[[], None]:
@@ -314,7 +377,7 @@ def _undisturbed(bench: Bench, verb: Verb) -> tuple[Ended, int, dict[str, str]]:
         return bench.undisturbed[verb.arguments]
     place = bench.copy()
     ours, theirs = os.pipe()
-    done = bench.call(place, verb.arguments, _events(lambda count: os.write(theirs, b"x") and None))
+    done = bench.call(place, verb.arguments, verb.started(_events(lambda count: os.write(theirs, b"x") and None)))
     os.close(theirs)
     with open(ours, "rb") as told:
         count = len(told.read())
@@ -332,7 +395,7 @@ def _files(place: Path) -> dict[str, str]:
     for path in sorted(place.rglob("*")):
         if path.is_file():
             content = b""
-            if path.suffix in SAME or path.name in SAME_NAMES:
+            if (path.suffix in SAME or path.name in SAME_NAMES) and path.name not in OWN_NAMES:
                 # Lists of images have whole paths.
                 content = path.read_bytes().replace(str(place).encode(), b"")
             found[str(path.relative_to(place))] = hashlib.sha256(content).hexdigest()
@@ -389,11 +452,11 @@ def broken(kind: str, name: str, strikes: Callable[[int], Callable[[int], None]]
         for _ in bench.times(kind):
             at = rng.randint(1, count)
             place = bench.copy()
-            ended = bench.call(place, verb.arguments, _events(strikes(at)))
+            ended = bench.call(place, verb.arguments, verb.started(_events(strikes(at))))
             problem = ended.problem
             if not problem and ended.status not in endings:
                 problem = f"status {ended.status}: {ended.last}"
-            problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
+            problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments, verb.started()), left, place)
             yield f"event {at} of {count}: {problem}" if problem else ""
             shutil.rmtree(place)
 
@@ -409,9 +472,9 @@ def pair(name: str) -> Trial:
         rng = random.Random(f"{bench.seed} pair {name}")
         for _ in bench.times("pair"):
             place = bench.copy()
-            first = bench.start(place, verb.arguments)
+            first = bench.start(place, verb.arguments, verb.started())
             time.sleep(rng.random() * 0.5)
-            second = bench.start(place, verb.arguments)
+            second = bench.start(place, verb.arguments, verb.started())
             both = [bench.finish(one) for one in (first, second)]
             problem = next((one.problem for one in both if one.problem), "")
             refused = [one for one in both if one.status == 2]
@@ -420,7 +483,7 @@ def pair(name: str) -> Trial:
             if not problem and (len(refused) > 1 or unclear):
                 problem = f"refused: {(unclear or refused)[0].last}"
             problem = problem or _differs(left, _files(place))
-            problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments), left, place)
+            problem = problem or _judged(verb, wanted, bench.call(place, verb.arguments, verb.started()), left, place)
             yield problem
             shutil.rmtree(place)
 
@@ -439,24 +502,45 @@ FOREIGN = ("foreign", "")
 """All that `faults_foreign` tries, which has rows of its own."""
 
 
-def run(trials: Sequence[tuple[str, str]], part: float, seed: int, out: Path) -> None:
-    """Do the trials, each in the same project, and write a row for each."""
+def run(
+    trials: Sequence[tuple[str, str]], part: float, seed: int, out: Path, jobs: int = 1, project: Path | None = None
+) -> None:
+    """Do the trials, those of a verb one after the other and `jobs` verbs at a time, and write a row for each."""
     import torch
 
     torch.set_num_threads(1)
+    verbs: dict[str, list[tuple[str, str]]] = {}
+    for kind, name in trials:
+        verbs.setdefault(name, []).append((kind, name))
     with tempfile.TemporaryDirectory(prefix="acclimate-faults-") as folder:
-        bench = Bench(Path(folder), part, seed)
-        for kind, name in trials:
-            began = time.monotonic()
-            if (kind, name) == FOREIGN:
-                for one in faults_foreign.rows():
-                    _record(out, one.kind, one.what, one.tries, one.lost, "", seed, time.monotonic() - began)
-                    began = time.monotonic()
-                continue
-            problems = list(TRIALS[kind, name](bench))
-            lost = [problem for problem in problems if problem]
-            first = lost[0].replace(folder, "") if lost else ""
-            _record(out, kind, name, len(problems), len(lost), first, seed, time.monotonic() - began)
+        project = project or Path(folder, "project")
+        bench = Bench(Path(folder), project, part, seed)
+        if any(trial != FOREIGN for trial in trials):
+            _light(Path(folder, "graphs"))
+            if not (project / "site.zip").exists():
+                _make_project(bench, project)
+            _load(project / MODULES)
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+            for done in [pool.submit(_do, bench, several, out) for several in verbs.values()]:
+                done.result()
+
+
+def _do(bench: Bench, trials: Sequence[tuple[str, str]], out: Path) -> None:
+    """Trials of one verb, with copies of the project in a folder of their own."""
+    root = bench.folder
+    bench = replace(bench, folder=Path(tempfile.mkdtemp(dir=root)), undisturbed={})
+    for kind, name in trials:
+        began = time.monotonic()
+        if (kind, name) == FOREIGN:
+            for one in faults_foreign.rows():
+                _record(out, one.kind, one.what, one.tries, one.lost, "", bench.seed, time.monotonic() - began)
+                began = time.monotonic()
+            continue
+        problems = list(TRIALS[kind, name](bench))
+        lost = [problem for problem in problems if problem]
+        first = lost[0].replace(str(root), "") if lost else ""
+        _record(out, kind, name, len(problems), len(lost), first, bench.seed, time.monotonic() - began)
+    shutil.rmtree(bench.folder)
 
 
 def _record(out: Path, kind: str, what: str, tries: int, lost: int, first: str, seed: int, seconds: float) -> None:
@@ -472,10 +556,11 @@ def _record(out: Path, kind: str, what: str, tries: int, lost: int, first: str, 
         "version": __version__,
         "processor": machine.processor(),
     }
-    others = [one for one in rows.read(out) if (one["kind"], one["what"]) != (kind, what)]
-    out.unlink(missing_ok=True)
-    for one in [*others, row]:
-        rows.append(out, one)
+    with locks.held(out, "faults", wait=True):
+        others = [one for one in rows.read(out) if (one["kind"], one["what"]) != (kind, what)]
+        out.unlink(missing_ok=True)
+        for one in [*others, row]:
+            rows.append(out, one)
     print(json.dumps(row), flush=True)
 
 
@@ -516,12 +601,14 @@ def main() -> None:
     parser.add_argument("--trials", nargs="+", choices=named, metavar="TRIAL", help="default: what is left to do")
     parser.add_argument("--part", type=float, default=1.0, help=f"of the tries {TRIES}")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="verbs that are tried at the same time")
+    parser.add_argument("--project", type=Path, help="the project's folder; made where there is none, and kept")
     parser.add_argument("--out", type=Path, default=CSV)
     parser.add_argument("--summary", action="store_true", help="print the table and do nothing")
     options = parser.parse_args()
     if not options.summary:
         wanted = [named[name] for name in options.trials] if options.trials else left_to_do(options.out, options.part)
-        run(wanted, options.part, options.seed, options.out)
+        run(wanted, options.part, options.seed, options.out, options.jobs, options.project)
     print("\n".join(summary(options.out)))
 
 

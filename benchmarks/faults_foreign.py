@@ -11,6 +11,8 @@ rows into its table.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import shutil
@@ -29,7 +31,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from acclimate import config
+from acclimate import cli, config
 from acclimate.config import ModelConfig
 from acclimate.data import safe_yaml
 from acclimate.edge.artifact import Artifact
@@ -51,6 +53,7 @@ KINDS = (
     *(("bit flipped", what) for what in ("package", "manifest", "model file")),
     ("malformed", "manifest"),
     ("bad value", "option"),
+    ("bad value", "command line"),
     ("flood", "agent"),
 )
 """The kinds of the rows, and of what."""
@@ -150,6 +153,32 @@ def values() -> Iterator[Row]:
         yield _row("bad value", "option", map(_refused, tries))
 
 
+def commands(artifact: Path) -> Iterator[Row]:
+    """Command lines with a number, a path or a word that no verb takes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        (place / "images").mkdir()
+        cv2.imwrite(str(place / "images" / "a.png"), np.full((64, 64, 3), 99, np.uint8))
+        (place / "file.txt").write_text("no data\n")
+        words = {"ARTIFACT": str(artifact), "LONG": "a" * 5000}
+
+        def refused(line: str) -> bool:
+            arguments = [words.get(word, word) for word in line.split()]
+            said = io.StringIO()
+            with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+                try:
+                    status: object = cli.main(arguments)
+                except BaseException as error:
+                    status = f"{type(error).__name__}: {error}"
+            lines = said.getvalue().splitlines()
+            if status == 2 and sum(one.startswith("error: ") for one in lines) == 1:
+                return True
+            print(f"{line}: {status}: {lines[:3]}", file=sys.stderr)
+            return False
+
+        yield _row("bad value", "command line", map(refused, COMMANDS))
+
+
 def flood(artifact: Path) -> Iterator[Row]:
     """Desks that come anew, send a package, detect and go, while strangers take every connection that they get."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -175,6 +204,7 @@ def rows(flips_in_all: int = 1000) -> Iterator[Row]:
         yield from flips(artifact, flips_in_all)
         yield from manifests(artifact)
         yield from values()
+        yield from commands(artifact)
         yield from flood(artifact)
 
 
@@ -316,6 +346,57 @@ OPTIONS = [
     *("nothing=1", "train=1", "=1", "budget.threads=99999"),
 ]
 BUDGETS = ["threads=999999", "latency_ms=1,latency_ms=2", "latency_ms=-1", "latency_ms=nan", "latency", "speed=1"]
+COMMANDS = [
+    *(f"scenes s --images {n}" for n in ("0", "-1", "1e9", "99999999999", "many")),
+    *(f"scenes s --images 2 --{side} {n}" for side in ("height", "width") for n in ("1", "1000000")),
+    *(f"scenes s --images 2 --seed {n}" for n in ("-1", "4294967296", "1.5")),
+    *(f"scenes s --images 2 --condition fog --strength {n}" for n in ("nan", "inf", "0", "1e9")),
+    *(f"scenes s --images 2 --field-of-view {n}" for n in ("nan", "180")),
+    *("scenes s --images 2 --condition haze", "scenes LONG --images 2", "scenes file.txt --images 2"),
+    *(f"predict ARTIFACT images --out out --threads {n}" for n in ("0", "-1", "99999", "1e3")),
+    *(f"predict ARTIFACT images --out out --threshold {n}" for n in ("nan", "-1", "2")),
+    *("predict ARTIFACT nothing --out out", "predict nothing images --out out", "predict file.txt images --out out"),
+    *(
+        "predict ARTIFACT LONG --out out",
+        "predict ARTIFACT images --out LONG",
+        "predict ARTIFACT images --out file.txt",
+    ),
+    *(f"watch ARTIFACT --source images --once --out out --port {n}" for n in ("-1", "99999")),
+    *(f"watch ARTIFACT --source images --once --out out --fps {n}" for n in ("0", "-1", "nan", "inf")),
+    *(f"watch ARTIFACT --source images --once --out out --{key} nan" for key in ("file-mb", "threshold", "keep")),
+    *("watch ARTIFACT --source LONG --once --out out", "watch ARTIFACT --source images --once --out file.txt"),
+    *(f"agent --home home --disk-mb {n}" for n in ("nan", "-5", "inf", "1e300")),
+    *(f"agent --home home --bind {where}" for where in ("nohost.invalid:1", "127.0.0.1:99999", "127.0.0.1:x", "LONG")),
+    *(f"verify ARTIFACT --budget {text}" for text in ("threads=999", "latency_ms=1e400", "min_ap50=2", "speed")),
+    *("verify ARTIFACT --digest 12", "verify ARTIFACT --device nothing.toml", "verify LONG", "verify file.txt"),
+    *("package ARTIFACT --out .", "package ARTIFACT --out LONG", "package ARTIFACT --out s.zip --sign file.txt"),
+    *("package file.txt --out out", "package nothing --out out", "package ARTIFACT --out file.txt/s.zip"),
+    *(
+        "report nothing --out r.html",
+        "leaderboard nothing",
+        "leaderboard LONG",
+        "report LONG",
+        "data LONG",
+        "data nothing",
+    ),
+    *("data images --to nothing out", "data images --to yolo", "data file.txt", "data images --sheet images"),
+    *(
+        "train file.txt --out out",
+        "train nothing.toml --out out",
+        "train LONG --out out",
+        "run images",
+        "run nothing.toml",
+    ),
+    *(
+        "benchmark nothing",
+        "benchmark file.txt",
+        "nonsense",
+        "train",
+        "evaluate images --data images",
+        "weights nothing",
+    ),
+]
+"""Words in capitals stand for an artifact, and for a name that no file system takes."""
 DOCUMENTS = [
     "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]),
     *("names: &a [*a]", "names: *b", "[" * 5000, "{a: " * 5000),

@@ -21,6 +21,9 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "zero-shot labellers": ("tests/labelling/test_zero_shot.py",),
     "the agent": ("tests/remote/test_agent.py",),
     "pretrained weights from packages": ("tests/models/test_backbones.py",),
+    "messages to an MQTT broker": (
+        "tests/edge/test_outbox.py::test_a_broker_gets_events_and_detections_even_if_it_was_away",
+    ),
     "an installation from nothing": ("tests/test_install.py",),
 }
 """Feature -> the tests, as nodes or files, of which one at least must have passed."""

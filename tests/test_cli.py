@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ import pytest
 import simplejpeg
 import tomli_w
 
+from acclimate import cli
 from acclimate.cli import main
 from acclimate.run import Run
 from tiny_job import make_data, settings
@@ -778,3 +779,15 @@ def test_the_shell_is_taught_the_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "import sys; from acclimate.cli import main; sys.exit(main())"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["verify"]
+
+
+def test_every_number_of_the_command_line_has_bounds() -> None:
+    """Without an upper one `nan` passes, and a slip of the finger has no end."""
+    unbounded = []
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if {int, float} & {kind, *get_args(kind)} and any(None in (mark.min, mark.max) for mark in marks):
+                unbounded.append(f"{command.callback.__name__} {name}")
+    assert not unbounded

@@ -19,8 +19,9 @@ ARCHITECTURE = SOURCE.parents[1] / "docs" / "architecture.md"
 
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "hotcoco", "openvino", "scipy"}
 DEVICE = {"numpy", "cv2", "simplejpeg", "pydantic", "packaging", "onnxruntime", "rich", "typer", "acclimate"}
-OPTIONAL = {"cryptography", "river"}
-"""Of the extras `agent` and `watch`: loaded where a signature or a change is looked for; the device runs without."""
+OPTIONAL = {"cryptography", "paho", "river"}
+"""Of the extras `agent`, `mqtt` and `watch`: loaded where a signature, a broker or a change is looked for; the device
+runs without."""
 DEVICE_PARTS = {"edge", "boxes", "structures", "errors", "installation", "named"}
 DESK = {"acclimate.boxes.match", "acclimate.boxes.tensors"}
 """What stands among those parts and is for training: nothing of the device imports it."""

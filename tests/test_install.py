@@ -7,6 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -20,20 +23,47 @@ TRAINING = {"torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """The bin folder of an empty environment with `pip install .` in it, from a copy of what is packaged."""
+    """The bin folder of an empty environment with the wheel in it that is built from the source distribution."""
     beside = Path(sys.executable).parent / "uv"
     uv = str(beside) if beside.is_file() else shutil.which("uv")
     if uv is None:
         pytest.skip("no uv here to make an environment with (make environment)")
     folder = tmp_path_factory.mktemp("device")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
-        shutil.copy(repository / name, folder)
-    shutil.copytree(repository / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    pins = str(repository / "constraints.txt")
+    build = [uv, "build", "--quiet", "--python", sys.executable, "--build-constraints", pins, "--out-dir", "dist"]
+    subprocess.run([*build, str(repository)], cwd=folder, check=True)
+    (wheel,) = (folder / "dist").glob("*.whl")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, "env"], cwd=folder, check=True)
     python = folder / "env" / "bin" / "python"
-    pins = ["--constraints", "constraints.txt", "--build-constraints", "constraints.txt"]
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *pins, "."], cwd=folder, check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--constraints", pins, str(wheel)]
+    subprocess.run(install, cwd=folder, check=True)
     return python.parent
+
+
+def test_what_is_built_holds_the_package_and_nothing_else(base: Path, repository: Path) -> None:
+    dist = base.parents[1] / "dist"
+    (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    named = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = (path for path in (repository / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert named == {path.relative_to(repository / "src").as_posix() for path in files}
+    with tarfile.open(source) as archive:
+        tops = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
+    assert tops == {
+        "src",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "constraints.txt",
+        "PKG-INFO",
+        ".gitignore",
+    }
+    told = metadata.PathDistribution(next((base.parent).glob("lib/*/site-packages/acclimate-*.dist-info"))).metadata
+    assert told["License-Expression"] == "Apache-2.0"
+    assert told["Requires-Python"] == "<3.14,>=3.11"
+    assert told.get_all("Project-URL") is None, "there is no place yet that an address could be true of"
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert told["Keywords"]
 
 
 def acclimate(base: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -216,6 +216,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_pipe_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        runs.write_text(pipe, "page")
+        assert os.read(reader, 100) == b"page"
+    finally:
+        os.close(reader)
+    with pytest.raises(AcclimateError, match="cannot be written"), runs.writing_folder(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_full_device_is_told_while_logging(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 from pydantic import TypeAdapter
@@ -23,10 +23,13 @@ from acclimate.installation import hint
 
 if TYPE_CHECKING:
     from acclimate.config import Budget, DataConfig
+    from acclimate.edge.artifact import Running
     from acclimate.edge.package import Expected
     from acclimate.remote.identity import Address
     from acclimate.verification.record import Verification
 
+MOST = 10**9
+"""No number of an option is larger."""
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -87,9 +90,55 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="send what is logged to tensorboard, mlflow, wandb or trackio too; may be repeated"),
 ]
+Tiling = Annotated[
+    str,
+    typer.Option(
+        "--tiles",
+        metavar="HxW",
+        help="cut pictures into tiles of so many pixels, for small objects: 480x640, or 480x640+0.3 for an overlap of "
+        "0.3 in place of 0.2",
+        show_default="the artifact's",
+    ),
+]
+Reduced = Annotated[
+    bool,
+    typer.Option(
+        "--reduced",
+        help="decode JPEG files much larger than the network's input at a reduced scale; else as the artifact says",
+    ),
+]
+Provided = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        help="of onnx, what computes: cpu, cuda, tensorrt, openvino, qnn or coreml",
+        show_default="the artifact's",
+    ),
+]
 AsJson = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="the result as JSON; - is the standard output")
 ]
+
+
+def _from_file(context: typer.Context, file: Path | None) -> Path | None:
+    """Let options that the command line does not name be those of a TOML file."""
+    if file is None or context.resilient_parsing:
+        return file
+    from acclimate.config import read
+
+    known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+    found: dict[str, Any] = {}
+    for key, value in read(file).items():
+        parameter = known.get(key.replace("-", "_"))
+        if parameter is None:
+            names = ", ".join(sorted(str(name).replace("_", "-") for name in known))
+            raise AcclimateError(f"{file}: {key}: no such option of acclimate {context.command.name} ({names})")
+        several = getattr(parameter, "multiple", False) or parameter.nargs != 1
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            raise AcclimateError(f"{file}: {key}: one value, not {value!r}")
+        found[str(parameter.name)] = [value] if several and not isinstance(value, list) else value
+    context.default_map = found
+    return file
 
 
 @app.command()
@@ -300,7 +349,7 @@ def adapt(
         Path | None, typer.Option(help="a few target images that a person has labelled, in any format that is read")
     ] = None,
     validate: Annotated[
-        int | None, typer.Option(min=1, help="so many of these are held back, to choose the checkpoint alone")
+        int | None, typer.Option(min=1, max=MOST, help="so many of these are held back, to choose the checkpoint alone")
     ] = None,
     asked: Annotated[
         Path | None,
@@ -332,6 +381,7 @@ def ask(
         int | None,
         typer.Option(
             min=1,
+            max=MOST,
             help="how many, at most; near-duplicates are never asked twice, so there may be fewer",
             show_default="16, with --review all",
         ),
@@ -348,7 +398,9 @@ def ask(
         ),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.05, max=1, help="score from which a box is drawn already")] = 0.25,
-    seed: Annotated[int | None, typer.Option(min=0, help="of everything random", show_default="the run's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="of everything random", show_default="the run's")
+    ] = None,
     review: Annotated[
         bool, typer.Option("--review", help="choose nothing: every frame, the one with the most doubtful boxes first")
     ] = False,
@@ -410,7 +462,8 @@ def search(
     runtime: Annotated[str, typer.Option(help="what the artifacts run on")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "int8",
     evaluations: Annotated[
-        int | None, typer.Option(min=0, help="widths that evolution judges for each budget", show_default="32")
+        int | None,
+        typer.Option(min=0, max=MOST, help="widths that evolution judges for each budget", show_default="32"),
     ] = None,
 ) -> None:
     """Find the best width of a bank under each budget, without labels. Exit status 1 when a budget is not met, 3 when
@@ -538,7 +591,7 @@ def export(
         Path | None,
         typer.Option(help="a folder or list of unlabelled images for INT8", show_default="the run's target"),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="how many of them")] = 128,
+    images: Annotated[int, typer.Option(min=1, max=MOST, help="how many of them")] = 128,
     choice: Annotated[
         str,
         typer.Option(
@@ -546,8 +599,12 @@ def export(
         ),
     ] = "even",
     tolerance: Annotated[
-        float | None, typer.Option(help="agreement with fp32, such as 0.98, until which layers of INT8 stay in fp32")
+        float | None,
+        typer.Option(min=0, max=1, help="agreement with fp32, such as 0.98, until which layers of INT8 stay in fp32"),
     ] = None,
+    tiles: Tiling = "",
+    reduced: Reduced = False,
+    provider: Provided = "",
 ) -> None:
     """Export a run's detector as an artifact."""
     from acclimate import workflow
@@ -564,6 +621,7 @@ def export(
         images=images,
         choice=cast(workflow.Draw, choice),
         tolerance=tolerance,
+        running=_running(tiles, provider, reduced),
         console=_out,
     )
     _say("artifact", folder)
@@ -654,7 +712,9 @@ def agent(
     ] = "127.0.0.1",
     disk_mb: Annotated[
         float,
-        typer.Option(min=1, help="how much it keeps of what it is sent, MB; what was not used for longest goes first"),
+        typer.Option(
+            min=1, max=MOST, help="how much it keeps of what it is sent, MB; what was not used for longest goes first"
+        ),
     ] = 1024,
     require_signature: Signer = None,
 ) -> None:
@@ -682,7 +742,11 @@ def predict(
     suggested: Annotated[
         bool, typer.Option("--suggested", help="the score of each class that the artifact suggests")
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
+    pictures: Annotated[bool, typer.Option(help="write pictures, or the video, with boxes drawn in")] = True,
+    tiles: Tiling = "",
+    provider: Provided = "",
+    reduced: Reduced = False,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="of the runtime")] = 1,
     digest: Digest = "",
     require_signature: Signer = None,
     as_json: AsJson = None,
@@ -693,7 +757,8 @@ def predict(
 
     file = workflow.predict(
         artifact, images, out if out is not None else next_free(Path("runs/predict")), threshold=threshold,
-        suggested=suggested, threads=threads, expected=_expected(digest, require_signature), console=_console(as_json),
+        suggested=suggested, pictures=pictures, running=_running(tiles, provider, reduced), threads=threads,
+        expected=_expected(digest, require_signature), console=_console(as_json),
     )  # fmt: skip
     if as_json is not None:
         _write_json(as_json, read_json(file))
@@ -704,10 +769,10 @@ def watch(
     context: typer.Context,
     artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
     source: Annotated[
-        str,
+        list[str],
         typer.Option(
             help="a camera (0, /dev/video0), rtsp://..., a video, a picture, a list, 'a pattern*.jpg', or a folder "
-            "that is being filled"
+            "that is being filled; may be repeated, as NAME=SOURCE"
         ),
     ],
     out: Annotated[
@@ -716,10 +781,12 @@ def watch(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest score that is written", show_default="the artifact's")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="of the runtime")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="of the runtime")] = 1,
     fps: Annotated[
         float | None,
         typer.Option(
+            min=0,
+            max=1000,
             help="frames a second at most, evenly spaced; a moment that is missed is not made up for",
             show_default="as many as can be",
         ),
@@ -750,20 +817,58 @@ def watch(
     ] = False,
     reset: Annotated[
         bool,
-        typer.Option("--reset", help="first forget adjusted.json and reference.json, what was adjusted and learnt"),
+        typer.Option("--reset", help="first forget what was adjusted, learnt and counted"),
     ] = False,
-    file_mb: Annotated[float, typer.Option(min=0.01, help="largest size of a file of lines, MB")] = 16.0,
-    files: Annotated[int, typer.Option(min=2, help="files of lines, at most; the oldest goes")] = 16,
+    collapse: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="share of the usual boxes a frame below which a lull becomes an alarm; 0: never"
+        ),
+    ] = 0.2,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a region that does not count, for boxes and for drift: '0,0 0.3,0 0.3,0.1', corners in shares of the "
+            "frame; may be repeated, as NAME=... for one of several sources"
+        ),
+    ] = None,
+    tiles: Tiling = "",
+    provider: Provided = "",
+    webhook: Annotated[
+        str, typer.Option(help="send events to http(s)://...; $ACCLIMATE_WEBHOOK_TOKEN goes along as a bearer token")
+    ] = "",
+    mqtt: Annotated[
+        str,
+        typer.Option(
+            help="send events to mqtt(s)://[user@]host[:port]/prefix; the password is in $ACCLIMATE_MQTT_PASSWORD"
+        ),
+    ] = "",
+    send_detections: Annotated[
+        bool, typer.Option("--send-detections", help="send every line of detections too")
+    ] = False,
+    file_mb: Annotated[float, typer.Option(min=0.01, max=MOST, help="largest size of a file of lines, MB")] = 16.0,
+    files: Annotated[int, typer.Option(min=2, max=MOST, help="files of lines, at most; the oldest goes")] = 16,
     digest: Digest = "",
     require_signature: Signer = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            is_eager=True,
+            callback=_from_file,
+            help="take options from a file, by their names without dashes in front; the command line comes first",
+        ),
+    ] = None,
 ) -> None:
     """Detect in a camera, a stream, a video or a folder until stopped, with a live page and drift alarms. Needs no
     torch."""
     from acclimate.edge.watch import watch
 
-    # The options are the function's own, but for the two that say what a package must be.
-    options = {name: value for name, value in context.params.items() if name not in {"digest", "require_signature"}}
-    watch(**options, expected=_expected(digest, require_signature), console=_out)
+    # The options are the function's own, but for those that say what a package must be or where options are.
+    aside = {"digest", "require_signature", "config", "tiles", "provider"}
+    options = {name: value for name, value in context.params.items() if name not in aside}
+    options["leave_out"] = leave_out or ()
+    watch(**options, running=_running(tiles, provider), expected=_expected(digest, require_signature), console=_out)
 
 
 @app.command()
@@ -809,12 +914,12 @@ def leaderboard(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="the data set folder to write")],
-    images: Annotated[int, typer.Option(min=1, help="how many")] = 300,
-    height: Annotated[int, typer.Option(min=64, help="of an image, pixels")] = 240,
-    width: Annotated[int, typer.Option(min=64, help="of an image, pixels")] = 320,
-    seed: Annotated[int, typer.Option(min=0, help="sets of different seeds share no scene")] = 0,
+    images: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 300,
+    height: Annotated[int, typer.Option(min=64, max=8192, help="of an image, pixels")] = 240,
+    width: Annotated[int, typer.Option(min=64, max=8192, help="of an image, pixels")] = 320,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="sets of different seeds share no scene")] = 0,
     condition: Annotated[str | None, typer.Option(help="fog, rain, night or camera", show_default="clear")] = None,
-    strength: Annotated[float, typer.Option(min=0.05, help="of the condition; 1 is strong")] = 1.0,
+    strength: Annotated[float, typer.Option(min=0.05, max=100, help="of the condition; 1 is strong")] = 1.0,
     field_of_view: Annotated[float, typer.Option(min=10, max=110, help="of the camera, horizontal, degrees")] = 52.0,
 ) -> None:
     """Generate street scenes with exact boxes, as a COCO data set."""
@@ -830,7 +935,9 @@ def benchmark(
         str | None, typer.Argument(help="a TOML file, or the name of a suite that comes with the package")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs", show_default="runs/SUITE")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="processes, with one torch thread each; 1 runs in this one")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=128, help="processes, with one torch thread each; 1 runs in this one")
+    ] = 1,
     methods: Annotated[list[str] | None, typer.Option(help="only these, as in a,b", show_default="all")] = None,
     pairs: Annotated[list[str] | None, typer.Option(help="only these, as in 'a->b,a->c'", show_default="all")] = None,
     seeds: Annotated[list[str] | None, typer.Option(help="these, as in 0,1,2", show_default="the suite's")] = None,
@@ -967,6 +1074,16 @@ def _sets(
     if options and not sets:
         raise AcclimateError(f"{options[0]!r}: options of a data set, but none is named; add --data or --source")
     return sets
+
+
+def _running(tiles: str, provider: str, reduced: bool = False) -> Running:
+    """What of the way in which an artifact is run was given."""
+    from acclimate.edge.artifact import Provider, Running
+    from acclimate.edge.tiles import tiles_of
+
+    if provider:
+        _one_of("--provider", provider, *get_args(Provider))
+    return Running(tiles_of(tiles) if tiles else None, reduced or None, cast("Provider | None", provider or None))
 
 
 def _budget(text: str) -> Budget | None:

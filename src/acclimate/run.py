@@ -468,13 +468,17 @@ def write_bytes(path: Path, data: bytes) -> Path:
     """Write a file atomically (temporary name, fsync, rename), creating its folder.
 
     What a killed process left under the temporary name is taken over; two processes that write the same file write it
-    one after the other.
+    one after the other. A device or a pipe is written to, and stays what it is.
 
     Raises:
         AcclimateError: see `writing`; an existing file is left as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
+        if _no_file(path):
+            with open(path, "wb") as device:
+                device.write(data)
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _exclusive(temporary)
         try:
@@ -490,6 +494,15 @@ def write_bytes(path: Path, data: bytes) -> Path:
         finally:
             os.close(descriptor)
     return path
+
+
+def _no_file(path: Path) -> bool:
+    """Whether a device, a pipe or a socket is at `path`, or the name of an open one: `/dev/null`, `/dev/stdout`.
+
+    A rename would put a file in its place, for the whole machine where it is root's.
+    """
+    named = path.parent.absolute() in {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
+    return path.exists() and not path.is_dir() and (named or not path.is_file())
 
 
 def _exclusive(temporary: Path) -> int:
@@ -513,6 +526,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         AcclimateError: see `writing`.
     """
     with writing(folder.parent):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:

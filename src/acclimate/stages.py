@@ -333,7 +333,7 @@ def plain(config: Config, *sections: str) -> dict[str, Any]:
         # What is said of other kinds of detector changes nothing, nor does an option that they gain in a later version.
         for name, options in config.model.of_kinds.items():
             if options is not config.model.own:
-                del values["model"][name]
+                values["model"].pop(name, None)
     for section in values.values():
         if isinstance(section, dict):
             for key in ("workers", "cache_mb", "log_every"):

@@ -71,12 +71,18 @@ def test_keeping_every_channel_changes_their_order_alone() -> None:
 
 def test_what_is_pruned_is_trained_by_one_key() -> None:
     whole = detector()
-    config = AdaptConfig.model_validate({"teacher": None, "pruning": {"keep": 0.5}})
+    config = AdaptConfig.model_validate({"supervised": 1.0, "pruning": {"keep": 0.5}})
     made = method(config, whole, NOTHING)
     objective = Objective(whole, made.terms, 0.9, warm=False)
     assert set(whole.spec.widths or ()) == {0.5}
     sum(objective(batch(), None, 0.0).values()).backward()
     assert all(parameter.grad is not None for parameter in whole.parameters())
+
+
+@pytest.mark.parametrize("options", [{"pruning": {}}, {"groupable": {}}])
+def test_what_finishes_a_detector_has_to_be_beside_something_to_learn(options: dict[str, Any]) -> None:
+    with pytest.raises(AcclimateError, match=r"set adapt\.supervised above 0"):
+        method(AdaptConfig.model_validate(options), detector(), NOTHING)
 
 
 def test_groupable_convolutions_are_grouped_in_what_is_kept() -> None:
@@ -93,7 +99,7 @@ def test_groupable_convolutions_are_grouped_in_what_is_kept() -> None:
         sum(losses.values()).backward()
         optimizer.step()
         objective.after_step(step)
-        between.append(float(losses.get("groupable/between", torch.zeros(()))))
+        between.append(float(losses.get("groupable/between", torch.zeros(())).detach()))
     assert between[3] < between[0]
     assert between[4:] == [0.0] * 4
     average = objective.average.eval()

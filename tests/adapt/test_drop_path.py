@@ -13,7 +13,7 @@ from acclimate.models.backbones import Backbone
 
 def test_rates_rise_with_depth_and_linearly_with_the_training() -> None:
     torch.manual_seed(0)
-    made = Backbone("resnet18", (8, 16), "batch", 0, drop_path=0.4)
+    made = Backbone("test_resnet", (8, 16, 32), "batch", 0, drop_path=0.4)
     parts = [part for part in made.modules() if isinstance(part, DropPath)]
     rates = [part.drop_prob for part in parts]
     assert len(parts) > 2
@@ -24,4 +24,4 @@ def test_rates_rise_with_depth_and_linearly_with_the_training() -> None:
         term.prepare(step)
         assert term(step) == {}
         assert [part.drop_prob for part in parts] == pytest.approx([rate * progress for rate in rates])
-    assert not any(isinstance(part, DropPath) for part in Backbone("resnet18", (8, 16), "batch", 0).modules())
+    assert not any(isinstance(part, DropPath) for part in Backbone("test_resnet", (8,), "batch", 0).modules())

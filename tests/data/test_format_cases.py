@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from acclimate import cli
 from acclimate.config import DataConfig
 from acclimate.data.formats import LabelledSet, detect, read
 from acclimate.errors import AcclimateError
@@ -129,3 +130,28 @@ def test_the_set_next_door_is_never_taken_in_silence(case: Path, tmp_path: Path)
 )  # fmt: skip
 def test_a_case_is_known_by_its_files(case: Path) -> None:
     assert detect(case) == case.name.split("-")[0].replace("cvat", "yolo").replace("labelstudio", "yolo")
+
+
+@pytest.mark.parametrize("case", ["sheet-pollutes-folder"], indirect=True)
+def test_the_contact_sheet_is_no_image_of_the_set(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(case, tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    for _ in range(2):
+        assert cli.main(["data", "."]) == 0
+        assert "2 images" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["set-sheet.jpg"]
+
+
+MADE_THERE = {"calibration-replaced": "workflow/test_one_artifact.py", "stream-password": "edge/test_shared_cases.py"}
+"""Cases that are a script: the test does what it does, on files of its own."""
+
+
+def test_every_case_has_a_test(shared_cases: Path) -> None:
+    tests = Path(__file__).resolve().parents[1]
+    texts = "\n".join(file.read_text() for file in tests.rglob("test_*.py") if file != Path(__file__))
+    own = Path(__file__).read_text().partition("MADE_THERE")[0]
+    cases = [folder.name for part in ("data", "edge") for folder in (shared_cases / part).iterdir()]
+    assert [case for case in cases if case not in texts + own and case not in MADE_THERE] == []
+    assert all((tests / file).is_file() for file in MADE_THERE.values())

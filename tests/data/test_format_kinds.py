@@ -12,9 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from acclimate.config import FORMATS, DataConfig
 from acclimate.data.formats import LabelledSet, detect, files, kitti, places, read
+from acclimate.data.inspect import load
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import average_precision
 from acclimate.structures import Detections
@@ -332,3 +334,141 @@ def test_every_format_of_the_table_is_a_file_that_knows_nothing_here(tmp_path: P
     assert detect(tmp_path) is None
     there = {path.stem for path in Path(places.__file__).parent.glob("*.py")}
     assert there == {*FORMATS, "__init__", "raw", "files", "places", "looked"}
+
+
+@pytest.mark.parametrize("written", [(80, 60), (80.0, 60.0), ("80", "60"), ("80.0", " 60 ")])
+@pytest.mark.parametrize("format_", ["coco", "cvat", "labelme", "labelstudio", "voc"])
+def test_a_size_written_in_any_way_tells_the_frame(tmp_path: Path, format_: str, written: tuple[Any, Any]) -> None:
+    # Stored 60 wide and 80 high with an EXIF tag that turns it; the index has the stored size, so boxes are turned.
+    image = Image.new("RGB", (80, 60))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    width, height = written
+    box = {"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 50}
+    if format_ == "coco":
+        index = {"images": [{"id": 1, "file_name": "a.jpg", "width": width, "height": height}]}
+        index |= {"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 20, 30]}]}
+        text(tmp_path / "index.json", json.dumps({**index, "categories": [{"id": 1, "name": "car"}]}))
+    elif format_ == "cvat":
+        shape = '<box label="car" xtl="10" ytl="20" xbr="30" ybr="50"/>'
+        listed = f'<image id="0" name="a.jpg" width="{width}" height="{height}">{shape}</image>'
+        text(tmp_path / "annotations.xml", f"<annotations>{listed}</annotations>")
+    elif format_ == "labelme":
+        shapes = [{"label": "car", "points": [[10, 20], [30, 50]], "shape_type": "rectangle"}]
+        content = {"shapes": shapes, "imagePath": "a.jpg", "imageWidth": width, "imageHeight": height}
+        text(tmp_path / "a.json", json.dumps(content))
+    elif format_ == "labelstudio":
+        value = {"x": 12.5, "y": 100 / 3, "width": 25, "height": 50, "rectanglelabels": ["car"]}
+        result = {"value": value, "original_width": width, "original_height": height, "type": "rectanglelabels"}
+        task = {"data": {"image": "a.jpg"}, "annotations": [{"result": [result]}]}
+        text(tmp_path / "tasks.json", json.dumps([task]))
+    else:
+        corners = "".join(f"<{key}>{value}</{key}>" for key, value in box.items())
+        inner = f"<object><name>car</name><bndbox>{corners}</bndbox></object>"
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        text(tmp_path / "a.xml", f'<annotation xmlns="http://example.org">{size}{inner}</annotation>')
+    found = read(DataConfig(path=tmp_path))
+    assert found.format == format_
+    assert [(im.width, im.height) for im in found.images] == [(60, 80)]
+    # Clockwise by 90 degrees: x becomes 60 - y, y becomes x.
+    assert boxes(found) == {"a.jpg": [("car", (10, 10, 40, 30))]}
+    assert found.problems == ()
+
+
+def test_key_points_without_a_shape_are_no_polygons_and_polygons_no_key_points(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sides = rng.uniform(0.1, 0.3, (6, 2))
+    centres = rng.uniform(0.2, 0.8, (6, 2))
+    inside = centres[:, None] + rng.uniform(-0.45, 0.45, (6, 4, 2)) * sides[:, None]
+    both = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float64) * [160, 120, 160, 120]
+    expected = sorted(tuple(row) for row in both.round(1).tolist())
+
+    def read_rows(name: str, points: np.ndarray) -> tuple[list[tuple[float, ...]], list[str]]:
+        table = np.concatenate([centres, sides, points.reshape(6, -1)], axis=1)
+        rows = "".join("0 " + " ".join(f"{value:.6f}" for value in row) + "\n" for row in table)
+        found = yolo(tmp_path / name, rows)
+        shown = [tuple(round(value, 1) for value in box) for box in found.images[0].annotations.boxes.tolist()]
+        return sorted(shown), [problem.what for problem in found.problems]
+
+    for value in (0, 1, 2):
+        seen = np.full((6, 4, 1), value)
+        got, told = read_rows(f"visible {value}", np.concatenate([inside, seen], axis=2))
+        assert np.allclose(got, expected, atol=0.11)
+        assert told == []
+    got, told = read_rows("flat", inside)
+    assert np.allclose(got, expected, atol=0.11)
+    assert ["a box and key points rather than a polygon" in what for what in told] == [True]
+    # Small pentagons: their corners lie in the "box" that the first two of them would be, and they stay polygons.
+    angles = 0.4 * np.pi * np.arange(5) + rng.uniform(-0.3, 0.3, (6, 5))
+    corners = centres[:, None] + 0.05 * np.stack([np.cos(angles), np.sin(angles)], axis=2)
+    rows = "".join("0 " + " ".join(f"{value:.6f}" for value in row) + "\n" for row in corners.reshape(6, -1))
+    found = yolo(tmp_path / "polygons", rows)
+    assert found.problems == ()
+    extents = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1) * [160, 120, 160, 120]
+    got = sorted(tuple(box) for box in found.images[0].annotations.boxes.tolist())
+    assert np.allclose(got, sorted(map(tuple, extents.tolist())), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("a%20b.jpg", "a b.jpg"),
+        ("\u00e9.jpg", "e\u0301.jpg"),
+        ("e\u0301.jpg", "\u00e9.jpg"),
+        ("IMG.JPG", "img.jpg"),
+        ("https://host/x/a.jpg?token=1", "a.jpg"),
+    ],
+)
+def test_names_that_are_written_otherwise_are_found_where_one_file_fits(
+    tmp_path: Path, written: str, stored: str
+) -> None:
+    picture(tmp_path / "images" / stored)
+    resolver = places.Images([tmp_path / "images"])
+    assert resolver.find(written) == tmp_path / "images" / stored
+    assert places.Images([tmp_path], [tmp_path]).find(written) == tmp_path / "images" / stored
+
+
+def test_two_files_that_fit_are_none(tmp_path: Path) -> None:
+    picture(tmp_path / "A.jpg")
+    picture(tmp_path / "a.JPG")
+    assert places.Images([tmp_path]).find("a.jpg") is None
+
+
+@pytest.mark.parametrize("label", ["Labels/train/a.txt", "labels/train/A.TXT", "labels/train/a.png.txt"])
+def test_label_files_in_other_capitals_are_read(tmp_path: Path, label: str) -> None:
+    picture(tmp_path / "images" / "train" / "a.png")
+    text(tmp_path / label, "0 0.25 0.416667 0.25 0.333333\n")
+    text(tmp_path / "data.yaml", "train: images/train\nnames: [car]\n")
+    found = read(DataConfig(path=tmp_path))
+    assert boxes(found) == {"a.png": [("car", CAR)]}
+    assert found.problems == ()
+
+
+def test_boxes_in_another_unit_are_never_taken_in_silence(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    index = coco(tmp_path, ["a.png"])
+    content = json.loads(index.read_text())
+    content["annotations"] = [
+        {"id": number, "image_id": 0, "category_id": 1, "bbox": box} for number, box in enumerate((CAR, PERSON))
+    ]
+    index.write_text(json.dumps(content))
+    found = read(DataConfig(path=index))
+    assert any("none would as left, top, right, bottom" in problem.what for problem in found.problems)
+    content["annotations"] = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0.1, 0.2, 0.3, 0.4]}]
+    index.write_text(json.dumps(content))
+    with pytest.raises(AcclimateError, match="may be fractions"):
+        read(DataConfig(path=index))
+
+
+def test_labels_beside_a_format_that_is_known_are_told(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.25 0.416667 0.25 0.333333\n")
+    assert load(tmp_path).problems == ()
+    text(tmp_path / "README.txt", "bbox annotations of 4 classes\n")
+    text(tmp_path / "labels" / "val" / "b.txt", "0 0.5 0.5 0.1 0.1\n")  # another split is no problem
+    assert load(tmp_path).problems == ()
+    text(tmp_path / "labels" / "night" / "b.txt", "0 0.5 0.5 0.1 0.1\n")
+    text(tmp_path / "more.csv", "image,xmin,ymin,xmax,ymax\na.png,1,2,3,4\n")
+    told = [(Path(problem.where).name, problem.what) for problem in load(tmp_path).problems]
+    assert [where for where, _ in told] == ["more.csv", "b.txt"]
+    assert all("are no part of it (read as yolo)" in what for _, what in told)

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -15,7 +16,10 @@ from PIL import Image as Pillow
 from rich.console import Console
 
 import coloured_squares as squares
+from acclimate.boxes.iou import pairwise
+from acclimate.config import ExportConfig
 from acclimate.edge import predict
+from acclimate.edge.artifact import Provider, Running, Tiles
 from acclimate.edge.bench import Bench
 from acclimate.edge.draw import colour, draw, put_text
 from acclimate.edge.images import Reading, read_image
@@ -87,6 +91,59 @@ def test_what_is_no_image_is_one_line(artifact: Path, tmp_path: Path) -> None:
         predictor(Pillow.new("I;16", (4, 4)))
     with pytest.raises(AcclimateError, match=r"gone\.png"):
         predictor([tmp_path / "gone.png"])
+
+
+def test_overlapping_stages_change_nothing(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order, results, pictures and the error of a file in between; of a video likewise."""
+    squares.write_scenes(tmp_path / "scenes", 9, scale=2)
+    (tmp_path / "scenes" / "images" / "0035.png").write_bytes(b"no picture")
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 96))
+    for number in range(12):
+        writer.write(squares.scene(number, 1)[0][..., ::-1])
+    writer.release()
+    told = []
+    for cores in (1, 4):
+        monkeypatch.setattr("acclimate.machine.usable_cores", lambda cores=cores: cores)
+        out = tmp_path / str(cores)
+        folder = json.loads(predict_folder(artifact, tmp_path / "scenes", out).read_text())
+        video = json.loads(predict_folder(artifact, film, out / "film").read_text())
+        told.append((folder, video, [path.read_bytes() for path in sorted((out / "images").rglob("*.jpg"))]))
+    assert told[0] == told[1]
+    folder, video, pictures = told[0]
+    assert (len(folder["images"]), len(folder["problems"]), len(video["frames"]), len(pictures)) == (9, 1, 12, 9)
+    plain = json.loads(predict_folder(artifact, tmp_path / "scenes", tmp_path / "plain", pictures=False).read_text())
+    assert not list((tmp_path / "plain").rglob("*.jpg"))
+    without = [{key: value for key, value in entry.items() if key != "picture"} for entry in folder["images"]]
+    assert plain["images"] == without
+
+
+def test_how_it_runs_is_part_of_the_artifact(artifact: Path, tmp_path: Path) -> None:
+    """Tiles find what is too small for the whole picture; a reduced JPEG gives boxes of the whole one."""
+    image = np.zeros((960, 1280, 3), np.uint8)
+    small, truth = squares.scene(3, 1)
+    image[432 : 432 + small.shape[0], 600 : 600 + small.shape[1]] = small
+    tiled = Predictor.load(artifact, running=Running(tiles=Tiles(size=(96, 128), overlap=0.5)))
+    shift = np.float32([600, 432, 600, 432])
+
+    def near(found: Detections) -> int:
+        overlaps = pairwise(truth.boxes + shift, found.above(0.5).boxes)
+        return int((overlaps.max(axis=1, initial=0) > 0.8).sum())
+
+    assert near(tiled(image)) == len(truth.boxes) > near(Predictor.load(artifact)(image))
+    assert tiled.artifact.digest != Predictor.load(artifact).artifact.digest
+    large, truth = squares.scene(3, 8)
+    Pillow.fromarray(large[:-3, :-5]).save(tmp_path / "a.jpg", quality=95)
+    reduced = Predictor.load(artifact, running=Running(reduced=True))
+    pixels, full = reduced.read(tmp_path / "a.jpg")
+    assert full == (large.shape[0] - 3, large.shape[1] - 5)
+    assert pixels.shape[0] < full[0] / 4
+    ours, whole = reduced(tmp_path / "a.jpg").above(0.5), Predictor.load(artifact)(tmp_path / "a.jpg").above(0.5)
+    assert len(ours) == len(whole) > 0
+    assert pairwise(ours.boxes, whole.boxes).max(axis=1).min() > 0.95
+    with pytest.raises(AcclimateError, match=r"provider cuda: this ONNX Runtime has cpu"):
+        Predictor.load(artifact, running=Running(provider="cuda"))
+    assert get_args(Provider) == get_args(ExportConfig.model_fields["provider"].annotation)
 
 
 def test_a_folder_becomes_json_and_pictures(artifact: Path, scenes, tmp_path: Path) -> None:

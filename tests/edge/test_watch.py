@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ import coloured_squares as squares
 from acclimate import cli, locks
 from acclimate.data import formats
 from acclimate.edge import source as sources
+from acclimate.edge import station as stations
 from acclimate.edge import watch as watching
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.credentials import FILE_VARIABLE, VARIABLE, masked, with_password
@@ -116,7 +118,7 @@ def test_frames_outside_the_domain_are_worth_more_than_others(artifact: Path, tm
 
 
 def test_alarm_folders_are_bounded(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "ALARM_FOLDERS", 2)
+    monkeypatch.setattr(stations, "ALARM_FOLDERS", 2)
     for number in range(4):
         (tmp_path / "out" / "alarms" / f"2020010{number}T000000Z").mkdir(parents=True)
     frames = [watched.frame(number, foggy=True) for number in range(80)]
@@ -238,7 +240,8 @@ def test_frames_are_evenly_spaced(artifact: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(watching, "time", Clock)
     taken: list[float] = []
-    frames = watching._paced(Endless(), 10, lambda: False, wait, lambda: None)  # type: ignore[arg-type]
+    station = types.SimpleNamespace(source=Endless())
+    frames = watching._paced([station], 10, lambda: False, wait)  # type: ignore[list-item]
     for number, _ in zip(range(40), frames, strict=False):
         taken.append(now)
         now += 1.0 if number == 20 else 0.03

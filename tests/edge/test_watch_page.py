@@ -34,6 +34,8 @@ STATUS: dict[str, Any] = {
     "drift": {
         "score": 0.42, "level": 0.1, "outside": 2.0, "alarm": False, "alarms": 1, "detector": True, "to_learn": 0,
     },
+    "counts": {"now": 2.5, "usual": 3.1, "share": 0.2, "state": "usual", "alarms": 0},
+    "latency_ms": 41.5,
     "output": {"lines": 42, "unwritten": 0},
     "collected": 12,
     "detections": [{"box": [1, 2, 3, 4], "label": 0, "name": "<b>car</b>", "score": 0.91}],
@@ -48,13 +50,13 @@ def view() -> View:
 
 @pytest.fixture
 def local() -> Iterator[int]:
-    with Page(view(), "127.0.0.1", 0, None) as page:
+    with Page({"": view()}, "127.0.0.1", 0, None) as page:
         yield port_of(page)
 
 
 @pytest.fixture
 def guarded() -> Iterator[int]:
-    with Page(view(), "127.0.0.1", 0, TOKEN) as page:
+    with Page({"": view()}, "127.0.0.1", 0, TOKEN) as page:
         yield port_of(page)
 
 
@@ -98,7 +100,7 @@ def test_health_is_an_error_where_no_frames_come(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_frame_yet() -> None:
-    with Page(View(("car",), lambda: STATUS), "127.0.0.1", 0, None) as page:
+    with Page({"": View(("car",), lambda: STATUS)}, "127.0.0.1", 0, None) as page:
         assert ask(port_of(page), "/frame.jpg")[0] == 404
 
 
@@ -129,20 +131,20 @@ def test_the_token_is_asked_for_everywhere(guarded: int) -> None:
 
 
 def test_elsewhere_than_on_this_machine_a_token_is_made() -> None:
-    with Page(view(), "0.0.0.0", 0, None) as page:
+    with Page({"": view()}, "0.0.0.0", 0, None) as page:
         token = page.address.partition("?token=")[2]
         assert len(token) >= 20
         assert ask(port_of(page), "/health")[0] == 401
         assert ask(port_of(page), "/health", Authorization=f"Bearer {token}")[0] == 200
-    with Page(view(), "0.0.0.0", 0, None) as other:
+    with Page({"": view()}, "0.0.0.0", 0, None) as other:
         assert token not in other.address
 
 
 def test_an_address_that_is_taken_and_a_weak_token(local: int) -> None:
     with pytest.raises(AcclimateError, match="choose another --port"):
-        Page(view(), "127.0.0.1", local, None)
+        Page({"": view()}, "127.0.0.1", local, None)
     with pytest.raises(AcclimateError, match="at least 12"):
-        Page(view(), "127.0.0.1", 0, "short")
+        Page({"": view()}, "127.0.0.1", 0, "short")
 
 
 def test_slow_clients_hold_nobody_up_and_are_closed(monkeypatch: pytest.MonkeyPatch, local: int) -> None:
@@ -226,7 +228,7 @@ def visit(browser: Any, address: str, width: int = 1200, scheme: str = "light") 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1200, "light"), (1200, "dark")])
 def test_in_a_browser(browser: Any, width: int, scheme: str) -> None:
     with (
-        Page(view(), "127.0.0.1", 0, TOKEN) as served,
+        Page({"": view()}, "127.0.0.1", 0, TOKEN) as served,
         visit(browser, served.address, width, scheme) as page,
     ):
         assert page.text_content("#state") == "in its domain"
@@ -250,7 +252,7 @@ def test_in_a_browser(browser: Any, width: int, scheme: str) -> None:
 
 @pytest.mark.browser
 def test_the_page_follows_what_happens(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Page(view(), "127.0.0.1", 0, None) as served, visit(browser, served.address) as page:
+    with Page({"": view()}, "127.0.0.1", 0, None) as served, visit(browser, served.address) as page:
         monkeypatch.setitem(STATUS, "status", "alarm")
         wait_for(page, "document.getElementById('state').textContent === 'drift alarm'")
         monkeypatch.setitem(STATUS, "status", "gone")
@@ -263,7 +265,7 @@ def test_the_page_follows_what_happens(browser: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.browser
 def test_the_page_says_when_the_device_is_gone(browser: Any) -> None:
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(Page(view(), "127.0.0.1", 0, None))
+        served = stack.enter_context(Page({"": view()}, "127.0.0.1", 0, None))
         page = stack.enter_context(visit(browser, served.address))
         served.__exit__()
         wait_for(page, "document.getElementById('state').textContent === 'the device does not answer'")
@@ -276,6 +278,6 @@ def test_a_script_from_outside_would_not_run(browser: Any, monkeypatch: pytest.M
     text, policy = pages._document()
     changed = text.replace(b"</main>", b"</main><script>document.title = 'taken'</script>")
     monkeypatch.setattr(pages, "_document", lambda: (changed, policy))
-    with Page(view(), "127.0.0.1", 0, None) as served, visit(browser, served.address) as page:
+    with Page({"": view()}, "127.0.0.1", 0, None) as served, visit(browser, served.address) as page:
         assert page.title() == "acclimate watch"
         assert any("Content Security Policy" in said for said in page.said)

@@ -67,7 +67,7 @@ def sequence(seed: int) -> list[tuple[Detections, Annotations]]:
     """An object that stands, its score unsteady and now and then missed; and boxes of nothing that last one frame."""
     rng = np.random.default_rng(seed)
     frames = []
-    for _ in range(30):
+    for _ in range(20):
         boxes, scores = [], []
         if rng.random() < 0.8:
             boxes.append([20, 20, 60, 60])
@@ -88,7 +88,7 @@ def wrong(frames: list[Detections]) -> int:
 
 
 def test_a_trained_smoother_flickers_less_and_is_right_more_often(tmp_path: Path) -> None:
-    smoother = train_smoother([sequence(seed) for seed in range(4)], steps=120, hidden=8)
+    smoother = train_smoother([sequence(seed) for seed in range(3)], steps=80, hidden=8)
     smoother.save(tmp_path / "smoother.npz")
     smoother = Smoother.load(tmp_path / "smoother.npz")
     plain = [found for found, _ in sequence(9)]

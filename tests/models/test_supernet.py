@@ -20,7 +20,7 @@ from acclimate.select.search import Space
 def supernet(**options: Any) -> SupernetDetector:
     torch.manual_seed(0)
     values = {"kind": "supernet", "weights": "none", "image_size": (64, 64), "channels": 16, "depth": 1}
-    places = {"supernet": {"stages": [[8, 1], [16, 2], [24, 1]]}, "strides": [8, 16]}
+    places = {"supernet": {"stages": [[24, 1], [32, 2], [48, 1]]}, "strides": [8, 16]}
     made = build(specify(ModelConfig.model_validate({**values, **places, **options}), ["a", "b"]))
     assert isinstance(made, SupernetDetector)
     return made
@@ -58,7 +58,7 @@ def test_training_draws_paths_uniformly_and_evaluation_keeps_to_the_largest() ->
     for _ in range(150):
         with torch.no_grad():
             bank.features(images()[:1, :, :32, :32].repeat(2, 1, 1, 1))
-        seen.append(bank.path)
+        seen.append(bank.drawn)
     for place in zip(*seen, strict=True):
         counts = [place.count(rank) for rank in RANKS]
         assert all(20 <= count <= 58 for count in counts), counts  # 37.5 expected, 3.7 standard deviations
@@ -70,8 +70,8 @@ def test_training_draws_paths_uniformly_and_evaluation_keeps_to_the_largest() ->
 def test_only_the_blocks_of_the_path_get_a_gradient() -> None:
     bank = supernet().train()
     sum(output.square().mean() for output in bank(images())).backward()
-    learnt = {name.split(".")[5] for name, p in bank.named_parameters() if "blocks" in name and p.grad is not None}
-    assert learnt == {BLOCKS[RANKS.index(rank)] for rank in bank.path}
+    learnt = {name.split(".")[6] for name, p in bank.named_parameters() if "blocks" in name and p.grad is not None}
+    assert learnt == {BLOCKS[RANKS.index(rank)] for rank in bank.drawn}
 
 
 def test_the_search_knows_its_paths_and_what_is_no_path_is_told() -> None:

@@ -60,9 +60,12 @@ class Groupable(Term):
     def create(cls, options: GroupableConfig, detector: Detector, source: LabelledSet) -> Groupable:
         return cls(options, detector)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def prepare(self, step: Step) -> None:
+        # Before anything is computed with the weights that change.
         if not self.settled and step.progress >= self.options.settle:
             self._settle(step.average)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
         if self.settled:
             return {}
         parts = []

@@ -68,7 +68,7 @@ def method(config: AdaptConfig, detector: Detector, source: LabelledSet | Source
             terms = [maker.create(options, detector, terms, seed)]
         elif not issubclass(maker, Wrapper) and issubclass(maker, Term):
             terms.append(maker.create(options, detector, source))
-    if not terms:
+    if not any(term.views for term in terms):
         raise AcclimateError("adapt: every term is off; set adapt.supervised above 0 or keep adapt.teacher")
     return Method(tuple(terms), tuple(one for one in transforms if one is not None))
 

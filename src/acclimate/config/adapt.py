@@ -55,9 +55,10 @@ class AdaptConfig(Options):
     prior: Annotated[float, Added(0.0)] = Field(default=0.0, ge=0)
     """Weight of the entropy of an image's scores, so that they gather on few boxes."""
     pruning: Annotated[PruningConfig | None, Added(None)] = None
-    """Filters of small L1 norm are cut out first."""
+    """Filters of small L1 norm are cut out first. With it `supervised` is 0 and `teacher` off unless they are given,
+    and one of them has to be."""
     groupable: Annotated[GroupableConfig | None, Added(None)] = None
-    """Convolutions whose channels fall into groups, for the device."""
+    """Convolutions whose channels fall into groups, for the device; `supervised` and `teacher` as with `pruning`."""
     quantisation: QuantisationConfig | None = None
     """Fine-tuning for INT8, after the adaptation. With it `supervised` is 0 and `teacher` off unless they are given."""
     slim: SlimConfig | None = None

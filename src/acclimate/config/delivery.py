@@ -11,6 +11,9 @@ from pydantic import Field
 from acclimate.config.options import LONGEST_NAME, MOST_THREADS, Added, Options
 from acclimate.config.reading import merge, parse, read
 from acclimate.errors import AcclimateError
+from acclimate.structures import LARGEST_SIDE
+
+Tile = Annotated[int, Field(ge=32, le=LARGEST_SIDE)]
 
 
 class ExportConfig(Options):
@@ -27,6 +30,12 @@ class ExportConfig(Options):
     tolerance: float | None = Field(default=None, gt=0, lt=1)
     """Agreement of INT8's detections with fp32's on target images until which the most sensitive layers stay in
     fp32."""
+    tiles: tuple[Tile, Tile] | None = None
+    """[height, width] in pixels of the tiles that the device cuts pictures into, for small objects."""
+    reduced: bool = False
+    """Whether the device decodes JPEG files that are much larger than the network's input at a reduced scale."""
+    provider: Literal["cpu", "cuda", "tensorrt", "openvino", "qnn", "coreml"] = "cpu"
+    """Of `onnx`, what computes."""
 
 
 class Budget(Options):

@@ -25,7 +25,7 @@ from acclimate.data.formats import (
     read,
     unlabelled,
 )
-from acclimate.data.sound import undecodable, unplaced
+from acclimate.data.sound import not_placed, undecodable, unplaced
 from acclimate.edge.draw import put_text, text_size
 from acclimate.edge.headers import DEEP, read_header
 from acclimate.edge.images import DEFAULT, Reading, intensity_of, letterbox, read_image
@@ -97,11 +97,16 @@ def load(data: Path | DataConfig, reading: Reading | None = None) -> LabelledSet
         AcclimateError: as `formats.read` and `formats.unlabelled` do.
     """
     if isinstance(data, DataConfig):
-        return read(data, reading=reading)
+        return _whole(data, reading)
     if not data.exists() or detect(data) is None:
         images = unlabelled(data)
         return replace(images, problems=(*images.problems, *unplaced(data)))
-    return read(DataConfig(path=data), reading=reading)
+    return _whole(DataConfig(path=data), reading)
+
+
+def _whole(config: DataConfig, reading: Reading | None) -> LabelledSet:
+    found = read(config, reading=reading)
+    return replace(found, problems=(*found.problems, *not_placed(found, config)))
 
 
 def decoded(

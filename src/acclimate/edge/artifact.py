@@ -237,6 +237,41 @@ class Reference(BaseModel):
     """How many independent images tell as much of the mean as these; 0 where that is not known."""
 
 
+class Tiles(BaseModel):
+    """How a picture is cut so that small objects are found: the network sees tiles of it one by one, at a larger scale
+    than the whole (slicing aided hyper inference: Akyon, Altinuc, Temizel 2022).
+
+    Tiles are evenly spread, so that they cover the picture and neighbours overlap by `overlap` or more.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    size: tuple[Annotated[int, Field(ge=32, le=LARGEST_SIDE)], Annotated[int, Field(ge=32, le=LARGEST_SIDE)]]
+    """(height, width) in pixels of the picture."""
+    overlap: float = Field(default=0.2, ge=0, le=0.8)
+    """Share of a tile's side."""
+    whole: bool = True
+    """Whether the network sees the whole picture as well, for objects that are larger than a tile."""
+
+
+Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "qnn", "coreml"]
+"""What of ONNX Runtime computes: its execution providers, by their names in small letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How an artifact is run where it is to be otherwise than its manifest says; None is as that says."""
+
+    tiles: Tiles | None = None
+    reduced: bool | None = None
+    provider: Provider | None = None
+
+    def of(self, manifest: ArtifactManifest) -> ArtifactManifest:
+        """The manifest of an artifact that says so."""
+        given = {name: getattr(self, name) for name in ("tiles", "reduced", "provider")}
+        return manifest.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
 class ArtifactManifest(BaseModel):
     """Written as `artifact.json`, by `write_manifest`.
 
@@ -264,6 +299,12 @@ class ArtifactManifest(BaseModel):
     input_name: str = Field(default="images", min_length=1, max_length=200)
     output_names: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ("logits", "distances")
     decode: Decode
+    tiles: Tiles | None = None
+    """How pictures are cut before the network sees them; None shows it the whole picture alone."""
+    reduced: bool = False
+    """Whether a JPEG file that is much larger than the canvas is decoded at a reduced scale."""
+    provider: Provider = "cpu"
+    """Of ONNX Runtime, what computes."""
     show_threshold: Share = 0.35
     """Score from which `predict` reports a detection unless told otherwise."""
     suggested: dict[str, Share] = Field(default_factory=dict)
@@ -416,6 +457,8 @@ def _contradictions(manifest: ArtifactManifest) -> Iterator[str]:
             yield f"reference.rates: {len(reference.rates)} rates for {len(manifest.classes)} classes"
         if reference.log_distance[1] <= 0:
             yield "reference.log_distance: a standard deviation is above 0"
+    if manifest.provider != "cpu" and manifest.runtime != "onnx":
+        yield f"provider: {manifest.provider} belongs to onnx alone, not to {manifest.runtime}"
     if manifest.intensity is not None and manifest.intensity[0] >= manifest.intensity[1]:
         yield "intensity: black is below white"
 

@@ -85,11 +85,11 @@ def bench(folder: Path, paths: Sequence[Path], threads: int, runs: int, warmup: 
         count, image = next(images)
         cpu_before, queued_before = time.process_time(), _queued_ms()
         begin = time.perf_counter()
-        canvas, placed = predictor.prepare(image)
+        pieces = predictor.pieces(image)
         prepared = time.perf_counter()
-        outputs = predictor.run(canvas)
+        answers = predictor.answers(pieces)
         computed = time.perf_counter()
-        predictor.finish(outputs, placed)
+        predictor.gather(pieces, answers)
         end = time.perf_counter()
         if index >= 0:
             times[index] = prepared - begin, computed - prepared, end - computed

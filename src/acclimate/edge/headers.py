@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Header:
         bits: of a sample; above 8 in pictures of thermal cameras, depth and floating point.
     """
 
-    format: Literal["jpeg", "png", "webp", "bmp", "tiff"]
+    format: Literal["jpeg", "png", "webp", "bmp", "tiff", "pnm"]
     height: int
     width: int
     orientation: int = 1
@@ -64,17 +65,23 @@ def read_header(path: str | Path) -> Header:
     Raises:
         AcclimateError: see `parse_header`; or the file is missing, no regular file, empty or too large.
     """
-    descriptor, size = _opened(path, MAX_BYTES)
+    return read_header_of(path)[0]
+
+
+def read_header_of(path: str | Path) -> tuple[Header, os.stat_result]:
+    """Likewise, and what the file was when it was opened. Raises as `read_header` does."""
+    descriptor, status = _opened(path, MAX_BYTES)
+    size = status.st_size
     try:
         head = os.read(descriptor, _HEAD)
         tail = b""
         if head[:4] == b"\x89PNG" and size > len(head):
             tail = os.pread(descriptor, min(_TAIL, size - len(head)), max(len(head), size - _TAIL))
         try:
-            return _checked(_parse(head, tail), path)
+            return _checked(_parse(head, tail), path), status
         except _Short:
             rest = os.pread(descriptor, max(0, size - len(head)), len(head))
-            return parse_header(head + rest, str(path))
+            return parse_header(head + rest, str(path)), status
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     finally:
@@ -112,8 +119,8 @@ def open_regular(path: Path, max_bytes: int | None = MAX_BYTES) -> int:
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-def _opened(path: str | Path, max_bytes: int | None) -> tuple[int, int]:
-    """A descriptor as `open_regular` gives it, and the file's bytes."""
+def _opened(path: str | Path, max_bytes: int | None) -> tuple[int, os.stat_result]:
+    """A descriptor as `open_regular` gives it, and what the file is."""
     try:
         descriptor = os.open(path, _FLAGS)
     except OSError as error:
@@ -123,7 +130,7 @@ def _opened(path: str | Path, max_bytes: int | None) -> tuple[int, int]:
     status = os.fstat(descriptor)
     size = status.st_size
     if stat.S_ISREG(status.st_mode) and size and (max_bytes is None or size <= max_bytes):
-        return descriptor, size
+        return descriptor, status
     os.close(descriptor)
     if stat.S_ISDIR(status.st_mode):
         problem = "cannot be read (Is a directory)"
@@ -162,6 +169,8 @@ def _parse(data: bytes, tail: bytes) -> Header | None:
             return _webp(data)
         if data[:2] == b"BM":
             return _bmp(data)
+        if data[:2] in {b"P5", b"P6"}:
+            return _pnm(data)
         if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
             tags = _ifd(data)
             (height, _), (width, _) = tags[257], tags[256]
@@ -252,6 +261,16 @@ def _bmp(data: bytes) -> Header | None:
     (kind,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if kind == 12 else "<ii", data, 18)
     return Header("bmp", abs(height), width)
+
+
+def _pnm(data: bytes) -> Header | None:
+    """A binary PGM or PPM, as Netpbm specifies them."""
+    number = rb"(?:\s+|#[^\n]*\n)+(\d{1,9})"
+    found = re.match(rb"P[56]" + 3 * number + rb"\s", data)
+    if found is None:
+        return None
+    width, height, largest = (int(word) for word in found.groups())
+    return Header("pnm", height, width, bits=8 if largest < 256 else 16)
 
 
 def _exif(data: bytes) -> int:

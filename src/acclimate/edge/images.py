@@ -21,7 +21,7 @@ from acclimate.edge.headers import UNREADABLE, Header, Orientation, open_regular
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections, Image
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 """File name endings that count as images, in lower case."""
 
 PERCENTILES = (0.1, 99.9)
@@ -63,7 +63,7 @@ DEFAULT = Reading()
 
 
 def read_image(path: str | Path, reading: Reading = DEFAULT) -> Image:
-    """Decode an image file to (H, W, 3) RGB; see `decode_image`.
+    """Decode an image file to (H, W, 3) RGB uint8; see `decode_image`.
 
     Examples:
         >>> from acclimate import read_image
@@ -73,18 +73,48 @@ def read_image(path: str | Path, reading: Reading = DEFAULT) -> Image:
     Raises:
         AcclimateError: the file is missing, no regular file, or see `decode_image`.
     """
-    path = Path(path)
+    return decode_image(_bytes(Path(path)), str(path), reading)
+
+
+def read_reduced(
+    path: str | Path, canvas: tuple[int, int], reading: Reading = DEFAULT
+) -> tuple[Image, tuple[int, int]]:
+    """`read_image`, of a JPEG in the smallest of the scales that its decoder has (eighths) that fills the canvas.
+
+    The inverse cosine transform of 8 x 8 pixels is computed at fewer points, which leaves the highest frequencies out:
+    less work than to decode all pixels and shrink them, and nearly the same canvas.
+
+    Args:
+        path: the file.
+        canvas: (height, width) that the picture is going to be put on.
+        reading: how.
+
+    Returns:
+        The picture (H, W, 3), and (height, width) of the whole one.
+
+    Raises:
+        AcclimateError: as `read_image`.
+    """
+    data, name = _bytes(Path(path)), str(path)
+    header = parse_header(data, name)
+    turns = reading.orientation == "apply" and header.orientation >= 5
+    full = (header.width, header.height) if turns else (header.height, header.width)
+    _, inner = _fitted(full, canvas)
+    least = inner[::-1] if turns else inner
+    return decode_image(data, name, reading, least), full
+
+
+def _bytes(path: Path) -> bytes:
     try:
         with open(open_regular(path), "rb", buffering=0) as file:
-            data = file.readall()
+            return file.readall()
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     except MemoryError:
         raise AcclimateError(f"{path}: {_NO_MEMORY}") from None
-    return decode_image(data, str(path), reading)
 
 
-def decode_image(data: bytes, name: str, reading: Reading = DEFAULT) -> Image:
+def decode_image(data: bytes, name: str, reading: Reading = DEFAULT, least: tuple[int, int] = (0, 0)) -> Image:
     """Decode what is in an image file to (H, W, 3) RGB uint8, whatever its mode.
 
     Grey becomes three equal channels, and alpha is dropped. More than 8 bits (thermal cameras, depth, floating point)
@@ -96,6 +126,7 @@ def decode_image(data: bytes, name: str, reading: Reading = DEFAULT) -> Image:
         data: the file.
         name: what an error calls it.
         reading: how.
+        least: (height, width) as stored that are enough of a JPEG; see `read_reduced`.
 
     Raises:
         AcclimateError: it is empty, cut, damaged, no image, has more pixels than are read
@@ -103,7 +134,7 @@ def decode_image(data: bytes, name: str, reading: Reading = DEFAULT) -> Image:
     """
     header = parse_header(data, name)
     try:
-        picture = _to_rgb(_stored(data, header, name), reading.intensity, name)
+        picture = _to_rgb(_stored(data, header, name, least), reading.intensity, name)
         return turned(picture, header.orientation) if reading.orientation == "apply" else picture
     except MemoryError:
         raise AcclimateError(f"{name}: {_NO_MEMORY}") from None
@@ -144,10 +175,10 @@ def turned_back(orientation: int) -> int:
     return {6: 8, 8: 6}.get(orientation, orientation)
 
 
-def _stored(data: bytes, header: Header, name: str) -> NDArray[Any]:
+def _stored(data: bytes, header: Header, name: str, least: tuple[int, int] = (0, 0)) -> NDArray[Any]:
     """The pixels as they are stored: RGB of a JPEG, else what OpenCV reads (BGR, BGRA or grey)."""
     if header.format == "jpeg":
-        decoded = _jpeg(data, name)
+        decoded = _jpeg(data, name, least)
         if decoded is not None:
             return decoded[:, :, ::-1]
     elif header.format == "png":
@@ -171,28 +202,29 @@ _OTHER_KIND = re.compile(r"color conversion|data precision", re.IGNORECASE)
 _CUT = re.compile(r"premature end of JPEG", re.IGNORECASE)
 
 
-def _jpeg(data: bytes, name: str) -> Image | None:
+def _jpeg(data: bytes, name: str, least: tuple[int, int] = (0, 0)) -> Image | None:
     """A JPEG's RGB pixels; None where it is of a kind that simplejpeg does not read (CMYK, 12 bits).
 
     Raises:
         AcclimateError: pixels are lost.
     """
     cut = False
+    how = {"colorspace": "RGB", "min_height": least[0], "min_width": least[1]}
     try:
-        picture: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        picture: Image = simplejpeg.decode_jpeg(data, **how)
     except ValueError as error:
         if _OTHER_KIND.search(str(error)):
             return None
         cut = _CUT.search(str(error)) is not None
         try:
             if _HARMLESS.search(str(error)):
-                picture = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
+                picture = simplejpeg.decode_jpeg(data, **how, strict=False)
             else:
                 # The end marker is missing, or fill bytes stand before it: then every pixel is there.
                 end = data.rfind(b"\xff\xd9")
                 body = data if cut or end < 0 else data[:end]
                 body = body.rstrip(b"\0").removesuffix(b"\xff") + b"\xff\xd9"
-                picture = simplejpeg.decode_jpeg(body, colorspace="RGB")
+                picture = simplejpeg.decode_jpeg(body, **how)
         except ValueError:
             what = "truncated" if cut else "damaged"
             raise AcclimateError(f"{name}: the JPEG is {what}; copy the file again or remove it") from None
@@ -349,16 +381,24 @@ class Letterbox:
         return Detections(boxes[kept], detections.labels[kept], detections.scores[kept])
 
 
-def letterbox(image: Image, size: tuple[int, int], fill: int = 114) -> tuple[Image, Letterbox]:
+def letterbox(
+    image: Image, size: tuple[int, int], fill: int = 114, full: tuple[int, int] | None = None
+) -> tuple[Image, Letterbox]:
     """Scale `image` to fit `size` (height, width) with its aspect kept; fill the right and lower rest.
+
+    Args:
+        image: (H, W, 3).
+        size: (height, width) of the canvas.
+        fill: value of the rest.
+        full: (height, width) of the whole picture, where `image` is of a reduced scale; see `read_reduced`.
 
     Returns:
         The canvas, (H, W, 3) uint8, and how to go back.
     """
-    height, width = image.shape[:2]
-    scale = min(size[0] / height, size[1] / width)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if inner != (width, height):
+    height, width = full or image.shape[:2]
+    scale, (rows, columns) = _fitted((height, width), size)
+    inner = (columns, rows)
+    if inner != image.shape[1::-1]:
         image = np.asarray(
             cv2.resize(image, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8
         )
@@ -367,6 +407,12 @@ def letterbox(image: Image, size: tuple[int, int], fill: int = 114) -> tuple[Ima
     canvas = np.full((*size, 3), fill, np.uint8)
     canvas[: inner[1], : inner[0]] = image
     return canvas, Letterbox(scale, height, width)
+
+
+def _fitted(picture: tuple[int, int], canvas: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+    """The scale of a picture on a canvas, and its (height, width) there."""
+    scale = min(canvas[0] / picture[0], canvas[1] / picture[1])
+    return scale, (max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale)))
 
 
 def to_input(canvas: Image) -> NDArray[np.float32]:

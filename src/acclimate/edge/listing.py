@@ -21,6 +21,13 @@ LABEL_FOLDERS = frozenset({"gtFine", "gtCoarse", "SegmentationClass", "Segmentat
 """Folders whose pictures are masks."""
 IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 """Folders that zip on macOS, network drives and Windows leave behind; their pictures are no pictures, or copies."""
+NOT_READ = frozenset(
+    {
+        ".avif", ".cr2", ".cr3", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".nef",
+        ".arw", ".pbm", ".pnm", ".seq",
+    }
+)  # fmt: skip
+"""Endings of pictures that nothing here decodes, in lower case: they are told, as one may take them for read."""
 LONGEST_NAME_SHOWN = 80
 """Characters of a listed name that a message repeats."""
 
@@ -57,7 +64,8 @@ def images_of(path: str | Path, without: Path | None = None) -> Listed:
             reason = getattr(error, "strerror", None) or "not a file name"
             what = "no such file or folder" if isinstance(error, FileNotFoundError) else reason
             raise AcclimateError(f"{shown(str(path))}: {what}") from None
-        listed = _usable([match for match in matches if is_image_name(match.name)], [])
+        others = not_read([str(match) for match in matches if is_not_read(match.name)])
+        listed = _usable([match for match in matches if is_image_name(match.name)], others)
     else:
         if stat.S_ISDIR(mode):
             listed = images_below(path, without)
@@ -84,6 +92,7 @@ def images_below(folder: Path, without: Path | None = None) -> Listed:
     def unreadable(error: OSError) -> None:
         problems.append((str(error.filename), f"the folder cannot be listed ({error.strerror}); left out"))
 
+    others: list[str] = []
     for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(place)
         if real in entered or (left_out is not None and Path(real) == left_out):
@@ -93,6 +102,8 @@ def images_below(folder: Path, without: Path | None = None) -> Listed:
         listed.append(place)
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _NOT_ENTERED]
         found += [Path(place, name) for name in files if is_image_name(name)]
+        others += [str(Path(place, name)) for name in files if is_not_read(name)]
+    problems += not_read(others)
     return replace(_usable(sorted(found), problems), folders=tuple(listed))
 
 
@@ -130,7 +141,23 @@ def images_listed(file: Path, bases: Sequence[Path]) -> Listed:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image."""
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    return not name.startswith(".") and name.lower().endswith(_ENDINGS)
+
+
+def is_not_read(name: str) -> bool:
+    """Whether a file of this name is a picture of a kind that is not read."""
+    return not name.startswith(".") and name.lower().endswith(_OTHER_ENDINGS)
+
+
+def not_read(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What is told of pictures of kinds that are not read: a problem for each ending."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(Path(name).suffix.lower(), []).append(name)
+    return [
+        (some[0], f"{len(some)} {kind} file{'s are' if len(some) > 1 else ' is'} not read; convert to PNG or JPEG")
+        for kind, some in sorted(kinds.items())
+    ]
 
 
 def is_file(path: Path) -> bool:
@@ -156,6 +183,7 @@ def shown(name: str) -> str:
     return name if len(name) <= LONGEST_NAME_SHOWN else f"{name[:LONGEST_NAME_SHOWN]}..."
 
 
+_ENDINGS, _OTHER_ENDINGS = tuple(SUFFIXES), tuple(NOT_READ)
 _NOT_ENTERED = LABEL_FOLDERS | IGNORED_FOLDERS
 
 

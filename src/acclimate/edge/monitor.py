@@ -79,8 +79,10 @@ OUTSIDE = 2.0
 Floats = NDArray[np.float64]
 
 
-def look(image: Image) -> Floats:
-    """The features `LOOK` of an image (H, W, 3)."""
+def look(image: Image, kept: NDArray[np.bool_] | None = None) -> Floats:
+    """The features `LOOK` of an image (H, W, 3), or of the pixels of its thumbnail that are `kept`, `THUMBNAIL`."""
+    if kept is not None:
+        return _look_at(image, kept)
     small = cv2.resize(image, THUMBNAIL[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     high, low = small.max(axis=2), small.min(axis=2)
@@ -96,6 +98,35 @@ def look(image: Image) -> Floats:
             dark.mean(),
             math.log2(float(gradient.mean()) + 1 / 256),
             math.log2(float(blocks.mean()) + 1 / 256),
+        ]
+    )
+
+
+def _look_at(image: Image, kept: NDArray[np.bool_]) -> Floats:
+    """`look`, of a part of the picture: no pixel outside of it has a say in any number."""
+    if not kept.any():
+        raise AcclimateError("--leave-out leaves nothing of the frame")
+    small = cv2.resize(image, THUMBNAIL[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    # What is left out gets the mean colour of the rest, and is then left out of what is near it as well.
+    small[~kept] = small[kept].mean(axis=0)
+    luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    high, low = small.max(axis=2), small.min(axis=2)
+    dark = cv2.erode(np.where(kept, low, np.float32(1)), np.ones((5, 5), np.uint8))
+    gradient = np.hypot(cv2.Sobel(luma, cv2.CV_32F, 1, 0), cv2.Sobel(luma, cv2.CV_32F, 0, 1))
+    inner = cv2.erode(kept.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    rows, columns = THUMBNAIL[0] // 8, THUMBNAIL[1] // 8
+    whole = kept.reshape(rows, 8, columns, 8).all(axis=(1, 3))
+    blocks = luma.reshape(rows, 8, columns, 8).std(axis=(1, 3))
+    part = small[kept]
+    return np.array(
+        [
+            *part.mean(axis=0),
+            *part.std(axis=0),
+            *np.percentile(luma[kept], (5, 25, 50, 75, 95)),
+            np.mean((high - low)[kept] / np.maximum(high[kept], 0.02)),
+            dark[kept].mean(),
+            math.log2(float(gradient[inner].mean() if inner.any() else 0.0) + 1 / 256),
+            math.log2(float(blocks[whole].mean() if whole.any() else 0.0) + 1 / 256),
         ]
     )
 

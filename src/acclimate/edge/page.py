@@ -1,7 +1,8 @@
 """The live page of `watch`: what the camera sees, and how it goes, for a browser or a monitoring system.
 
-Three addresses and nothing else: `/`, `/frame.jpg` and `/health`. Python's own server is enough for that and adds
-nothing to the device; what it lacks is here: few connections at a time, each with a deadline, and a check of who asks.
+Four addresses and nothing else: `/`, `/frame.jpg`, `/health` and `/history`, of several sources with `?source=NAME`.
+Python's own server is enough for that and adds nothing to the device; what it lacks is here: few connections at a time,
+each with a deadline, and a check of who asks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -56,6 +57,8 @@ class View:
     """Of the process, as JSON-like values; called in a thread of the page."""
     latest: tuple[int, Image, Detections] | None = None
     """Number, (H, W, 3) RGB, boxes; replaced whole."""
+    history: Callable[[], dict[str, Any]] = dict
+    """What the page draws over time, see `edge.timeline`; called likewise."""
 
 
 class Page:
@@ -65,7 +68,7 @@ class Page:
         address: where it is, with the token where there is one.
     """
 
-    def __init__(self, view: View, bind: str, port: int, token: str | None) -> None:
+    def __init__(self, views: Mapping[str, View], bind: str, port: int, token: str | None) -> None:
         """Begin to listen.
 
         On a loopback address nothing is asked of who is on this machine, but a page of another site that resolves its
@@ -73,7 +76,7 @@ class Page:
         needed: as a bearer token, or once as `?token=`, which becomes a cookie.
 
         Args:
-            view: what the page shows.
+            views: what the page shows of each source, by its name.
             bind: the address to listen at.
             port: 0 is any free port.
             token: what a reader needs; where there is none and the address is not a loopback one, a token is made.
@@ -87,7 +90,7 @@ class Page:
         local = _is_loopback(bind)
         self._token = token or ("" if local else secrets.token_urlsafe(18))
         try:
-            self._server = _Server(bind, port, view, self._token, local)
+            self._server = _Server(bind, port, views, self._token, local)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise AcclimateError(f"{bind}:{port}: cannot be listened at ({reason}); choose another --port") from None
@@ -112,14 +115,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = CONNECTIONS
 
-    def __init__(self, bind: str, port: int, view: View, token: str, local: bool) -> None:
+    def __init__(self, bind: str, port: int, views: Mapping[str, View], token: str, local: bool) -> None:
         self.address_family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         super().__init__((bind, port), _Handler)
-        self.view, self.token, self.local = view, token, local
+        self.views, self.token, self.local = views, token, local
         self._open: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
         self._encoding = threading.Lock()
-        self._encoded: tuple[int, bytes] | None = None
+        self._encoded: dict[str, tuple[int, bytes]] = {}
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -156,22 +159,31 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         # Clients that go away in the middle are no event.
         log.debug("page: a connection ended early", exc_info=True)
 
-    def picture(self) -> bytes | None:
-        """The newest frame as a JPEG with boxes, drawn once however many ask."""
+    def status(self, name: str) -> dict[str, Any]:
+        """What is known of a source, with the state of each in `sources` where there are several."""
+        status = self.views[name].status()
+        if len(self.views) > 1:
+            states = {each: view.status()["status"] for each, view in self.views.items()}
+            status |= {"name": name, "sources": states}
+        return status
+
+    def picture(self, name: str) -> bytes | None:
+        """The newest frame of a source as a JPEG with boxes, drawn once however many ask."""
         with self._encoding:
-            latest = self.view.latest
+            view = self.views[name]
+            latest = view.latest
             if latest is None:
                 return None
             number, image, detections = latest
-            if self._encoded is None or self._encoded[0] != number:
+            if name not in self._encoded or self._encoded[name][0] != number:
                 scale = min(1.0, WIDEST / image.shape[1])
                 if scale < 1:
                     size = (round(image.shape[1] * scale), max(1, round(image.shape[0] * scale)))
                     image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
                     detections = Detections(detections.boxes * np.float32(scale), detections.labels, detections.scores)
-                drawn = draw(image, detections, self.view.classes)
-                self._encoded = number, simplejpeg.encode_jpeg(drawn, quality=80, colorspace="RGB")
-            return self._encoded[1]
+                drawn = draw(image, detections, view.classes)
+                self._encoded[name] = number, simplejpeg.encode_jpeg(drawn, quality=80, colorspace="RGB")
+            return self._encoded[name][1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -194,18 +206,23 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts.path == "/":
             text, policy = _document()
             self._answer(HTTPStatus.OK, text, "text/html; charset=utf-8", Content_Security_Policy=policy)
+        elif parts.path not in {"/health", "/history", "/frame.jpg"}:
+            self._answer(HTTPStatus.NOT_FOUND, b"/, /frame.jpg, /health and /history are all there is\n")
+        elif (name := self._source(parts.query)) is None:
+            self._answer(HTTPStatus.NOT_FOUND, b"there is no source of that name\n")
         elif parts.path == "/health":
-            status = self.server.view.status()
+            status = self.server.status(name)
             code = HTTPStatus.SERVICE_UNAVAILABLE if status["status"] == "gone" else HTTPStatus.OK
             self._answer(code, json.dumps(status).encode() + b"\n", "application/json")
-        elif parts.path == "/frame.jpg":
-            picture = self.server.picture()
+        elif parts.path == "/history":
+            history = self.server.views[name].history()
+            self._answer(HTTPStatus.OK, json.dumps(history).encode() + b"\n", "application/json")
+        else:
+            picture = self.server.picture(name)
             if picture is None:
                 self._answer(HTTPStatus.NOT_FOUND, b"no frame yet\n")
             else:
                 self._answer(HTTPStatus.OK, picture, "image/jpeg")
-        else:
-            self._answer(HTTPStatus.NOT_FOUND, b"/, /frame.jpg and /health are all there is\n")
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -226,6 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def _source(self, query: str) -> str | None:
+        """The source that is asked for, the first where none is named; None where there is none of that name."""
+        name = parse_qs(query).get("source", [next(iter(self.server.views))])[0]
+        return name if name in self.server.views else None
 
     def _cookie_name(self) -> str:
         # Cookies are shared by all ports of a host.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, overload
 
@@ -14,14 +16,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from acclimate import machine
-from acclimate.edge import video
-from acclimate.edge.artifact import OUTPUTS, Artifact, ArtifactManifest
+from acclimate.edge import pipeline, video
+from acclimate.edge.artifact import OUTPUTS, Artifact, ArtifactManifest, Running
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
 from acclimate.edge.engines import engine
-from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, to_input, turned
+from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, read_reduced, to_input, turned
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
+from acclimate.edge.tiles import Piece, together, windows
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import locked, write_text, writing
@@ -48,6 +51,7 @@ Lowest: TypeAlias = float | dict[str, float]
 """The lowest score that is reported: of all, or of each class in the artifact's order."""
 
 RESULTS = "detections.json"
+AS_IT_SAYS = Running()
 PROGRESS = "detections.jsonl"
 
 
@@ -74,7 +78,7 @@ class Predictor:
         cores = machine.usable_cores()
         if not 1 <= threads <= cores:
             raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
-        self.artifact = artifact
+        self.artifact, self.threads = artifact, threads
         self.manifest = artifact.manifest
         self._network = engine(self.manifest.runtime).load(artifact, threads)
         self._try_out()
@@ -98,16 +102,23 @@ class Predictor:
             raise AcclimateError(f"{where}: {error}") from None
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1, expected: Expected = "") -> Predictor:
+    def load(
+        cls, folder: Path, threads: int = 1, expected: Expected = "", *, running: Running = AS_IT_SAYS
+    ) -> Predictor:
         """Check the artifact in `folder`, or in the package of that name, and load it.
 
-        `expected` says what a package must be.
+        Args:
+            folder: the artifact's, or the package.
+            threads: of the runtime.
+            expected: what a package must be.
+            running: what is to be otherwise than the artifact says.
 
         Raises:
             AcclimateError: see `Artifact.open`, `edge.package.unpack` and the class.
         """
         with opened(Path(folder), expected) as found:
-            return cls(Artifact.open(found), threads)
+            artifact = Artifact.open(found)
+            return cls(Artifact(artifact.folder, running.of(artifact.manifest)), threads)
 
     @overload
     def __call__(self, image: Picture) -> Detections: ...
@@ -126,12 +137,53 @@ class Predictor:
         """
         if isinstance(image, list | tuple):
             return [self(one) for one in image]
-        canvas, placed = self.prepare(_pixels(image, self.manifest.reading))
-        return self.finish(self.run(canvas), placed)
+        if isinstance(image, str | Path):
+            pieces = self.pieces(*self.read(image))
+        else:
+            pieces = self.pieces(_pixels(image, self.manifest.reading))
+        return self.gather(pieces, self.answers(pieces))
 
-    def prepare(self, image: Image) -> tuple[NDArray[np.float32], Letterbox]:
-        """The network's input (1, 3, H, W) for an image, and how to go back."""
-        canvas, placed = letterbox(image, self.manifest.image_size, self.manifest.fill)
+    def read(self, path: str | Path) -> tuple[Image, tuple[int, int]]:
+        """The picture (H, W, 3) in a file, as the artifact says, and (height, width) of the whole one: a JPEG may be
+        decoded at a reduced scale.
+
+        Raises:
+            AcclimateError: it cannot be read.
+        """
+        if self.manifest.reduced and self.manifest.tiles is None:
+            return read_reduced(path, self.manifest.image_size, self.manifest.reading)
+        image = read_image(path, self.manifest.reading)
+        return image, (image.shape[0], image.shape[1])
+
+    def pieces(self, image: Image, full: tuple[int, int] | None = None) -> list[Piece]:
+        """What the network sees of a picture (H, W, 3): all of it, or the tiles that it is cut into.
+
+        `full` is (height, width) of the whole picture, where `image` is of a reduced scale.
+
+        Raises:
+            AcclimateError: they are too many.
+        """
+        if full is not None and full != image.shape[:2]:
+            canvas, placed = self.prepare(image, full)
+            return [Piece(canvas, placed, (0, 0, full[1], full[0]), full)]
+        found = []
+        for left, top, right, bottom in windows(image.shape[0], image.shape[1], self.manifest.tiles):
+            canvas, placed = self.prepare(image[top:bottom, left:right])
+            found.append(Piece(canvas, placed, (left, top, right, bottom), (image.shape[0], image.shape[1])))
+        return found
+
+    def answers(self, pieces: Sequence[Piece]) -> list[list[NDArray[Any]]]:
+        """The network's raw outputs, (1, ...) each, for every piece; see `run`."""
+        return [self.run(piece.canvas) for piece in pieces]
+
+    def gather(self, pieces: Sequence[Piece], answers: Sequence[Sequence[NDArray[Any]]]) -> Detections:
+        """Detections in the picture's pixels, from the raw outputs (1, ...) of its pieces."""
+        found = [self.finish(outputs, piece.placed) for piece, outputs in zip(pieces, answers, strict=True)]
+        return together(pieces, found, self.manifest.decode.nms_iou, self.manifest.decode.max_detections)
+
+    def prepare(self, image: Image, full: tuple[int, int] | None = None) -> tuple[NDArray[np.float32], Letterbox]:
+        """The network's input (1, 3, H, W) for an image, and how to go back; `full` as of `pieces`."""
+        canvas, placed = letterbox(image, self.manifest.image_size, self.manifest.fill, full)
         return to_input(canvas), placed
 
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
@@ -155,10 +207,8 @@ class Predictor:
         return placed.to_image(decode(outputs, self.manifest.decode, self.manifest.image_size)[0])
 
 
-def _pixels(image: Picture, reading: Reading) -> Image:
+def _pixels(image: NDArray[Any] | PilImage, reading: Reading) -> Image:
     """(H, W, 3) RGB uint8."""
-    if isinstance(image, str | Path):
-        return read_image(image, reading)
     if not isinstance(image, np.ndarray) and hasattr(image, "getexif"):
         # What PIL holds is as stored; the tag tells how it is to be seen.
         if image.mode.startswith(("I", "F")):
@@ -176,12 +226,13 @@ def _pixels(image: Picture, reading: Reading) -> Image:
 
 
 def predict_folder(
-    artifact: Path,
+    artifact: Path | Predictor,
     source: Path,
     out: Path,
     *,
     threshold: float | None = None,
     suggested: bool = False,
+    pictures: bool = True,
     threads: int = 1,
     console: Console | None = None,
 ) -> Path:
@@ -198,15 +249,19 @@ def predict_folder(
     becomes a problem and the rest goes on. Interrupted, it keeps what is done (`detections.jsonl`, a line an image);
     called again with the same artifact and threshold it goes on there. A video starts anew.
 
+    Files are read, the network runs and results are written in threads of their own, where there is a core for it; the
+    order and the results are the same.
+
     Args:
-        artifact: an artifact's folder, or a package.
+        artifact: an artifact's folder, or a package; or what was loaded of it.
         source: an image, a folder (with its subfolders), a .txt list (a path a line, relative to the list), a pattern,
             or a video. What counts as an image is the same for every verb; see `edge.listing`.
         out: the folder to write.
         threshold: lowest score that is reported; None means the artifact's own.
         suggested: take the score of each class that the artifact suggests, and `threshold` for a class without one;
             `threshold` in detections.json is then a score for each class.
-        threads: of the network.
+        pictures: write annotated pictures, or the annotated video; without, there is no `picture`.
+        threads: of the network, where it is loaded here.
         console: where progress and the summary go.
 
     Returns:
@@ -215,15 +270,15 @@ def predict_folder(
     Raises:
         AcclimateError: the artifact cannot be used, `source` has no image, or `out` cannot be written.
     """
-    predictor = Predictor.load(artifact, threads)
+    predictor = artifact if isinstance(artifact, Predictor) else Predictor.load(artifact, threads)
     source, out = Path(source), Path(out)
     lowest = _lowest(predictor.manifest, threshold, suggested)
     with locked(out, "predict"):
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
         if _is_video(source):
-            return _predict_video(predictor, source, out, lowest, console)
-        return _predict_images(predictor, source, out, lowest, console)
+            return _predict_video(predictor, source, out, lowest, pictures, console)
+        return _predict_images(predictor, source, out, lowest, pictures, console)
 
 
 def _lowest(manifest: ArtifactManifest, threshold: float | None, suggested: bool) -> Lowest:
@@ -242,16 +297,20 @@ def _by_class(lowest: Lowest) -> float | NDArray[np.float32]:
     return np.array(list(lowest.values()), np.float32) if isinstance(lowest, dict) else lowest
 
 
-def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: Lowest, console: Console | None) -> Path:
+def _predict_images(
+    predictor: Predictor, source: Path, out: Path, lowest: Lowest, drawn: bool, console: Console | None
+) -> Path:
     listed = images_of(source, without=out / "images")
     paths = listed.paths
     header = _header(predictor, source, lowest)
-    pictures = _picture_names(paths, source)
+    pictures: Mapping[Path, str] = _picture_names(paths, source) if drawn else {}
     done = _resume(out / PROGRESS, header)
     kept = {
         key: entry
         for key, entry in done.items()
-        if "problem" not in entry and (out / entry["picture"]).is_file() and entry["stamp"] == _stamp(Path(key))
+        if "problem" not in entry
+        and entry["stamp"] == _stamp(Path(key))
+        and (not drawn or ("picture" in entry and (out / entry["picture"]).is_file()))
     }
     lines = [json.dumps(header), *(json.dumps(entry) for entry in kept.values())]
     write_text(out / PROGRESS, "".join(line + "\n" for line in lines))
@@ -259,12 +318,15 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: Lowes
         console.print(f"{len(kept)} of {len(paths)} images are done already")
     complete = False
     try:
-        with writing(out), open(out / PROGRESS, "a") as progress:
-            for path in _shown(paths, console, len(paths)):
-                if str(path) in kept:
-                    continue
-                entry = _predict_image(predictor, path, out, pictures[path], lowest)
-                kept[str(path)] = entry
+        coming = pipeline.in_stages(
+            (path for path in paths if str(path) not in kept),
+            [partial(_read, predictor), partial(_compute, predictor)],
+            lambda job: _result(predictor, job, out, pictures, lowest),
+            pipeline.ahead(predictor.threads),
+        )
+        with writing(out), open(out / PROGRESS, "a") as progress, contextlib.closing(coming):
+            for entry in _shown(coming, console, len(paths) - len(kept)):
+                kept[entry["file"]] = entry
                 progress.write(json.dumps(entry) + "\n")
                 progress.flush()
         complete = True
@@ -279,49 +341,86 @@ def _predict_images(predictor: Predictor, source: Path, out: Path, lowest: Lowes
     return file
 
 
-def _predict_image(predictor: Predictor, path: Path, out: Path, picture: str, lowest: Lowest) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Job:
+    """A picture on its way through the stages."""
+
+    path: Path
+    problem: str = ""
+    image: Image | None = None
+    full: tuple[int, int] = (0, 0)
+    pieces: list[Piece] = field(default_factory=list)
+    answers: list[list[NDArray[Any]]] = field(default_factory=list)
+
+
+def _read(predictor: Predictor, path: Path) -> _Job:
     try:
-        image = read_image(path, predictor.manifest.reading)
+        image, full = predictor.read(path)
+        return _Job(path, "", image, full, predictor.pieces(image, full))
     except AcclimateError as error:
-        return {"file": str(path), "problem": str(error)}
-    detections = predictor(image).above(_by_class(lowest))
-    drawn = draw(image, detections, predictor.manifest.classes)
-    target = out / picture
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(simplejpeg.encode_jpeg(drawn, quality=90, colorspace="RGB"))
-    return {
-        "file": str(path),
-        "stamp": _stamp(path),
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "picture": picture,
-        "detections": as_json(detections, predictor.manifest.classes),
-    }
+        return _Job(path, str(error))
 
 
-def _predict_video(predictor: Predictor, source: Path, out: Path, lowest: Lowest, console: Console | None) -> Path:
+def _compute(predictor: Predictor, job: _Job) -> _Job:
+    job.answers = predictor.answers(job.pieces)
+    return job
+
+
+def _result(predictor: Predictor, job: _Job, out: Path, pictures: Mapping[Path, str], lowest: Lowest) -> dict[str, Any]:
+    """The entry of a picture; its annotated one is written, where `pictures` has a name for it."""
+    if job.image is None:
+        return {"file": str(job.path), "problem": job.problem}
+    (height, width), classes = job.full, predictor.manifest.classes
+    detections = predictor.gather(job.pieces, job.answers).above(_by_class(lowest))
+    entry: dict[str, Any] = {"file": str(job.path), "stamp": _stamp(job.path), "width": width, "height": height}
+    if picture := pictures.get(job.path, ""):
+        scale = np.array([job.image.shape[1] / width, job.image.shape[0] / height] * 2, np.float32)
+        shown = Detections(detections.boxes * scale, detections.labels, detections.scores)
+        target = out / picture
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(simplejpeg.encode_jpeg(draw(job.image, shown, classes), quality=90, colorspace="RGB"))
+        entry["picture"] = picture
+    return entry | {"detections": as_json(detections, classes)}
+
+
+def _predict_video(
+    predictor: Predictor, source: Path, out: Path, lowest: Lowest, drawn: bool, console: Console | None
+) -> Path:
     frames: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
     complete = False
     name = f"{source.stem.encode(errors='backslashreplace').decode()}.mp4".replace("\\", "_")
-    if (out / name).exists() and (out / name).samefile(source):
+    if drawn and (out / name).exists() and (out / name).samefile(source):
         raise AcclimateError(f"{out / name}: is the source itself; choose another --out")
-    with video.Video(source, predictor.manifest.orientation) as reader:
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(video.Video(source, predictor.manifest.orientation))
         header = _header(predictor, source, lowest)
-        facts = {"width": reader.width, "height": reader.height, "fps": reader.fps, "picture": name}
-        header["video"] = {"file": str(source), **facts}
+        facts: dict[str, Any] = {"width": reader.width, "height": reader.height, "fps": reader.fps}
+        header["video"] = {"file": str(source), **facts, **({"picture": name} if drawn else {})}
+        classes = predictor.manifest.classes
         try:
-            sizes = {(reader.height, reader.width)}
-            with video.Writer(out / name, reader.fps, (reader.height, reader.width)) as writer:
-                for time_s, frame in _shown(reader, console, reader.frames):
+            size = (reader.height, reader.width)
+            sizes = {size}
+            writer = stack.enter_context(video.Writer(out / name, reader.fps, size)) if drawn else None
+            coming = pipeline.in_stages(
+                reader,
+                [
+                    lambda read: (*read, predictor.pieces(read[1])),
+                    lambda job: (*job, predictor.answers(job[2])),
+                ],
+                lambda job: (job[0], job[1], predictor.gather(job[2], job[3]).above(_by_class(lowest))),
+                pipeline.ahead(predictor.threads),
+            )
+            with contextlib.closing(coming):
+                for time_s, frame, detections in _shown(coming, console, reader.frames):
                     if (height_width := frame.shape[:2]) not in sizes:
                         sizes.add(height_width)
-                        size = f"{height_width[1]} x {height_width[0]}"
-                        told = f"{source}: from frame {len(frames)} on frames have {size} pixels"
+                        told = f"{height_width[1]} x {height_width[0]}"
+                        told = f"{source}: from frame {len(frames)} on frames have {told} pixels"
                         problems.append({"file": str(source), "problem": told})
-                    detections = predictor(frame).above(_by_class(lowest))
-                    writer.write(draw(frame, detections, predictor.manifest.classes), time_s)
-                    found = as_json(detections, predictor.manifest.classes)
+                    if writer is not None:
+                        writer.write(draw(frame, detections, classes), time_s)
+                    found = as_json(detections, classes)
                     frames.append({"frame": len(frames), "time_s": round(time_s, 4), "detections": found})
             if missing := reader.missing():
                 problems.append({"file": str(source), "problem": f"{source}: {missing}"})

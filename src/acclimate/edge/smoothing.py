@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,14 +158,15 @@ class Smoother:
             kind = str(values.pop("kind"))
             if kind not in KINDS:
                 raise ValueError(f"unknown kind {kind}")
-            return cls(cast(Kind, kind), values)
+            return cls(kind, values)
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise AcclimateError(f"{file}: no smoother ({str(error).splitlines()[0]}); train one first") from None
 
 
 def flicker(frames: list[Detections], threshold: float = 0.5) -> float:
     """How often tracks come and go: changes between shown and not shown, for each track and frame, 0..1."""
-    links, shown = Links(), {}
+    links = Links()
+    shown: dict[int, bool] = {}
     changes = pairs = 0
     for found in frames:
         for track in links.step(found):

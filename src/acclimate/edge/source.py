@@ -22,7 +22,7 @@ import numpy as np
 from acclimate.edge import video
 from acclimate.edge.credentials import masked, with_password
 from acclimate.edge.images import DEFAULT, Reading, read_image
-from acclimate.edge.listing import images_listed, is_image_name, is_pattern, matching
+from acclimate.edge.listing import images_listed, is_image_name, is_not_read, is_pattern, matching, not_read
 from acclimate.errors import AcclimateError
 from acclimate.structures import Image
 
@@ -106,6 +106,7 @@ class Source:
         reopened: how often the source came back.
         problems: images that could not be read.
         trouble: what was last wrong with the source; empty where nothing was.
+        live: frames come by the clock, and those that nobody asks for in time are dropped.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Source:
         self._until = until
         self._resumes = bool(until)
         self._told_of_clock = False
+        self._told_of_kinds: set[str] = set()
         self._done: set[Mark] = set()
         self._settling: dict[Mark, float] = {}
         self._recent: deque[Mark] = deque(maxlen=RECENT)
@@ -144,7 +146,7 @@ class Source:
         self.reopened = 0
         self.problems = 0
         self.trouble = ""
-        self._live = self.kind != "folder" and not self._once
+        self.live = self.kind != "folder" and not self._once
         self._place: Frame | None = None
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -236,7 +238,7 @@ class Source:
 
     def _put(self, frame: Frame) -> None:
         with self._changed:
-            if not self._live:
+            if not self.live:
                 self._changed.wait_for(lambda: self._place is None or self._closing.is_set())
             elif self._place is not None:
                 self.dropped += 1
@@ -275,7 +277,7 @@ class Source:
         with video.Video(path, self._reading.orientation) as reader:
             began = time.monotonic()
             for time_s, image in reader:
-                if self._live and self._closing.wait(max(0.0, began + time_s - time.monotonic())):
+                if self.live and self._closing.wait(max(0.0, began + time_s - time.monotonic())):
                     return
                 yield Frame(image, time.time(), file, time_s=time_s)
             if missing := reader.missing():
@@ -362,6 +364,9 @@ class Source:
         with os.scandir(self.where) as entries:
             for entry in entries:
                 if not is_image_name(entry.name):
+                    if is_not_read(entry.name) and (ending := Path(entry.name).suffix) not in self._told_of_kinds:
+                        self._told_of_kinds.add(ending)
+                        log.warning("%s: %s", *not_read([entry.path])[0])
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     if not entry.is_dir():

@@ -17,7 +17,7 @@ from acclimate.models import weights as pretrained
 from acclimate.models.plain_vit import PlainVisionTransformer, is_plain
 from acclimate.models.torchvision_features import PREFIX, TorchvisionFeatures
 
-OWN_MODELS = shufflenet.__all__
+OWN_MODELS = shufflenet.NAMES
 """What is registered with timm beside its own models."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -185,7 +185,8 @@ def _extractor(name: str, strides: tuple[int, ...], options: dict[str, Any]) -> 
     dilated = "output_stride" in options
     if options:
         try:
-            reductions = list(timm.create_model(name, features_only=True, **options).feature_info.reduction())
+            probe = timm.create_model(name, features_only=True, **options)
+            reductions = list(probe.feature_info.reduction())
         except (RuntimeError, AttributeError, TypeError, NotImplementedError, AssertionError):
             lacks = "output_stride: timm has no dilated version" if dilated else "drop_path: timm has no such version"
             raise AcclimateError(f"model.{lacks} of {name!r}; leave it out") from None

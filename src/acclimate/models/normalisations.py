@@ -171,14 +171,14 @@ class _Centred(nn.Conv2d):
 
     def deployed(self) -> nn.Module:
         """The plain convolution that computes the same."""
-        plain = copy.deepcopy(self)
+        plain: nn.Conv2d = copy.deepcopy(self)
         plain.__class__ = Conv2dSame if self._same else nn.Conv2d
         plain.weight.data = self.centred().detach()
         return plain
 
 
-_CENTRED: dict[type[nn.Module], type[nn.Module]] = {
-    own: cast(type[nn.Module], type(f"Centred{own.__name__}", (_Centred, own), {})) for own in (nn.Conv2d, Conv2dSame)
+_CENTRED: dict[type[nn.Module], type[nn.Conv2d]] = {
+    own: cast(type[nn.Conv2d], type(f"Centred{own.__name__}", (_Centred, own), {})) for own in (nn.Conv2d, Conv2dSame)
 }
 
 
@@ -186,7 +186,7 @@ def centre(module: nn.Module) -> None:
     """Let the convolutions below `module` that a normalisation follows (those without a bias) compute with centred
     weights; names and parameters stay."""
     for part in module.modules():
-        if type(part) in _CENTRED and part.bias is None:
+        if isinstance(part, nn.Conv2d) and type(part) in _CENTRED and part.bias is None:
             part.__class__ = _CENTRED[type(part)]
 
 

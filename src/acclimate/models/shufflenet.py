@@ -73,6 +73,8 @@ default_cfgs = {
     }
     for groups in CHANNELS
 }  # fmt: skip
+NAMES = tuple(default_cfgs)
+"""Of the models, as timm knows them."""
 
 
 @register_model

@@ -433,8 +433,14 @@ def macs(
         return model.macs(width, image_size)
     if width is not None:
         raise AcclimateError("macs: a plain network has no widths to choose from")
-    places = _places(model, image_size or _image_size(model))
-    return sum(count * _weights(model, name).numel() for name, count in places.items())
+    return sum(macs_by_layer(model, image_size or _image_size(model)).values())
+
+
+def macs_by_layer(model: nn.Module, image_size: tuple[int, int]) -> dict[str, int]:
+    """Multiply-accumulates of each convolution and linear layer that a plain network runs, for one image (height,
+    width), by its name."""
+    places = _places(model, image_size)
+    return {name: count * _weights(model, name).numel() for name, count in places.items()}
 
 
 def _image_size(model: nn.Module) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from acclimate.models.blocks import channel_shuffle
 from acclimate.models.dense import DenseDetector
 from acclimate.models.detector import Detector, DetectorSpec, device_of
-from acclimate.models.slimmable import Widths, macs
+from acclimate.models.slimmable import Widths, macs_by_layer
 
 BLOCKS = ("shuffle3", "shuffle5", "shuffle7", "xception")
 """What a place of the backbone may hold, in the order of what they compute. In a path a block is its rank among them,
@@ -49,11 +49,11 @@ class ShuffleBlock(nn.Module):
         """
         super().__init__()
         half = outputs // 2
-        self.half = half
+        self.passed = half
         reads = inputs if stride > 1 else half
         self.beside: nn.Module | None = None
         if stride > 1:
-            self.beside = nn.Sequential(*_depthwise(inputs, kernels[0], stride), *_pointwise(inputs, half))
+            self.beside = nn.Sequential(*_depthwise(inputs, 3, stride), *_pointwise(inputs, half))
         layers: list[nn.Module] = []
         for i, kernel in enumerate(kernels):
             layers += _pointwise(reads if i == 0 else half, half)
@@ -63,7 +63,7 @@ class ShuffleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         if self.beside is None:
-            both = torch.cat([x[:, : self.half], self.main(x[:, self.half :])], 1)
+            both = torch.cat([x[:, : self.passed], self.main(x[:, self.passed :])], 1)
         else:
             both = torch.cat([self.beside(x), self.main(x)], 1)
         return channel_shuffle(both, 2)
@@ -174,6 +174,8 @@ class SupernetDetector(DenseDetector):
 
     kind: ClassVar[str] = "supernet"
     bank: ClassVar[bool] = True
+    student: ClassVar[str] = "dense"
+    imitates: ClassVar[bool] = False
     Spec: ClassVar[type[DetectorSpec]] = SupernetDetectorSpec
     spec: SupernetDetectorSpec
 
@@ -189,6 +191,8 @@ class SupernetDetector(DenseDetector):
             )
         DenseDetector.__init__(self, spec, "none")
         self.path: Widths = (1.0,) * len(self.stages)
+        self.drawn = self.path
+        """The path of the last forward pass in training mode."""
 
     @classmethod
     def specify(cls, config: ModelConfig, classes: Sequence[str], reading: Reading = DEFAULT) -> SupernetDetectorSpec:
@@ -229,17 +233,16 @@ class SupernetDetector(DenseDetector):
         self.path = tuple(path)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        if self.training and self.spec.path is None:
-            # torch's generator, whose state is part of a run's.
-            ranks = torch.randint(len(BLOCKS), (len(self.stages),)).tolist()
-            self.set_path([RANKS[rank] for rank in ranks])
-        return super().features(images)
-
-    def train(self, mode: bool = True) -> SupernetDetector:
-        super().train(mode)
-        if not mode and self.spec.path is None:
-            self.set_path((1.0,) * len(self.stages))
-        return self
+        if not self.training or self.spec.path is not None:
+            return super().features(images)
+        kept = self.path
+        # torch's generator, whose state is part of a run's.
+        self.drawn = tuple(RANKS[rank] for rank in torch.randint(len(BLOCKS), (len(kept),)).tolist())
+        self.set_path(self.drawn)
+        try:
+            return super().features(images)
+        finally:
+            self.set_path(kept)
 
     def plain(self) -> Detector:
         return super().plain() if self.spec.path is not None else self.extract()
@@ -254,9 +257,7 @@ class SupernetDetector(DenseDetector):
         plain = SupernetDetector(self.spec.model_copy(update={"path": names}))
         own, state = self.state_dict(), {}
         assert isinstance(plain.backbone, SupernetBackbone)
-        prefixes = {f"backbone.body.stages.{s}.{i}.": None for s, stage in enumerate(self._places().stages)
-                    for i in range(len(stage))}  # fmt: skip
-        chosen = dict(zip(prefixes, names, strict=True))
+        chosen = dict(zip(self._prefixes(), names, strict=True))
         for key in plain.state_dict():
             prefix = next((one for one in chosen if key.startswith(one)), "")
             source = f"{prefix}blocks.{chosen[prefix]}.{key.removeprefix(prefix)}" if prefix else key
@@ -265,7 +266,7 @@ class SupernetDetector(DenseDetector):
         return plain.to(device_of(self)).train(self.training)
 
     def macs(self, width: Sequence[float]) -> int:
-        """Multiply-accumulates of one image along a path, `models.slimmable.macs` of what `extract` gives."""
+        """Multiply-accumulates of one image along a path: `models.slimmable.macs` of what `extract` gives."""
         base, added = self._macs
         return base + sum(costs[name] for costs, name in zip(added, self._named(width), strict=True))
 
@@ -284,14 +285,27 @@ class SupernetDetector(DenseDetector):
     @cached_property
     def _macs(self) -> tuple[int, list[dict[str, int]]]:
         """Of everything but the blocks, and of each block of each place: a path's are a sum."""
-        count = len(self.stages)
-        smallest = (RANKS[0],) * count
-        total = macs(self.extract(smallest))
-        added = []
-        for place in range(count):
-            with_block = [macs(self.extract((*smallest[:place], rank, *smallest[place + 1 :]))) for rank in RANKS[1:]]
-            added.append(dict(zip(BLOCKS, [0, *(value - total for value in with_block)], strict=True)))
-        return total, added
+        kept, base, added = self.path, 0, [dict.fromkeys(BLOCKS, 0) for _ in self.stages]
+        places = list(self._prefixes())
+        try:
+            for name, rank in zip(BLOCKS, RANKS, strict=True):
+                self.set_path((rank,) * len(self.stages))
+                rest = 0
+                for layer, count in macs_by_layer(self, self.spec.image_size).items():
+                    place = next((i for i, prefix in enumerate(places) if layer.startswith(prefix)), None)
+                    if place is None:
+                        rest += count
+                    else:
+                        added[place][name] += count
+                base = rest
+        finally:
+            self.set_path(kept)
+        return base, added
+
+    def _prefixes(self) -> list[str]:
+        """Of the names of each place's parameters, in the order of the path."""
+        stages = enumerate(self._places().stages)
+        return [f"backbone.body.stages.{s}.{i}." for s, stage in stages for i, _ in enumerate(stage.children())]
 
     def _named(self, path: Sequence[float]) -> tuple[str, ...]:
         if len(path) != len(self.stages) or not all(rank in RANKS for rank in path):

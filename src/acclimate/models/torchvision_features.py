@@ -67,6 +67,9 @@ class TorchvisionFeatures(nn.Module):
         for block, level in _maps(model, name).items():
             if level.ndim == 4 and level.shape[-1] > 1 and _SIDE % level.shape[-1] == 0:
                 last[_SIDE // level.shape[-1]] = block, level.shape[1]
+        if max(last, default=0) > output_stride:
+            # Some of torchvision's models take the option and do nothing with it.
+            raise AcclimateError(f"model.output_stride: torchvision has no dilated version of {name!r}; leave it out")
         if missing := [stride for stride in strides if stride not in last]:
             raise AcclimateError(f"model.strides: {PREFIX + name!r} has levels of stride {list(last)}, not {missing}")
         ends = [last[stride][0] for stride in strides]

@@ -91,7 +91,7 @@ class Here:
         return machine.usable_cores()
 
     def detect(self, path: Path) -> Detections:
-        return self._predictor(read_image(path, self._predictor.manifest.reading))
+        return self._predictor(path)
 
     def outputs(self, path: Path) -> tuple[list[NDArray[Any]], Detections]:
         """The raw outputs (1, ...) and the detections; see `Device`."""

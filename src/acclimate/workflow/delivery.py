@@ -23,7 +23,7 @@ from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked, wr
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
-    from acclimate.edge.artifact import Artifact, MixedPrecision
+    from acclimate.edge.artifact import Artifact, MixedPrecision, Running
     from acclimate.edge.package import Expected, Package
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
@@ -48,6 +48,7 @@ def export(
     images: int = 128,
     choice: Draw = "even",
     tolerance: float | None = None,
+    running: Running | None = None,
     console: Console | None = None,
 ) -> Path:
     """Export a finished run's detector as an artifact in its artifacts/ folder; returns the artifact's folder.
@@ -64,6 +65,7 @@ def export(
         choice: how they are drawn; see `data.dataset.draw`.
         tolerance: agreement of INT8's detections with fp32's until which its most sensitive layers stay in fp32; see
             `select.mixed`.
+        running: how the artifact is to be run; recorded in it.
         console: where progress goes.
 
     Raises:
@@ -73,7 +75,8 @@ def export(
     path = Path(path)
     run = stages.finished(path)
     with locked(path, "export"):
-        return _export(run, runtime, precision, calibration, images, choice, tolerance, console)
+        made = _export(run, runtime, precision, calibration, images, choice, tolerance, console)
+        return _run_so(run, made, running)
 
 
 def _export(
@@ -187,6 +190,36 @@ def artifact_of(
         )
     _doubt(artifact)
     return folder
+
+
+def _run_so(run: Run, artifact: Path, running: Running | None) -> Path:
+    """The artifact with `running` as part of it; None is the whole picture, in full, on the CPU. Another provider is
+    another artifact, beside the first: each is verified by itself."""
+    from acclimate.edge import monitor
+    from acclimate.edge.artifact import Artifact, Running, write_manifest
+    from acclimate.edge.engines import engine
+    from acclimate.edge.predict import Predictor
+
+    plain = Artifact.open(artifact)
+    running = running or Running()
+    so = {"tiles": running.tiles, "reduced": bool(running.reduced), "provider": running.provider or "cpu"}
+    manifest = plain.manifest.model_copy(update=so)
+    if manifest == plain.manifest:
+        return artifact
+    if manifest.provider != plain.manifest.provider:
+        artifact = artifact.with_name(f"{manifest.runtime}-{manifest.provider}-{manifest.precision}")
+        manifest = manifest.model_copy(update={"name": artifact.name})
+    engine(manifest.runtime).check(manifest)
+    predictor = Predictor(Artifact(plain.folder, manifest))
+    if manifest.tiles != plain.manifest.tiles and manifest.reference is not None:
+        # More is found in tiles than in the whole, so that other counts are usual.
+        reference = monitor.reference(predictor, _of_the_domain(run))
+        manifest = manifest.model_copy(update={"reference": reference})
+    if artifact != plain.folder:
+        shutil.rmtree(artifact, ignore_errors=True)
+        shutil.copytree(plain.folder, artifact, ignore=shutil.ignore_patterns("verification*.json"))
+    write_manifest(artifact, manifest)
+    return artifact
 
 
 def _contents(paths: Sequence[Path]) -> list[str]:
@@ -566,6 +599,8 @@ def predict(
     *,
     threshold: float | None = None,
     suggested: bool = False,
+    pictures: bool = True,
+    running: Running | None = None,
     threads: int = 1,
     expected: Expected = "",
     console: Console | None = None,
@@ -581,6 +616,8 @@ def predict(
         out: the folder to write.
         threshold: lowest score that is reported; by default the artifact's.
         suggested: whether the artifact's suggested thresholds, class by class, take its place.
+        pictures: write annotated pictures too.
+        running: what is to be otherwise than the artifact says.
         threads: of the runtime.
         expected: what a package must be; see `edge.package.unpack`.
         console: where progress goes.
@@ -589,9 +626,11 @@ def predict(
         AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.
     """
     from acclimate.edge.package import opened
-    from acclimate.edge.predict import predict_folder
+    from acclimate.edge.predict import AS_IT_SAYS, Predictor, predict_folder
 
     with opened(Path(artifact), expected) as folder:
+        predictor = Predictor.load(folder, threads, running=running or AS_IT_SAYS)
         return predict_folder(
-            folder, Path(images), Path(out), threshold=threshold, suggested=suggested, threads=threads, console=console
-        )
+            predictor, Path(images), Path(out), threshold=threshold, suggested=suggested, pictures=pictures,
+            console=console,
+        )  # fmt: skip

@@ -147,6 +147,7 @@ def _stages(config: Config) -> list[Stage]:
 
 
 def _run(config: Config, console: Logged, chain: Overview) -> Job:
+    from acclimate.edge.artifact import Running, Tiles
     from acclimate.verification.show import print_verification
 
     _check_without_data(config)
@@ -196,6 +197,8 @@ def _run(config: Config, console: Logged, chain: Overview) -> Job:
         for test, name, role in tests:
             _evaluate_once(one, test, name, role, console)
     verifications = []
+    options = config.export
+    running = Running(Tiles(size=options.tiles) if options.tiles else None, options.reduced, options.provider)
     for precision in config.export.precisions:
         chain.enter(f"export {precision}")
         folder = export(
@@ -205,6 +208,7 @@ def _run(config: Config, console: Logged, chain: Overview) -> Job:
             images=config.export.calibration_images,
             choice=config.export.calibration_choice,
             tolerance=config.export.tolerance if precision == "int8" else None,
+            running=running,
             console=console,
         )
         chain.enter(f"verify {precision}")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from acclimate.config.kinds import KindOptions
 
-Channels = Annotated[int, Field(ge=8, le=4096, multiple_of=2)]
+Channels = Annotated[int, Field(ge=24, le=4096, multiple_of=2)]
 Places = Annotated[int, Field(ge=1, le=32)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from acclimate.config.methods import MethodOptions
 
 class GroupableConfig(MethodOptions):
     """Convolutions whose channels fall into groups (`adapt/groupable.py`)."""
+
+    finishing: ClassVar[bool] = True
 
     groups: int = Field(default=4, ge=2, le=64)
     """Of each pointwise convolution whose channels are multiples of it."""

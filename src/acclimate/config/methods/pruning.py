@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from acclimate.config.options import Share
 
 class PruningConfig(MethodOptions):
     """Filters of small L1 norm are cut out before the training (`adapt/pruning.py`)."""
+
+    finishing: ClassVar[bool] = True
 
     keep: Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=16)] = 0.5
     """The part of the channels that stays; one number, or one for each stage of the backbone and one for the head."""

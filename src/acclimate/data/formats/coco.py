@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
-from acclimate.data.formats.raw import Raw
+from acclimate.data.formats.raw import CLIP_TOLERANCE_PX, Raw
 from acclimate.errors import AcclimateError
 from acclimate.structures import Outline
 
@@ -28,6 +28,8 @@ _IMAGE_FOLDERS = ("images", "data", "JPEGImages", "imgs", "img")
 _LABEL_FOLDER = re.compile(r"ann|label|json|gt|coco", re.IGNORECASE)
 _TAKEN = object()
 """What stands in place of an annotation whose numbers were taken."""
+_OVER, _ENOUGH = 0.1, 10_000
+"""A sound index has no such part of its boxes over the border; so many of them tell."""
 _SAMPLE = 32
 """So many file names decide which folder they are relative to."""
 
@@ -45,7 +47,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     prefix = f"{file}: annotation "
     raw = Raw(file.stem, locate=lambda where, place: f"{prefix}{place}", outlined=masks)
     reader = _Annotations(file, raw, masks, config.full)
-    index = files.json_of(file, reader.take)
+    index = files.json_of(file, reader.taker())
     images, categories, annotations = (
         index.get(key) if isinstance(index, dict) else None for key in ("images", "categories", "annotations")
     )
@@ -85,48 +87,62 @@ class _Annotations:
         """The ids of the categories that annotations name."""
         return self._categories.keys()
 
-    def take(self, item: dict[str, Any]) -> Any:
-        """Hook of the parser: an annotation's numbers are taken and nothing of it stays; all else stays what it is."""
-        if "bbox" not in item or "image_id" not in item:
-            return item
-        number = len(self._ids)
-        try:
-            left, top, width, height = item["bbox"]
-            image = self._images.setdefault(item["image_id"], len(self._images))
-            category = self._categories.setdefault(item["category_id"], len(self._categories))
+    def taker(self) -> Callable[[dict[str, Any]], Any]:
+        """A hook of the parser: of an annotation its numbers are taken and nothing stays; all else stays what it is."""
+        # It is called for each of very many: what it needs is looked up once.
+        ids, images, categories, boxes, flags = self._ids, self._images, self._categories, self._boxes, self._flags
+        add_owner, add_kind, add_id, add_box = self._owners.append, self._kinds.append, ids.append, boxes.extend
+        segmentations = self._segmentations if self._masks else None
+        parts, part_key = self._parts, "full_bbox" if self._full else "visible_bbox"
+
+        def take(item: dict[str, Any]) -> Any:
+            get = item.get
+            box = get("bbox")
+            if box is None or "image_id" not in item:
+                return item
+            number = len(ids)
             try:
-                self._boxes.extend((left, top, width, height))
-            except TypeError:
-                del self._boxes[4 * number :]
-                self._boxes.extend((float(left), float(top), float(width), float(height)))
-        except (TypeError, KeyError, ValueError, OverflowError):
-            del self._boxes[4 * number :]
-            return item
-        self._owners.append(image)
-        self._kinds.append(category)
-        self._ids.append(item.get("id"))
-        crowd, ignore = item.get("iscrowd"), item.get("ignore")
-        if crowd or ignore:
-            self._flags[number] = (crowd, ignore)
-        if (part := item.get("full_bbox" if self._full else "visible_bbox")) is not None:
-            self._parts[number] = part
-        if self._masks:
-            self._segmentations[number] = item.get("segmentation")
-        return _TAKEN
+                left, top, width, height = box
+                image = images.setdefault(item["image_id"], len(images))
+                category = categories.setdefault(item["category_id"], len(categories))
+                try:
+                    add_box((left, top, width, height))
+                except TypeError:
+                    del boxes[4 * number :]
+                    add_box((float(left), float(top), float(width), float(height)))
+            except (TypeError, KeyError, ValueError, OverflowError):
+                del boxes[4 * number :]
+                return item
+            add_owner(image)
+            add_kind(category)
+            add_id(get("id"))
+            crowd, ignore = get("iscrowd"), get("ignore")
+            if crowd or ignore:
+                flags[number] = (crowd, ignore)
+            if (part := get(part_key)) is not None:
+                parts[number] = part
+            if segmentations is not None:
+                segmentations[number] = get("segmentation")
+            return _TAKEN
+
+        return take
 
     def hand_over(self, annotations: list[Any], samples: dict[Any, int], names: dict[Any, str]) -> None:
         """Pair the annotations with their images and classes."""
-        raw = self._raw
+        raw, take = self._raw, self.taker()
         for number, item in enumerate(annotations):
             if item is not _TAKEN:
+                box = _extent(item.get("segmentation")) if isinstance(item, dict) and not item.get("bbox") else None
+                if box is not None and take({**item, "bbox": box}) is _TAKEN:
+                    continue
                 own = item.get("id", f"[{number}]") if isinstance(item, dict) else f"[{number}]"
                 where = raw.locate("", own)
                 raw.problem(where, "has no image_id, category_id or bbox of four numbers; left out")
         _tell_repeated(self._ids, raw)
         image_ids, category_ids = list(self._images), list(self._categories)
-        found = [_by_id(samples, identity) for identity in image_ids]
+        found = _by_id(samples, image_ids)
         sample_of = np.array([-2 if sample is None else sample for sample in found], np.int64)
-        kinds = [_by_id(names, identity) for identity in category_ids]
+        kinds = _by_id(names, category_ids)
         known = np.array([kind is not None for kind in kinds], np.bool_)
         owners, classes = np.array(self._owners, np.int64), np.array(self._kinds, np.int64)
         own = sample_of[owners] if len(owners) else owners
@@ -140,6 +156,7 @@ class _Annotations:
             for name, value in zip(("iscrowd", "ignore"), flags, strict=True):
                 ignore[index] |= raw.flag(files.flag(value), raw.locate("", self._place(index)), name, value)
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
+        self._tell_of_corners(boxes, own)
         boxes[:, 2:] += boxes[:, :2]
         kept = np.flatnonzero((own >= 0) & whole)
         visible = self._visible(boxes)
@@ -159,6 +176,21 @@ class _Annotations:
             ignore[kept],
             outlines,
         )
+
+    def _tell_of_corners(self, boxes: NDArray[np.float64], own: NDArray[np.int64]) -> None:
+        """Boxes (N, 4) that reach over the border as left, top, width, height, and never as corners, are told."""
+        some = np.flatnonzero(own >= 0)
+        some = some[:: max(1, len(some) // _ENOUGH)]
+        sizes = [self._raw.samples[sample].size for sample in own[some].tolist()]
+        known = np.array([size is not None for size in sizes], np.bool_)
+        limits = np.array([size for size in sizes if size is not None], np.float64).reshape(-1, 2)[:, ::-1]
+        limits, tried = limits + CLIP_TOLERANCE_PX, boxes[some[known]]
+        if not len(tried) or not ((tried[:, 2:] > tried[:, :2]).all() and (tried[:, 2:] <= limits).all()):
+            return
+        over = int((tried[:, :2] + tried[:, 2:] > limits).any(axis=1).sum())
+        if over > _OVER * len(tried):
+            told = f"{over} of {len(tried)} boxes reach over the border, and none would as left, top, right, bottom"
+            self._raw.problem(self._file, f"{told}; bbox is read as COCO has it: left, top, width, height")
 
     def _place(self, index: int) -> int | str:
         own = self._ids[index]
@@ -202,12 +234,25 @@ class _Annotations:
         return tuple(outline)
 
 
+def _extent(segmentation: Any) -> list[float] | None:
+    """x, y, width and height of what polygons cover; None where there are none."""
+    try:
+        points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation])
+    except (TypeError, ValueError):
+        return None
+    return [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()] if len(points) else None
+
+
 def _tell_repeated(ids: list[Any], raw: Raw) -> None:
     """Files that were merged restart their ids; the boxes are sound, and nothing looks them up by id."""
     try:
-        if len(set(ids)) == len(ids):
-            return
+        # As numbers they take an eighth of the memory that a set of them does.
+        whole = len(np.unique(np.array(ids, np.int64))) if all(type(own) is int for own in ids) else len(set(ids))
+    except OverflowError:
+        whole = len(set(ids))
     except TypeError:
+        return
+    if whole == len(ids):
         return
     seen: set[Any] = set()
     for own in ids:
@@ -216,13 +261,27 @@ def _tell_repeated(ids: list[Any], raw: Raw) -> None:
         seen.add(own)
 
 
-def _by_id(table: dict[Any, Any], identity: Any) -> Any:
-    """What stands under an id that one list may write as a number and the other as a text."""
-    if (found := table.get(identity)) is not None:
-        return found
-    if isinstance(identity, str):
-        return table.get(int(identity)) if re.fullmatch(r"\d{1,18}", identity) else None
-    return table.get(str(identity)) if isinstance(identity, int) else None
+def _by_id(table: dict[Any, Any], identities: Sequence[Any]) -> list[Any]:
+    """What stands under each id, which one list may write as a number and the other as a text; None where nothing does.
+
+    1, "1", "0001" and "1.0" are one id, unless the table itself tells them apart.
+    """
+    plain: dict[str, list[Any]] = {}
+    if any(identity not in table for identity in identities):
+        for identity, value in table.items():
+            plain.setdefault(_plain_id(identity), []).append(value)
+    found = []
+    for identity in identities:
+        value = table.get(identity)
+        if value is None:
+            alike = plain.get(_plain_id(identity), ())
+            value = alike[0] if len(alike) == 1 else None
+        found.append(value)
+    return found
+
+
+def _plain_id(identity: Any) -> str:
+    return re.sub(r"^0+(?=\d+$)", "", re.sub(r"^(\d+)\.0*$", r"\1", str(identity).strip()))
 
 
 def _categories(file: Path, categories: list[Any], used: Collection[Any], raw: Raw) -> dict[Any, str]:
@@ -277,8 +336,7 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
             raw.problem(where, f"the id is listed twice; {name[:80]} is left out")
             continue
         path = resolver.locate(name) or f"{folders[0]}/{name}".replace("\\", "/")
-        height, width = image.get("height"), image.get("width")
-        size = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
+        size = files.size(image.get("height"), image.get("width"))
         if (first := by_path.get(path)) is not None:
             known = raw.samples[first].size
             name = raw.samples[first].path.name

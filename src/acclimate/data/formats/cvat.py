@@ -14,18 +14,31 @@ FILES = "CVAT's annotations.xml"
 
 
 def find(path: Path) -> bool:
-    """annotations.xml of "CVAT for images", or a folder with it."""
-    file = path if places.is_file(path) else path / "annotations.xml"
+    """annotations.xml of "CVAT for images", or a folder with it, or with such a file for each split."""
+    return bool(_files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    some = [path] if places.is_file(path) else places.files_in(path, ".xml") if places.is_dir(path) else []
+    named = [file for file in some if file.name == "annotations.xml"]
+    # Others lie there by the thousand where each image has one: the first tell what they are.
+    some = named or (some if len(some) == 1 or all(map(_is_index, some[:2])) else [])
+    return [file for file in some if _is_index(file)]
+
+
+def _is_index(file: Path) -> bool:
     return file.suffix.lower() == ".xml" and files.mentions(file, b"<annotations", b"<image ")
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the file says; see `formats.read`."""
-    file = config.path if places.is_file(config.path) else config.path / "annotations.xml"
-    try:
-        tree = files.xml_of(file)
-    except FileNotFoundError:
-        raise AcclimateError(f"{file}: no such file") from None
+    found = _files(config.path)
+    own = [file for file in found if config.split is not None and places.same_split(config.split, file.stem)]
+    if len(own or found) != 1:
+        there = ", ".join(file.name for file in found) or "none"
+        raise AcclimateError(f"{config.path}: {len(found)} files of CVAT for images (there: {there}); set `split`")
+    (file,) = own or found
+    tree = files.xml_of(file)
     raw = Raw(config.path.stem, locate=lambda where, place: f"{where}: shape {place}")
     raw.classes = (
         tuple(
@@ -39,14 +52,11 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     resolver = places.Images([root, root / "images"], [root], split=config.split or "")
     for image in tree.iter("image"):
         name = image.get("name") or ""
-        if config.split is not None and not places.same_split(config.split, image.get("subset") or ""):
+        if config.split is not None and not own and not places.same_split(config.split, image.get("subset") or ""):
             continue
-        try:
-            size = (int(image.get("height") or 0), int(image.get("width") or 0))
-        except ValueError:
-            size = (0, 0)
+        size = files.size(image.get("height"), image.get("width"))
         where = f"{file}: image {name}"
-        sample = raw.sample(resolver.find(name) or root / name, where, size if all(size) else None)
+        sample = raw.sample(resolver.find(name) or root / name, where, size)
         for number, shape in enumerate(image, 1):
             _shape(sample, shape, number, raw)
     return raw

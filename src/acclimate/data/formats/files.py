@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,12 @@ _NO = frozenset(
 )
 
 
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
+_MULTI_BYTE = frozenset(
+    {b"gb2312", b"gbk", b"gb18030", b"big5", b"shift_jis", b"euc-jp", b"euc-kr", b"cp932", b"cp949", b"cp936"}
+)
+
+
 def flag(value: Any) -> bool | None:
     """Whether a flag of a label file (`difficult`, `iscrowd`, `IsGroupOf`) is set, however it is written.
 
@@ -59,6 +66,17 @@ def flag(value: Any) -> bool | None:
         except ValueError:
             return None
     return value > 0 if isinstance(value, int | float) else None
+
+
+def size(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width) as a label file has them, as numbers or texts; None where it says none, or something else."""
+    if type(height) is int and type(width) is int:
+        return (height, width) if height > 0 and width > 0 else None
+    try:
+        rows, columns = int(float(height)), int(float(width))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (rows, columns) if rows > 0 and columns > 0 else None
 
 
 def text(file: Path, names: bool = False) -> str | None:
@@ -111,7 +129,8 @@ def mentions(file: Path, *words: bytes) -> bool:
     """Whether all `words` are in a file. A large one is mapped, not read."""
     try:
         content = current().mapped(file)
-        return all(content.find(word) >= 0 for word in words)
+        encoding = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(content[:2])
+        return all(content.find(word.decode().encode(encoding) if encoding else word) >= 0 for word in words)
     except (OSError, ValueError):
         return False
 
@@ -171,14 +190,23 @@ def yaml_of(file: Path) -> Any:
 
 
 def xml_of(file: Path) -> ElementTree.Element:
-    """The root of an XML file.
+    """The root of an XML file, its names without their namespaces.
 
     Raises:
         FileNotFoundError: it is not there.
         AcclimateError: it cannot be read or parsed.
     """
     try:
-        return ElementTree.fromstring(current().content(file))
+        content = current().content(file)
+        declared = _DECLARED.match(content)
+        if declared and declared[1].lower() in _MULTI_BYTE:
+            # The parser knows none of these; Windows tools of East Asia write them.
+            root = ElementTree.fromstring(content[declared.end() :].decode(declared[1].decode()))
+        else:
+            root = ElementTree.fromstring(content.lstrip())
+        for node in root.iter() if b"xmlns" in content else ():
+            node.tag = node.tag.rpartition("}")[2]
+        return root
     except FileNotFoundError:
         raise
     # An encoding that Python does not know is a LookupError.

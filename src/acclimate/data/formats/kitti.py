@@ -22,19 +22,33 @@ _NUMBERS = (14, 15, 7, 8)
 
 def find(path: Path) -> bool:
     """label_2 (or tracking's label_02) in the folder or in training/; or labels/ with rows that begin with a word."""
-    return places.is_dir(path) and (_root(path, None) is not None or _plain(path, None) is not None)
+    return places.is_dir(path) and (
+        _root(path, None) is not None or _plain(path, None) is not None or bool(_splits(path))
+    )
+
+
+def _splits(path: Path) -> list[str]:
+    """Folders that each are a set, as Datumaro writes the splits."""
+    return [folder.name for folder in places.folders_in(path) if _root(folder, None) is not None]
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the label files say; see `formats.read`."""
-    place = _root(config.path, config.split) or _plain(config.path, config.split)
+    split = config.split
+    place = _root(config.path, split) or _plain(config.path, split)
+    if place is None and (splits := _splits(config.path)):
+        chosen = splits if split is None else [name for name in splits if places.same_split(split, name)]
+        if len(chosen) != 1:
+            raise AcclimateError(f"{config.path}: several splits ({', '.join(splits)}); set `split`")
+        split = chosen[0]
+        place = _root(config.path, split)
     if place is None:
         raise AcclimateError(f"{config.path}: a KITTI set is a folder with image_2 and label_2")
     root, labels, beside = place
     images = config.images or beside
     raw = Raw(f"{config.path.name}/{config.split}" if config.split else config.path.name)
     names = [str(file.relative_to(labels).with_suffix("")) for file in places.files_below(labels, ".txt")]
-    listed = config.split is not None and config.split not in {root.name, labels.name}
+    listed = split is not None and split not in {root.name, labels.name}
     if listed:
         lists = [base / part / f"{config.split}.txt" for base in (root, root.parent) for part in ("ImageSets", ".")]
         text = next((text for text in map(files.text, lists) if text is not None), None)

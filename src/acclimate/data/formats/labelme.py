@@ -66,8 +66,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         if by_tag is not None and by_name is not None and by_tag != by_name:
             raw.problem(file, f"imagePath is {written}, though {by_name.name} is there too; read with {by_tag.name}")
         path = by_tag or by_name or file.parent / written.replace("\\", "/")
-        height, width = content.get("imageHeight"), content.get("imageWidth")
-        size = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
+        size = files.size(content.get("imageHeight"), content.get("imageWidth"))
         sample = raw.sample(path, file, size)
         for number, shape in enumerate(shapes, 1):
             _shape(sample, shape, number, raw)

@@ -29,10 +29,10 @@ def find(path: Path) -> bool:
 
 def _index(path: Path) -> Path | None:
     candidates = [path] if places.is_file(path) else places.files_in(path, ".json") if places.is_dir(path) else []
-    words = (b'"data"', b'"annotations"'), (b'"data"', b'"predictions"')
+    words = (b'"data"', b'"annotations"'), (b'"data"', b'"predictions"'), (b'"original_width"',)
     for file in candidates:
         # COCO's index has no "data"; what is a list and what an object is seen when it is read.
-        if file.suffix.lower() == ".json" and any(files.mentions(file, *two, b"rectanglelabels") for two in words):
+        if file.suffix.lower() == ".json" and any(files.mentions(file, *some, b"rectanglelabels") for some in words):
             return file
     return None
 
@@ -44,13 +44,30 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         raise AcclimateError(f"{config.path}: no JSON file with Label Studio's tasks")
     tasks = files.json_of(file)
     if not isinstance(tasks, list):
-        raise AcclimateError(f"{file}: not a list of Label Studio's tasks; export JSON, not JSON-MIN")
+        raise AcclimateError(f"{file}: not a list of Label Studio's tasks; export JSON")
     raw = Raw(config.path.stem, locate=lambda where, place: f"{where}: result {place}")
     root = config.images or file.parent
     resolver = places.Images([root, root / "images"], [root], split=config.split or "")
     for number, task in enumerate(tasks, 1):
-        _task(task if isinstance(task, dict) else {}, f"{file}: task {number}", raw, resolver, root)
+        _task(_whole(task) if isinstance(task, dict) else {}, f"{file}: task {number}", raw, resolver, root)
     return raw
+
+
+def _whole(task: dict[str, Any]) -> dict[str, Any]:
+    """A task of JSON-MIN, whose results lie beside its data, as JSON has it."""
+    if "annotations" in task or "predictions" in task or isinstance(task.get("data"), dict):
+        return task
+    results = [
+        {**one, "value": one, "type": "rectanglelabels" if "rectanglelabels" in one else "result"}
+        for value in task.values()
+        if isinstance(value, list)
+        for one in value
+        if isinstance(one, dict) and "original_width" in one
+    ]
+    # An image may lie under any key: its value is the text that ends as a file's name does.
+    texts = [value for value in task.values() if isinstance(value, str)]
+    images = [value for value in texts if re.search(r"\.\w{2,5}(\?|$)", value)] or texts
+    return {"data": {"image": images[0]} if images else {}, "annotations": [{"result": results}] if results else []}
 
 
 def _task(task: dict[str, Any], where: str, raw: Raw, resolver: places.Images, root: Path) -> None:
@@ -63,9 +80,9 @@ def _task(task: dict[str, Any], where: str, raw: Raw, resolver: places.Images, r
     results = [_dict(one) for one in _list(annotations[-1].get("result"))]
     size = next(
         (
-            (int(one["original_height"]), int(one["original_width"]))
+            size
             for one in results
-            if isinstance(one.get("original_height"), int) and isinstance(one.get("original_width"), int)
+            if (size := files.size(one.get("original_height"), one.get("original_width"))) is not None
         ),
         None,
     )

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from acclimate.edge.headers import Header, read_header
+from acclimate.edge.headers import Header, read_header_of
 
 SETS = 8
 """So many are kept, the last that were asked for."""
@@ -108,18 +108,26 @@ class Headers:
 
     def read(self, path: Path) -> Header:
         """As `read_header` does."""
-        name, now = str(path), stamp(path)
-        if now is not None and self._stamps.get(name) == _packed(now):
+        name = str(path)
+        known = self._stamps.get(name)
+        if known is not None and (now := stamp(name)) is not None and _packed(now) == known:
             return self._known[name]
-        header = read_header(path)
+        header, status = read_header_of(name)
         header = self._same.setdefault(header, header)
-        if now is not None and _old(now):
+        if _old(now := _stamp_of(status)):
             self._known[name], self._stamps[name] = header, _packed(now)
         return header
 
 
+_FIVE = struct.Struct("<5Q").pack
+
+
 def _packed(now: tuple[int, ...]) -> bytes:
-    return struct.pack("<5Q", *(number & 0xFFFFFFFFFFFFFFFF for number in now))
+    try:
+        return _FIVE(*now)
+    except struct.error:
+        # Before 1970, or of a file system with longer numbers.
+        return repr(now).encode()
 
 
 _looks: ContextVar[Looks | None] = ContextVar("looks", default=None)
@@ -182,6 +190,10 @@ def stamp(path: str | Path) -> tuple[int, ...] | None:
         seen = os.stat(path)  # noqa: PTH116 - a path is not parsed anew for each of very many
     except (OSError, ValueError):
         return None
+    return _stamp_of(seen)
+
+
+def _stamp_of(seen: os.stat_result) -> tuple[int, ...]:
     return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -131,13 +133,56 @@ def listed(file: Path, bases: Sequence[Path], raw: Raw) -> list[Path]:
     return paths
 
 
+class Alike:
+    """Files by names that are written otherwise: in other capitals, with `%20`, or with accents in Unicode's other form
+    (macOS stores them decomposed)."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, dict[str, str]] = {}
+        self._folders: dict[str, str | None] = {}
+
+    def find(self, folder: str, name: str, suffixes: Sequence[str] = ("",)) -> str | None:
+        """The only file of a folder that `name` and one of the `suffixes` may mean; so may the folder's name."""
+        found = self._folder(folder)
+        if found is None:
+            return None
+        folder, there = found, self._in(found)
+        written = (name, urllib.parse.unquote(name))
+        keys = (_plain(form) + suffix.casefold() for form in written for suffix in suffixes)
+        return next((f"{folder}/{there[key]}" for key in keys if there.get(key)), None)
+
+    def _folder(self, folder: str) -> str | None:
+        if folder not in self._folders:
+            found: str | None = folder
+            if not is_dir(Path(folder)):
+                above, _, own = folder.rpartition("/")
+                base = self._folder(above) if above else None
+                alike = [entry for entry in folders_in(Path(base)) if _plain(entry.name) == _plain(own)] if base else []
+                found = str(alike[0]) if len(alike) == 1 else None
+            self._folders[folder] = found
+        return self._folders[folder]
+
+    def _in(self, folder: str) -> dict[str, str]:
+        """A folder's files by their plain names; an empty text where several have one."""
+        if folder not in self._names:
+            names = self._names[folder] = {}
+            for file in files_in(Path(folder), ""):
+                key = _plain(file.name)
+                names[key] = "" if key in names else file.name
+        return self._names[folder]
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
 class Images:
     """Finds the image that a label file or an index means by a name.
 
     In this order: the name in one of the folders `bases`, with either kind of separator; with an image's suffix added;
-    its last parts in one of them, as many as possible, where it is a path of another machine; and the only image of
-    that name below one of the folders `below`. The last two never lead into a folder of another split than `split`, or
-    than the name itself says.
+    its last parts in one of them, as many as possible, where it is a path of another machine; the only image of that
+    name below one of the folders `below`; and the only one whose name is the same but for how it is written (`Alike`).
+    Parts and folders below never lead into a folder of another split than `split`, or than the name itself says.
 
     Args:
         bases: the folders that names are relative to.
@@ -153,6 +198,7 @@ class Images:
         self._listings: dict[str, frozenset[str]] = {}
         self._named: dict[str, list[str]] | None = None
         self._stems: dict[str, list[str]] = {}
+        self._alike = Alike()
 
     def find(self, name: str) -> Path | None:
         """The image, or None."""
@@ -165,6 +211,8 @@ class Images:
             for base in self._bases:
                 if self._exists(path := _joined(base, written)):
                     return _path(path)
+        if "://" in name:
+            name = name.partition("?")[0]
         parts = [part for part in re.split(r"[\\/]", name) if part not in {"", ".", ".."}]
         if not parts or "\0" in name:
             return None
@@ -174,7 +222,19 @@ class Images:
         for start in range(1, len(parts)):
             if found := self._tail(parts, start, suffixes=_SUFFIX_ORDER if bare else ("",)):
                 return found
-        return self._only(parts, bare)
+        return self._only(parts, bare) or self._like(parts, _SUFFIX_ORDER if bare else ())
+
+    def _like(self, parts: list[str], suffixes: Sequence[str]) -> str | None:
+        for start in range(len(parts)):
+            for base in self._bases:
+                path = self._alike.find("/".join([base, *parts[start:-1]]), parts[-1], ("", *suffixes))
+                image = path is not None and path.lower().endswith(tuple(SUFFIXES))
+                if path and image and not (start and self._of_another_split(path, parts)):
+                    return _path(path)
+        folders = {path.rpartition("/")[0] for paths in (self._named or {}).values() for path in paths}
+        found = {self._alike.find(folder, parts[-1], ("", *suffixes)) for folder in folders} - {None}
+        there = [path for path in found if path and not self._of_another_split(path, parts)]
+        return there[0] if len(there) == 1 else None
 
     def _tail(self, parts: list[str], start: int, suffixes: Sequence[str]) -> str | None:
         for base in self._bases:

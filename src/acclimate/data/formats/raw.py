@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from acclimate.structures import Annotations, Outline
 IGNORED_NAME = "DontCare"
 """KITTI's name for regions that were not labelled; other sets borrow it. Ignored in every format unless renamed."""
 
+_ONE_PIXEL = 1.5
+"""No set has all its boxes in the first pixel of their images."""
 CLIP_TOLERANCE_PX = 2.0
 """A box that reaches further over the image's border is clipped and reported; a smaller overhang is rounding."""
 
@@ -75,6 +77,8 @@ class LabelledSet:
     """How many files have an EXIF tag that turns them."""
     deep: tuple[Path, ...] = ()
     """The files that have more than 8 bits."""
+    label_files: tuple[str, ...] = ()
+    """The files, or items of files, that speak of its images."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -323,7 +327,15 @@ def assemble(
         )
     rotated = sum(frame is not None and frame.header.orientation != 1 for frame in frames)
     return LabelledSet(
-        raw.name, format_, mapping.classes, tuple(images), tuple(raw.problems), reading, rotated, tuple(deep)
+        raw.name,
+        format_,
+        mapping.classes,
+        tuple(images),
+        tuple(raw.problems),
+        reading,
+        rotated,
+        tuple(deep),
+        tuple(sample.where for sample in raw.samples),
     )
 
 
@@ -394,6 +406,11 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
         np.maximum(boxes, 0.0, out=boxes)
         np.minimum(boxes, limits, out=boxes)
         outside = np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
+    if kept.any() and not fractions.any() and (np.abs(written[kept]) <= _ONE_PIXEL).all():
+        raise AcclimateError(
+            f"{raw.samples[found.owners[0]].where}: all boxes lie within one pixel, so they may be fractions of the "
+            "image; this format has pixels"
+        )
     sound = kept & finite & ~flat & ~outside
     again = np.zeros(len(sound), np.bool_)
     rows = np.flatnonzero(sound)
@@ -408,7 +425,8 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
             raw.problem(where, f"{name}: {kind} box ({shown}); left out")
         elif outside[index]:
             width, height = int(limits[index][0]), int(limits[index][1])
-            raw.problem(where, f"{name}: box ({shown}) is outside the {width}x{height} image; left out")
+            hint = "; rows are fractions of the image, not pixels" if fractions[index] else ""
+            raw.problem(where, f"{name}: box ({shown}) is outside the {width}x{height} image{hint}; left out")
         else:
             if overhang[index] > CLIP_TOLERANCE_PX:
                 over = f"{overhang[index]:.1f} px over the image's border"
@@ -420,24 +438,28 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
 
 def _repeated(found: _Objects, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Which of `rows` say what an earlier one says: the same image, class, flag and box."""
-    columns = np.column_stack(
-        [
-            found.boxes[rows].view(np.int64) if len(rows) else np.zeros((0, 4), np.int64),
-            found.owners[rows],
-            found.kinds[rows],
-            found.ignore[rows].astype(np.int64),
-        ]
-    )
+
+    def columns(some: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        # One by one: all of them at once would take as much memory as the set's boxes.
+        for side in range(4):
+            yield np.ascontiguousarray(found.boxes[some, side]).view(np.int64)
+        yield found.owners[some]
+        yield found.kinds[some]
+        yield found.ignore[some].astype(np.int64)
+
     # A hash finds candidates; what decides is that the rows are equal.
-    factors = np.random.default_rng(0).integers(1, 2**62, columns.shape[1], np.int64) * 2 + 1
-    hashes = np.zeros(len(columns), np.int64)
+    factors = np.random.default_rng(0).integers(1, 2**62, 7, np.int64) * 2 + 1
+    hashes = np.zeros(len(rows), np.int64)
     with np.errstate(over="ignore"):
-        # Column by column: what stands in between would take as much memory as all of the set's boxes.
-        for column, factor in zip(columns.T, factors, strict=True):
+        for column, factor in zip(columns(rows), factors, strict=True):
             hashes += (column ^ (column >> 29)) * factor
     order = np.argsort(hashes, kind="stable")
-    same = (hashes[order[1:]] == hashes[order[:-1]]) & (columns[order[1:]] == columns[order[:-1]]).all(axis=1)
-    return np.sort(order[1:][same])
+    close = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    later, earlier = order[1:][close], order[:-1][close]
+    same = np.ones(len(close), np.bool_)
+    for one, other in zip(columns(rows[later]), columns(rows[earlier]), strict=True):
+        same &= one == other
+    return np.sort(later[same])
 
 
 def _images(

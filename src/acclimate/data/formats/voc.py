@@ -90,17 +90,15 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
             continue
         _image(file, tree, labels, folder, resolver, raw)
     if chosen is None:
-        places.tell_unlabelled(raw, folder, entries)
+        own = places.folder_in(folder, labels.name) if config.split is not None else None
+        places.tell_unlabelled(raw, own or folder, entries)
     return raw
 
 
 def _image(
     file: Path, tree: ElementTree.Element, labels: Path, folder: Path, resolver: places.Images, raw: Raw
 ) -> None:
-    try:
-        size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
-    except (ValueError, OverflowError):
-        size = (0, 0)
+    size = files.size(tree.findtext("size/height"), tree.findtext("size/width"))
     own = str(file.relative_to(labels).with_suffix("")) if file.is_relative_to(labels) else file.stem
     written = (tree.findtext("filename") or "").strip()
     by_name = resolver.find(own)
@@ -111,12 +109,16 @@ def _image(
             file, f"<filename> is {written}, which is there too; read with {by_name.name}, named as the file is"
         )
     path = by_name or by_tag or folder / (written or f"{own}.jpg").replace("\\", "/")
-    sample = raw.sample(path, file, (size[0], size[1]) if all(size) else None)
+    sample = raw.sample(path, file, size)
     for number, node in enumerate(tree.iter("object"), 1):
         where = f"{file}: object {number}"
         kind = (node.findtext("name") or "").strip()
         box = [node.findtext(f"bndbox/{key}") or "" for key in ("xmin", "ymin", "xmax", "ymax")]
-        if (corners := files.numbers(box)) is None:
+        corners = files.numbers(box)
+        if corners is None and (points := files.numbers([pt.text or "" for pt in node.iterfind("polygon/pt/*")])):
+            # LabelMe's old format: x and y of each corner.
+            corners = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
+        if corners is None or len(corners) != 4:
             raw.problem(where, f"{kind or 'object'}: no bndbox of four numbers; left out")
             continue
         if not kind:

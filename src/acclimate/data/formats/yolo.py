@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
@@ -64,6 +67,13 @@ def _read_yaml(index: Path, config: DataConfig) -> Raw:
     if entries is None:
         folders = [root / f for root in roots for f in (f"images/{split}", f"{split}/images", split)]
         entries = next((str(folder.absolute()) for folder in folders if places.is_dir(folder)), None)
+    if (
+        entries is None
+        and config.split is None
+        and not any(_value(content, key) for key in content if places.splits_in(str(key)))
+    ):
+        # supervision's names no split at all.
+        entries = str((places.folder_in(index.parent, "images") or index.parent).absolute())
     if entries is None:
         keys = [key for key in ("train", "val", "valid", "test") if _value(content, key) is not None]
         raise AcclimateError(f"{index}: no split {split!r} (there: {', '.join(keys) or 'none'}); set `split`")
@@ -209,11 +219,17 @@ def _add(paths: Iterable[Path], root: Path, names: dict[int, str], points: int |
     """Add each image with the rows of its label file."""
     base, top = str(root.absolute()), str(root)
     labelled: list[tuple[Path, Path, str]] = []
+    alike = places.Alike()
     for path in paths:
         candidates = _label_files(path, top, base)
         file, text = next(
             ((file, text) for file in candidates if (text := files.text(file)) is not None), (candidates[0], None)
         )
+        if text is None:
+            # Labels/, a.TXT, or a.jpg.txt.
+            tried = [(str(file.parent), name) for file in candidates for name in (file.name, f"{path.name}.txt")]
+            other = next((found for folder, name in tried if (found := alike.find(folder, name))), None)
+            file, text = (Path(other), files.text(Path(other))) if other else (file, None)
         if text is None:
             raw.problem(file, "no label file; the image counts as one without objects")
         labelled.append((path, file, text or ""))
@@ -263,10 +279,13 @@ def _reader(
     labelled: Sequence[tuple[Path, Path, str]], points: int | None
 ) -> Callable[[list[float]], tuple[tuple[float, ...] | None, str]]:
     """How this set's rows are read: from a row's numbers after the class to its box, and a remark."""
-    if points is None and _has_visibilities(labelled):
-        return _pose
     if points is not None:
         return lambda values: _pose(values) if len(values) in {4 + points, 4} else _row(values, posed=True)
+    shape, told = _looks_like_points(labelled)
+    if shape:
+        return lambda values: (_pose(values)[0], told if len(values) > 5 else _pose(values)[1])
+    if told:
+        return lambda values: (_row(values)[0], told if len(values) > 5 else _row(values)[1])
     return _row
 
 
@@ -294,24 +313,59 @@ def _centred(values: list[float]) -> tuple[float, ...]:
     return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
 
-def _has_visibilities(labelled: Sequence[tuple[Path, Path, str]]) -> bool:
-    """Whether rows are a box and key points of x, y and visibility, though no `kpt_shape` says so: all the same length,
-    each third number 0, 1 or 2, and a 2 among them, which no corner of a polygon is."""
-    lengths, visible = set(), False
-    seen = 0
+def _looks_like_points(labelled: Sequence[tuple[Path, Path, str]]) -> tuple[int, str]:
+    """How many numbers each key point seems to have, where no `kpt_shape` says so, and what is to be told of it.
+
+    Rows of key points are all of one length; their points lie in their box, or are 0 0 where they are not seen. Read as
+    such, a polygon's second corner is the box's size: that lies near the other corners, and a size does not.
+    """
+    rows = _long_rows(labelled)
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or (length := lengths.pop()) < 6:
+        return 0, ""
+    table = np.array(rows)
+    if not np.isfinite(table).all():
+        return 0, ""
+    if (length - 4) % 3 == 0 and np.isin(table[:, 6::3], (0, 1, 2)).all():
+        points = table[:, 4:].reshape(len(table), -1, 3)
+        if length % 2 or (table[:, 6::3] == 2).any() or _within(table, points[..., :2]):
+            return 3, ""
+    if length % 2:
+        return 0, ""
+    points = table[:, 4:].reshape(len(table), -1, 2)
+    if not _within(table, points):
+        return 0, ""
+    others = np.concatenate([table[:, None, :2], points], axis=1)
+    low, high = others.min(axis=1), others.max(axis=1)
+    beyond = np.maximum(low - table[:, 2:4], table[:, 2:4] - high).max(axis=1) / (high - low).max(axis=1).clip(1e-6)
+    apart = float(np.mean(beyond > _APART))
+    told = "a box and key points rather than a polygon, by their places; `kpt_shape` in the yaml would say it"
+    if length > 6 and apart > 0.4:
+        return 2, told
+    likely = length == 6 or apart > 0.02
+    return 0, "a polygon, which may be a box and key points; then set `kpt_shape` in the yaml" if likely else ""
+
+
+_APART = 0.75
+"""Of the extent of a row's other points: so far from them lies a size that is no corner."""
+
+
+def _long_rows(labelled: Sequence[tuple[Path, Path, str]]) -> list[list[float]]:
+    """What follows the class in the rows that hold more than a box and two numbers, of the first files."""
+    rows: list[list[float]] = []
     for _, _, text in labelled:
-        for _, line in files.lines(text):
-            values = (files.numbers(line.split()) or [])[1:]
-            if len(values) == 4:
-                continue
-            if len(values) < 7 or (len(values) - 4) % 3 or any(value not in {0, 1, 2} for value in values[6::3]):
-                return False
-            lengths.add(len(values))
-            visible |= 2 in values[6::3]
-            seen += 1
-        if seen > _SEEN:
+        values = [(files.numbers(line.split()) or [])[1:] for _, line in files.lines(text)]
+        rows += [row for row in values if len(row) > 5]
+        if len(rows) > _SEEN:
             break
-    return len(lengths) == 1 and visible
+    return rows
+
+
+def _within(table: NDArray[np.float64], points: NDArray[np.float64]) -> bool:
+    """Whether nearly all points (rows, points, 2) lie in their rows' boxes; one that is not seen is 0 0."""
+    centres, sides = table[:, None, :2], table[:, None, 2:4]
+    inside = (np.abs(points - centres) <= sides * 0.55 + 0.005).all(axis=2)
+    return bool((sides > 0).all() and np.mean(inside | ~points.any(axis=2)) > 0.95)
 
 
 def _orphans(labelled: Sequence[tuple[Path, Path, str]], raw: Raw) -> None:

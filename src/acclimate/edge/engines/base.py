@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import Artifact, ArtifactManifest
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.named import class_of
@@ -37,9 +37,19 @@ class Engine(abc.ABC):
         Raises:
             AcclimateError: the engine is not installed, or does not accept the model file.
         """
+        self.check(artifact.manifest)
+        return self.open(artifact, threads)
+
+    def check(self, manifest: ArtifactManifest) -> None:
+        """Refuse what cannot be run here.
+
+        Raises:
+            AcclimateError: the engine, or what of it the manifest asks for, is not installed.
+        """
         if missing := self.missing():
             raise AcclimateError(missing)
-        return self.open(artifact, threads)
+        if manifest.provider != "cpu":
+            raise AcclimateError(f"{self.name}: has no provider {manifest.provider}; that is of onnx alone")
 
     @abc.abstractmethod
     def open(self, artifact: Artifact, threads: int) -> Network:

@@ -1,17 +1,28 @@
-"""ONNX Runtime on the CPU: fp32, and static INT8 in the QDQ format. The artifact is one `model.onnx`."""
+"""ONNX Runtime: fp32, and static INT8 in the QDQ format, by any of its providers. The artifact is one `model.onnx`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Provider
 from acclimate.edge.engines.base import Engine, Network, check_named, reason
 from acclimate.edge.external import check_self_contained
 from acclimate.errors import AcclimateError
+
+PROVIDERS: Mapping[Provider, tuple[str, str]] = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu, and TensorRT"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
+    "coreml": ("CoreMLExecutionProvider", "onnxruntime, on macOS"),
+}
+"""By our name: ONNX Runtime's own, and the package that has it."""
 
 
 class Onnx(Engine):
@@ -20,6 +31,20 @@ class Onnx(Engine):
     name: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     extra: ClassVar[str] = ""
+
+    def check(self, manifest: ArtifactManifest) -> None:
+        """See `Engine.check`."""
+        super().check(manifest.model_copy(update={"provider": "cpu"}))
+        import onnxruntime
+
+        name, package = PROVIDERS[manifest.provider]
+        there = onnxruntime.get_available_providers()
+        if name not in there:
+            known = ", ".join(own for own, (theirs, _) in PROVIDERS.items() if theirs in there)
+            raise AcclimateError(
+                f"provider {manifest.provider}: this ONNX Runtime has {known}; it is in {package} (in place of "
+                "onnxruntime)"
+            )
 
     def open(self, artifact: Artifact, threads: int) -> Network:
         """See `Engine.open`."""
@@ -38,10 +63,16 @@ class Onnx(Engine):
         # A thread that spins between images takes the core from pre- and post-processing.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
         try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            # What a provider cannot compute falls to the CPU, operator by operator.
+            wish, cpu = PROVIDERS[artifact.manifest.provider][0], PROVIDERS["cpu"][0]
+            session = onnxruntime.InferenceSession(str(file), options, providers=list(dict.fromkeys((wish, cpu))))
             names = {output.name for output in session.get_outputs()}
         except Exception as error:  # onnxruntime raises many unrelated types here, all about this file
             raise AcclimateError(f"{file}: ONNX Runtime does not accept it ({reason(error)})") from None
+        if session.get_providers()[0] != wish:
+            raise AcclimateError(
+                f"{file}: provider {artifact.manifest.provider} does not start on this machine (is its hardware there?)"
+            )
         check_named(file, "output", wanted, names)
 
         def run(images: NDArray[np.float32]) -> list[NDArray[Any]]:
