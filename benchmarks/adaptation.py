@@ -351,17 +351,18 @@ def mean_and_interval(values: Sequence[float]) -> str:
 
 
 def summary(column: str = "target_ap50") -> Iterator[str]:
-    """A table in Markdown: means over seeds, the paired gain with its interval, and the share of the gap that it is."""
+    """A table in Markdown: means over seeds, the paired gains with their intervals, and the shares of the gap."""
     yield (
-        "| pair | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | oracle | oracle, both "
-        "| gain, chosen | gap closed |"
+        "| pair | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | weather, chosen | oracle "
+        "| oracle, both | gain, chosen | gain, weather | gap | closed, chosen | closed, weather |"
     )
-    yield "|" + "---|" * 10
-    closed = []
+    yield "|" + "---|" * 14
+    closed: dict[str, list[float]] = {"chosen": [], "weather": []}
     for pair in PAIRS:
         columns = {
             "source-only": recorded(pair, "source-only"),
             **{name: recorded(pair, "adapted", name) for name in ("last", "chosen", "hindsight")},
+            "weather": recorded(pair, "weather", "chosen"),
             "oracle": recorded(pair, "oracle"),
             "both": recorded(pair, "oracle-both"),
         }
@@ -375,20 +376,31 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
             else "-"
             for found in points.values()
         ]
-        gains = {seed: points["chosen"][seed] - points["source-only"][seed] for seed in seeds}
+        alone = points["source-only"]
+        gains = {
+            name: {seed: points[name][seed] - alone[seed] for seed in seeds if seed in points[name]} for name in closed
+        }
         bounded = [seed for seed in seeds if seed in points["oracle"] and seed in points["both"]]
-        share = "-"
-        if bounded:
-            room = statistics.mean(
-                max(points["oracle"][seed], points["both"][seed]) - points["source-only"][seed] for seed in bounded
+        rooms = {seed: max(points["oracle"][seed], points["both"][seed]) - alone[seed] for seed in bounded}
+        room = statistics.mean(rooms.values()) if rooms else 0.0
+        shares = []
+        for name, found in gains.items():
+            known = [seed for seed in bounded if seed in found]
+            if not known or room <= NO_GAP:
+                shares.append("-")
+                continue
+            share = statistics.mean(found[seed] for seed in known) / statistics.mean(rooms[seed] for seed in known)
+            closed[name].append(share)
+            shares.append(f"{100 * share:.0f} %")
+        told = [mean_and_interval(list(found.values())) if found else "-" for found in gains.values()]
+        gap = f"{100 * room:.1f}" if rooms else "-"
+        yield f"| {' | '.join([pair, str(len(seeds)), *cells, *told, gap, *shares])} |"
+    for name, known in closed.items():
+        if known:
+            yield (
+                f"\nGap closed by {name}, mean over the {len(known)} pairs that have one and rows of it: "
+                f"{100 * statistics.mean(known):.0f} %."
             )
-            gain = statistics.mean(gains[seed] for seed in bounded)
-            share = f"{100 * gain / room:.0f} % of {100 * room:.1f}" if room > NO_GAP else f"no gap ({100 * room:+.1f})"
-            if room > NO_GAP:
-                closed.append(gain / room)
-        yield f"| {pair} | {len(seeds)} | {' | '.join(cells)} | {mean_and_interval(list(gains.values()))} | {share} |"
-    if closed:
-        yield f"\nGap closed, mean over the pairs that have one: {100 * statistics.mean(closed):.0f} %."
 
 
 def source_summary() -> Iterator[str]:

@@ -81,8 +81,8 @@ MUTANTS = (
         "image -> canvas",
         "the sides on the canvas are cut to whole pixels where they are rounded",
         "edge/images.py",
-        "inner = (max(1, round(width * scale)), max(1, round(height * scale)))",
-        "inner = (max(1, int(width * scale)), max(1, int(height * scale)))",
+        "return scale, (max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale)))",
+        "return scale, (max(1, int(picture[0] * scale)), max(1, int(picture[1] * scale)))",
         ("edge/test_images.py::test_the_sides_on_the_canvas_are_rounded",),
     ),
     Mutant(
