@@ -129,7 +129,7 @@ class QuantisationAware(Term):
         Raises:
             AcclimateError: the detector is a bank of widths, its layers are reparametrised, or none is quantised.
         """
-        if detector.bank and detector.plain().kind != detector.kind:
+        if detector.bank and detector.plain().spec != detector.spec:
             raise AcclimateError(
                 "adapt.quantisation: a bank of widths is not what is exported; `acclimate search` makes a detector of "
                 "one, which can be fine-tuned"

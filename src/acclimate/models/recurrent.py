@@ -29,6 +29,14 @@ class LSTMCell(nn.Module):
     """
 
     def __init__(self, inputs: int, hidden: int, *, peepholes: bool = False, coupled: bool = False) -> None:
+        """Build a cell.
+
+        Args:
+            inputs: I, numbers that come in.
+            hidden: H, width of the states.
+            peepholes: whether the gates see the cell's state.
+            coupled: whether the forget gate is one minus the input gate.
+        """
         super().__init__()
         self.hidden, self.coupled = hidden, coupled
         self.weight_ih, self.weight_hh = _matrix(4 * hidden, inputs, hidden), _matrix(4 * hidden, hidden, hidden)

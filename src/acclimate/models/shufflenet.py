@@ -26,6 +26,12 @@ class ShuffleNet(nn.Module):
     def __init__(self, groups: int = 3, num_classes: int = 1000, in_chans: int = 3, output_stride: int = 32) -> None:
         """Build it without weights.
 
+        Args:
+            groups: of the pointwise convolutions.
+            num_classes: of the classifier; 0 for none.
+            in_chans: channels of an image.
+            output_stride: 32; timm asks for others.
+
         Raises:
             NotImplementedError: an output stride other than 32.
         """

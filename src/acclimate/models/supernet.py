@@ -79,7 +79,14 @@ def _depthwise(channels: int, kernel: int, stride: int) -> list[nn.Module]:
 
 
 def block(name: str, inputs: int, outputs: int, stride: int) -> nn.Module:
-    """One of `BLOCKS`."""
+    """One of `BLOCKS`.
+
+    Args:
+        name: of it.
+        inputs: channels that come in.
+        outputs: channels that go out.
+        stride: 1, or 2 for a block that halves the map.
+    """
     kernels = (3, 3, 3) if name == "xception" else (int(name.removeprefix("shuffle")),)
     return ShuffleBlock(inputs, outputs, kernels, stride)
 

@@ -127,7 +127,8 @@ def _made(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def weights(name: str) -> dict[str, Tensor]:
-    """The state of torchvision's own checkpoint of a classifier, downloaded where its cache has none.
+    """torchvision's own checkpoint of a classifier, name -> weights (O, I, k, k) or (C,); downloaded where its cache
+    has none.
 
     Raises:
         AcclimateError: it cannot be had.
