@@ -125,7 +125,13 @@ def drift_table() -> Iterator[str]:
 def reading_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "reading.csv"),
-        {"reader": "reader", "cpu_s": "processor, s", "memory_mb": "MB", "ratio": "times pycocotools"},
+        {
+            "reader": "reader",
+            "cpu_s": "processor, s",
+            "again_cpu_s": "once more, s",
+            "memory_mb": "MB",
+            "ratio": "times pycocotools",
+        },
     )
 
 

@@ -472,3 +472,14 @@ def test_labels_beside_a_format_that_is_known_are_told(tmp_path: Path) -> None:
     told = [(Path(problem.where).name, problem.what) for problem in load(tmp_path).problems]
     assert [where for where, _ in told] == ["more.csv", "b.txt"]
     assert all("are no part of it (read as yolo)" in what for _, what in told)
+
+
+def test_a_rotation_that_is_no_number_is_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    shape = '<box label="car" xtl="20" ytl="30" xbr="60" ybr="70" rotation="{}"/>'
+    for rotation, told in (("0.0", False), ("30", True), ("left", True)):
+        image = f'<image id="0" name="a.png" width="160" height="120">{shape.format(rotation)}</image>'
+        text(tmp_path / "annotations.xml", f"<annotations>{image}</annotations>")
+        found = read(DataConfig(path=tmp_path))
+        assert boxes(found) == {"a.png": [("car", CAR)]}
+        assert any("a turned box" in problem.what for problem in found.problems) is told

@@ -65,6 +65,28 @@ def test_every_orientation_in_every_format_is_what_pillow_makes_of_it(kind: str,
     assert header.size("stored") == stored.shape[:2] == (37, 53)
 
 
+@pytest.mark.parametrize(("mode", "comment"), [("RGB", b""), ("L", b""), ("L", b"# a thermal camera\n")])
+def test_a_netpbm_picture_is_what_pillow_makes_of_it(mode: str, comment: bytes) -> None:
+    stored = io.BytesIO()
+    picture = Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).convert(mode)
+    picture.save(stored, "PPM")
+    data = stored.getvalue()[:3] + comment + stored.getvalue()[3:]
+    assert parse_header(data, "a.pgm").size() == (12, 16)
+    assert np.array_equal(decode_image(data, "a.pgm"), np.asarray(picture.convert("RGB")))
+    with pytest.raises(AcclimateError, match="not a readable image"):
+        decode_image(data[:-9], "a.pgm")
+
+
+def test_a_netpbm_picture_of_16_bits_has_its_first_byte_first() -> None:
+    values = np.arange(28000, 28000 + 12 * 16, dtype=np.uint16).reshape(12, 16)
+    data = b"P5\n16 12\n65535\n" + values.astype(">u2").tobytes()
+    assert parse_header(data, "a.pgm").bits == 16
+    grey = decode_image(data, "a.pgm")[..., 0].ravel().astype(int)
+    assert (np.diff(grey) >= 0).all()
+    assert grey[0] == 0
+    assert grey[-1] == 255
+
+
 def test_an_orientation_behind_the_pixels_of_a_png_is_found(tmp_path: Path) -> None:
     data = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))[1].tobytes()
     exif = Pillow.Exif()

@@ -53,6 +53,21 @@ def test_a_folder_with_all_that_lies_about(tmp_path: Path) -> None:
     assert [(problem.where, problem.what) for problem in found.problems] == list(listed.problems)
 
 
+def test_pictures_that_are_not_read_are_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    for name in ("IMG_2.HEIC", "sub/IMG_1.heic", "b.gif", ".hidden.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no picture")
+    expected = ["1 .gif file is not read; convert to PNG or JPEG", "2 .heic files are not read; convert to PNG or JPEG"]
+    for where in (tmp_path, f"{tmp_path}/**/*"):
+        listed = images_of(where)
+        assert [path.name for path in listed.paths] == ["a.jpg"]
+        assert [what for _, what in listed.problems] == expected
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(AcclimateError, match=r"no image found .*1 \.gif file is not read"):
+        images_of(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")

@@ -162,7 +162,7 @@ def watch(
             camera = one.source
             nothing = camera.ended and not own.frames
             if nothing and (not one.resumed or camera.kind != "folder" or own.unreadable):
-                why = camera.trouble or "there is no image in it"
+                why = camera.trouble or "there is no image in it; those of subfolders are not read"
                 raise AcclimateError(f"{masked(camera.where)}: nothing was read ({why})")
     return summary
 

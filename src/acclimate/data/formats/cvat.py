@@ -69,7 +69,7 @@ def _shape(sample: int, shape: ElementTree.Element, number: int, raw: Raw) -> No
         return
     if shape.tag == "box":
         box = files.numbers([shape.get(key) or "" for key in ("xtl", "ytl", "xbr", "ybr")])
-        if float(shape.get("rotation") or 0):
+        if files.numbers([shape.get("rotation") or "0"]) != [0]:
             raw.problem(where, f"{label}: a turned box; read as if it were upright")
     elif shape.tag == "polygon":
         points = files.numbers((shape.get("points") or "").replace(";", " ").replace(",", " ").split()) or []
