@@ -166,9 +166,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument(
-        "--smoke", action="store_true", help="as little as shows that it runs; writes build/pipeline-smoke.csv"
-    )
+    parser.add_argument("--smoke", action="store_true", help="see that it runs; writes build/pipeline-smoke.csv")
     options = parser.parse_args()
     if options.smoke:
         global CSV
