@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,6 @@ def accuracy(artifact: Path, data: DataConfig, resamples: int) -> None:
 
 def differences(full: list[Detections | None], reduced: list[Detections | None], truth: Any, resamples: int) -> str:
     """The 95 % interval of the AP50 that reduced decoding gains, over images drawn with replacement."""
-    from dataclasses import replace
-
     rng = np.random.default_rng(0)
     gains = []
     for _ in range(resamples):
@@ -167,11 +166,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument("--smoke", action="store_true", help="as little as shows that it runs; writes beside the CSV")
+    parser.add_argument("--smoke", action="store_true", help="see that it runs; writes build/pipeline-smoke.csv")
     options = parser.parse_args()
     if options.smoke:
         global CSV
-        CSV = CSV.with_name("pipeline-smoke.csv")
+        CSV = CSV.parents[1] / "build" / "pipeline-smoke.csv"
+        CSV.parent.mkdir(exist_ok=True)
         options.steps, options.rounds, options.images, options.resamples = 5, 1, 4, 2
     CSV.unlink(missing_ok=True)
     bccd = adaptation.DATA / "blood-cells" / "bccd"

@@ -96,7 +96,7 @@ def test_what_is_no_image_is_one_line(artifact: Path, tmp_path: Path) -> None:
 def test_overlapping_stages_change_nothing(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order, results, pictures and the error of a file in between; of a video likewise."""
     squares.write_scenes(tmp_path / "scenes", 9, scale=2)
-    (tmp_path / "scenes" / "images" / "0035.png").write_bytes(b"no picture")
+    (tmp_path / "scenes" / "0035.png").write_bytes(b"no picture")
     film = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 96))
     for number in range(12):
@@ -120,11 +120,11 @@ def test_overlapping_stages_change_nothing(artifact: Path, tmp_path: Path, monke
 
 def test_how_it_runs_is_part_of_the_artifact(artifact: Path, tmp_path: Path) -> None:
     """Tiles find what is too small for the whole picture; a reduced JPEG gives boxes of the whole one."""
-    image = np.zeros((960, 1280, 3), np.uint8)
+    image = np.zeros((480, 640, 3), np.uint8)
     small, truth = squares.scene(3, 1)
-    image[432 : 432 + small.shape[0], 600 : 600 + small.shape[1]] = small
+    image[192 : 192 + small.shape[0], 256 : 256 + small.shape[1]] = small
     tiled = Predictor.load(artifact, running=Running(tiles=Tiles(size=(96, 128), overlap=0.5)))
-    shift = np.float32([600, 432, 600, 432])
+    shift = np.float32([256, 192, 256, 192])
 
     def near(found: Detections) -> int:
         overlaps = pairwise(truth.boxes + shift, found.above(0.5).boxes)
