@@ -207,9 +207,16 @@ def _of_verb(default: Any, info: ParameterInfo) -> str:
 def _help(verb: str, parameter: str, info: ParameterInfo) -> str:
     if not info.help:
         raise ValueError(f"{verb}: {parameter}: no help says what it is")
-    bounds = [f"from {info.min:g}"] if info.min is not None else []
-    bounds += [f"to {info.max:g}"] if info.max is not None else []
+    bounds = [f"from {_number(info.min)}"] if info.min is not None else []
+    bounds += [f"to {_number(info.max)}"] if info.max is not None else []
     return _cell(f"{info.help} ({' '.join(bounds)})" if bounds else info.help)
+
+
+def _number(value: float) -> str:
+    """Whole numbers in full, with commas from a million on."""
+    if value != int(value):
+        return f"{value:g}"
+    return f"{value:,.0f}" if value >= 1e6 else f"{value:.0f}"
 
 
 def _cell(text: str) -> str:
