@@ -48,8 +48,8 @@ def job(data: Path, tmp_path_factory: pytest.TempPathFactory) -> workflow.Job:
     """A whole job, run once; tests that change something work on a copy."""
     _opened.clear()
     with pytest.MonkeyPatch.context() as patched:
-        read_header = looked.read_header
-        patched.setattr(looked, "read_header", lambda path: _headers.update([str(path)]) or read_header(path))
+        read = looked.read_header_of
+        patched.setattr(looked, "read_header_of", lambda path: _headers.update([str(path)]) or read(path))
         return workflow.run(tiny_config(data, tmp_path_factory.mktemp("job")))
 
 
