@@ -73,6 +73,7 @@ EXTRAS = {
     "tune": "searching options with acclimate tune",
     "transformers": "detectors and zero-shot labellers of Hugging Face",
     "docs": "building the documentation's site",
+    "mqtt": "events of watch sent by MQTT",
 }
 """Extras that no area of their own lists, and what each is for."""
 

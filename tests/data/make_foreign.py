@@ -1,4 +1,4 @@
-"""Exports of tools that are not ours, of one small set: what `test_foreign.py` reads.
+"""Exports of tools that are not ours, of one small set: what `test_foreign_exports.py` reads.
 
     python -m venv tools
     tools/bin/pip install datumaro==1.13.12 supervision==0.31.2 globox==2.9.0 label-studio-sdk==2.1.2
