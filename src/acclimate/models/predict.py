@@ -68,7 +68,7 @@ def predict(
     """
     device = device_of(detector)
     size = _canvas(detector, view.scale)
-    spec = detector.spec.model_copy(update={"image_size": size})
+    spec = detector.spec if size == detector.spec.image_size else detector.spec.model_copy(update={"image_size": size})
     detections: list[Detections | None] = []
     with evaluating(detector):
         for batch in _read_ahead(paths, spec, batch_size, view.flip):
