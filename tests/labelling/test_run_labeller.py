@@ -40,9 +40,9 @@ def detector() -> Detector:
 def look(detector: Detector, path: Path, size: tuple[int, int], turned: bool) -> Detections:
     """By hand: the detector on a canvas of this size."""
     canvas, placed = letterbox(read_image(path), size)
-    pixels = np.ascontiguousarray(canvas[:, ::-1]) if turned else canvas
+    pixels = torch.from_numpy(np.stack([canvas[:, ::-1] if turned else canvas]))
     with evaluating(detector):
-        found = detector.decode(detector(torch.from_numpy(pixels).permute(2, 0, 1)[None].float()), size)[0]
+        found = detector.decode(detector(pixels.permute(0, 3, 1, 2).float()), size)[0]
     return placed.to_image(mirrored(found, size[1]) if turned else found)
 
 

@@ -77,7 +77,8 @@ def _look(detector: Detector, image: Image, scale: float, turned: bool) -> Detec
         for side in detector.spec.image_size
     )
     canvas, placed = letterbox(image, (rows, columns))
-    pixels = torch.from_numpy(np.ascontiguousarray(canvas[:, ::-1] if turned else canvas))
-    raw = detector(pixels.permute(2, 0, 1)[None].float().to(device_of(detector)))
+    # As `models.predict` lays a batch out: another layout rounds otherwise, and near ties change their order.
+    pixels = torch.from_numpy(np.stack([canvas[:, ::-1] if turned else canvas])).to(device_of(detector))
+    raw = detector(pixels.permute(0, 3, 1, 2).float())
     seen = detector.decode(raw, (rows, columns))[0]
     return placed.to_image(mirrored(seen, float(columns)) if turned else seen)
