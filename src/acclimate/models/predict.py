@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from acclimate.boxes.fusion import mirrored
 from acclimate.edge.engines import Network
-from acclimate.edge.images import Letterbox, letterbox, read_image
+from acclimate.edge.images import Letterbox, Reading, letterbox, read_image
 from acclimate.errors import AcclimateError
-from acclimate.models.detector import Detector, DetectorSpec, device_of, evaluating
+from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.masks import paste
 from acclimate.structures import Detections, Image, View
 
@@ -68,10 +68,9 @@ def predict(
     """
     device = device_of(detector)
     size = _canvas(detector, view.scale)
-    spec = detector.spec if size == detector.spec.image_size else detector.spec.model_copy(update={"image_size": size})
     detections: list[Detections | None] = []
     with evaluating(detector):
-        for batch in _read_ahead(paths, spec, batch_size, view.flip):
+        for batch in _read_ahead(paths, size, detector.spec.reading, batch_size, view.flip):
             canvases = torch.from_numpy(np.stack([canvas for canvas, _, _ in batch])).to(device)
             found = detector.decode(detector(canvases.permute(0, 3, 1, 2).float()), size)
             for one, (_, placed, problem) in zip(found, batch, strict=True):
@@ -105,7 +104,7 @@ def predict_masks(
     device = device_of(detector)
     found: list[Masked | None] = []
     with evaluating(detector):
-        for batch in _read_ahead(paths, detector.spec, 1, False):
+        for batch in _read_ahead(paths, detector.spec.image_size, detector.spec.reading, 1, False):
             canvas, placed, problem = batch[0]
             if placed is None:
                 report(problem)
@@ -146,22 +145,24 @@ _Placed = tuple[Image, Letterbox | None, str]
 """A canvas, how the image was put on it, and the problem where it could not be read."""
 
 
-def _read_ahead(paths: Sequence[Path], spec: DetectorSpec, batch_size: int, flip: bool) -> Iterator[list[_Placed]]:
+def _read_ahead(
+    paths: Sequence[Path], size: tuple[int, int], reading: Reading, batch_size: int, flip: bool
+) -> Iterator[list[_Placed]]:
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(1) as reader:
         coming: deque[Future[list[_Placed]]] = deque()
         for batch in batches:
-            coming.append(reader.submit(lambda paths: [_place(path, spec, flip) for path in paths], batch))
+            coming.append(reader.submit(lambda paths: [_place(path, size, reading, flip) for path in paths], batch))
             if len(coming) > 1:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
 
-def _place(path: Path, spec: DetectorSpec, flip: bool) -> _Placed:
+def _place(path: Path, size: tuple[int, int], reading: Reading, flip: bool) -> _Placed:
     try:
-        image = read_image(path, spec.reading)
-        canvas, placed = letterbox(np.ascontiguousarray(image[:, ::-1]) if flip else image, spec.image_size)
+        image = read_image(path, reading)
+        canvas, placed = letterbox(np.ascontiguousarray(image[:, ::-1]) if flip else image, size)
     except AcclimateError as error:
-        return np.zeros((*spec.image_size, 3), np.uint8), None, str(error)
+        return np.zeros((*size, 3), np.uint8), None, str(error)
     return canvas, placed, ""
