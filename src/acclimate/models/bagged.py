@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from acclimate.config import TwoStageConfig
 from acclimate.models.losses import softmax_loss
-from acclimate.models.roi_heads import RoiHead, SiblingHead, Truth, box_loss
-
-LEAST = 1e-6
-"""Probability below which a class's logarithm goes no further."""
+from acclimate.models.roi_heads import RoiHead, SiblingHead, Truth, box_loss, mean_logits
 
 
 class BaggedHead(RoiHead):
@@ -42,8 +39,11 @@ class BaggedHead(RoiHead):
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = [_of(member, pooled) for member, pooled in self._pooled(features, proposals)]
-        mean = torch.stack([logits.float().softmax(-1) for logits, _ in found]).mean(0)
-        return mean.clamp(min=LEAST).log(), torch.stack([offsets for _, offsets in found]).mean(0), proposals
+        return (
+            mean_logits([logits for logits, _ in found]),
+            torch.stack([offsets for _, offsets in found]).mean(0),
+            proposals,
+        )
 
     def losses(
         self,

@@ -11,22 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.boxes import tensors
 from acclimate.boxes.offsets import ROI_WEIGHTS, Weights
 from acclimate.models.detector import LossKind
-from acclimate.models.losses import iou_loss
 from acclimate.models.roi_heads import (
-    IOU_WEIGHT,
     ROI_OBJECT,
-    SMOOTH,
     RoiHead,
     Sample,
     Truth,
     class_loss,
     fully_connected,
+    mean_logits,
+    move_loss,
     predictors,
 )
 
@@ -34,8 +32,6 @@ OVERLAPS = (ROI_OBJECT, 0.6, 0.7)
 """From which a box is an object, stage by stage."""
 SHARES = (1.0, 0.5, 0.25)
 """Weight of each stage's losses, as the authors released them."""
-LEAST = 1e-6
-"""Probability below which a class's logarithm goes no further."""
 
 
 def weights_of(stage: int) -> Weights:
@@ -76,14 +72,13 @@ class CascadeHead(RoiHead):
         self.stages = nn.ModuleList(_Stage(channels, classes, hidden) for _ in OVERLAPS)
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        chances, boxes, logits, moves = [], proposals, proposals, proposals
+        scores, boxes, logits, moves = [], proposals, proposals, proposals
         for number, stage in enumerate(self.stages):
             if number:
                 boxes = self._moved(features, boxes, moves, number - 1)
             logits, moves = stage(self.pool(features, boxes))
-            chances.append(logits.float().softmax(-1))
-        mean = torch.stack(chances).mean(0).clamp(min=LEAST)
-        return mean.log(), _spread(moves, logits.shape[-1]), boxes
+            scores.append(logits)
+        return mean_logits(scores), _spread(moves, logits.shape[-1]), boxes
 
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         first = self.stages[0]
@@ -132,12 +127,8 @@ class CascadeHead(RoiHead):
 
     def _box_loss(self, moves: Tensor, boxes: Tensor, labels: Tensor, matched: Tensor, stage: int) -> Tensor:
         objects, weights = labels > 0, weights_of(stage)
-        own, base, wanted = moves[objects].float(), boxes[objects].float(), matched[objects]
-        if self.criteria.boxes == "default":
-            target = tensors.encode(wanted, base, weights)
-            loss = F.smooth_l1_loss(own, target, beta=SMOOTH, reduction="none").sum(-1)
-        else:
-            loss = IOU_WEIGHT * iou_loss(self.criteria.boxes, tensors.decode(own, base, weights), wanted)
+        own, base = moves[objects].float(), boxes[objects].float()
+        loss = move_loss(own, base, matched[objects], self.criteria.boxes, weights)
         return loss.sum() / (labels >= 0).sum().clamp(min=1)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.boxes import tensors
-from acclimate.boxes.offsets import ROI_WEIGHTS
+from acclimate.boxes.offsets import ROI_WEIGHTS, Weights
 from acclimate.config import TwoStageConfig
 from acclimate.config.losses import LossConfig
 from acclimate.models.detector import LossKind
@@ -36,6 +36,8 @@ ROI_OBJECT = 0.5
 """Overlap from which a proposal is an object; all others are background."""
 INSIDE_IGNORED = 0.5
 """Share of a box's area inside an ignored region from which the box is left out of the losses."""
+LEAST = 1e-6
+"""Probability below which a class's logarithm goes no further."""
 SMALLEST = 1e-3
 """Pixels; proposals and labelled boxes below it are dropped."""
 
@@ -215,9 +217,8 @@ class RoiHead(nn.Module, ABC):
         loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), self.criteria).view_as(labels)
         row = labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
         objects = labels > 0
-        wanted = tensors.encode(matched[objects], anchors[objects].float(), ROI_WEIGHTS)
         own = offsets.gather(2, row)[:, :, 0][objects].float()
-        loss[objects] += F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
+        loss[objects] += move_loss(own, anchors[objects].float(), matched[objects])
         # A head may have moved a proposal out of the canvas, where nothing is left to encode against.
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0)
 
@@ -324,13 +325,31 @@ def box_loss(
     used = (labels >= 0).sum().clamp(min=1)
     image, row = torch.nonzero(labels > 0, as_tuple=True)
     own = offsets[image, row, labels[image, row]].float()
-    base = anchors[image, row].float()
-    if kind == "default":
-        wanted = tensors.encode(matched[image, row], base, ROI_WEIGHTS)
-        loss = F.smooth_l1_loss(own, wanted, beta=SMOOTH, reduction="none").sum(-1)
-    else:
-        loss = IOU_WEIGHT * iou_loss(kind, tensors.decode(own, base, ROI_WEIGHTS), matched[image, row])
+    loss = move_loss(own, anchors[image, row].float(), matched[image, row], kind)
     return (loss if weight is None else loss * weight[image, row]).sum() / used
+
+
+def move_loss(
+    own: Tensor, base: Tensor, wanted: Tensor, kind: str = "default", weights: Weights = ROI_WEIGHTS
+) -> Tensor:
+    """(N,): the loss of each object's offsets.
+
+    Args:
+        own: (N, 4), the offsets.
+        base: (N, 4), the boxes that they move.
+        wanted: (N, 4), the labelled boxes.
+        kind: as in `box_loss`.
+        weights: that the offsets are divided by.
+    """
+    if kind == "default":
+        target = tensors.encode(wanted, base, weights)
+        return F.smooth_l1_loss(own, target, beta=SMOOTH, reduction="none").sum(-1)
+    return IOU_WEIGHT * iou_loss(kind, tensors.decode(own, base, weights), wanted)
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """(B, K, C + 1): logits whose softmax is the mean of the probabilities of several (B, K, C + 1)."""
+    return torch.stack([one.float().softmax(-1) for one in logits]).mean(0).clamp(min=LEAST).log()
 
 
 def located(offsets: Tensor, anchors: Tensor, labels: Tensor) -> Tensor:
