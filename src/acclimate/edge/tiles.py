@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.boxes.iou import area, shared
+from acclimate.boxes.iou import area, pairwise, shared
 from acclimate.edge.artifact import Tiles
 from acclimate.edge.images import Letterbox
 from acclimate.errors import AcclimateError
@@ -104,11 +104,11 @@ def together(pieces: Sequence[Piece], found: Sequence[Detections], iou: float, m
     for candidate in order:
         rivals = np.array([k for k in kept if labels[k] == labels[candidate] and of[k] != of[candidate]], np.int64)
         if len(rivals):
-            both = area(shared(boxes[candidate], boxes[rivals]))
-            own, theirs = area(boxes[candidate]), area(boxes[rivals])
-            alike = both / np.maximum(own + theirs - both, 1e-9) > iou
+            alike = pairwise(boxes[candidate][None], boxes[rivals])[0] > iou
             # Of a small object inside a large one of its class neither is cut, and both stay.
-            part = cut[candidate] & (both / np.maximum(np.minimum(own, theirs), 1e-9) > INSIDE)
+            both = area(shared(boxes[candidate], boxes[rivals]))
+            smaller = np.minimum(area(boxes[candidate]), area(boxes[rivals]))
+            part = cut[candidate] & (both / np.maximum(smaller, 1e-9) > INSIDE)
             if (alike | part).any():
                 continue
         kept.append(int(candidate))
