@@ -16,7 +16,6 @@ import numpy as np
 from acclimate.config import DataConfig
 from acclimate.data.formats import cityscapes, files, places
 from acclimate.data.formats.raw import Raw
-from acclimate.errors import AcclimateError
 
 FILES = "CityPersons' gtBboxCityPersons"
 PERSON = "pedestrian"
@@ -32,13 +31,7 @@ def find(path: Path) -> bool:
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the box files say; see `formats.read`."""
     root, split = config.path, config.split or "train"
-    labels = root / "gtBboxCityPersons" / split
-    if not places.is_dir(labels):
-        there = ", ".join(folder.name for folder in places.folders_in(root / "gtBboxCityPersons")) or "none"
-        raise AcclimateError(f"{labels}: no such folder (splits there: {there}); set `split`")
-    folder = config.images or cityscapes.images_folder(root, foggy=False)
-    if places.is_dir(folder / split):
-        folder = folder / split
+    labels, folder = cityscapes.folders(config, "gtBboxCityPersons", foggy=False)
     found = {path.stem.removesuffix("_leftImg8bit"): path for path in places.images_below(folder)}
     raw = Raw(f"{root.name}/{split}", classes=(PERSON,), locate=lambda where, place: f"{where}: object {place}")
     for file in places.files_below(labels, "_gtbboxcitypersons.json"):

@@ -29,13 +29,7 @@ def find(path: Path) -> bool:
 def read(config: DataConfig, masks: bool = False) -> Raw:
     """What the polygon files say; see `formats.read`."""
     root, split = config.path, config.split or "train"
-    labels = root / "gtFine" / split
-    if not places.is_dir(labels):
-        there = ", ".join(folder.name for folder in places.folders_in(root / "gtFine")) or "none"
-        raise AcclimateError(f"{labels}: no such folder (splits there: {there}); set `split`")
-    folder = config.images or images_folder(root, foggy=config.fog_level is not None)
-    if places.is_dir(folder / split):
-        folder = folder / split
+    labels, folder = folders(config, "gtFine", foggy=config.fog_level is not None)
     found: dict[str, dict[str | None, Path]] = {}
     for path in places.images_below(folder):
         match = re.fullmatch(r"(.+?)_leftImg8bit(?:_foggy_beta_([0-9.]+))?", path.stem)
@@ -59,6 +53,21 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
             size, items = told
             _polygons(raw.sample(image, file, size), file, items, raw)
     return raw
+
+
+def folders(config: DataConfig, kind: str, foggy: bool) -> tuple[Path, Path]:
+    """Of a split: the folder of its label files below the folder `kind`, and that of its images.
+
+    Raises:
+        AcclimateError: there is no such split, or no folder of images.
+    """
+    root, split = config.path, config.split or "train"
+    labels = root / kind / split
+    if not places.is_dir(labels):
+        there = ", ".join(folder.name for folder in places.folders_in(root / kind)) or "none"
+        raise AcclimateError(f"{labels}: no such folder (splits there: {there}); set `split`")
+    images = config.images or images_folder(root, foggy)
+    return labels, images / split if places.is_dir(images / split) else images
 
 
 def taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
