@@ -291,11 +291,11 @@ def _check_bank(run: Run) -> None:
     """
     from acclimate.models import detector as models
 
-    kind, values = models.specification(run.path).kind, run.read("spec.json")
-    if not models.family(kind).bank or values.get("path") is not None:
+    spec = models.specification(run.path)
+    if not models.family(spec.kind).bank or getattr(spec, "path", None) is not None:
         raise AcclimateError(
-            f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable or supernet "
-            "and start there"
+            f"{run.path}: its detector is {spec.kind} and has one width; train one with model.kind=slimmable or "
+            "supernet and start there"
         )
 
 
