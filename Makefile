@@ -66,27 +66,24 @@ litert: $(READY) ## LiteRT's converter, 1.3 GB in an environment of its own
 fleet: $(READY) ## Ray, for benchmarks on many machines, into .venv
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[fleet]'
 
+# A Debian package that only tests need: its name, the commands that show that it is there, and the tests that want it.
+define debian
+@if command -v $(2) >/dev/null; then \
+  :; \
+elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo 'installing $(1) (its log: .venv/$(1).log)'; \
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(1); } \
+    >.venv/$(1).log 2>&1 || echo '$(1) could not be installed; $(3) will be skipped'; \
+else \
+  echo 'no $(1) here; $(3) will be skipped (to have them: apt-get install $(1))'; \
+fi
+endef
+
 browser: ## headless Chromium for the report's tests, where it can be had (root on Debian)
-	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
-	  :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo 'installing chromium (its log: .venv/chromium.log)'; \
-	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } \
-	    >.venv/chromium.log 2>&1 || echo 'chromium could not be installed; the browser tests will be skipped'; \
-	else \
-	  echo 'no chromium here; the browser tests will be skipped (to have them: apt-get install chromium)'; \
-	fi
+	$(call debian,chromium,chromium chromium-browser google-chrome,the browser tests)
 
 broker: ## Mosquitto for the tests of MQTT, where it can be had (root on Debian)
-	@if command -v mosquitto /usr/sbin/mosquitto >/dev/null; then \
-	  :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo 'installing mosquitto (its log: .venv/mosquitto.log)'; \
-	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto; } \
-	    >.venv/mosquitto.log 2>&1 || echo 'mosquitto could not be installed; the tests of MQTT will be skipped'; \
-	else \
-	  echo 'no mosquitto here; the tests of MQTT will be skipped (to have them: apt-get install mosquitto)'; \
-	fi
+	$(call debian,mosquitto,mosquitto /usr/sbin/mosquitto,the tests of MQTT)
 
 test: $(READY) browser broker lint site ## everything that must hold: lint, types, the site's links, all tests
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' -n $(WORKERS) --dist loadfile

@@ -76,11 +76,11 @@ def grouped(made: Detector, groups: int) -> tuple[Detector, float]:
     return made, float(np.mean(shares))
 
 
-def frames(seed: int) -> list[tuple[Detections, Annotations]]:
-    """A made sequence with its truth."""
+def frames(seed: int, count: int = FRAMES) -> list[tuple[Detections, Annotations]]:
+    """An object that stands, its score unsteady and now and then missed; and boxes of nothing that last one frame."""
     rng = np.random.default_rng(seed)
     made = []
-    for _ in range(FRAMES):
+    for _ in range(count):
         boxes, scores = [], []
         if rng.random() < 0.8:
             boxes.append([20, 20, 60, 60])

@@ -12,7 +12,8 @@ from torch import nn
 from acclimate.edge.smoothing import KINDS, Smoother, flicker
 from acclimate.errors import AcclimateError
 from acclimate.models.recurrent import GRUCell, LSTMCell, _Scores, train_smoother
-from acclimate.structures import Annotations, Detections
+from acclimate.structures import Detections
+from craft import frames, wrong
 
 
 def test_cells_are_torchs() -> None:
@@ -63,35 +64,11 @@ def test_the_device_computes_what_was_trained(kind: str) -> None:
         np.testing.assert_allclose(made.scores, [value], rtol=1e-4)
 
 
-def sequence(seed: int) -> list[tuple[Detections, Annotations]]:
-    """An object that stands, its score unsteady and now and then missed; and boxes of nothing that last one frame."""
-    rng = np.random.default_rng(seed)
-    frames = []
-    for _ in range(20):
-        boxes, scores = [], []
-        if rng.random() < 0.8:
-            boxes.append([20, 20, 60, 60])
-            scores.append(rng.uniform(0.3, 0.8))
-        x, y = rng.uniform(100, 900, 2)
-        boxes.append([x, y, x + 30, y + 30])
-        scores.append(rng.uniform(0.3, 0.8))
-        order = np.argsort(scores)[::-1]
-        found = Detections(np.float32(boxes)[order], np.zeros(len(boxes), np.int64), np.float32(scores)[order])
-        frames.append((found, Annotations(np.float32([[20, 20, 60, 60]]), np.array([0]), np.array([False]))))
-    return frames
-
-
-def wrong(frames: list[Detections]) -> int:
-    """Of the frames, how often an object is not shown, and boxes of nothing that are."""
-    shown = [one.above(0.5).boxes[:, 0] for one in frames]
-    return sum(int(20 not in boxes) + int((boxes != 20).sum()) for boxes in shown)
-
-
 def test_a_trained_smoother_flickers_less_and_is_right_more_often(tmp_path: Path) -> None:
-    smoother = train_smoother([sequence(seed) for seed in range(3)], steps=80, hidden=8)
+    smoother = train_smoother([frames(seed, 20) for seed in range(3)], steps=80, hidden=8)
     smoother.save(tmp_path / "smoother.npz")
     smoother = Smoother.load(tmp_path / "smoother.npz")
-    plain = [found for found, _ in sequence(9)]
+    plain = [found for found, _ in frames(9, 20)]
     smooth = [smoother(found) for found in plain]
     assert wrong(smooth) < 0.5 * wrong(plain)
     assert flicker(smooth) < 0.5 * flicker(plain)
