@@ -89,6 +89,7 @@ SETTINGS = {
         AugmentConfig(),
         steps=1200,
         adapt_steps=600,
+        lr=3e-3,
     ),
     "scenes": Setting(
         ModelConfig(**LITE, channels=48, image_size=(128, 160), strides=(8, 16, 32)),

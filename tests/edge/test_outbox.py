@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import shutil
 import socket
@@ -161,11 +162,13 @@ def test_addresses_that_cannot_be_are_told_without_their_secrets(monkeypatch: py
 @contextlib.contextmanager
 def mosquitto(folder: Path, port: int) -> Iterator[None]:
     settings = folder / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder / 'passwords'}\n")
+    # Started by root, it would become a user of its own, who cannot look into a test's folders.
+    settings.write_text(
+        f"user {getpass.getuser()}\nlistener {port} 127.0.0.1\n"
+        f"allow_anonymous false\npassword_file {folder / 'passwords'}\n"
+    )
     if not (folder / "passwords").exists():
         subprocess.run(["mosquitto_passwd", "-c", "-b", str(folder / "passwords"), "me", "p:w"], check=True)
-        (folder / "passwords").chmod(0o644)
-        folder.chmod(0o755)
     process = subprocess.Popen(["mosquitto", "-c", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
 
@@ -183,14 +186,10 @@ def mosquitto(folder: Path, port: int) -> Iterator[None]:
 
 @pytest.mark.skipif(shutil.which("mosquitto") is None, reason="mosquitto is not installed")
 def test_a_broker_gets_events_and_detections_even_if_it_was_away(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another client receives from Eclipse Mosquitto, before and after it was stopped and started again."""
     paho = pytest.importorskip("paho.mqtt.client")
-    folder = Path(str(tmp_path_factory.mktemp("broker")))
-    # Mosquitto started by root becomes a user of its own, who must be able to look into the folder.
-    for parent in [folder, *folder.parents][:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -211,7 +210,7 @@ def test_a_broker_gets_events_and_detections_even_if_it_was_away(
         box = stack.enter_context(Outbox(Mqtt(f"mqtt://me@127.0.0.1:{port}/site"), detections=True))
         box.put(event(0))
         time.sleep(0.1)
-        with mosquitto(folder, port):
+        with mosquitto(tmp_path, port):
             client = listen()
             box.put(Message("detections", "gate", {"frame": 7, "detections": []}))
             until(lambda: box.sent == 2)
@@ -220,7 +219,7 @@ def test_a_broker_gets_events_and_detections_even_if_it_was_away(
             client.loop_stop()
         box.put(event(1))
         time.sleep(0.2)
-        with mosquitto(folder, port):
+        with mosquitto(tmp_path, port):
             client = listen()
             until(lambda: box.sent == 3)
             stack.close()
@@ -234,17 +233,14 @@ def test_a_broker_gets_events_and_detections_even_if_it_was_away(
 
 @pytest.mark.skipif(shutil.which("mosquitto") is None, reason="mosquitto is not installed")
 def test_a_wrong_password_is_told_and_holds_nobody_up(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("paho.mqtt.client")
     monkeypatch.setattr(outbox, "LEAVE_S", 0.3)
-    folder = Path(str(tmp_path_factory.mktemp("broker")))
-    for parent in [folder, *folder.parents][:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with mosquitto(folder, port), Outbox(Mqtt(f"mqtt://me:wrong@127.0.0.1:{port}/site")) as box:
+    with mosquitto(tmp_path, port), Outbox(Mqtt(f"mqtt://me:wrong@127.0.0.1:{port}/site")) as box:
         box.put(event(0))
         until(lambda: "trying again" in caplog.text)
     assert box.unsent == 1

@@ -76,6 +76,30 @@ def test_int8_is_quantised_and_close(artifacts: dict[str, Artifact], scenes) -> 
         np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
 
 
+def test_each_layer_of_int8_has_weights_of_its_own(tmp_path: Path, scenes) -> None:
+    """Shared ones cannot be made unsigned by ONNX Runtime where a processor has no VNNI: it refuses, or sums saturate."""
+
+    class Twice(squares.SquareDetector):
+        """Looks twice through one layer, as a head at two levels does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = torch.nn.Conv2d(3, 3, 1)
+            torch.nn.init.eye_(self.again.weight.data[:, :, 0, 0])
+            torch.nn.init.zeros_(self.again.bias.data)
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return super().forward(self.again(torch.relu(self.again(images))))
+
+    artifact = Onnx().export(Twice(), tmp_path / "onnx-int8", "int8", scenes.paths)
+    graph = onnx.load(artifact.file(".onnx")).graph
+    made = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    used = [made.get(name, name) for node in graph.node if node.op_type == "Conv" for name in node.input[1:]]
+    shared = {name for name in used if used.count(name) > 1}
+    assert len(used) >= 4
+    assert not shared
+
+
 def test_the_manifest_says_all(artifacts: dict[str, Artifact], scenes) -> None:
     manifest = artifacts["int8"].manifest
     assert json.loads((artifacts["int8"].folder / "artifact.json").read_text()) == manifest.model_dump(mode="json")

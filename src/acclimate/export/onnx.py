@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from acclimate.models.detector import Detector
 
 OPSET = 18
+LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
+"""Operations that may have weights."""
 
 
 class Onnx(Exporter):
@@ -85,6 +87,7 @@ class OnnxGraph:
         self._prepared = single.with_name("prepared.onnx")
         with quiet():
             quant_pre_process(single, self._prepared, skip_symbolic_shape=True)
+        _copy_shared_weights(self._prepared)
         nodes, inputs, outputs = _nodes(onnx.load(self._prepared).graph, modules(single))
         self._layers = Layers(nodes, inputs, outputs)
         kept = set(self._layers.kept)
@@ -127,6 +130,30 @@ def quantised_modules(frozen: Detector) -> tuple[str, ...]:
         return Onnx().quantise(frozen, (), Path(scratch)).modules
 
 
+def _copy_shared_weights(file: Path) -> None:
+    """Give each layer of an ONNX file weights of its own.
+
+    Heads that look at several levels share them. ONNX Runtime then refuses to make them unsigned where a processor
+    without VNNI needs that (its new tensor has the old one's name and is there already), and sums saturate.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    weights = {value.name: value for value in model.graph.initializer}
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in LAYERS:
+            continue
+        for place, name in enumerate(node.input):
+            if name in weights and name in taken:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(weights[name])
+                copy.name = node.input[place] = f"{name}/{node.name}"
+                model.graph.initializer.append(copy)
+            taken.add(name)
+    onnx.save(model, file)
+
+
 class _Reader:
     """Calibration images for ONNX Runtime's calibrator, which asks for one at a time."""
 
@@ -162,7 +189,7 @@ def _nodes(
     maker = {output: node.name for node in graph.node for output in node.output}
     nodes = {
         node.name: Node(
-            layer=node.op_type in {"Conv", "MatMul", "Gemm"},
+            layer=node.op_type in LAYERS,
             learned=not learned.isdisjoint(node.input),
             chooses=node.op_type == "TopK",
             module=(known or {}).get(node.name, ""),
