@@ -25,8 +25,8 @@ def main(folder: Path) -> None:
         {
             "source": clear,
             "model": {"size": "nano", "image_size": [96, 128]},
-            "train": {"steps": 40, "batch_size": 8, "warmup": 5, "ema": 0.9, "checkpoint_every": 20},
-            "schedule": {"steps": 20, "warmup": 2, "ema": 0.9, "checkpoint_every": 10},
+            "train": {"steps": 30, "batch_size": 4, "warmup": 5, "ema": 0.9, "checkpoint_every": 15},
+            "schedule": {"steps": 10, "batch_size": 4, "warmup": 2, "ema": 0.9, "checkpoint_every": 5},
         }
     )
     source = workflow.train(config, folder / "source", console=console)

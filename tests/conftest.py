@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +63,24 @@ def _single_threaded_opencv() -> None:
     import cv2
 
     cv2.setNumThreads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_a_quiet_machine() -> None:
+    """Tests share the cores: a latency over its budget would be measured again and again, with pauses."""
+    from acclimate.verification import measure
+
+    measure.PAUSES_S = ()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_listed_once() -> None:
+    """PyTorch's exporter lists the operators that it knows anew for each export, which is a quarter of a small one."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        listed = functools.cache(ONNXRegistry.from_torchlib.__func__)
+        ONNXRegistry.from_torchlib = classmethod(listed)  # type: ignore[method-assign]
 
 
 @pytest.fixture(autouse=True)

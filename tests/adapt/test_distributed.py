@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from acclimate.cli import main
 from acclimate.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -75,31 +76,40 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def torchrun(processes: int, *arguments: str) -> list[str]:
-    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+def torchrun(*arguments: str) -> list[str]:
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return [*started, "-m", "acclimate", *arguments]
-
-
-def command(config: Path, out: Path, processes: int, *overrides: str) -> list[str]:
-    return torchrun(processes, "train", str(config), "--out", str(out), *overrides)
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def train(config: Path, out: Path, processes: int, *overrides: str) -> Run:
-    done = subprocess.run(
-        command(config, out, processes, *overrides), env=environment(), capture_output=True, text=True, timeout=600
-    )
+def alone(*arguments: str) -> None:
+    """A command in this process, which has torch loaded."""
+    assert main(list(arguments)) == 0
+
+
+def together(*arguments: str) -> None:
+    """A command in two processes."""
+    done = subprocess.run(torchrun(*arguments), env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return Run.open(out)
+
+
+@pytest.fixture(scope="module")
+def large(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher."""
+    out = tmp_path_factory.mktemp("teacher") / "large"
+    alone("train", str(config), "--out", str(out))
+    return out
 
 
 @pytest.mark.parametrize("options", [(), ("model.norm=batch", "train.optimizer=sgd", "train.clip=1")])
 def test_two_processes_train_what_one_does(options: tuple[str, ...], config: Path, tmp_path: Path) -> None:
     """Also where BatchNorm trains, whose statistics are those of the whole batch."""
-    one, two = train(config, tmp_path / "one", 1, *options), train(config, tmp_path / "two", 2, *options)
+    for start, name in ((alone, "one"), (together, "two")):
+        start("train", str(config), "--out", str(tmp_path / name), *options)
+    one, two = (Run.open(tmp_path / name) for name in ("one", "two"))
     assert (one.manifest.notes.processes, two.manifest.notes.processes) == (1, 2)
     assert one.done
     assert two.done
@@ -128,21 +138,16 @@ def test_two_processes_train_what_one_does(options: tuple[str, ...], config: Pat
 
 
 @pytest.mark.parametrize("mode", ["hinge", "wasserstein-clip"])
-def test_two_processes_train_the_critics_that_one_does(mode: str, config: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_critics_that_one_does(mode: str, large: Path, tmp_path: Path) -> None:
     """Critics have an optimiser of their own, whose gradients distributed training does not average by itself."""
-    train(config, tmp_path / "large", 1)
-    runs = []
-    for processes in (1, 2):
-        out = tmp_path / f"small-{processes}"
-        arguments = ("distil", str(tmp_path / "large"), "--student", "model.channels=8", "--out", str(out))
-        options = [f"adapt.distillation.gan.{option}" for option in (f"mode={mode}", "width=8", "lr=0.01", "until=0.7")]
-        model = ("model.backbone=test_efficientnet", "model.weights=none", "model.norm=group", "model.depth=1")
-        done = subprocess.run(
-            torchrun(processes, *arguments, *model, *options, "adapt.distillation.imitation.weight=0.01"),
-            env=environment(), capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        runs.append(Run.open(out))
+    options = [
+        "model.backbone=test_efficientnet", "model.weights=none", "model.norm=group", "model.depth=1",
+        *(f"adapt.distillation.gan.{option}" for option in (f"mode={mode}", "width=8", "lr=0.01", "until=0.7")),
+        "adapt.distillation.imitation.weight=0.01",
+    ]  # fmt: skip
+    for start, name in ((alone, "one"), (together, "two")):
+        start("distil", str(large), "--student", "model.channels=8", "--out", str(tmp_path / name), *options)
+    runs = [Run.open(tmp_path / name) for name in ("one", "two")]
     expected, found = (run.metrics() for run in runs)
     assert len(found) == STEPS
     for line, other in zip(found, expected, strict=True):
@@ -156,7 +161,11 @@ def test_two_processes_stop_together(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     many = ("train.steps=400", "train.checkpoint_every=200")
     started = subprocess.Popen(
-        command(config, out, 2, *many), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        torchrun("train", str(config), "--out", str(out), *many),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 300
