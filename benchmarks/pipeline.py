@@ -7,8 +7,9 @@ Runtime, on one thread. Its own rate is that of the network alone on a canvas th
 folders of JPEGs of two sizes and through a video: one thing after the other and in stages, with pictures drawn and
 without, decoded in full and at a reduced scale. Everything is in one process and in turn, round after round, each
 compared with the network's rate of the same round. AP is of the test images, decoded in full and at a reduced scale, by
-the same artifact; the interval of its difference is a paired bootstrap over the images. `--smoke` only sees that it
-runs.
+the same artifact; the interval of its difference is a paired bootstrap over the images. The training is a run below
+runs/pipeline, taken up where it stopped: `--train` does it alone, the measurement wants a quiet machine. `--smoke` only
+sees that it runs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from rich.console import Console
 
 import adaptation
 import rows
@@ -40,6 +42,7 @@ from acclimate.evaluate import average_precision, relabel
 from acclimate.structures import Detections
 
 CSV = Path(__file__).with_suffix(".csv")
+RUNS = Path(__file__).parents[1] / "runs" / "pipeline"
 SIZES = {"640 x 480": (480, 640), "1920 x 1080": (1080, 1920)}
 SERIAL, STAGES = "one after the other", "stages"
 Images = Callable[[], int]
@@ -166,6 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--resamples", type=int, default=200)
+    parser.add_argument("--train", action="store_true", help="train and export, and measure another time")
     parser.add_argument("--smoke", action="store_true", help="see that it runs; writes build/pipeline-smoke.csv")
     options = parser.parse_args()
     if options.smoke:
@@ -173,9 +177,9 @@ def main() -> None:
         CSV = CSV.parents[1] / "build" / "pipeline-smoke.csv"
         CSV.parent.mkdir(exist_ok=True)
         options.steps, options.rounds, options.images, options.resamples = 5, 1, 4, 2
-    CSV.unlink(missing_ok=True)
     bccd = adaptation.DATA / "blood-cells" / "bccd"
     train, test = (DataConfig(path=bccd, split=split) for split in ("train", "val"))
+    out = RUNS / ("smoke" if options.smoke else "trained")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         config = Config(
@@ -183,9 +187,12 @@ def main() -> None:
             model=ModelConfig(size="nano", image_size=(192, 256), weights="none"),
             train=ScheduleConfig(steps=options.steps, batch_size=8),
         )
-        workflow.train(config, folder / "run")
+        workflow.train(config, out, console=Console())
         images = bccd / "images" / "train"
-        artifact = workflow.export(folder / "run", precision="int8", calibration=images, images=64)
+        artifact = workflow.export(out, precision="int8", calibration=images, images=64)
+        if options.train:
+            return
+        CSV.unlink(missing_ok=True)
         accuracy(artifact, test, options.resamples)
         rates(artifact, sorted(images.iterdir()), folder, options.rounds, options.images)
     print(CSV.read_text())

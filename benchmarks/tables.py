@@ -122,6 +122,25 @@ def drift_table() -> Iterator[str]:
     )  # fmt: skip
 
 
+def pipeline_tables() -> Iterator[str]:
+    found = rows.read(HERE / "pipeline.csv")
+    yield from table(
+        [row for row in found if row["what"] == "rate"],
+        {
+            "source": "source", "order": "order", "pictures": "pictures", "decoded": "decoded",
+            "ratio_median": "times the network's rate", "ratio_min": "lowest", "ratio_max": "highest",
+        },
+    )  # fmt: skip
+    yield ""
+    yield from table(
+        [row for row in found if row["what"] == "accuracy"],
+        {
+            "source": "images", "decoded": "decoded", "ap": "AP", "ap50": "AP50",
+            "interval": "AP50 gained, 95 % interval",
+        },
+    )  # fmt: skip
+
+
 def reading_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "reading.csv"),
@@ -168,6 +187,7 @@ TABLES = {
     "drift": drift_table,
     "soak": soak_table,
     "faults": faults.summary,
+    "pipeline": pipeline_tables,
     "reading": reading_table,
 }
 
