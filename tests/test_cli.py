@@ -489,7 +489,7 @@ def test_run_says_where_the_report_is_last(
     from acclimate import workflow
     from acclimate.verification import measure
 
-    known = measure.verify(project / ARTIFACT, [], runs=5)
+    known = measure.verify(project / ARTIFACT, measure.Material(), scope=measure.Scope(runs=5))
     run = Run.open(Path("source"))
 
     def job(config: Any, **options: Any) -> workflow.Job:

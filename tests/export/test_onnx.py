@@ -77,7 +77,7 @@ def test_int8_is_quantised_and_close(artifacts: dict[str, Artifact], scenes) -> 
 
 
 def test_each_layer_of_int8_has_weights_of_its_own(tmp_path: Path, scenes) -> None:
-    """Shared ones cannot be made unsigned by ONNX Runtime where a processor has no VNNI: it refuses, or sums saturate."""
+    """Shared ones cannot be made unsigned by ONNX Runtime: without VNNI a processor refuses them, or sums saturate."""
 
     class Twice(squares.SquareDetector):
         """Looks twice through one layer, as a head at two levels does."""

@@ -234,7 +234,7 @@ class _Searching:
             recalibrate(plain, seen)
             models.save(plain, run.path)
             folder = artifact_of(run, self.runtime, self.precision, calibration, self.console, domain=seen)
-            result = measuring.verify(folder, [], budget, images=seen, run=run, console=self.console)
+            result = measuring.verify(folder, measuring.Material(images=seen), budget, console=self.console)
             measured = candidate.cost.as_measured(result.measured(budget.threads))
             if self.console is not None:
                 self.console.print(
