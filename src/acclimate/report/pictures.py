@@ -69,8 +69,6 @@ def save(
     classes: Sequence[str],
     *,
     model: str = "eager",
-    threshold: float = 0.35,
-    longest: int = LONGEST,
     reading: Reading = DEFAULT,
 ) -> Path:
     """Store small copies of images and what was found in them in a run folder; returns the album's file.
@@ -83,8 +81,6 @@ def save(
         detections: one for each image, in pixels of the original.
         classes: the names of their labels.
         model: what found them, for the album's name.
-        threshold: score from which the report draws a box.
-        longest: of the copies' sides, pixels.
         reading: how files become pixels.
 
     Raises:
@@ -93,7 +89,7 @@ def save(
     """
     pictures = []
     for path, found in zip(images, detections, strict=True):
-        name, size, (width, height) = keep(run, path, reading, longest)
+        name, size, (width, height) = keep(run, path, reading)
         kept = found.above(0.05)
         factors = np.array([size[0] / width, size[1] / height] * 2)
         boxes = (kept.boxes.astype(np.float64) * factors).round(1)
@@ -110,7 +106,7 @@ def save(
                 ),
             )
         )
-    album = Album(model=model, classes=tuple(classes), threshold=threshold, pictures=tuple(pictures))
+    album = Album(model=model, classes=tuple(classes), pictures=tuple(pictures))
     return run.write(f"pictures/{model}.json", album)
 
 

@@ -176,7 +176,8 @@ class _Searching:
         from acclimate.export import exporter
         from acclimate.select import budget as costs
 
-        name = f"search/{costs.table_name(self.runtime, self.precision, threads)}"
+        platform = costs.Platform(self.runtime, self.precision, threads)
+        name = f"search/{platform.file}"
         if self.bank.has(name):
             return parse(costs.Table, self.bank.read(name), where=str(self.bank.path / name))
         folder = self.bank.path / "search" / "timed"
@@ -192,10 +193,8 @@ class _Searching:
 
         try:
             with counting(self.console, "widths exported for the latency table") as tick:
-                table = costs.take(
-                    widths, costs.HELD_OUT, export, costs.readable(images, 8),
-                    runtime=self.runtime, precision=self.precision, threads=threads, progress=tick,
-                )  # fmt: skip
+                shown = costs.readable(images, 8)
+                table = costs.take(widths, costs.HELD_OUT, export, shown, platform, progress=tick)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.bank.write(name, table)
