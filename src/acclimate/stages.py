@@ -194,6 +194,26 @@ def finished(path: Path) -> Run:
     return run
 
 
+def bank(path: Path, kind: str = "") -> Run:
+    """The finished run at `path`, whose detector has widths or paths to choose among; of one kind where that is named.
+
+    Raises:
+        AcclimateError: as `finished` does; or the detector has nothing to choose among, or is of another kind.
+    """
+    from acclimate.models import detector as models
+
+    run = finished(path)
+    spec = models.specification(run.path)
+    fits = spec.kind == kind if kind else models.family(spec.kind).bank
+    if fits and getattr(spec, "path", None) is None:
+        return run
+    kinds = [kind] if kind else models.banks()
+    raise AcclimateError(
+        f"{run.path}: its detector is {spec.kind} and has one width; train one with model.kind={' or '.join(kinds)} "
+        "and start there"
+    )
+
+
 @contextlib.contextmanager
 def measured_in(artifact: Path, verb: str, console: Console | None) -> Iterator[Path]:
     """Where an artifact's folder, or a package, can be measured by a verb that stores what it finds there.

@@ -21,6 +21,8 @@ from acclimate.models.detector import LossKind
 from acclimate.models.roi_heads import (
     SMOOTH,
     RoiHead,
+    Sample,
+    Setting,
     Truth,
     box_loss,
     class_loss,
@@ -42,30 +44,18 @@ class BiBoxHead(RoiHead):
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
         return {"visible_share": options.visible_share, "shrink": options.shrink}
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        hidden: int,
-        visible_share: float = 0.5,
-        shrink: bool = True,
-    ) -> None:
-        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
+    def __init__(self, setting: Setting, visible_share: float = 0.5, shrink: bool = True) -> None:
+        """Build with random weights.
 
         Args:
-            channels: of the pyramid's levels.
-            strides: of the pyramid's levels, pixels.
-            classes: how many, the background not counted.
-            hidden: width of the fully connected layers.
+            setting: what for.
             visible_share: part of the visible box that a proposal has to cover to be an object.
             shrink: whether the visible part of background shrinks to a point; otherwise it is not learnt there.
         """
-        super().__init__()
-        self.strides = tuple(strides)
-        self.outputs = 2 * hidden
+        hidden, classes = setting.hidden, setting.classes
+        super().__init__(setting, 2 * hidden)
         self.visible_share, self.shrink = visible_share, shrink
-        self.whole, self.part = (fully_connected(channels, hidden, 2) for _ in range(2))
+        self.whole, self.part = (fully_connected(setting.channels, hidden, 2) for _ in range(2))
         self.classify, self.regress = predictors(hidden, classes)
         self.visible = nn.ModuleDict({"classify": predictors(hidden, classes)[0], "place": predictors(hidden, 0)[1]})
 
@@ -83,15 +73,9 @@ class BiBoxHead(RoiHead):
         pooled = self.pool(features, boxes).flatten(2)
         return torch.cat([self.whole(pooled), self.part(pooled)], -1)
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """Both branches' class and box loss (equation 4), each of the branch's own logits."""
+        proposals, labels, matched, _ = sample
         pooled = self.pool(features, proposals).flatten(2)
         whole, part = self.whole(pooled), self.part(pooled)
         visible = torch.stack(

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Budget, parse
-from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
 from acclimate.progress import counting
 from acclimate.run import Manifest, Notes, Run, SetNotes, digest, locked
@@ -74,8 +73,7 @@ def search(
     from acclimate import export as exporting
 
     bank, target, out = Path(bank), Path(target), Path(out)
-    parent = stages.finished(bank)
-    _check_bank(parent)
+    parent = stages.bank(bank)
     exporting.check(runtime, [precision], "--precision")
     with contextlib.ExitStack() as stack:
         # What is judged and timed is kept in the bank.
@@ -280,22 +278,6 @@ class _Searching:
                 # What is judged and timed is in the bank's run, so nothing is lost.
                 shutil.rmtree(out, ignore_errors=True)
         return outcome
-
-
-def _check_bank(run: Run) -> None:
-    """Refuse a run whose detector has nothing to choose among.
-
-    Raises:
-        AcclimateError: it is of one width and of one path.
-    """
-    from acclimate.models import detector as models
-
-    spec = models.specification(run.path)
-    if not models.family(spec.kind).bank or getattr(spec, "path", None) is not None:
-        raise AcclimateError(
-            f"{run.path}: its detector is {spec.kind} and has one width; train one with model.kind=slimmable or "
-            "supernet and start there"
-        )
 
 
 def _every_tenth(console: Console | None) -> Callable[[int], None]:
