@@ -7,7 +7,6 @@ labels after the fact: nothing is chosen by a diagnosis of the target.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from acclimate.structures import Annotations, Detections
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
 
-log = logging.getLogger(__name__)
 
 FOLDER = "diagnoses"
 """Of a run: one file a set and model, under the names that its evaluations have."""

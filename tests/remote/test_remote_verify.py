@@ -47,9 +47,9 @@ def shown(scenes) -> Material:
 
 def test_it_is_the_verification_of_the_device(made, device: Running) -> None:
     artifact, scenes = made
-    here = verify(artifact, shown(scenes), scope=Scope(runs=3))
+    here = verify(Artifact.open(artifact), shown(scenes), scope=Scope(runs=3))
     with delivery._on_device(device.address, artifact, None, 1, None) as remote:
-        there = verify(artifact, shown(scenes), scope=Scope(runs=3), device=remote)
+        there = verify(Artifact.open(artifact), shown(scenes), scope=Scope(runs=3), device=remote)
     assert there.accuracy == here.accuracy
     assert there.accuracy["squares_test"].artifact_ap50 == pytest.approx(1.0)
     assert there.parity == here.parity
@@ -93,7 +93,7 @@ def test_a_device_that_goes_away_is_no_image_without_detections(made, device: Ru
         remote.close()
         monkeypatch.setattr(remote._connection, "port", 1)
         with pytest.raises(DeviceError, match="cannot be reached"):
-            verify(artifact, shown(scenes), scope=Scope(runs=3), device=remote)
+            verify(Artifact.open(artifact), shown(scenes), scope=Scope(runs=3), device=remote)
 
 
 @pytest.mark.slow

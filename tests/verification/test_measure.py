@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from rich.console import Console
 
 import coloured_squares as squares
+from acclimate import workflow
 from acclimate.config import Budget
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact, Calibration, MixedPrecision, Sensitivity, write_manifest
@@ -40,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 def verify(folder: Path, sets, budget: Budget | None = None, *, images=(), eager=None, **scope) -> Verification:
     """`measure.verify` with few timed images, on sets that are (images, name, role)."""
     material = Material([EvaluationSet(*one) for one in sets], images)
-    return measure.verify(folder, material, budget, scope=Scope(**{"runs": RUNS, **scope}), eager=eager)
+    return measure.verify(Artifact.open(folder), material, budget, scope=Scope(**{"runs": RUNS, **scope}), eager=eager)
 
 
 def copy(made, tmp_path: Path) -> tuple[Run, Path]:
@@ -131,20 +134,51 @@ def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, pri
     assert "broken" in text
 
 
+def test_the_walk_through_verify_is_the_one_in_the_documentation(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = copy(made, tmp_path)
+    done = SimpleNamespace(returncode=0, stdout=bench_of(1.0).model_dump_json())
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=lambda *given, **options: done))
+    package = f"{Path(measure.__file__).parents[1]}/"
+    walk: dict[str, None] = {}
+
+    def follow(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(package):
+            return
+        given = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        if any(isinstance(one, Artifact) or (isinstance(one, Path) and one == folder) for one in given):
+            module = code.co_filename.removeprefix(package).removesuffix(".py").replace("/", ".")
+            # What an artifact answers about itself is no station, nor is who guards a write below it.
+            if module not in {"edge.artifact", "run"}:
+                walk[f"{module}.{code.co_qualname}"] = None
+
+    sys.setprofile(follow)
+    try:
+        workflow.verify(folder)
+    finally:
+        sys.setprofile(None)
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    told = [line.split()[0] for line in page.partition("```text walk\n")[2].partition("```")[0].splitlines()]
+    assert list(walk) == told
+    assert len(told) <= 12
+
+
 @unhurried
 def test_a_record_says_what_its_numbers_say_whatever_is_written_in_it(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
     measured = verify(folder, [], Budget(size_mb=10, max_ap50_drop=None))
-    assert stored(folder) == measured
+    assert stored(saved(folder)) == measured
     assert measured.passed
     strict = measured.model_copy(update={"budget": Budget(size_mb=1e-6)})
     assert strict.verdict == "failed"
     values = json.loads(strict.model_dump_json())
     assert (values["passed"], values["verdict"]) == (False, "failed")
     saved(folder).write_text(json.dumps({**values, "passed": True, "checks": [], "verdict": "passed"}))
-    assert stored(folder) == strict
+    assert stored(saved(folder)) == strict
     (folder / "verification.json").write_text("{}")
-    assert stored(folder) is None
+    assert stored(saved(folder)) is None
 
 
 def test_a_device_has_a_file_of_its_own_whatever_it_is_called(tmp_path: Path) -> None:
@@ -331,7 +365,7 @@ def test_latency_on_one_and_on_all_threads(made, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("acclimate.verification.measure.Here.cores", 2)
     result = verify(folder, [], Budget(threads=1), images=scenes.paths, all_threads=True)
     assert (result.latency.threads, [one.threads for one in result.other_threads]) == (1, [2])
-    assert stored(folder) == result
+    assert stored(saved(folder)) == result
     measure = bench.bench_apart
 
     def two_at_most(folder: Path, paths: list[Path], threads: int, runs: int) -> bench.Bench:
@@ -635,7 +669,7 @@ def test_a_file_of_an_earlier_version_is_read_and_judged(made, tmp_path: Path) -
     saved(folder).write_text(json.dumps(old))
     found = load(saved(folder))
     assert found.verdict == "incomplete", "it passed unmeasured then"
-    save(folder, found)
+    save(saved(folder), found)
     assert load(saved(folder)) == found
 
 

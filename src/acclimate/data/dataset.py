@@ -59,10 +59,6 @@ class ImageCache:
         self._lock = threading.Lock()
 
     @property
-    def used_mb(self) -> float:
-        return self._used / 1e6
-
-    @property
     def damaged(self) -> Mapping[Path, str]:
         """The files that could not be read so far, and why."""
         with self._lock:

@@ -65,10 +65,6 @@ class BiBoxHead(RoiHead):
         offsets = self.regress(whole).unflatten(-1, (-1, 4))
         return self.classify(whole) + self.visible["classify"](part), offsets, proposals
 
-    def visible_boxes(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
-        """(B, K, 4): which part of each proposal (B, K, 4) shows an object, xyxy pixels."""
-        return placed(self.visible["place"](self.part(self.pool(features, proposals).flatten(2))).float(), proposals)
-
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         pooled = self.pool(features, boxes).flatten(2)
         return torch.cat([self.whole(pooled), self.part(pooled)], -1)
@@ -109,11 +105,3 @@ def placement(boxes: Tensor, proposals: Tensor) -> Tensor:
     size = (proposals[..., 2:] - proposals[..., :2]).clamp(min=1e-3)
     apart = (boxes[..., :2] + boxes[..., 2:] - proposals[..., :2] - proposals[..., 2:]) / 2
     return torch.cat([apart / size, (boxes[..., 2:] - boxes[..., :2]) / size], -1)
-
-
-def placed(place: Tensor, proposals: Tensor) -> Tensor:
-    """The boxes (..., 4) of a `placement` (..., 4) in proposals (..., 4): its inverse; no size is below 0."""
-    size = proposals[..., 2:] - proposals[..., :2]
-    centre = (proposals[..., :2] + proposals[..., 2:]) / 2 + place[..., :2] * size
-    half = place[..., 2:].clamp(min=0) * size / 2
-    return torch.cat([centre - half, centre + half], -1)

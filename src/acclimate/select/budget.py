@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +33,6 @@ from acclimate.verification.judge import Measured, judge
 
 Width = tuple[float, ...]
 """The share of its channels that each stage of a bank keeps, in 0..1."""
-Limit = Literal["latency_ms", "size_mb", "memory_mb", "macs_m"]
 FITTED, HELD_OUT = 12, 4
 """Widths that the prediction is fitted on, and that it is checked on."""
 ROUNDS, TURN = 12, 4

@@ -32,7 +32,7 @@ from acclimate.run import Evaluation, Run, file_digest, listed
 from acclimate.structures import Detections
 from acclimate.verification import parity as parities
 from acclimate.verification.judge import disturbance, within
-from acclimate.verification.record import Accuracy, Parity, Role, Verification, save, stored, where
+from acclimate.verification.record import Accuracy, Parity, Role, Verification, save, saved, stored, where
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -246,7 +246,7 @@ EVERYTHING = Scope()
 
 
 def verify(
-    artifact: Path,
+    artifact: Artifact,
     material: Material,
     budget: Budget | None = None,
     *,
@@ -263,7 +263,7 @@ def verify(
     sets stays in the record.
 
     Args:
-        artifact: its folder.
+        artifact: what is measured.
         material: what it is measured on.
         budget: the limits; None means the accuracy tolerance alone.
         scope: how much is measured.
@@ -273,14 +273,16 @@ def verify(
         console: where progress goes.
 
     Raises:
-        AcclimateError: the artifact is damaged, or a set has a class that it does not know.
+        AcclimateError: the artifact cannot be run, or a set has a class that it does not know.
     """
-    loaded = Artifact.open(Path(artifact))
     budget = budget or Budget()
-    device = device or Here(loaded, budget.threads)
-    reference = _Eager(source_run(loaded), loaded, {} if eager is None else eager)
-    record = _usable(loaded, device, reference.weights) if scope.anew != "all" else None
-    measuring = _Measuring(loaded.manifest, device, reference, record, budget, scope, console)
+    device = device or Here(artifact, budget.threads)
+    reference = _Eager(source_run(artifact), artifact, {} if eager is None else eager)
+    file, digest = saved(artifact.folder, device.machine), artifact.digest
+    record = stored(file) if scope.anew != "all" else None
+    if record is not None and not _holds(record, digest, device.machine, reference.weights):
+        record = None
+    measuring = _Measuring(artifact.manifest, device, reference, record, budget, scope, console)
     accuracy, paths = measuring.accuracy(material.sets), material.paths
     parity, latency = measuring.parity(paths), measuring.latency(paths)
     others, unmeasured = measuring.other_threads(paths)
@@ -290,12 +292,12 @@ def verify(
     said += unmeasured
     if busy := disturbance(latency):
         said.append(f"{busy}; measure the latency again when nothing else runs")
-    manifest = loaded.manifest
+    manifest = artifact.manifest
     verification = Verification(
         artifact=manifest.name,
         runtime=manifest.runtime,
         precision=manifest.precision,
-        digest=loaded.digest,
+        digest=digest,
         budget=budget,
         accuracy=accuracy,
         parity=parity,
@@ -303,7 +305,7 @@ def verify(
         source_ap50=_on_own_domain(reference.run),
         latency=latency,
         other_threads=tuple(others),
-        size_mb=loaded.size_mb,
+        size_mb=artifact.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
@@ -311,7 +313,12 @@ def verify(
         machine=dict(device.machine),
         notes=tuple(dict.fromkeys(said)),
     )
-    return keep(loaded.folder, verification)
+    try:
+        save(file, verification)
+    except AcclimateError as error:
+        note = f"this verification was not stored: {error}"
+        return verification.model_copy(update={"notes": (*verification.notes, note)})
+    return verification
 
 
 def _evaluated(detector: Detector, test: EvaluationSet) -> Evaluation:
@@ -320,23 +327,10 @@ def _evaluated(detector: Detector, test: EvaluationSet) -> Evaluation:
     return evaluate_detector(detector, test.truth, test.name, test.role, report=log.debug)
 
 
-def keep(folder: Path, verification: Verification) -> Verification:
-    """Save a verification; where that cannot be, it says so in its notes."""
-    try:
-        save(folder, verification)
-    except AcclimateError as error:
-        note = f"this verification was not stored: {error}"
-        return verification.model_copy(update={"notes": (*verification.notes, note)})
-    return verification
-
-
-def _usable(artifact: Artifact, device: Device, weights: str) -> Verification | None:
-    """The record whose accuracy and parity still hold: of this artifact, engine, processor and eager model."""
-    record = stored(artifact.folder, device.machine)
-    if record is None or record.digest != artifact.digest:
-        return None
-    same = all(record.machine.get(key) == device.machine.get(key) for key in ("runtime", "processor"))
-    return record if same and (not weights or record.reference == weights) else None
+def _holds(record: Verification, digest: str, machine: Mapping[str, str], weights: str) -> bool:
+    """Whether a record's accuracy and parity still hold: of this artifact, engine, processor and eager model."""
+    same = all(record.machine.get(key) == machine.get(key) for key in ("runtime", "processor"))
+    return record.digest == digest and same and (not weights or record.reference == weights)
 
 
 def contents(paths: Sequence[Path], *facts: str) -> str:

@@ -266,13 +266,13 @@ class Verification(BaseModel):
                         yield f"{told} ({100 * change.difference:+.1f}{chance})"
 
 
-def save(artifact: Path, verification: Verification) -> Path:
-    """Write a verification where `saved` says.
+def save(file: Path, verification: Verification) -> Path:
+    """Write a verification, to the file that `saved` names.
 
     Raises:
         AcclimateError: it cannot be written.
     """
-    return write_text(saved(artifact, verification.machine), verification.model_dump_json(indent=1) + "\n")
+    return write_text(file, verification.model_dump_json(indent=1) + "\n")
 
 
 def saved(artifact: Path, machine: Mapping[str, str] | None = None) -> Path:
@@ -306,11 +306,10 @@ def load(file: Path) -> Verification:
         raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); verify the artifact again") from None
 
 
-def stored(artifact: Path, machine: Mapping[str, str] | None = None) -> Verification | None:
-    """The last verification of an artifact on `machine` (see `saved`); None where there is none, or none that can be
-    used."""
+def stored(file: Path) -> Verification | None:
+    """The verification in a file that `saved` names; None where there is none, or none that can be used."""
     try:
-        return load(saved(artifact, machine))
+        return load(file)
     except AcclimateError:
         return None
 

@@ -22,7 +22,7 @@ from acclimate.progress import counting
 from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked, writing
 
 if TYPE_CHECKING:
-    from acclimate.edge.artifact import Artifact, MixedPrecision, Running
+    from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision, Running
     from acclimate.edge.package import Expected, Package
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
@@ -383,10 +383,9 @@ def verify(
         if device is not None:
             remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
         loaded = Artifact.open(folder)
+        material = _material(loaded.manifest, measure.source_run(loaded), data)
         scope = measure.Scope(anew, all_threads)
-        result = measure.verify(
-            folder, _material(loaded, data), budget, scope=scope, device=remote, eager=eager, console=console
-        )
+        result = measure.verify(loaded, material, budget, scope=scope, device=remote, eager=eager, console=console)
         if packed is not None:
             with writing(packed.parent):
                 shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
@@ -456,17 +455,16 @@ def _artifacts(path: Path) -> list[Path]:
     return found
 
 
-def _material(artifact: Artifact, data: Sequence[tuple[DataConfig, str, Role]]) -> Material:
+def _material(manifest: ArtifactManifest, run: Run | None, data: Sequence[tuple[DataConfig, str, Role]]) -> Material:
     """The labelled sets that are named, or else those that the artifact's run was evaluated on as far as they are
     here; and what is said of those that are not.
 
     Raises:
         AcclimateError: a set that is named cannot be used.
     """
-    from acclimate.verification.measure import EvaluationSet, Material, source_run
+    from acclimate.verification.measure import EvaluationSet, Material
 
-    classes, reading = artifact.manifest.classes, artifact.manifest.reading
-    run = source_run(artifact)
+    classes, reading = manifest.classes, manifest.reading
     if data:
         from acclimate.data import formats
         from acclimate.data.labelled import refuse_tested

@@ -208,6 +208,7 @@ class _Searching:
     ) -> Outcome:
         """Make the run of the best width whose verified artifact holds the budget; none where the outcome says so."""
         from acclimate.data.dataset import choose, draw
+        from acclimate.edge.artifact import Artifact
         from acclimate.models import detector as models
         from acclimate.models.statistics import IMAGES, recalibrate
         from acclimate.select import record
@@ -231,7 +232,8 @@ class _Searching:
             recalibrate(plain, seen)
             models.save(plain, run.path)
             folder = artifact_of(run, self.runtime, self.precision, calibration, self.console, domain=seen)
-            result = measuring.verify(folder, measuring.Material(images=seen), budget, console=self.console)
+            material = measuring.Material(images=seen)
+            result = measuring.verify(Artifact.open(folder), material, budget, console=self.console)
             measured = candidate.cost.as_measured(result.measured(budget.threads))
             if self.console is not None:
                 self.console.print(
