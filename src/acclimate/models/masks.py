@@ -88,7 +88,7 @@ class MaskHead(nn.Module):
         An object whose outline is empty has no part in it; 0 where none has any.
 
         Args:
-            features: with gradients.
+            features: (B, C, H_l, W_l) a level, with gradients.
             samples: what is learnt of; of a head's stages the first alone, as more of its boxes are objects than of
                 the later ones, which are stricter.
             outlines: of each image's objects, on the canvas.
