@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from acclimate.edge.images import Reading
-from acclimate.errors import AcclimateError
 from acclimate.evaluate import evaluator_of
-from acclimate.run import Role, Run, listed, read_json
+from acclimate.run import Role, Run, listed, read_as
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ def saved(run: Run) -> list[Diagnosis]:
     Raises:
         AcclimateError: a file is damaged.
     """
-    return [_load(file) for file in listed(run.path / FOLDER, "*.json")]
+    return [read_as(Diagnosis, file, "delete it and evaluate again") for file in listed(run.path / FOLDER, "*.json")]
 
 
 def suggested(run: Run) -> dict[str, float]:
@@ -221,15 +220,6 @@ def suggested(run: Run) -> dict[str, float]:
         if one.role == "source" and one.model == "eager":
             return {name: round(found.score, 4) for name, found in one.thresholds.items()}
     return {}
-
-
-def _load(file: Path) -> Diagnosis:
-    try:
-        return Diagnosis.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); delete it and evaluate again") from None
 
 
 def _counting(annotations: Annotations) -> Annotations:

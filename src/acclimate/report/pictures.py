@@ -14,11 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from acclimate.edge.images import DEFAULT, Reading, read_image
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, digest, read_json, write_bytes
+from acclimate.run import Run, digest, read_as, write_bytes
 from acclimate.structures import Detections
 
 LONGEST = 480
@@ -191,15 +191,7 @@ def load(run: Run, model: str = "eager") -> Album | None:
     file = run.path / "pictures" / f"{model}.json"
     if not file.is_file():
         return None
-    values: Any = read_json(file)
-    try:
-        return Album.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AcclimateError(
-            f"{file}: {where}: {first['msg']}; delete the folder's pictures and make them again"
-        ) from None
+    return read_as(Album, file, "delete the folder's pictures and make them again")
 
 
 def data_uri(run: Run, picture: Picture) -> str | None:

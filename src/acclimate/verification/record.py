@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError, computed_field
+from pydantic import BaseModel, Field, computed_field
 
 from acclimate import __version__
 from acclimate.config import Budget
@@ -20,7 +20,7 @@ from acclimate.edge.artifact import Calibration, MixedPrecision
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Comparison, Interval
-from acclimate.run import listed, read_json, write_text
+from acclimate.run import listed, read_as, write_text
 from acclimate.verification.judge import (
     MUCH,
     Check,
@@ -298,12 +298,7 @@ def load(file: Path) -> Verification:
     Raises:
         AcclimateError: it is missing or damaged.
     """
-    try:
-        return Verification.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); verify the artifact again") from None
+    return read_as(Verification, file, "verify the artifact again")
 
 
 def stored(file: Path) -> Verification | None:
