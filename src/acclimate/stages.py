@@ -23,7 +23,7 @@ from rich.console import Console
 from acclimate import __version__
 from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.inputs import FILE, Inputs, differences
+from acclimate.inputs import FILE, Inputs, differences, size_of
 from acclimate.locks import HeldError
 from acclimate.run import Manifest, Notes, Run, Session, SetNotes, digest, exchange, listed, locked, writing
 
@@ -394,7 +394,7 @@ def labelled_digest(images: LabelledSet) -> str:
     # Nothing where pictures are read in the usual way: runs made before there was another stay what they are.
     state.update(repr(images.reading.model_dump(exclude_defaults=True) or "").strip("'").encode())
     for image in images.images:
-        state.update(f"{image.path}:{_size(image.path)}".encode())
+        state.update(f"{image.path}:{size_of(image.path)}".encode())
         for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):
             state.update(array.tobytes())
         if image.annotations.visible is not None:
@@ -407,14 +407,7 @@ def labelled_digest(images: LabelledSet) -> str:
 
 def unlabelled_digest(images: UnlabelledSet) -> str:
     """Of a set's files."""
-    return digest([(str(path), _size(path)) for path in images.paths])
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+    return digest([(str(path), size_of(path)) for path in images.paths])
 
 
 def describe(images: LabelledSet) -> SetNotes:
