@@ -39,7 +39,7 @@ from acclimate.models.statistics import IMAGES, recalibrate
 from acclimate.run import Evaluation, Manifest, Run, digest, file_digest, write_text
 from acclimate.select import record
 from acclimate.select import search as searching
-from acclimate.select.budget import Cost, Table, Width, table_name
+from acclimate.select.budget import Cost, Platform, Table, Width
 
 HERE = Path(__file__).parent
 PAIRS = ("raabin->bccd", "pbc->bccd")
@@ -333,7 +333,7 @@ class Experiment:
         began = time.monotonic()
         # Any latency will do: what the full width takes is in the latency table that this leaves.
         workflow.search(bank.path, self.images, {"full": Budget(latency_ms=1e6)}, out, evaluations=0, **options)
-        table = Table.model_validate(bank.read(f"search/{table_name(RUNTIME, PRECISION, 1)}"))
+        table = Table.model_validate(bank.read(f"search/{Platform(RUNTIME, PRECISION, 1).file}"))
         full_ms = max(table.fitted, key=lambda sample: sample.macs_m).latency_ms
         budgets = {f"{fraction:g}": Budget(latency_ms=round(fraction * full_ms, 2)) for fraction in self.plan.fractions}
         done = workflow.search(bank.path, self.images, budgets, out, evaluations=self.plan.evaluations, **options)

@@ -25,9 +25,9 @@ from acclimate import machine
 from acclimate.adapt.objective import Objective, UpdateTransform
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.suppression import DomainSpecificSuppression, LayerWatch
-from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleConfig, SuppressionConfig
+from acclimate.config import DataConfig, ModelConfig, ScheduleConfig, SuppressionConfig
 from acclimate.data import formats
-from acclimate.data.dataset import Loader
+from acclimate.data.dataset import Loader, TrainingSets, Views
 from acclimate.models import detector as models
 from acclimate.scenes import sets
 
@@ -59,7 +59,7 @@ class Training:
         self.objective = Objective(detector, [Supervised()], ema=0.998, warm=False).train()
         self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.objective.detector.parameters(), lr=1e-5)
-        loader = Loader(images, None, spec.image_size, AugmentConfig(), ScheduleConfig(batch_size=BATCH), 0)
+        loader = Loader(TrainingSets(images), Views(spec.image_size), ScheduleConfig(batch_size=BATCH), 0)
         self.batch, _ = loader.batch(0)
 
     def step(self, measured: bool = False) -> tuple[float, float]:

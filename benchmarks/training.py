@@ -23,9 +23,9 @@ from acclimate import machine
 from acclimate.adapt.engine import accelerator, fit
 from acclimate.adapt.objective import Objective
 from acclimate.adapt.supervised import Supervised
-from acclimate.config import AugmentConfig, DataConfig, ModelConfig, ScheduleConfig
+from acclimate.config import DataConfig, ModelConfig, ScheduleConfig
 from acclimate.data import formats
-from acclimate.data.dataset import Loader
+from acclimate.data.dataset import Loader, TrainingSets, Views
 from acclimate.models import detector as models
 from acclimate.run import Manifest, Run
 from acclimate.scenes import sets
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     checkpoint_every=options.steps,
                 )  # fmt: skip
                 spec = models.specify(config, images.classes)
-                loader = Loader(images, None, spec.image_size, AugmentConfig(), schedule, 0)
+                loader = Loader(TrainingSets(images), Views(spec.image_size), schedule, 0)
                 per_image = [loading(loader, 6) for _ in range(3)][-1]
                 plain = models.build(spec).to(memory_format=torch.channels_last).train()
                 pairs = []

@@ -487,9 +487,10 @@ def test_run_says_where_the_report_is_last(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from acclimate import workflow
+    from acclimate.edge.artifact import Artifact
     from acclimate.verification import measure
 
-    known = measure.verify(project / ARTIFACT, [], runs=5)
+    known = measure.verify(Artifact.open(project / ARTIFACT), measure.Material(), scope=measure.Scope(runs=5))
     run = Run.open(Path("source"))
 
     def job(config: Any, **options: Any) -> workflow.Job:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from acclimate import doctor
+from acclimate import doctor, installation
 from acclimate.doctor import Check
 from acclimate.installation import hint
 from acclimate.models import weights
@@ -111,7 +111,7 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Pat
 
 
 def test_a_device_without_the_training_extra_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [requirement.name for requirement in doctor.wanted("train")]
+    names = [requirement.name for requirement in installation.required("train")]
     assert "torch" in names
     pretend(monkeypatch, **dict.fromkeys(names))
     checks = doctor.diagnose()

@@ -689,8 +689,9 @@ def verify(
     if not others and not (artifact / "run.json").is_file():
         results = [workflow.verify(artifact, sets, limits, anew=anew, expected=expected, device=there, console=out)]
         print_verification(results[0], out, score=score)
-        if stored(artifact, results[0].machine) == results[0]:
-            _say("verification", saved(artifact, results[0].machine), out)
+        file = saved(artifact, results[0].machine)
+        if stored(file) == results[0]:
+            _say("verification", file, out)
     else:
         if digest or require_signature:
             given = f"--digest {digest}" if digest else "--require-signature"

@@ -7,7 +7,6 @@ labels after the fact: nothing is chosen by a diagnosis of the target.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from acclimate.edge.images import Reading
-from acclimate.errors import AcclimateError
 from acclimate.evaluate import evaluator_of
-from acclimate.run import Role, Run, listed, read_json
+from acclimate.run import Role, Run, listed, read_as
 from acclimate.structures import Annotations, Detections
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
 
-log = logging.getLogger(__name__)
 
 FOLDER = "diagnoses"
 """Of a run: one file a set and model, under the names that its evaluations have."""
@@ -211,7 +208,7 @@ def saved(run: Run) -> list[Diagnosis]:
     Raises:
         AcclimateError: a file is damaged.
     """
-    return [_load(file) for file in listed(run.path / FOLDER, "*.json")]
+    return [read_as(Diagnosis, file, "delete it and evaluate again") for file in listed(run.path / FOLDER, "*.json")]
 
 
 def suggested(run: Run) -> dict[str, float]:
@@ -223,15 +220,6 @@ def suggested(run: Run) -> dict[str, float]:
         if one.role == "source" and one.model == "eager":
             return {name: round(found.score, 4) for name, found in one.thresholds.items()}
     return {}
-
-
-def _load(file: Path) -> Diagnosis:
-    try:
-        return Diagnosis.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); delete it and evaluate again") from None
 
 
 def _counting(annotations: Annotations) -> Annotations:

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from acclimate import __version__, machine
-from acclimate.installation import hint
+from acclimate.installation import hint, required
 
 State = Literal["ok", "warn", "absent", "missing", "unseen"]
 Area = Literal["machine", "device", "training", "runtimes", "extras"]
@@ -144,16 +144,6 @@ def cpu_features(cpuinfo: str) -> list[str]:
     return list(dict.fromkeys(name for flag, name in FEATURES.items() if flag in flags))
 
 
-def wanted(extra: str = "") -> list[Requirement]:
-    """What the installed acclimate states that it needs: its base, or what one of its extras adds to it."""
-    try:
-        stated = [Requirement(text) for text in metadata.requires("acclimate") or ()]
-    except metadata.PackageNotFoundError:
-        return []
-    base = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return [r for r in stated if r not in base and r.marker and r.marker.evaluate({"extra": extra})] if extra else base
-
-
 def requirement_unmet(package: str, needs: str) -> str | None:
     """The requirement on `needs` that `package` states and the installed release of `needs` does not meet.
 
@@ -230,7 +220,7 @@ def _disk(folder: Path) -> Check:
 
 
 def _device() -> Iterator[Check]:
-    for requirement in wanted():
+    for requirement in required():
         if requirement.name == "onnxruntime":
             yield _onnxruntime(requirement)
             continue
@@ -261,7 +251,7 @@ def _onnxruntime(wanted: Requirement) -> Check:
 
 
 def _training(deep: bool) -> Iterator[Check]:
-    needed = wanted("train")
+    needed = required("train")
     found = {requirement.name: version(requirement.name) for requirement in needed}
     if not found.get("torch") and not found.get("timm"):
         detail = "not installed: this machine can predict and monitor, not train, adapt, export or verify"
@@ -353,7 +343,7 @@ def _runtimes() -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     """One line an extra: what of it is installed, or how to get it."""
     for extra, purpose in EXTRAS.items():
-        found = [_package("extras", needed, version(needed.name), "absent", "") for needed in wanted(extra)]
+        found = [_package("extras", needed, version(needed.name), "absent", "") for needed in required(extra)]
         if not found:
             # An installation in place, older than the extra: its metadata is from then.
             detail = f"the installed acclimate does not know it ({purpose})"

@@ -48,10 +48,10 @@ class Inputs:
             if labels is not None:
                 sets[name] = {
                     "classes": list(labels.classes),
-                    "files": {str(one.path): [_size(one.path), _labels(one.annotations)] for one in labels.images},
+                    "files": {str(one.path): [size_of(one.path), _labels(one.annotations)] for one in labels.images},
                 }
         if self.target is not None:
-            sets["target"] = {"files": {str(path): [_size(path), ""] for path in self.target.paths}}
+            sets["target"] = {"files": {str(path): [size_of(path), ""] for path in self.target.paths}}
         return {"settings": self.settings, "weights": self.weights, "sets": sets}
 
     def damaged_since(self, before: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -180,7 +180,8 @@ def _short(digest: str | None) -> str:
     return "not there" if digest is None else digest[:8]
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
     try:
         return path.stat().st_size
     except OSError:

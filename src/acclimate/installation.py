@@ -25,7 +25,8 @@ def hint(extra: str = "") -> str:
     where = _origin()
     named = f"[{extra}]" if extra else ""
     if where is None:
-        return f"pip install {' '.join(shlex.quote(text) for text in _needs(extra)) or 'what its pyproject.toml names'}"
+        needs = [shlex.quote(f"{one.name}{one.specifier}") for one in required(extra)]
+        return f"pip install {' '.join(needs) or 'what its pyproject.toml names'}"
     place, editable = where
     if "://" in place:
         return f"pip install {shlex.quote(f'acclimate{named} @ {place}')}"
@@ -53,16 +54,16 @@ def _origin() -> tuple[str, bool] | None:
     return address, False
 
 
-def _needs(extra: str) -> list[str]:
-    """The packages themselves, where nothing is known but the metadata of what is installed."""
+def required(extra: str = "") -> list[Requirement]:
+    """What the installed acclimate states that it needs: its base, or what extras, with commas, add to it."""
     try:
         stated = [Requirement(text) for text in metadata.requires("acclimate") or ()]
     except metadata.PackageNotFoundError:
         return []
-    wanted = {name.strip() for name in extra.split(",")}
-    return [
-        f"{requirement.name}{requirement.specifier}"
-        for requirement in stated
-        if (requirement.marker is None and not extra)
-        or (requirement.marker is not None and any(requirement.marker.evaluate({"extra": name}) for name in wanted))
-    ]
+
+    def asked(requirement: Requirement, name: str) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({"extra": name})
+
+    base = [one for one in stated if asked(one, "")]
+    names = [name.strip() for name in extra.split(",")]
+    return [one for one in stated if one not in base and any(asked(one, name) for name in names)] if extra else base

@@ -356,7 +356,11 @@ class Run:
             file.write(start + json.dumps(values).encode() + b"\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All logged lines in order; a last line that a kill cut short is left out."""
+        """All logged lines in order; a last line that a kill cut short is left out.
+
+        Raises:
+            AcclimateError: the file cannot be read.
+        """
         return list(self._lines())
 
     def rewind(self, step: int) -> None:
@@ -368,7 +372,7 @@ class Run:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        for line in file.read_text().splitlines():
+        for line in _text(file).splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 values = json.loads(line)
                 if isinstance(values, dict):
@@ -380,7 +384,7 @@ class Run:
         Raises:
             AcclimateError: a file is damaged.
         """
-        return [_validated(Evaluation, file) for file in listed(self.path / "evaluations", "*.json")]
+        return [read_as(Evaluation, file) for file in listed(self.path / "evaluations", "*.json")]
 
     def selection(self) -> Selection | None:
         """How the weights were chosen; None while they are not.
@@ -388,20 +392,11 @@ class Run:
         Raises:
             AcclimateError: the file is damaged.
         """
-        return _validated(Selection, self.path / "selection.json") if self.has("selection.json") else None
+        return read_as(Selection, self.path / "selection.json") if self.has("selection.json") else None
 
     def artifacts(self) -> list[Path]:
         """The folders of the artifacts exported from this run."""
         return [folder for folder in listed(self.path / "artifacts", "*") if (folder / "artifact.json").is_file()]
-
-
-def _validated(model: type[_Model], file: Path) -> _Model:
-    try:
-        return model.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); delete it and repeat the verb") from None
 
 
 @contextlib.contextmanager
@@ -648,13 +643,40 @@ def read_json(path: Path) -> Any:
         AcclimateError: it is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise AcclimateError(f"{path}: damaged JSON ({error})") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
     except FileNotFoundError:
         raise AcclimateError(f"{path}: no such file") from None
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise AcclimateError(f"{path}: damaged JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise AcclimateError(f"{path}: damaged ({error}); delete it and repeat the verb") from None
+
+
+def read_as(model: type[_Model], file: Path, way_out: str = "delete it and repeat the verb") -> _Model:
+    """What a JSON file holds.
+
+    Args:
+        model: what that should be.
+        file: the file.
+        way_out: what the message for one that is damaged advises.
+
+    Raises:
+        AcclimateError: it is missing, cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        return model.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        told = f"{key}: {first['msg']}" if key else first["msg"]
+        raise AcclimateError(f"{file}: damaged ({told}); {way_out}") from None
 
 
 def digest(*parts: Any) -> str:

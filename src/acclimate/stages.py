@@ -23,7 +23,7 @@ from rich.console import Console
 from acclimate import __version__
 from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.inputs import FILE, Inputs, differences
+from acclimate.inputs import FILE, Inputs, differences, size_of
 from acclimate.locks import HeldError
 from acclimate.run import Manifest, Notes, Run, Session, SetNotes, digest, exchange, listed, locked, writing
 
@@ -192,6 +192,26 @@ def finished(path: Path) -> Run:
         if not run.has(name):
             raise AcclimateError(f"{path / name}: is missing from a finished run; delete {path} and run again")
     return run
+
+
+def bank(path: Path, kind: str = "") -> Run:
+    """The finished run at `path`, whose detector has widths or paths to choose among; of one kind where that is named.
+
+    Raises:
+        AcclimateError: as `finished` does; or the detector has nothing to choose among, or is of another kind.
+    """
+    from acclimate.models import detector as models
+
+    run = finished(path)
+    spec = models.specification(run.path)
+    fits = spec.kind == kind if kind else models.family(spec.kind).bank
+    if fits and getattr(spec, "path", None) is None:
+        return run
+    kinds = [kind] if kind else models.banks()
+    raise AcclimateError(
+        f"{run.path}: its detector is {spec.kind} and has one width; train one with model.kind={' or '.join(kinds)} "
+        "and start there"
+    )
 
 
 @contextlib.contextmanager
@@ -374,7 +394,7 @@ def labelled_digest(images: LabelledSet) -> str:
     # Nothing where pictures are read in the usual way: runs made before there was another stay what they are.
     state.update(repr(images.reading.model_dump(exclude_defaults=True) or "").strip("'").encode())
     for image in images.images:
-        state.update(f"{image.path}:{_size(image.path)}".encode())
+        state.update(f"{image.path}:{size_of(image.path)}".encode())
         for array in (image.annotations.boxes, image.annotations.labels, image.annotations.ignore):
             state.update(array.tobytes())
         if image.annotations.visible is not None:
@@ -387,14 +407,7 @@ def labelled_digest(images: LabelledSet) -> str:
 
 def unlabelled_digest(images: UnlabelledSet) -> str:
     """Of a set's files."""
-    return digest([(str(path), _size(path)) for path in images.paths])
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+    return digest([(str(path), size_of(path)) for path in images.paths])
 
 
 def describe(images: LabelledSet) -> SetNotes:

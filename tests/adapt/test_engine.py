@@ -30,8 +30,8 @@ from acclimate.adapt.objective import Objective, Step, Term, View
 from acclimate.adapt.optimisers import parameter_groups, rate
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import Known, Teacher
-from acclimate.config import AugmentConfig, TeacherConfig
-from acclimate.data.dataset import Loader
+from acclimate.config import TeacherConfig
+from acclimate.data.dataset import Loader, TrainingSets, Views
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.models.detector import DetectorSpec, build
@@ -457,7 +457,7 @@ def test_a_real_detector_with_threads_and_random_views_goes_on_exactly(norm: str
         objective = Objective(
             build(spec), [Supervised(), Teacher(TeacherConfig(soft=0.5), Known.fixed([0.05]))], 0.9, warm=True
         )
-        loader = Loader(source, target, (64, 64), AugmentConfig(), settings, seed=5)
+        loader = Loader(TrainingSets(source, target), Views((64, 64)), settings, seed=5)
         run = Run.create(path, Manifest(verb="train"))
         steps = 0
 

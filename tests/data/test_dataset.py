@@ -16,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acclimate.config import AugmentConfig, DataConfig, ScheduleConfig
-from acclimate.data.dataset import ImageCache, Loader, choose, draw, farthest, plain_images
+from acclimate.data.dataset import (
+    ImageCache,
+    Loader,
+    Process,
+    TrainingSets,
+    Views,
+    choose,
+    draw,
+    farthest,
+    plain_images,
+)
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet, read, unlabelled
 from acclimate.edge.images import letterbox, read_image
 from acclimate.errors import AcclimateError
@@ -66,7 +76,8 @@ def make(
     source: LabelledSet, target: UnlabelledSet | None, augment: AugmentConfig | None = None, **values: int
 ) -> Loader:
     rank, world, seed = (values.pop(key, default) for key, default in (("rank", 0), ("world", 1), ("seed", 0)))
-    return Loader(source, target, SIZE, augment or AugmentConfig(invert=0.3), schedule(**values), seed, rank, world)
+    views = Views(SIZE, augment or AugmentConfig(invert=0.3))
+    return Loader(TrainingSets(source, target), views, schedule(**values), seed, Process(rank, world))
 
 
 def same(first: Batch | None, second: Batch | None) -> bool:
@@ -272,7 +283,7 @@ def test_weather_that_does_not_bring_the_source_nearer_is_none(
 def test_a_larger_view_of_the_target_has_the_weak_views_geometry(source: LabelledSet, target: UnlabelledSet) -> None:
     moved = AugmentConfig(scale=(0.6, 1.4), vertical_flip=0.5)
     plain = take(make(source, target, moved), 3)
-    loader = Loader(source, target, SIZE, moved, schedule(), 0, large=1.5)
+    loader = Loader(TrainingSets(source, target), Views(SIZE, moved, 1.5), schedule(), 0)
     for (first, second), (enlarged, both) in zip(plain, take(loader, 3), strict=True):
         assert same(first, enlarged)
         assert second is not None
@@ -289,13 +300,14 @@ def test_a_larger_view_of_the_target_has_the_weak_views_geometry(source: Labelle
 def test_weights_say_how_often_a_source_image_comes(source: LabelledSet, target: UnlabelledSet) -> None:
     weights = np.ones(len(source))
     weights[3] = 4.0
-    loader = Loader(source, target, SIZE, PLAIN, schedule(batch_size=13), 0, weights=weights)
+    sets, options = TrainingSets(source, target, weights=weights), schedule(batch_size=13)
+    loader = Loader(sets, Views(SIZE, PLAIN), options, 0)
     batch = loader.batch(0)[0]
     means = batch.weak[:, :, 20:40, 20:40].mean((1, 2, 3)).numpy()
     wanted = 20 + 8 * 3
     # 4 of 13 shares of an epoch of ten images: three or four times.
     assert 3 <= (np.abs(means[:10] - wanted) < 3).sum() <= 4
-    assert same(batch, Loader(source, target, SIZE, PLAIN, schedule(batch_size=13), 0, weights=weights).batch(0)[0])
+    assert same(batch, Loader(sets, Views(SIZE, PLAIN), options, 0).batch(0)[0])
 
 
 def test_a_damaged_target_is_left_out_of_fourier(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -361,7 +373,7 @@ def test_cache_keeps_what_fits_and_shrinks(tmp_path: Path) -> None:
         image = cache.get(path)
         assert image is not None
         np.testing.assert_array_equal(image, read_image(path))
-    assert cache.used_mb == pytest.approx(0.12)
+    assert cache._used == 120_000
     assert cache.get(paths[0]) is cache.get(paths[0])
     assert cache.get(paths[3]) is not cache.get(paths[3])
     small = cache.get(paths[1], longest=50)
@@ -383,7 +395,7 @@ def test_large_images_are_shrunk_and_their_boxes_with_them(tmp_path: Path) -> No
         found, None, AugmentConfig(flip=0.5, colour=0, grey=0, blur=0, noise=0, tone=0, cutout=0), batch_size=8
     )
     batch, _ = loader.batch(0)
-    assert loader.cache.used_mb < 0.1
+    assert loader.cache._used < 100_000
     assert batch.targets is not None
     for view, item in zip(batch.weak.numpy(), batch.targets, strict=True):
         rows, columns = np.nonzero(view[0] > 150)
@@ -427,7 +439,7 @@ def test_choose_spreads_evenly_and_repeats() -> None:
 def test_real_pair(shared_data: Path) -> None:
     source = read(DataConfig(path=shared_data / "thermal-uav" / "day", split="test"))
     target = unlabelled(shared_data / "thermal-uav" / "night" / "JPEGImages")
-    loader = Loader(source, target, (192, 256), AugmentConfig(), ScheduleConfig(batch_size=8, workers=1), seed=0)
+    loader = Loader(TrainingSets(source, target), Views((192, 256)), ScheduleConfig(batch_size=8, workers=1), seed=0)
     batches = loader.batches()
     for _ in range(3):
         first, second = next(batches)

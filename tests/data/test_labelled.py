@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from acclimate.config import AugmentConfig, DataConfig, ScheduleConfig
-from acclimate.data.dataset import Loader
+from acclimate.config import DataConfig, ScheduleConfig
+from acclimate.data.dataset import Loader, Process, TrainingSets, Views
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet, unlabelled
 from acclimate.data.labelled import match, refuse_early, refuse_tested
 from acclimate.errors import AcclimateError
@@ -124,20 +124,9 @@ def test_every_batch_has_its_share_of_labelled_frames(
 ) -> None:
     frames = match(labelled(*target.paths[:3]), target)
     source = labelled(*target.paths)
-    schedule = ScheduleConfig(steps=1, batch_size=8, workers=0)
+    views, schedule = Views((64, 64)), ScheduleConfig(steps=1, batch_size=8, workers=0)
     loaders = [
-        Loader(
-            source,
-            frames.rest,
-            (64, 64),
-            AugmentConfig(),
-            schedule,
-            0,
-            rank,
-            world,
-            labelled=frames.images,
-            share=share,
-        )
+        Loader(TrainingSets(source, frames.rest, frames.images, share), views, schedule, 0, Process(rank, world))
         for rank in range(world)
     ]
     seen = []
@@ -153,8 +142,8 @@ def test_every_batch_has_its_share_of_labelled_frames(
             seen += [tuple(view.mean((1, 2)).round().tolist()) for view in rest.labelled.weak]
     assert len(set(seen)) > 1
     # Without them nothing else changes.
-    plain = Loader(source, frames.rest, (64, 64), AugmentConfig(), schedule, 0)
-    both = Loader(source, frames.rest, (64, 64), AugmentConfig(), schedule, 0, labelled=frames.images)
+    plain = Loader(TrainingSets(source, frames.rest), views, schedule, 0)
+    both = Loader(TrainingSets(source, frames.rest, frames.images), views, schedule, 0)
     for one, other in zip(plain.batch(5), both.batch(5), strict=True):
         assert one is not None
         assert other is not None

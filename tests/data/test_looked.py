@@ -45,9 +45,9 @@ def opened() -> Counter[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_kept() -> Iterator[None]:
-    looked.forget()
+    looked._kept.clear()
     yield
-    looked.forget()
+    looked._kept.clear()
 
 
 def labelled(folder: Path, count: int = 3) -> LabelledSet:
@@ -176,7 +176,7 @@ def test_a_change_between_two_readings_is_seen(folder: Path, change: Callable[[P
     assert outcome() == before
     change(folder)
     after = outcome()
-    looked.forget()
+    looked._kept.clear()
     assert after == outcome()
     assert after != before
 

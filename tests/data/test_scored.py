@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acclimate.config import AugmentConfig, DataConfig, ScheduleConfig
+from acclimate.config import DataConfig, ScheduleConfig
 from acclimate.data import formats, scored
-from acclimate.data.dataset import Loader
+from acclimate.data.dataset import Loader, TrainingSets, Views
 from acclimate.data.scored import Found, ScoredLabels
 from acclimate.errors import AcclimateError
 from acclimate.scenes.sets import generate
@@ -131,8 +131,8 @@ def test_boxes_move_with_the_views_and_keep_their_scores(scenes: Path) -> None:
         known[image.path] = Found((image.width, image.height), Detections(boxes.boxes, boxes.labels, scores))
     target = formats.unlabelled(scenes / "images")
     schedule = ScheduleConfig(batch_size=4, workers=0)
-    loader = Loader(truth, target, (64, 96), AugmentConfig(), schedule, 0, found=known)
-    plain = Loader(truth, target, (64, 96), AugmentConfig(), schedule, 0)
+    loader = Loader(TrainingSets(truth, target, found=known), Views((64, 96)), schedule, 0)
+    plain = Loader(TrainingSets(truth, target), Views((64, 96)), schedule, 0)
     for step in range(3):
         batch = loader.batch(step)[1]
         assert batch is not None

@@ -35,7 +35,7 @@ from acclimate.models.disentangled import (
     pool_moved,
 )
 from acclimate.models.pooling import levels, pool
-from acclimate.models.roi_heads import BINS, RoiHead
+from acclimate.models.roi_heads import BINS, RoiHead, Sample, Setting
 from acclimate.structures import Annotations
 
 STRIDES = (8, 16, 32)
@@ -87,7 +87,7 @@ def test_the_first_offsets_are_those_of_the_released_initialisation() -> None:
     """Kaiming's normal with gain 1: each layer has weights of variance 1 / inputs, so with two ReLUs before it an
     output has a quarter of the variance of the first layer's inputs (their mean square, to be exact)."""
     torch.manual_seed(0)
-    head = DisentangledHead(64, STRIDES, 2, 16)
+    head = DisentangledHead(Setting(64, STRIDES, 2, 16))
     for branch in (head.shared, head.move_box, head.move_bins):
         for layer in branch:
             if isinstance(layer, nn.Linear):
@@ -190,7 +190,7 @@ def test_onnx_runtime_pools_alike(sample: Callable[..., Tensor], tmp_path: Path)
 
 def head_of(kind: type[SeparateLayersHead] = DisentangledHead, **options: Any) -> Any:
     torch.manual_seed(0)
-    head = kind(CHANNELS, STRIDES, 3, 16, **options)
+    head = kind(Setting(CHANNELS, STRIDES, 3, 16), **options)
     # The last layers start so close to zero that every box would be the same.
     last = [module for name, module in head.named_modules() if name.endswith(("classify", "regress"))]
     with torch.no_grad():
@@ -199,13 +199,13 @@ def head_of(kind: type[SeparateLayersHead] = DisentangledHead, **options: Any) -
     return head
 
 
-def sample_of_boxes() -> tuple[Tensor, Tensor, Tensor]:
+def sample_of_boxes() -> Sample:
     """Proposals (2, 6, 4), labels with padding, background and objects, and their labelled boxes."""
     proposals = torch.tensor([[10.0, 12, 50, 60], [30, 8, 90, 40], [4, 50, 44, 90]])
     proposals = torch.cat([proposals, proposals + 3])[None].repeat(2, 1, 1)
     labels = torch.tensor([[1, 3, 0, 2, 0, -1], [0, 0, 2, -1, 1, 3]])
     shift = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(5)) * 3
-    return proposals, labels, proposals + shift
+    return Sample(proposals, labels, proposals + shift, torch.zeros_like(labels))
 
 
 def test_offsets_are_a_tenth_of_the_size_times_what_the_layers_say() -> None:
@@ -266,7 +266,7 @@ def softmax(logits: Tensor) -> np.ndarray[Any, Any]:
 def test_the_class_constraint_is_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, sibling = (3 * torch.randn(2, 6, 4, generator=generator) for _ in range(2))
-    labels = sample_of_boxes()[1]
+    labels = sample_of_boxes().labels
     own, beside = softmax(logits), softmax(sibling)
     terms = []
     for image, row in itertools.product(range(2), range(6)):
@@ -282,7 +282,7 @@ def test_the_class_constraint_is_its_formula() -> None:
 
 def test_the_box_constraint_is_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
-    truth = sample_of_boxes()[0].flatten(0, 1)
+    truth = sample_of_boxes().boxes.flatten(0, 1)
     own, sibling = (truth + 8 * torch.randn(12, 4, generator=generator) for _ in range(2))
     first, second = box_iou(own, truth).diagonal(), box_iou(sibling, truth).diagonal()
     terms = [max(0.0, float(s - p + min(1 - s, 0.2))) for p, s in zip(first, second, strict=True)]
@@ -326,8 +326,9 @@ def expected_losses(outputs: tuple[Tensor, Tensor, Tensor], labels: Tensor, matc
 
 def test_the_total_loss_is_its_parts() -> None:
     head = head_of(margin=0.3)
-    features, (proposals, labels, matched) = pyramid(), sample_of_boxes()
-    losses = head.losses(features, proposals, labels, matched)
+    features, sample = pyramid(), sample_of_boxes()
+    proposals, labels, matched, _ = sample
+    losses = head.losses(features, sample)
     outputs, beside = head(features, proposals), head.sibling(features, proposals)
     for prefix, three in (("roi", outputs), ("sibling", beside)):
         wanted = expected_losses(three, labels, matched)
@@ -349,14 +350,14 @@ def test_the_total_loss_is_its_parts() -> None:
     assert losses.keys() == {
         "roi_class", "roi_box", "sibling_class", "sibling_box", "constraint_class", "constraint_box",
     }  # fmt: skip
-    free = head_of(margin=None).losses(features, proposals, labels, matched)
+    free = head_of(margin=None).losses(features, sample)
     assert free.keys() == {"roi_class", "roi_box", "sibling_class", "sibling_box"}
 
 
 def test_without_objects_there_is_nothing_to_localise() -> None:
     head = head_of()
-    proposals, labels, matched = sample_of_boxes()
-    losses = head.losses(pyramid(), proposals, labels.clamp(max=0), matched)
+    sample = sample_of_boxes()
+    losses = head.losses(pyramid(), sample._replace(labels=sample.labels.clamp(max=0)))
     assert losses["roi_box"] == losses["sibling_box"] == losses["constraint_box"] == 0
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
@@ -365,7 +366,7 @@ def test_without_objects_there_is_nothing_to_localise() -> None:
 def test_every_parameter_is_trained() -> None:
     head = head_of()
     features = [feature.requires_grad_() for feature in pyramid()]
-    sum(head.losses(features, *sample_of_boxes()).values()).backward()
+    sum(head.losses(features, sample_of_boxes()).values()).backward()
     assert all(p.grad is not None and p.grad.any() for p in head.parameters())
     assert all(feature.grad is not None and torch.isfinite(feature.grad).all() for feature in features)
 
@@ -386,7 +387,7 @@ def test_the_sibling_is_kept_but_not_run() -> None:
 def test_separate_layers_share_only_the_features(loss: str, idle: str) -> None:
     head = head_of(SeparateLayersHead)
     features = [feature.requires_grad_() for feature in pyramid()]
-    head.losses(features, *sample_of_boxes())[loss].backward()
+    head.losses(features, sample_of_boxes())[loss].backward()
     assert all(p.grad is None for p in getattr(head, idle).parameters())
     assert features[0].grad.any()
 
@@ -395,7 +396,7 @@ def test_separate_layers_share_only_the_features(loss: str, idle: str) -> None:
 def test_separate_backbones_share_nothing(loss: str, pyramid_of_it: int) -> None:
     head = head_of(SeparateBackboneHead)
     features = [feature.requires_grad_() for feature in pyramid(seed=0) + pyramid(seed=1)]
-    head.losses(features, *sample_of_boxes())[loss].backward()
+    head.losses(features, sample_of_boxes())[loss].backward()
     reached = [feature.grad is not None and bool(feature.grad.any()) for feature in features]
     assert any(reached[3 * pyramid_of_it : 3 * pyramid_of_it + 3])
     assert not any(reached[3 - 3 * pyramid_of_it : 6 - 3 * pyramid_of_it])

@@ -19,6 +19,7 @@ from acclimate.config import ModelConfig, TwoStageConfig
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
 from acclimate.models.masks import SIDE, MaskHead, paste, rasterise
+from acclimate.models.roi_heads import Sample, Setting
 from acclimate.models.two_stage import TwoStageDetector
 from acclimate.structures import Annotations, Detections, Outline
 
@@ -90,7 +91,7 @@ def test_polygons_of_one_object_are_joined_and_edges_fall_on_cells() -> None:
 
 def test_the_loss_is_that_of_torchvision() -> None:
     torch.manual_seed(0)
-    head = MaskHead(8, (8, 16), 3)
+    head = MaskHead(Setting(8, (8, 16), 3, 16))
     features = [torch.randn(2, 8, 8, 12), torch.randn(2, 8, 4, 6)]
     corners = np.float32([[8, 8], [64, 8], [64, 36], [8, 36]])
     outlines = [[(corners,), ()], [(corners + 4,)]]
@@ -100,7 +101,7 @@ def test_the_loss_is_that_of_torchvision() -> None:
     labels = torch.tensor([[2, 0, 1], [-1, 3, -1]])
     objects = torch.tensor([[0, 0, 1], [0, 0, 0]])
     chosen = torch.tensor([[True, False, False], [False, True, False]])
-    found = head.loss(features, proposals, labels, objects, outlines)
+    found = head.losses(features, [Sample(proposals, labels, proposals, objects)], outlines)
     bitmaps = [torch.zeros(1, *SIZE, dtype=torch.uint8) for _ in range(2)]
     bitmaps[0][:, 8:36, 8:64] = 1
     bitmaps[1][:, 12:40, 12:68] = 1

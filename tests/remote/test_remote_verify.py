@@ -21,7 +21,7 @@ from acclimate.export import base
 from acclimate.remote.client import DeviceError
 from acclimate.remote.identity import address
 from acclimate.run import Run
-from acclimate.verification.measure import verify
+from acclimate.verification.measure import EvaluationSet, Material, Scope, verify
 from acclimate.verification.record import load, saved, verifications
 from acclimate.workflow import delivery
 
@@ -41,11 +41,15 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield found
 
 
+def shown(scenes) -> Material:
+    return Material([EvaluationSet(scenes, "squares_test", "target")])
+
+
 def test_it_is_the_verification_of_the_device(made, device: Running) -> None:
     artifact, scenes = made
-    here = verify(artifact, [(scenes, "squares_test", "target")], runs=3)
+    here = verify(Artifact.open(artifact), shown(scenes), scope=Scope(runs=3))
     with delivery._on_device(device.address, artifact, None, 1, None) as remote:
-        there = verify(artifact, [(scenes, "squares_test", "target")], runs=3, device=remote)
+        there = verify(Artifact.open(artifact), shown(scenes), scope=Scope(runs=3), device=remote)
     assert there.accuracy == here.accuracy
     assert there.accuracy["squares_test"].artifact_ap50 == pytest.approx(1.0)
     assert there.parity == here.parity
@@ -89,7 +93,7 @@ def test_a_device_that_goes_away_is_no_image_without_detections(made, device: Ru
         remote.close()
         monkeypatch.setattr(remote._connection, "port", 1)
         with pytest.raises(DeviceError, match="cannot be reached"):
-            verify(artifact, [(scenes, "squares_test", "target")], runs=3, device=remote)
+            verify(Artifact.open(artifact), shown(scenes), scope=Scope(runs=3), device=remote)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def measure(
         latency=bench(latency_ms, threads, energy_mj), other_threads=others, size_mb=size_mb, peak_memory_mb=100,
         machine=machine,
     )  # fmt: skip
-    save(folder, verification)
+    save(saved(folder, verification.machine), verification)
     return verification
 
 
@@ -253,7 +253,7 @@ def test_files_hold_every_row_and_what_was_left_out(
     measure(run / "artifacts/onnx-int8", 0.5, 10, others=(bench(4, 4),))
     slow = measure(run / "artifacts/onnx-fp32", None, 20)
     disturbed = slow.model_copy(update={"latency": slow.latency.model_copy(update={"cpu_ms": 15.0})})
-    save(run / "artifacts/onnx-fp32", disturbed)
+    save(saved(run / "artifacts/onnx-fp32"), disturbed)
     assert cli.main(["leaderboard", "run", "--sort", "latency", "--json", "b.json", "--csv", "b.csv"]) == 0
     told = capsys.readouterr().out
     assert "not verified: run/artifacts/ncnn-fp32" in told

@@ -46,11 +46,13 @@ def test_boxes_stay_on_their_object_when_the_picture_shrinks(run: Run, image: Pa
     assert picture.source == str(image)
 
 
-def test_a_small_picture_is_not_enlarged_and_faint_detections_go(run: Run, image: Path) -> None:
-    pictures.save(run, [image], [found(0.9, 0.04)], ["block"], longest=2000, model="onnx-int8")
+def test_a_small_picture_is_not_enlarged_and_faint_detections_go(run: Run, tmp_path: Path) -> None:
+    small = tmp_path / "small.png"
+    cv2.imwrite(str(small), np.zeros((200, 320, 3), np.uint8))
+    pictures.save(run, [small], [found(0.9, 0.04)], ["block"], model="onnx-int8")
     album = pictures.load(run, "onnx-int8")
     assert album is not None
-    assert (album.pictures[0].width, album.pictures[0].height) == (960, 600)
+    assert (album.pictures[0].width, album.pictures[0].height) == (320, 200)
     assert album.pictures[0].detections.scores == [pytest.approx(0.9, abs=1e-3)]
     assert pictures.load(run) is None
 

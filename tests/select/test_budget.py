@@ -14,6 +14,8 @@ from acclimate.select import budget as costs
 from acclimate.select.budget import Cost, Sample, Table, Width, fit, representative, take
 from coloured_squares import SquareDetector, scene
 
+HERE = costs.Platform("onnx", "fp32", 1)
+
 SHARES = (2.0, 0.05, 0.7, 0.0, 1.9)
 """Milliseconds: the constant, per million multiply-accumulates, and of three stages."""
 
@@ -34,7 +36,7 @@ def sample(width: Width, noise: float = 1.0) -> Sample:
 
 def test_the_prediction_finds_the_shares_of_an_additive_latency() -> None:
     widths = representative([(0.25, 0.5, 0.75, 1.0)] * 3, 16, seed=0)
-    table = fit([sample(width) for width in widths[:12]], [sample(width) for width in widths[12:]])
+    table = fit([sample(width) for width in widths[:12]], [sample(width) for width in widths[12:]], HERE)
     assert table.latency_shares == pytest.approx(SHARES, abs=1e-6)
     assert table.size_shares == pytest.approx((0.3, 1.1))
     assert table.latency_error == pytest.approx(0, abs=1e-9)
@@ -47,17 +49,17 @@ def test_the_prediction_finds_the_shares_of_an_additive_latency() -> None:
 def test_the_error_is_that_of_the_widths_held_out() -> None:
     widths = representative([(0.25, 0.5, 0.75, 1.0)] * 3, 16, seed=0)
     slower = [sample(widths[12], 1.25), sample(widths[13], 1.0)]
-    table = fit([sample(width) for width in widths[:12]], slower)
+    table = fit([sample(width) for width in widths[:12]], slower, HERE)
     # 1 / 1.25 is a fifth too little, and the other one is right.
     assert table.latency_error == pytest.approx(0.1)
     assert table.latency_error_max == pytest.approx(0.2)
-    assert fit([sample(width) for width in widths], []).latency_error is None
+    assert fit([sample(width) for width in widths], [], HERE).latency_error is None
 
 
 def test_more_channels_never_make_a_prediction_faster() -> None:
     rng = np.random.default_rng(0)
     widths = representative([(0.25, 0.5, 1.0)] * 3, 12, seed=1)
-    table = fit([sample(width, float(rng.uniform(0.5, 2))) for width in widths], [])
+    table = fit([sample(width, float(rng.uniform(0.5, 2))) for width in widths], [], HERE)
     assert min(table.latency_shares) >= 0
     assert min(table.size_shares) >= 0
 
@@ -111,7 +113,7 @@ def test_a_table_is_taken_from_artifacts_that_are_timed_in_turns(
 
     told: list[tuple[int, int]] = []
     table = take(
-        list(names), 1, export, [scene(0)[0]], runtime="onnx", precision="fp32", threads=1, rounds=2,
+        list(names), 1, export, [scene(0)[0]], HERE, rounds=2,
         progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert told == [(1, 3), (2, 3), (3, 3)]

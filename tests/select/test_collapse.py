@@ -13,7 +13,7 @@ from acclimate.adapt.objective import Objective, Term
 from acclimate.adapt.supervised import Supervised
 from acclimate.adapt.teacher import Teacher
 from acclimate.config import AugmentConfig, ScheduleConfig, TeacherConfig
-from acclimate.data.dataset import Loader
+from acclimate.data.dataset import Loader, TrainingSets, Views
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet
 from acclimate.evaluate import evaluate_detector
 from acclimate.models.detector import Detector, DetectorSpec, build, load_weights, save_weights
@@ -83,7 +83,8 @@ def trained(
     )
     objective = Objective(detector, terms, options.ema, warm=target is None)
     run = Run.create(out, Manifest(verb="train" if target is None else "adapt"))
-    fit(run, objective, Loader(source, target, (SIDE, SIDE), AUGMENT, options, 0), options, accelerator("fp32"))
+    loader = Loader(TrainingSets(source, target), Views((SIDE, SIDE), AUGMENT), options, 0)
+    fit(run, objective, loader, options, accelerator("fp32"))
     return objective.average, run
 
 

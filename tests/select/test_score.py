@@ -350,7 +350,7 @@ def test_the_trained_checkpoint_is_chosen_and_left_in_the_detector(trained, tmp_
     for checkpoints, best in (({100: weights, 200: random}, 100), ({100: random, 200: weights}, 200)):
         model = detector()
         chosen = choose_checkpoint(
-            model, checkpoints, paths, AugmentConfig(), 1, [1.0], count=4, progress=lambda *now: ticks.append(now)
+            model, checkpoints, paths[:4], AugmentConfig(), 1, [1.0], progress=lambda *now: ticks.append(now)
         )
         assert chosen.chosen_step == best
         assert chosen.rule == RULE

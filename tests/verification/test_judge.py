@@ -208,7 +208,7 @@ def test_verify_report_and_leaderboard_agree_on_any_record_and_budget(
     folder = run.path / "artifacts" / "onnx-int8"
     one = one.model_copy(update={"digest": Artifact.open(folder).digest})
     asked = one if stored else one.model_copy(update={"budget": other})
-    save(folder, one)
+    save(saved(folder), one)
     content = reports.gather([run.path], budget=None if stored else other)
     assert content.headline is not None
     shown = content.headline.artifact
@@ -218,7 +218,7 @@ def test_verify_report_and_leaderboard_agree_on_any_record_and_budget(
     tolerance_alone = [check.name for check in asked.checks] == ["max_ap50_drop"]
     assert state == ("open" if tolerance_alone and asked.verdict == "passed" else STATES[asked.verdict])
 
-    save(folder, asked)
+    save(saved(folder), asked)
     assert load(saved(folder)) == asked
     (row,) = leaderboard.records(leaderboard.gather([run.path]))
     assert row["verdict"] == cells(asked, ())[0]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from rich.console import Console
 
 import coloured_squares as squares
+from acclimate import workflow
 from acclimate.config import Budget
 from acclimate.edge import bench
 from acclimate.edge.artifact import Artifact, Calibration, MixedPrecision, Sensitivity, write_manifest
@@ -20,7 +23,7 @@ from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
 from acclimate.structures import Detections
 from acclimate.verification import measure
-from acclimate.verification.measure import contents, source_only, verify
+from acclimate.verification.measure import EvaluationSet, Material, Scope, contents, source_only
 from acclimate.verification.parity import pairs
 from acclimate.verification.record import Verification, load, save, saved, stored, verifications
 from acclimate.verification.show import Compared, cells, print_compared, print_verification
@@ -37,6 +40,12 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     return squares.exported(tmp_path_factory.mktemp("verify"), 6, "fp32", "int8")
 
 
+def verify(folder: Path, sets, budget: Budget | None = None, *, images=(), eager=None, **scope) -> Verification:
+    """`measure.verify` with few timed images, on sets that are (images, name, role)."""
+    material = Material([EvaluationSet(*one) for one in sets], images)
+    return measure.verify(Artifact.open(folder), material, budget, scope=Scope(**{"runs": RUNS, **scope}), eager=eager)
+
+
 def copy(made, tmp_path: Path) -> tuple[Run, Path]:
     shutil.copytree(made[0].path, tmp_path / "run")
     return Run.open(tmp_path / "run"), tmp_path / "run" / "artifacts" / "onnx-fp32"
@@ -51,7 +60,7 @@ def test_an_artifact_that_is_as_good_passes(made, printed: Console) -> None:
     run, scenes = made
     folder = run.path / "artifacts" / "onnx-fp32"
     budget = Budget(latency_ms=1e4, size_mb=10, memory_mb=1e4, macs_m=10)
-    result = verify(folder, [(scenes, "squares_test", "target")], budget, runs=RUNS)
+    result = verify(folder, [(scenes, "squares_test", "target")], budget)
     assert result.passed
     assert {check.name for check in result.checks} == {"latency_ms", "size_mb", "memory_mb", "macs_m", "max_ap50_drop"}
     assert all(check.passed for check in result.checks)
@@ -84,7 +93,7 @@ def test_an_artifact_that_is_as_good_passes(made, printed: Console) -> None:
 
 def test_int8_is_compared_with_the_eager_model(made) -> None:
     run, scenes = made
-    result = verify(run.path / "artifacts" / "onnx-int8", [(scenes, "squares_test", "target")], runs=RUNS)
+    result = verify(run.path / "artifacts" / "onnx-int8", [(scenes, "squares_test", "target")])
     assert result.passed
     assert [check.name for check in result.checks] == ["max_ap50_drop"]
     assert result.parity is not None
@@ -113,7 +122,7 @@ unhurried = pytest.mark.usefixtures("no_bench")
 @pytest.mark.parametrize("limit", ["latency_ms", "size_mb", "memory_mb", "macs_m"])
 def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, printed: Console) -> None:
     _, folder = copy(made, tmp_path)
-    result = verify(folder, [], Budget.model_validate({limit: 1e-6, "max_ap50_drop": None}), runs=RUNS)
+    result = verify(folder, [], Budget.model_validate({limit: 1e-6, "max_ap50_drop": None}))
     assert result.verdict == "failed"
     (check,) = result.checks
     assert (check.name, check.limit, check.passed) == (limit, 1e-6, False)
@@ -125,20 +134,51 @@ def test_a_budget_that_cannot_be_met_fails(made, tmp_path: Path, limit: str, pri
     assert "broken" in text
 
 
+def test_the_walk_through_verify_is_the_one_in_the_documentation(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = copy(made, tmp_path)
+    done = SimpleNamespace(returncode=0, stdout=bench_of(1.0).model_dump_json())
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=lambda *given, **options: done))
+    package = f"{Path(measure.__file__).parents[1]}/"
+    walk: dict[str, None] = {}
+
+    def follow(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(package):
+            return
+        given = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        if any(isinstance(one, Artifact) or (isinstance(one, Path) and one == folder) for one in given):
+            module = code.co_filename.removeprefix(package).removesuffix(".py").replace("/", ".")
+            # What an artifact answers about itself is no station, nor is who guards a write below it.
+            if module not in {"edge.artifact", "run"}:
+                walk[f"{module}.{code.co_qualname}"] = None
+
+    sys.setprofile(follow)
+    try:
+        workflow.verify(folder)
+    finally:
+        sys.setprofile(None)
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    told = [line.split()[0] for line in page.partition("```text walk\n")[2].partition("```")[0].splitlines()]
+    assert list(walk) == told
+    assert len(told) <= 12
+
+
 @unhurried
 def test_a_record_says_what_its_numbers_say_whatever_is_written_in_it(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
-    measured = verify(folder, [], Budget(size_mb=10, max_ap50_drop=None), runs=RUNS)
-    assert stored(folder) == measured
+    measured = verify(folder, [], Budget(size_mb=10, max_ap50_drop=None))
+    assert stored(saved(folder)) == measured
     assert measured.passed
     strict = measured.model_copy(update={"budget": Budget(size_mb=1e-6)})
     assert strict.verdict == "failed"
     values = json.loads(strict.model_dump_json())
     assert (values["passed"], values["verdict"]) == (False, "failed")
     saved(folder).write_text(json.dumps({**values, "passed": True, "checks": [], "verdict": "passed"}))
-    assert stored(folder) == strict
+    assert stored(saved(folder)) == strict
     (folder / "verification.json").write_text("{}")
-    assert stored(folder) is None
+    assert stored(saved(folder)) is None
 
 
 def test_a_device_has_a_file_of_its_own_whatever_it_is_called(tmp_path: Path) -> None:
@@ -161,7 +201,7 @@ def test_a_device_has_a_file_of_its_own_whatever_it_is_called(tmp_path: Path) ->
 def test_a_limit_that_cannot_be_measured_does_not_pass(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
     write_manifest(folder, Artifact.open(folder).manifest.model_copy(update={"notes": {}}))
-    result = verify(folder, [], Budget(macs_m=100, max_ap50_drop=None), runs=RUNS)
+    result = verify(folder, [], Budget(macs_m=100, max_ap50_drop=None))
     assert not result.passed
     assert result.verdict == "incomplete"
     assert (result.checks[0].value, result.checks[0].passed) == (None, None)
@@ -175,7 +215,7 @@ def test_a_loss_of_accuracy_fails(made, tmp_path: Path, printed: Console) -> Non
     with torch.no_grad():
         worse.classify[1].weight[1] = 0  # no longer sees blue
     exporter("onnx").export(worse, folder, "fp32", [])
-    result = verify(folder, [(scenes, "squares_test", "target")], runs=RUNS)
+    result = verify(folder, [(scenes, "squares_test", "target")])
     accuracy = result.accuracy["squares_test"]
     assert not result.passed
     assert accuracy.artifact_ap50 == pytest.approx(0.5)
@@ -188,7 +228,7 @@ def test_a_loss_of_accuracy_fails(made, tmp_path: Path, printed: Console) -> Non
     assert result.parity.worst[0].artifact_score is None
     print_verification(result, printed)
     assert "seen by the eager model alone" in printed.file.getvalue()  # type: ignore[attr-defined]
-    tolerant = verify(folder, [(scenes, "squares_test", "target")], Budget(max_ap50_drop=0.6), runs=RUNS)
+    tolerant = verify(folder, [(scenes, "squares_test", "target")], Budget(max_ap50_drop=0.6))
     assert tolerant.passed
 
 
@@ -197,7 +237,7 @@ def test_without_the_run_nothing_is_compared(made, tmp_path: Path) -> None:
     folder = tmp_path / "copied"
     shutil.copytree(run.path / "artifacts" / "onnx-fp32", folder)
     base.annotate(Artifact.open(folder), source_run=str(tmp_path / "gone"))
-    result = verify(folder, [(scenes, "squares_test", "target")], Budget(size_mb=1), runs=RUNS)
+    result = verify(folder, [(scenes, "squares_test", "target")], Budget(size_mb=1))
     assert result.verdict == "incomplete"
     assert result.accuracy["squares_test"].artifact_ap == pytest.approx(1.0)
     assert result.accuracy["squares_test"].eager_ap is None
@@ -209,12 +249,12 @@ def test_without_the_run_nothing_is_compared(made, tmp_path: Path) -> None:
 def test_without_labels_parity_and_latency_remain(made, tmp_path: Path) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
-    result = verify(folder, [], images=scenes.paths, runs=RUNS)
+    result = verify(folder, [], images=scenes.paths)
     assert result.verdict == "incomplete"
     assert result.accuracy == {}
     assert result.parity is not None
     assert result.parity.matched == 24
-    nothing = verify(folder, [], runs=RUNS)
+    nothing = verify(folder, [])
     assert nothing.parity is None
     assert any("measured on noise" in note for note in nothing.notes)
 
@@ -225,7 +265,7 @@ def test_bad_input(made, tmp_path: Path) -> None:
     run, folder = copy(made, tmp_path)
     scenes = squares.write_scenes(tmp_path / "scenes", 3)
     scenes.paths[1].write_bytes(b"\x89PNG cut")
-    result = verify(folder, [(scenes, "squares_test", "source")], Budget(size_mb=1), runs=RUNS)
+    result = verify(folder, [(scenes, "squares_test", "source")], Budget(size_mb=1))
     assert any("001.png" in note and "left out" in note for note in result.notes)
     assert result.accuracy["squares_test"].images == 2
     assert result.accuracy["squares_test"].artifact_ap == pytest.approx(1)
@@ -234,12 +274,12 @@ def test_bad_input(made, tmp_path: Path) -> None:
     other = detectors.DetectorSpec(**{**squares.SPEC.model_dump(), "classes": ("red", "green")})
     detectors.save(squares.SquareDetector(other), run.path)
     with pytest.raises(AcclimateError, match="does not come from"):
-        verify(folder, [], images=scenes.paths, runs=RUNS)
+        verify(folder, [], images=scenes.paths)
     data = bytearray((folder / "model.onnx").read_bytes())
     data[-100] ^= 1
     (folder / "model.onnx").write_bytes(data)
     with pytest.raises(AcclimateError, match="is not the file that was exported"):
-        verify(folder, [], runs=RUNS)
+        verify(folder, [])
 
 
 def test_pairs_go_by_class_and_overlap() -> None:
@@ -267,7 +307,7 @@ def test_what_speaks_against_the_calibration_stands_under_the_verdict(made, tmp_
     _, folder = copy(made, tmp_path)
     known = Calibration(images=4, digest="", source="fog", empty=3, agreement=0.4, compared=8)
     base.annotate(Artifact.open(folder), calibration=known)
-    result = verify(folder, [], runs=RUNS)
+    result = verify(folder, [])
     assert result.calibration == known
     print_verification(result, printed)
     print_compared([Compared(folder, result)], printed)
@@ -287,7 +327,7 @@ def test_the_layers_that_a_tolerance_keeps_in_fp32_are_listed(made, tmp_path: Pa
         alone=alone,
     )  # fmt: skip
     base.annotate(Artifact.open(folder), mixed=mixed)
-    result = verify(folder, [], runs=RUNS)
+    result = verify(folder, [])
     assert result.mixed == mixed
     print_verification(result, printed)
     text = printed.file.getvalue()  # type: ignore[attr-defined]
@@ -302,7 +342,7 @@ def test_the_score_is_accuracy_over_the_time_and_energy_of_twenty_thousand_image
     _, scenes = made
     _, folder = copy(made, tmp_path)
     sets = [(scenes, "there", "source"), (scenes, "here", "target")]
-    measured = verify(folder, sets, runs=RUNS)
+    measured = verify(folder, sets)
     # 9 ms are 3 minutes for 20,000 images, 18 mJ are 0.1 Wh.
     fast = measured.latency.model_copy(update={"median_ms": 9.0, "energy_mj": 18.0})
     accuracy = {**measured.accuracy, "here": measured.accuracy["here"].model_copy(update={"artifact_ap50": 0.6})}
@@ -323,9 +363,9 @@ def test_latency_on_one_and_on_all_threads(made, tmp_path: Path, monkeypatch: py
     _, scenes = made
     _, folder = copy(made, tmp_path)
     monkeypatch.setattr("acclimate.verification.measure.Here.cores", 2)
-    result = verify(folder, [], Budget(threads=1), images=scenes.paths, runs=RUNS, all_threads=True)
+    result = verify(folder, [], Budget(threads=1), images=scenes.paths, all_threads=True)
     assert (result.latency.threads, [one.threads for one in result.other_threads]) == (1, [2])
-    assert stored(folder) == result
+    assert stored(saved(folder)) == result
     measure = bench.bench_apart
 
     def two_at_most(folder: Path, paths: list[Path], threads: int, runs: int) -> bench.Bench:
@@ -335,7 +375,7 @@ def test_latency_on_one_and_on_all_threads(made, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("acclimate.verification.measure.Here.cores", 3)
     monkeypatch.setattr("acclimate.verification.measure.bench_apart", two_at_most)
-    result = verify(folder, [], images=scenes.paths, runs=RUNS, all_threads=True)
+    result = verify(folder, [], images=scenes.paths, all_threads=True)
     assert result.other_threads == ()
     assert "latency on 3 threads was not measured: too many" in result.notes
 
@@ -345,11 +385,11 @@ def test_what_the_eager_model_reached_is_measured_once(made, tmp_path: Path) -> 
     _, scenes = made
     run, folder = copy(made, tmp_path)
     known: dict = {}
-    first = verify(folder, [(scenes, "here", "target")], runs=RUNS, eager=known)
+    first = verify(folder, [(scenes, "here", "target")], eager=known)
     ((key, found),) = known.items()
     assert key == (run.path, "here")
     known[key] = found.model_copy(update={"ap50": 0.25})
-    second = verify(folder, [(scenes, "here", "target")], runs=RUNS, eager=known)
+    second = verify(folder, [(scenes, "here", "target")], eager=known)
     assert first.accuracy["here"].eager_ap50 == pytest.approx(1)
     assert second.accuracy["here"].eager_ap50 == 0.25
 
@@ -357,7 +397,7 @@ def test_what_the_eager_model_reached_is_measured_once(made, tmp_path: Path) -> 
 @unhurried
 def test_several_artifacts_are_one_table_that_loses_no_number(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
-    result = verify(folder, [], Budget(size_mb=1e-6), runs=RUNS)
+    result = verify(folder, [], Budget(size_mb=1e-6))
     narrow = Console(file=io.StringIO(), width=60)
     print_compared([Compared(folder, result), Compared(tmp_path / "gone", None, "openvino is not here")], narrow)
     lines = narrow.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -401,11 +441,11 @@ def test_a_busy_machine_is_waited_for_and_then_said_to_be_busy(
     monkeypatch.setattr(measure.time, "sleep", waited.append)
     budget = Budget(latency_ms=20)
     benches[:] = [bench_of(36.5, 4.5), bench_of(12.0, 11.9), bench_of(99.0)]
-    result = verify(folder, [(scenes, "here", "target")], budget, runs=RUNS)
+    result = verify(folder, [(scenes, "here", "target")], budget)
     assert (result.verdict, result.latency.median_ms, waited) == ("passed", 12.0, [2.0])
 
     benches[:] = [bench_of(36.5, 4.5)]
-    result = verify(folder, [(scenes, "here", "target")], budget, runs=RUNS, anew="latency")
+    result = verify(folder, [(scenes, "here", "target")], budget, anew="latency")
     assert waited == [2.0, 2.0, 5.0], "tries are bounded"
     assert result.verdict == "incomplete"
     print_verification(result, printed)
@@ -414,7 +454,7 @@ def test_a_busy_machine_is_waited_for_and_then_said_to_be_busy(
     assert "an image took 36.5 ms, of which 4.5 ms on the processor" in text
 
     benches[:] = [bench_of(36.5)]
-    result = verify(folder, [(scenes, "here", "target")], budget, runs=RUNS, anew="latency")
+    result = verify(folder, [(scenes, "here", "target")], budget, anew="latency")
     assert (result.verdict, len(waited)) == ("failed", 3), "a machine that was not busy is not waited for"
 
 
@@ -422,14 +462,14 @@ def test_a_busy_machine_is_waited_for_and_then_said_to_be_busy(
 def test_a_repeat_measures_the_latency_alone(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
-    first = verify(folder, [(scenes, "here", "target")], Budget(size_mb=10), runs=RUNS)
+    first = verify(folder, [(scenes, "here", "target")], Budget(size_mb=10))
     assert first.verdict == "passed"
 
     def refuse(*given: object, **options: object) -> None:
         pytest.fail("it was measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "_accuracy", refuse)
+        patch.setattr(measure._Measuring, "_accuracy_on", refuse)
         patch.setattr(measure.parities, "compare", refuse)
         patch.setattr(measure._Eager, "_load", refuse)
         for sets in ([(scenes, "here", "target")], []):
@@ -437,20 +477,20 @@ def test_a_repeat_measures_the_latency_alone(made, tmp_path: Path, monkeypatch: 
             assert (again.accuracy, again.parity) == (first.accuracy, first.parity)
             assert (again.verdict, again.latency.runs) == ("failed", RUNS + 1)
         patch.setattr("acclimate.verification.measure.bench_apart", refuse)
-        kept = verify(folder, [], Budget(size_mb=10, latency_ms=1e5), runs=RUNS, anew="nothing")
+        kept = verify(folder, [], Budget(size_mb=10, latency_ms=1e5), anew="nothing")
         assert (kept.verdict, kept.latency) == ("passed", again.latency)
 
     # Other pixels under the same names and labels, another artifact, other weights: each is measured anew.
     changed = squares.write_scenes(tmp_path / "scenes", 6, scale=2)
-    first = verify(folder, [(changed, "here", "target")], runs=RUNS, anew="latency")
+    first = verify(folder, [(changed, "here", "target")], anew="latency")
     changed.paths[0].write_bytes(changed.paths[1].read_bytes())
-    assert verify(folder, [(changed, "here", "target")], runs=RUNS, anew="latency").accuracy != first.accuracy
+    assert verify(folder, [(changed, "here", "target")], anew="latency").accuracy != first.accuracy
     exporter("onnx").export(squares.SquareDetector(), folder, "fp32", [])
     worse = squares.SquareDetector()
     with torch.no_grad():
         worse.classify[1].weight[1] = 0
     exporter("onnx").export(worse, folder, "fp32", [])
-    assert verify(folder, [], runs=RUNS, anew="latency").accuracy == {}
+    assert verify(folder, [], anew="latency").accuracy == {}
 
 
 @unhurried
@@ -458,10 +498,10 @@ def test_accuracy_of_another_set_stays_in_the_record(made, tmp_path: Path) -> No
     _, scenes = made
     _, folder = copy(made, tmp_path)
     other = squares.write_scenes(tmp_path / "other", 3)
-    verify(folder, [(scenes, "here", "target")], runs=RUNS)
-    both = verify(folder, [(other, "there", "source")], runs=RUNS, anew="latency")
+    verify(folder, [(scenes, "here", "target")])
+    both = verify(folder, [(other, "there", "source")], anew="latency")
     assert set(both.accuracy) == {"here", "there"}
-    assert set(verify(folder, [(other, "there", "source")], runs=RUNS).accuracy) == {"there"}
+    assert set(verify(folder, [(other, "there", "source")]).accuracy) == {"there"}
 
 
 @unhurried
@@ -473,7 +513,7 @@ def test_nothing_detected_is_nothing_compared(made, tmp_path: Path, printed: Con
             head.bias.fill_(-30)
     detectors.save(blind, run.path)
     exporter("onnx").export(blind, folder, "fp32", [])
-    result = verify(folder, [], images=made[1].paths, runs=RUNS)
+    result = verify(folder, [], images=made[1].paths)
     print_verification(result, printed)
     text = printed.file.getvalue()  # type: ignore[attr-defined]
     assert "parity: nothing was compared: on 6 images" in text
@@ -484,7 +524,7 @@ def test_nothing_detected_is_nothing_compared(made, tmp_path: Path, printed: Con
 def test_a_loss_is_that_of_the_worst_set(made, tmp_path: Path) -> None:
     _, scenes = made
     _, folder = copy(made, tmp_path)
-    result = verify(folder, [(scenes, "a", "target"), (scenes, "b", "source")], runs=RUNS)
+    result = verify(folder, [(scenes, "a", "target"), (scenes, "b", "source")])
     accuracy = {
         name: one.model_copy(update={"difference_ap50": -lost})
         for (name, one), lost in zip(result.accuracy.items(), (0.3, 0.1), strict=True)
@@ -517,10 +557,10 @@ def test_the_gain_is_against_the_baseline_beside_the_run(made, tmp_path: Path, p
     scenes = squares.write_scenes(tmp_path / "scenes", 12)
     folder, baseline = job_of(made, tmp_path, (True, False))
     sets = [(scenes, "here", "target")]
-    without = verify(folder, sets, runs=RUNS)
+    without = verify(folder, sets)
     assert without.accuracy["here"].gain is None, "nobody asked, so the baseline was not measured"
     budget = Budget(min_ap50=0.9, min_gain_ap50=0.4, max_class_drop_ap50=0.01)
-    result = verify(folder, sets, budget, runs=RUNS, anew="latency")
+    result = verify(folder, sets, budget, anew="latency")
     assert result.verdict == "passed"
     accuracy = result.accuracy["here"]
     assert accuracy.source_only == str(baseline.path.resolve())
@@ -547,14 +587,14 @@ def test_a_class_that_fell_breaks_its_limit_though_the_mean_gained(made, tmp_pat
     exporter("onnx").export(worse, folder, "fp32", [])
     detectors.save(worse, folder.parent.parent)
     budget = Budget(min_gain_ap50=-1, max_class_drop_ap50=0.1)
-    result = verify(folder, [(scenes, "here", "target")], budget, runs=RUNS)
+    result = verify(folder, [(scenes, "here", "target")], budget)
     assert {check.name: check.passed for check in result.checks}["max_class_drop_ap50"] is False
     assert result.measured(1).class_drop_ap50 == pytest.approx(1.0)
     # Its own evaluation is taken where it is of the same images.
     baseline.write("evaluations/here.json", Run.open(folder.parent.parent).evaluations()[0].model_copy(
         update={"model": "eager"}
     ))  # fmt: skip
-    again = verify(folder, [(scenes, "here", "target")], budget, runs=RUNS)
+    again = verify(folder, [(scenes, "here", "target")], budget)
     assert again.measured(1).class_drop_ap50 == pytest.approx(0.0)
 
 
@@ -563,7 +603,7 @@ def test_limits_of_the_target_are_not_met_by_the_source(made, tmp_path: Path) ->
     scenes = squares.write_scenes(tmp_path / "scenes", 3)
     folder, _ = job_of(made, tmp_path, (True, False))
     budget = Budget(min_ap50=0.1, min_gain_ap50=0.1, max_class_drop_ap50=0.1)
-    result = verify(folder, [(scenes, "clear", "source")], budget, runs=RUNS)
+    result = verify(folder, [(scenes, "clear", "source")], budget)
     assert result.verdict == "incomplete"
     assert [check.passed for check in result.checks] == [True, None, None, None]
     assert "--data" in result.checks[1].reason
@@ -590,12 +630,12 @@ def test_what_source_only_is(made, tmp_path: Path) -> None:
 def test_a_source_detector_that_has_not_learnt_is_said_first(made, tmp_path: Path, printed: Console) -> None:
     scenes = squares.write_scenes(tmp_path / "scenes", 3)
     folder, _ = job_of(made, tmp_path, (True, True))
-    result = verify(folder, [(scenes, "here", "target")], runs=RUNS)
+    result = verify(folder, [(scenes, "here", "target")])
     assert result.first == ""
     evaluation = Run.open(folder.parent.parent).evaluations()[0]
     low = evaluation.model_copy(update={"model": "eager", "role": "source", "ap50": 0.022})
     Run.open(tmp_path / "source").write("evaluations/source_test.json", low)
-    result = verify(folder, [(scenes, "here", "target")], runs=RUNS)
+    result = verify(folder, [(scenes, "here", "target")])
     print_verification(result, printed)
     assert printed.file.getvalue().startswith(  # type: ignore[attr-defined]
         "the source detector has not learnt: AP50 2.2 on its own domain; train longer or start from pretrained weights"
@@ -612,14 +652,14 @@ def test_what_cannot_be_stored_is_said_and_told_all_the_same(
         raise AcclimateError("the disk is full")
 
     monkeypatch.setattr(measure, "save", full)
-    result = verify(folder, [], Budget(size_mb=10), runs=RUNS)
+    result = verify(folder, [], Budget(size_mb=10))
     assert result.notes[-1] == "this verification was not stored: the disk is full"
 
 
 @unhurried
 def test_a_file_of_an_earlier_version_is_read_and_judged(made, tmp_path: Path) -> None:
     _, folder = copy(made, tmp_path)
-    now = json.loads(verify(folder, [], Budget(size_mb=10), runs=RUNS).model_dump_json())
+    now = json.loads(verify(folder, [], Budget(size_mb=10)).model_dump_json())
     for added in ("reference", "source_ap50", "verdict", "score"):
         del now[added]
     del now["latency"]["waited_ms"]
@@ -629,7 +669,7 @@ def test_a_file_of_an_earlier_version_is_read_and_judged(made, tmp_path: Path) -
     saved(folder).write_text(json.dumps(old))
     found = load(saved(folder))
     assert found.verdict == "incomplete", "it passed unmeasured then"
-    save(folder, found)
+    save(saved(folder), found)
     assert load(saved(folder)) == found
 
 
@@ -648,12 +688,12 @@ def test_weights_that_were_trained_over_are_compared_anew(made, tmp_path: Path) 
     """The artifact is the same; what it is held against is not."""
     _, scenes = made
     run, folder = copy(made, tmp_path)
-    first = verify(folder, [(scenes, "here", "target")], runs=RUNS)
+    first = verify(folder, [(scenes, "here", "target")])
     other = squares.SquareDetector()
     with torch.no_grad():
         other.classify[1].weight[1] = 0
     detectors.save(other, run.path)
-    again = verify(folder, [(scenes, "here", "target")], runs=RUNS, anew="latency")
+    again = verify(folder, [(scenes, "here", "target")], anew="latency")
     assert first.parity is not None
     assert again.parity is not None
     assert again.digest == first.digest

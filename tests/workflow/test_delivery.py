@@ -42,11 +42,10 @@ def test_frames_that_were_learnt_are_no_test_of_an_artifact(learnt_by: str, fram
     run = Run.create(
         tmp_path / "adapted", Manifest(verb="adapt", parents=parents, notes=notes if learnt_by == "adapted" else {})
     )
-    manifest = SimpleNamespace(classes=("car",), reading=Reading(), source_run=str(run.path))
-    artifact: Any = SimpleNamespace(folder=run.path / "artifacts" / "onnx-fp32", manifest=manifest)
+    manifest: Any = SimpleNamespace(classes=("car",), reading=Reading())
     with pytest.raises(AcclimateError, match=r"1\.png is a labelled frame that was trained on"):
-        delivery._sets(artifact, [(DataConfig(path=frames), "target_test", "target")])
+        delivery._material(manifest, run, [(DataConfig(path=frames), "target_test", "target")])
     (frames / "images" / "1.png").write_bytes((frames / "images" / "0.png").read_bytes() + b" ")
-    sets, said = delivery._sets(artifact, [(DataConfig(path=frames), "target_test", "target")])
-    assert [name for _, name, _ in sets] == ["target_test"]
-    assert said == []
+    material = delivery._material(manifest, run, [(DataConfig(path=frames), "target_test", "target")])
+    assert [test.name for test in material.sets] == ["target_test"]
+    assert not material.notes

@@ -107,7 +107,7 @@ def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
         (engine, "fit"),
         (score, "choose_checkpoint"),
         (Onnx, "export"),
-        (measure, "_accuracy"),
+        (measure._Measuring, "_accuracy_on"),
         (measure, "bench_apart"),
         (measure.parities, "compare"),
     ):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from acclimate import cli, workflow
 from acclimate.config import Budget, Config, DataConfig, load_budgets
+from acclimate.edge.artifact import Artifact
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as detectors
@@ -21,7 +22,7 @@ from acclimate.select import budget as costs
 from acclimate.select import record
 from acclimate.select import search as searching
 from acclimate.training import slim as slimming
-from acclimate.verification.record import Verification, save
+from acclimate.verification.record import Verification, save, saved
 from acclimate.workflow.searching import _told
 from coloured_squares import write_scenes
 
@@ -64,10 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "HELD_OUT", 1)
     monkeypatch.setattr(costs, "ROUNDS", 1)
 
-    def verify(folder: Path, sets: object, budget: Budget, **options: object) -> Verification:
-        from acclimate.edge.artifact import Artifact
-
-        artifact = Artifact.open(folder)
+    def verify(artifact: Artifact, material: object, budget: Budget, **options: object) -> Verification:
         macs = float(artifact.manifest.notes.macs_m)
         latency = Bench(
             threads=1, images=1, runs=1, median_ms=10 * macs, p95_ms=10 * macs, iqr_ms=0, cpu_ms=10 * macs, parts={},
@@ -78,7 +76,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             budget=budget, latency=latency, size_mb=artifact.size_mb, peak_memory_mb=100, macs_m=macs,
             machine={},
         )  # fmt: skip
-        save(folder, measured)
+        save(saved(artifact.folder), measured)
         return measured
 
     monkeypatch.setattr("acclimate.verification.measure.verify", verify)

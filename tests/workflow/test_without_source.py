@@ -100,5 +100,5 @@ def test_a_run_of_an_earlier_version_says_what_it_lacks(without_source: Path, tm
         adapted(without_source, tmp_path / "out", "source=none", source=str(tmp_path / "old"))
     del values["thresholds"]
     file.write_text(json.dumps(values))
-    with pytest.raises(AcclimateError, match=r"source_statistics\.json: damaged \(thresholds\)"):
+    with pytest.raises(AcclimateError, match=r"source_statistics\.json: damaged \(thresholds: Field required\)"):
         adapted(without_source, tmp_path / "out", "source=none", source=str(tmp_path / "old"))

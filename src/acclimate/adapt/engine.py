@@ -14,6 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,24 @@ def accelerator(precision: str) -> Accelerator:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Whom a training tells how far it is.
+
+    Attributes:
+        title: of the progress bar.
+        console: where that goes; None shows none.
+        track: told the step and the values of each line that is logged.
+    """
+
+    title: str = "training"
+    console: Console | None = None
+    track: Track = lambda step, values: None
+
+
+NOBODY = Telling()
+
+
 def fit(
     run: Run,
     objective: Objective,
@@ -68,9 +87,7 @@ def fit(
     acc: Accelerator,
     *,
     transforms: Sequence[GradientTransform] = (),
-    console: Console | None = None,
-    title: str = "training",
-    track: Track = lambda step, values: None,
+    telling: Telling = NOBODY,
 ) -> None:
     """Train until `schedule.steps`, taking up the state in `run` where there is one.
 
@@ -83,9 +100,7 @@ def fit(
         schedule: how long and how fast.
         acc: device, precision and processes; see `accelerator`.
         transforms: of the gradients, in this order, between the backward pass and clipping.
-        console: where progress goes.
-        title: of the progress bar.
-        track: told the step and the values of each line that is logged.
+        telling: whom it tells how far it is.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, once the state is saved.
@@ -111,8 +126,8 @@ def fit(
     updates = [one for one in acting if isinstance(one, UpdateTransform)]
     batches = loader.batches(start * schedule.accumulate)
     step = start
-    told = console if acc.is_main_process else None
-    with stop_signal() as stopped, counting(told, title, start=start, lines=10) as advance:
+    told = telling.console if acc.is_main_process else None
+    with stop_signal() as stopped, counting(told, telling.title, start=start, lines=10) as advance:
         try:
             for step in range(start + 1, schedule.steps + 1):
                 losses: dict[str, float] = {}
@@ -164,7 +179,7 @@ def fit(
                         means = {k: v / window["steps"] for k, v in window.items() if k != "steps"}
                         facts = {"lr": lr, "images_per_s": round(speed.images_per_s(), 2), **means, **seen}
                         run.log(step=step, **facts)
-                        track(step, facts)
+                        telling.track(step, facts)
                     window = {}
                 advance(step, schedule.steps, f"loss {losses['loss']:.3f}, {speed.images_per_s():.1f} images/s")
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps:

@@ -6,10 +6,10 @@ Where the source images cannot leave their owner, or are gone, a run and a folde
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, SetNotes
+from acclimate.run import Run, SetNotes, read_as
 
 FILE = "source_statistics.json"
 
@@ -66,8 +66,4 @@ def kept(run: Run) -> SourceStatistics:
             f"{run.path}: keeps nothing of its source ({FILE} is not there), so it cannot be adapted without the "
             "source images; train it again where they are, with this version"
         )
-    try:
-        return SourceStatistics.model_validate(run.read(FILE))
-    except ValidationError as error:
-        key = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise AcclimateError(f"{file}: damaged ({key}); train {run.path} again") from None
+    return read_as(SourceStatistics, file, f"train {run.path} again")

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -56,10 +57,6 @@ class ImageCache:
         self._items: dict[tuple[Any, ...], Any] = {}
         self._damaged: dict[Path, str] = {}
         self._lock = threading.Lock()
-
-    @property
-    def used_mb(self) -> float:
-        return self._used / 1e6
 
     @property
     def damaged(self) -> Mapping[Path, str]:
@@ -118,6 +115,56 @@ def _shrunk(image: Image, longest: int | None) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingSets:
+    """The images that a training learns from.
+
+    Attributes:
+        source: labelled images; its boxes become the targets. All sets are read as it is. None where there are none:
+            then its batch is None, and the others are read as `reading` says.
+        target: images without labels, or None to train on the source alone.
+        labelled: target images that a person has labelled, where there are any, and
+        share: how many of them come with each batch, as a part of its size; at least one in each process.
+        weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
+        found: what a labeller has found in target images, by file; nothing in one that is not there.
+        reading: see `source`.
+    """
+
+    source: LabelledSet | None
+    target: UnlabelledSet | None = None
+    labelled: LabelledSet | None = None
+    share: float = 0.25
+    weights: NDArray[np.float64] | None = None
+    found: Mapping[Path, Found] | None = None
+    reading: Reading = DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How images are shown.
+
+    Attributes:
+        image_size: (height, width) of the network's canvas.
+        augment: the random views. `style` and `fourier` act where there is a target.
+        large: above 1, target batches also have the weak view with so many times the pixels a side (`Batch.large`).
+    """
+
+    image_size: tuple[int, int]
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    large: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One of the processes of a training: it gets the `rank`-th of `world` contiguous parts of each batch."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALONE = Process()
+
+
 class Loader:
     """Batches of source and target images for training.
 
@@ -125,65 +172,37 @@ class Loader:
     Creating a loader switches off OpenCV's own threads in this process: the loader's threads work on whole batches.
 
     Args:
-        source: labelled images; its boxes become the targets. All sets are read as it is. None where there are none:
-            then its batch is None, and the others are read as `reading` says.
-        target: images without labels, or None to train on the source alone.
-        image_size: (height, width) of the network's canvas.
-        augment: the random views. `style` and `fourier` act where there is a target.
+        sets: what is learnt from.
+        views: how it is shown.
         schedule: batch size (over all processes), threads and cache size.
         seed: of everything random.
-        rank: this process among `world`; it gets a contiguous part of each batch.
-        world: number of processes.
-        large: above 1, target batches also have the weak view with so many times the pixels a side (`Batch.large`).
-        weights: (N,), how often each source image is drawn, relative to the others; all alike where None.
-        labelled: target images that a person has labelled, where there are any, and
-        share: how many of them come with each batch, as a part of its size; at least one in each process.
-        reading: see `source`.
-        found: what a labeller has found in target images, by file; nothing in one that is not there.
+        process: this one.
 
     Raises:
         AcclimateError: the batch size cannot be shared out evenly.
     """
 
     def __init__(
-        self,
-        source: LabelledSet | None,
-        target: UnlabelledSet | None,
-        image_size: tuple[int, int],
-        augment: AugmentConfig,
-        schedule: ScheduleConfig,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        large: float = 1.0,
-        weights: NDArray[np.float64] | None = None,
-        labelled: LabelledSet | None = None,
-        share: float = 0.25,
-        reading: Reading = DEFAULT,
-        found: Mapping[Path, Found] | None = None,
+        self, sets: TrainingSets, views: Views, schedule: ScheduleConfig, seed: int, process: Process = ALONE
     ) -> None:
-        if schedule.batch_size % world:
+        if schedule.batch_size % process.world:
             raise AcclimateError(
-                f"batch_size {schedule.batch_size} cannot be shared out evenly over {world} processes; "
-                f"choose a multiple of {world}"
+                f"batch_size {schedule.batch_size} cannot be shared out evenly over {process.world} processes; "
+                f"choose a multiple of {process.world}"
             )
-        self._source = source
-        self._target = target
-        self._image_size = image_size
+        augment, source, target = views.augment, sets.source, sets.target
+        self._sets = sets
+        self._image_size = views.image_size
         self._augment = augment
         self._workers = schedule.workers
         self._seed = seed
-        own = schedule.batch_size // world
-        self._sizes = {_SOURCE: own, _TARGET: own, _LABELLED: max(1, round(share * own))}
-        self._rank, self._world = rank, world
-        self._labelled = labelled
-        self._found = found
+        own = schedule.batch_size // process.world
+        self._sizes = {_SOURCE: own, _TARGET: own, _LABELLED: max(1, round(sets.share * own))}
+        self._process = process
         # A little more than the largest scale shows, so that nothing is enlarged that has pixels to give.
-        self._longest = round(max(image_size) * max(1.0, augment.scale[1]))
-        self._large = large if target is not None else 1.0
-        self._weights = weights
-        self.cache = ImageCache(schedule.cache_mb, reading if source is None else source.reading)
+        self._longest = round(max(views.image_size) * max(1.0, augment.scale[1]))
+        self._large = views.large if target is not None else 1.0
+        self.cache = ImageCache(schedule.cache_mb, sets.reading if source is None else source.reading)
         self._order = lru_cache(maxsize=4)(self._permutation)
         self._styles: dict[int, Statistics] = {}
         cv2.setNumThreads(0)
@@ -217,11 +236,11 @@ class Loader:
 
     def batch(self, step: int) -> tuple[Batch | None, Batch | None]:
         """The batch of one step, made in the calling thread."""
-        source = self._load(step, _SOURCE) if self._source is not None else None
-        if self._target is None:
+        source = self._load(step, _SOURCE) if self._sets.source is not None else None
+        if self._sets.target is None:
             return source, None
         target = self._load(step, _TARGET)
-        if self._labelled is not None:
+        if self._sets.labelled is not None:
             target.labelled = self._load(step, _LABELLED)
         return source, target
 
@@ -230,9 +249,9 @@ class Loader:
         """The images that could not be read so far, and why, by what they were for; another took each one's place."""
         damaged = self.cache.damaged
         roles = {
-            "source": self._source.paths if self._source is not None else (),
-            "target": self._target.paths if self._target is not None else (),
-            "labelled": self._labelled.paths if self._labelled is not None else (),
+            "source": self._sets.source.paths if self._sets.source is not None else (),
+            "target": self._sets.target.paths if self._sets.target is not None else (),
+            "labelled": self._sets.labelled.paths if self._sets.labelled is not None else (),
         }
         found = {role: {path: damaged[path] for path in paths if path in damaged} for role, paths in roles.items()}
         return {role: files for role, files in found.items() if files}
@@ -244,11 +263,11 @@ class Loader:
         targets: list[Annotations] = []
         enlarged = []
         found: list[Detections] = []
-        for slot, position in enumerate(range(self._rank * count, (self._rank + 1) * count)):
+        for slot, position in enumerate(range(self._process.rank * count, (self._process.rank + 1) * count)):
             rng = np.random.default_rng([self._seed, stream, step, position])
             path, image, annotations = self._sample(step, position, stream)
-            if stream == _SOURCE and self._target is not None:
-                image = self._disguised(image, len(self._target), rng)
+            if stream == _SOURCE and self._sets.target is not None:
+                image = self._disguised(image, len(self._sets.target), rng)
             if stream == _TARGET and self._large > 1:
                 enlarged.append(self._enlarged(image, copy.deepcopy(rng)))
             canvas, annotations = geometry(image, annotations, self._image_size, self._augment, rng)
@@ -260,14 +279,14 @@ class Loader:
                 view = masked(view, self._augment.mask_block, self._augment.mask_ratio, rng)
             other[slot] = view
             targets.append(annotations)
-            if stream == _TARGET and self._found is not None:
+            if stream == _TARGET and self._sets.found is not None:
                 # What is in `labels` are rows of what was found, so that scores stay with their boxes.
                 rows = annotations.labels
                 seen = self._seen(path).detections
                 found.append(Detections(annotations.boxes, seen.labels[rows], seen.scores[rows]))
         large = _tensor(np.stack(enlarged).astype(np.float32)) if enlarged else None
         boxes = None if stream == _TARGET else targets
-        labelled = found if stream == _TARGET and self._found is not None else None
+        labelled = found if stream == _TARGET and self._sets.found is not None else None
         return Batch(_tensor(weak), _tensor(other), boxes, large, found=labelled)
 
     def _composed(
@@ -296,8 +315,8 @@ class Loader:
         return geometry(image, boxes, self._image_size, self._augment, rng)
 
     def _seen(self, path: Path) -> Found:
-        assert self._found is not None
-        return self._found.get(path, Found((1, 1), Detections.empty()))
+        assert self._sets.found is not None
+        return self._sets.found.get(path, Found((1, 1), Detections.empty()))
 
     def _enlarged(self, image: Image, rng: np.random.Generator) -> Image:
         """The view that `geometry` is about to draw, on a canvas of more pixels."""
@@ -333,12 +352,12 @@ class Loader:
 
     def _sample(self, step: int, position: int, stream: int) -> tuple[Path, Image, Annotations]:
         """The image due at this place of the endless sequence of epochs, and its boxes in the image's pixels."""
-        epoch, offset = divmod(step * self._sizes[stream] * self._world + position, self._length(stream))
+        epoch, offset = divmod(step * self._sizes[stream] * self._process.world + position, self._length(stream))
         index = int(self._order(stream, epoch)[offset])
         index, image = self._readable(index, stream)
         path = self._path(index, stream)
         if stream == _TARGET:
-            if self._found is None:
+            if self._sets.found is None:
                 return path, image, Annotations.empty()
             seen = self._seen(path)
             count = len(seen.detections)
@@ -385,25 +404,25 @@ class Loader:
     def _path(self, index: int, stream: int) -> Path:
         if stream != _TARGET:
             return self._with_labels(stream).images[index].path
-        assert self._target is not None
-        return self._target.paths[index]
+        assert self._sets.target is not None
+        return self._sets.target.paths[index]
 
     def _with_labels(self, stream: int) -> LabelledSet:
-        labelled = self._source if stream == _SOURCE else self._labelled
+        labelled = self._sets.source if stream == _SOURCE else self._sets.labelled
         assert labelled is not None
         return labelled
 
     def _length(self, stream: int) -> int:
         if stream != _TARGET:
             return len(self._with_labels(stream))
-        assert self._target is not None
-        return len(self._target)
+        assert self._sets.target is not None
+        return len(self._sets.target)
 
     def _permutation(self, stream: int, epoch: int) -> NDArray[np.int64]:
         order = {_SOURCE: _SOURCE_ORDER, _TARGET: _TARGET_ORDER, _LABELLED: _LABELLED_ORDER}[stream]
         rng = np.random.default_rng([self._seed, order, epoch])
-        if stream == _SOURCE and self._weights is not None:
-            return drawn(self._weights, rng)
+        if stream == _SOURCE and self._sets.weights is not None:
+            return drawn(self._sets.weights, rng)
         return rng.permutation(self._length(stream))
 
 

@@ -369,15 +369,25 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(_text(rest).encode()).hexdigest()
 
 
+def refuse_newer(file: Path, values: Mapping[str, Any], known: int) -> None:
+    """Refuse a manifest whose `format` is above what is `known` here.
+
+    Raises:
+        AcclimateError: it is.
+    """
+    version = values.get("format")
+    if isinstance(version, int) and version > known:
+        raise AcclimateError(
+            f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
+            f"this one reads up to format {known}: update acclimate on this machine"
+        )
+
+
 def _read_manifest(file: Path) -> ArtifactManifest:
     """The manifest in `file`, if it is whole and means something."""
     values = _values(file)
     version = values.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise AcclimateError(
-            f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
-            f"this one reads up to format {FORMAT}: update acclimate on this machine"
-        )
+    refuse_newer(file, values, FORMAT)
     # Without its number a manifest of the second format would pass for one of the first, which has no checksum.
     if type(version) is not int or (version == 1 and values.get("sha256")):
         raise AcclimateError(f"{file}: is not as it was exported (its format is damaged); copy the artifact again")

@@ -160,14 +160,6 @@ def not_read(names: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; what cannot be a file name, such as one of 300 characters, is none."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError):
-        return False
-
-
 def is_pattern(path: str | Path) -> bool:
     """Whether a path has what patterns are made of."""
     return glob.has_magic(str(path))

@@ -40,7 +40,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ConfigDict
 
 from acclimate import __version__
-from acclimate.edge.artifact import Artifact
+from acclimate.edge.artifact import Artifact, refuse_newer
 from acclimate.edge.signing import LENGTH, Signed, check_key, sign, signed_by
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
@@ -351,12 +351,8 @@ def _extract(file: Path, archive: zipfile.ZipFile, folder: Path, expected: Expec
 def _manifest(file: Path, listed: bytes) -> PackageManifest:
     try:
         values = json.loads(listed)
-        version = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
-        if isinstance(version, int) and version > FORMAT:
-            raise AcclimateError(
-                f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
-                f"this one reads up to format {FORMAT}: update acclimate on this machine"
-            )
+        if isinstance(values, dict):
+            refuse_newer(file, values, FORMAT)
         manifest = PackageManifest.model_validate(values)
     except (ValueError, RecursionError):
         raise AcclimateError(f"{file}: its {_LIST} is damaged; copy the package again") from None

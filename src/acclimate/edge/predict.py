@@ -233,7 +233,6 @@ def predict_folder(
     threshold: float | None = None,
     suggested: bool = False,
     pictures: bool = True,
-    threads: int = 1,
     console: Console | None = None,
 ) -> Path:
     """Detect in images or a video; write `out/detections.json` and annotated pictures (or an annotated video).
@@ -261,7 +260,6 @@ def predict_folder(
         suggested: take the score of each class that the artifact suggests, and `threshold` for a class without one;
             `threshold` in detections.json is then a score for each class.
         pictures: write annotated pictures, or the annotated video; without, there is no `picture`.
-        threads: of the network, where it is loaded here.
         console: where progress and the summary go.
 
     Returns:
@@ -270,7 +268,7 @@ def predict_folder(
     Raises:
         AcclimateError: the artifact cannot be used, `source` has no image, or `out` cannot be written.
     """
-    predictor = artifact if isinstance(artifact, Predictor) else Predictor.load(artifact, threads)
+    predictor = artifact if isinstance(artifact, Predictor) else Predictor.load(artifact)
     source, out = Path(source), Path(out)
     lowest = _lowest(predictor.manifest, threshold, suggested)
     with locked(out, "predict"):

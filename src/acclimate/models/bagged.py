@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from acclimate.config import TwoStageConfig
 from acclimate.models.losses import softmax_loss
-from acclimate.models.roi_heads import RoiHead, SiblingHead, Truth, box_loss, mean_logits
+from acclimate.models.roi_heads import RoiHead, Sample, Setting, SiblingHead, Truth, box_loss, mean_logits
 
 
 class BaggedHead(RoiHead):
@@ -26,16 +26,15 @@ class BaggedHead(RoiHead):
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
         return {"members": options.members}
 
-    def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, members: int = 3) -> None:
-        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
+    def __init__(self, setting: Setting, members: int = 3) -> None:
+        """Build with random weights.
 
         Args:
+            setting: what for.
             members: how many there are.
         """
-        super().__init__()
-        self.strides = tuple(strides)
-        self.outputs = members * hidden
-        self.members = nn.ModuleList(SiblingHead(channels, strides, classes, hidden) for _ in range(members))
+        super().__init__(setting, members * setting.hidden)
+        self.members = nn.ModuleList(SiblingHead(setting) for _ in range(members))
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = [_of(member, pooled) for member, pooled in self._pooled(features, proposals)]
@@ -45,15 +44,9 @@ class BaggedHead(RoiHead):
             proposals,
         )
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """The mean of the members' losses, each weighted by its own bootstrap."""
+        proposals, labels, matched, _ = sample
         classes, boxes = [], []
         for member, pooled in self._pooled(features, proposals):
             logits, offsets = _of(member, pooled)

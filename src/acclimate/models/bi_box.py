@@ -21,6 +21,8 @@ from acclimate.models.detector import LossKind
 from acclimate.models.roi_heads import (
     SMOOTH,
     RoiHead,
+    Sample,
+    Setting,
     Truth,
     box_loss,
     class_loss,
@@ -42,30 +44,18 @@ class BiBoxHead(RoiHead):
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
         return {"visible_share": options.visible_share, "shrink": options.shrink}
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        hidden: int,
-        visible_share: float = 0.5,
-        shrink: bool = True,
-    ) -> None:
-        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
+    def __init__(self, setting: Setting, visible_share: float = 0.5, shrink: bool = True) -> None:
+        """Build with random weights.
 
         Args:
-            channels: of the pyramid's levels.
-            strides: of the pyramid's levels, pixels.
-            classes: how many, the background not counted.
-            hidden: width of the fully connected layers.
+            setting: what for.
             visible_share: part of the visible box that a proposal has to cover to be an object.
             shrink: whether the visible part of background shrinks to a point; otherwise it is not learnt there.
         """
-        super().__init__()
-        self.strides = tuple(strides)
-        self.outputs = 2 * hidden
+        hidden, classes = setting.hidden, setting.classes
+        super().__init__(setting, 2 * hidden)
         self.visible_share, self.shrink = visible_share, shrink
-        self.whole, self.part = (fully_connected(channels, hidden, 2) for _ in range(2))
+        self.whole, self.part = (fully_connected(setting.channels, hidden, 2) for _ in range(2))
         self.classify, self.regress = predictors(hidden, classes)
         self.visible = nn.ModuleDict({"classify": predictors(hidden, classes)[0], "place": predictors(hidden, 0)[1]})
 
@@ -75,23 +65,13 @@ class BiBoxHead(RoiHead):
         offsets = self.regress(whole).unflatten(-1, (-1, 4))
         return self.classify(whole) + self.visible["classify"](part), offsets, proposals
 
-    def visible_boxes(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
-        """(B, K, 4): which part of each proposal (B, K, 4) shows an object, xyxy pixels."""
-        return placed(self.visible["place"](self.part(self.pool(features, proposals).flatten(2))).float(), proposals)
-
     def instances(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         pooled = self.pool(features, boxes).flatten(2)
         return torch.cat([self.whole(pooled), self.part(pooled)], -1)
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """Both branches' class and box loss (equation 4), each of the branch's own logits."""
+        proposals, labels, matched, _ = sample
         pooled = self.pool(features, proposals).flatten(2)
         whole, part = self.whole(pooled), self.part(pooled)
         visible = torch.stack(
@@ -125,11 +105,3 @@ def placement(boxes: Tensor, proposals: Tensor) -> Tensor:
     size = (proposals[..., 2:] - proposals[..., :2]).clamp(min=1e-3)
     apart = (boxes[..., :2] + boxes[..., 2:] - proposals[..., :2] - proposals[..., 2:]) / 2
     return torch.cat([apart / size, (boxes[..., 2:] - boxes[..., :2]) / size], -1)
-
-
-def placed(place: Tensor, proposals: Tensor) -> Tensor:
-    """The boxes (..., 4) of a `placement` (..., 4) in proposals (..., 4): its inverse; no size is below 0."""
-    size = proposals[..., 2:] - proposals[..., :2]
-    centre = (proposals[..., :2] + proposals[..., 2:]) / 2 + place[..., :2] * size
-    half = place[..., 2:].clamp(min=0) * size / 2
-    return torch.cat([centre - half, centre + half], -1)

@@ -20,6 +20,7 @@ from acclimate.models.roi_heads import (
     ROI_OBJECT,
     RoiHead,
     Sample,
+    Setting,
     Truth,
     class_loss,
     fully_connected,
@@ -64,12 +65,10 @@ class CascadeHead(RoiHead):
         "roi_class_3": "class", "roi_box_3": "box",
     }  # fmt: skip
 
-    def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int) -> None:
-        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`."""
-        super().__init__()
-        self.strides = tuple(strides)
-        self.outputs = hidden
-        self.stages = nn.ModuleList(_Stage(channels, classes, hidden) for _ in OVERLAPS)
+    def __init__(self, setting: Setting) -> None:
+        """Build with random weights."""
+        super().__init__(setting)
+        self.stages = nn.ModuleList(_Stage(setting.channels, setting.classes, setting.hidden) for _ in OVERLAPS)
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores, boxes, logits, moves = [], proposals, proposals, proposals
@@ -86,21 +85,15 @@ class CascadeHead(RoiHead):
         hidden: Tensor = first.layers(self.pool(features, boxes).flatten(2))
         return hidden
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """Each stage's class and box loss, on the boxes of the stage before, labelled anew by its own overlap."""
         losses: dict[str, Tensor] = {}
-        boxes, moves, used = proposals, proposals, labels >= 0
+        boxes, labels, matched, _ = sample
+        moves, used = boxes, labels >= 0
         for number, (stage, share) in enumerate(zip(self.stages, SHARES, strict=True)):
             if number:
                 boxes = self._moved(features, boxes, moves, number - 1)
-                labels, matched, _ = relabelled(boxes, used, truth, OVERLAPS[number])
+                _, labels, matched, _ = relabelled(boxes, used, truth, OVERLAPS[number])
             logits, moves = stage(self.pool(features, boxes))
             name = f"_{number + 1}" if number else ""
             losses[f"roi_class{name}"] = share * class_loss(logits, labels, self.criteria)
@@ -115,8 +108,7 @@ class CascadeHead(RoiHead):
         for number, stage in enumerate(self.stages):
             _, moves = stage(self.pool(features, boxes))
             boxes = self._moved(features, boxes, moves, number)
-            labels, _, objects = relabelled(boxes, used, truth, OVERLAPS[number])
-            samples.append(Sample(boxes, labels, objects))
+            samples.append(relabelled(boxes, used, truth, OVERLAPS[number]))
         return samples
 
     def _moved(self, features: Sequence[Tensor], boxes: Tensor, moves: Tensor, stage: int) -> Tensor:
@@ -132,7 +124,7 @@ class CascadeHead(RoiHead):
         return loss.sum() / (labels >= 0).sum().clamp(min=1)
 
 
-def relabelled(boxes: Tensor, used: Tensor, truth: Sequence[Truth], least: float) -> tuple[Tensor, Tensor, Tensor]:
+def relabelled(boxes: Tensor, used: Tensor, truth: Sequence[Truth], least: float) -> Sample:
     """What boxes are after they have moved.
 
     Args:
@@ -140,14 +132,11 @@ def relabelled(boxes: Tensor, used: Tensor, truth: Sequence[Truth], least: float
         used: (B, K) bool; the others stay out of every loss.
         truth: of each image.
         least: overlap from which a box is an object.
-
-    Returns:
-        labels (B, K), the labelled boxes (B, K, 4) that they answer for, and which of their image these are (B, K).
     """
     found = [one.match_proposals(box, least) for one, box in zip(truth, boxes, strict=True)]
     labels, objects = (torch.stack(part) for part in zip(*found, strict=True))
     matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
-    return torch.where(used, labels, -1), matched, objects
+    return Sample(boxes, torch.where(used, labels, -1), matched, objects)
 
 
 def _spread(moves: Tensor, classes: int) -> Tensor:

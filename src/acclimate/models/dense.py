@@ -8,7 +8,7 @@ al. 2022 (RTMDet: the head's convolutions are shared by the levels, its normalis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from acclimate.errors import AcclimateError
 from acclimate.models.backbones import Backbone, load_weights
 from acclimate.models.blocks import CONTEXTS, CONVOLUTIONS
 from acclimate.models.channels import Channels, cut, follow, sort
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.models.losses import hardest, iou_loss, quality_focal_loss, repelled, sigmoid_loss
 from acclimate.models.normalisations import centre, normalisation
 from acclimate.structures import Annotations
@@ -191,11 +191,6 @@ class DenseDetector(Detector):
             labelled = [box[~ignore] for box, _, ignore in truth]
             losses["repulsion"] = config.repulsion * repelled(own, labelled)
         return losses
-
-    @property
-    def loss_kinds(self) -> Mapping[str, LossKind]:
-        kinds = super().loss_kinds
-        return {**kinds, "repulsion": "box"} if self.spec.losses.repulsion else kinds
 
     def _assign(
         self, scores: Tensor, boxes: Tensor, truth: Tensor, labels: Tensor, ignore: Tensor

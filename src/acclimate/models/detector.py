@@ -215,8 +215,9 @@ class Detector(nn.Module, ABC):
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:
         """The kind of each loss that `losses` and `distillation` return, by its name; a method that weighs losses goes
-        by it. A detector with others than these two says so."""
-        return {"class": "class", "box": "box"}
+        by it. A detector with others than these says so."""
+        kinds: dict[str, LossKind] = {"class": "class", "box": "box"}
+        return {**kinds, "repulsion": "box"} if self.spec.losses.repulsion else kinds
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
@@ -316,6 +317,11 @@ def family(kind: str) -> type[Detector]:
     if kind not in MODULES:
         raise AcclimateError(f"spec: unknown kind of detector {kind!r} (known: {', '.join(MODULES)})")
     return cast(type[Detector], class_of(MODULES[kind], kind, "kind"))
+
+
+def banks() -> list[str]:
+    """The kinds that have widths or paths to choose among."""
+    return [kind for kind in MODULES if family(kind).bank]
 
 
 def build(spec: DetectorSpec, weights: Path | Literal["auto", "none"] = "none") -> Detector:

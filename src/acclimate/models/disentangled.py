@@ -23,6 +23,8 @@ from acclimate.models.pooling import CANONICAL_SIDE, SAMPLES, levels
 from acclimate.models.roi_heads import (
     BINS,
     RoiHead,
+    Sample,
+    Setting,
     SiblingHead,
     Truth,
     box_loss,
@@ -45,22 +47,17 @@ FETCHED = 32
 class SeparateLayersHead(RoiHead):
     """One RoI feature, and fully connected layers of each task's own (`separate-fcs`)."""
 
-    def __init__(self, channels: int, strides: Sequence[int], classes: int, hidden: int, layers: int = 2) -> None:
+    def __init__(self, setting: Setting, layers: int = 2) -> None:
         """Build with random weights.
 
         Args:
-            channels: of the pyramid's levels.
-            strides: of the pyramid's levels, pixels.
-            classes: how many, the background not counted.
-            hidden: width of the fully connected layers (1024 in the paper).
-            layers: how many of them each task has before its last one.
+            setting: what for; the paper's layers have a width of 1024.
+            layers: how many fully connected ones each task has before its last one.
         """
-        super().__init__()
-        self.strides = tuple(strides)
-        self.outputs = hidden
-        self.class_layers = fully_connected(channels, hidden, layers)
-        self.box_layers = fully_connected(channels, hidden, layers)
-        self.classify, self.regress = predictors(hidden, classes)
+        super().__init__(setting)
+        self.class_layers = fully_connected(setting.channels, setting.hidden, layers)
+        self.box_layers = fully_connected(setting.channels, setting.hidden, layers)
+        self.classify, self.regress = predictors(setting.hidden, setting.classes)
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each task looks at, and what the box offsets are relative to.
@@ -120,23 +117,17 @@ class DisentangledHead(SeparateLayersHead):
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
         return {"margin": options.constraint}
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        hidden: int,
-        layers: int = 2,
-        margin: float | None = MARGIN,
-    ) -> None:
-        """Build with random weights. Arguments as of `SeparateLayersHead.__init__`.
+    def __init__(self, setting: Setting, layers: int = 2, margin: float | None = MARGIN) -> None:
+        """Build with random weights.
 
         Args:
+            setting: as of `SeparateLayersHead.__init__`.
+            layers: likewise.
             margin: of the progressive constraint; None leaves it out.
         """
-        super().__init__(channels, strides, classes, hidden, layers)
+        super().__init__(setting, layers)
         self.margin = margin
-        self.shared = nn.Sequential(nn.Linear(channels * BINS * BINS, SHARED), nn.ReLU())
+        self.shared = nn.Sequential(nn.Linear(setting.channels * BINS * BINS, SHARED), nn.ReLU())
         self.move_box = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2))
         self.move_bins = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2 * BINS * BINS))
         # As in the released code: Kaiming's with a = 1, a gain of 1, where a ReLU's would be sqrt(2). Through the three
@@ -145,7 +136,7 @@ class DisentangledHead(SeparateLayersHead):
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, a=1)
                 nn.init.zeros_(layer.bias)
-        self.sibling = SiblingHead(channels, strides, classes, hidden, layers=layers)
+        self.sibling = SiblingHead(setting, layers=layers)
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SeparateLayersHead.pooled`."""
@@ -167,22 +158,16 @@ class DisentangledHead(SeparateLayersHead):
         bins = self.move_bins(shared).to(size.dtype).unflatten(-1, (BINS, BINS, 2))
         return box, GAMMA * bins * size[:, :, None, None]
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """The head's own losses, the sibling's, and the progressive constraint between them."""
+        proposals, labels, matched, _ = sample
         still = self.pool(features, proposals)
         logits, offsets, anchors = self._predict(*self._disentangle(features, proposals, still))
         hidden = self.sibling.layers(still.flatten(2))
         beside_logits = self.sibling.classify(hidden)
         beside_offsets = self.sibling.regress(hidden).unflatten(-1, (-1, 4))
         losses = {
-            **self.losses_of((logits, offsets, anchors), labels, matched, truth),
+            **self.losses_of((logits, offsets, anchors), sample, truth),
             "sibling_class": class_loss(beside_logits, labels, self.criteria),
             "sibling_box": box_loss(beside_offsets, proposals, labels, matched, kind=self.criteria.boxes),
         }

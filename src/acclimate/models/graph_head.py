@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from acclimate.config import TwoStageConfig
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import LossKind, load
-from acclimate.models.roi_heads import SiblingHead, Truth, class_loss, predictors
+from acclimate.models.roi_heads import Sample, Setting, SiblingHead, Truth, class_loss, predictors
 
 NEIGHBOURS = 8
 """Boxes that each box takes in, itself among them; 32 in the paper, of 512 proposals."""
@@ -34,26 +34,16 @@ class GraphHead(SiblingHead):
 
     other: Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        hidden: int,
-        others: int = 0,
-        other_width: int = 0,
-    ) -> None:
-        """Build with random weights. Arguments as of `models.roi_heads.SiblingHead.__init__`.
+    def __init__(self, setting: Setting, others: int = 0, other_width: int = 0) -> None:
+        """Build with random weights.
 
         Args:
-            channels: of the pyramid's levels.
-            strides: of the pyramid's levels, pixels.
-            classes: how many, the background not counted.
-            hidden: width of the fully connected layers.
+            setting: what for.
             others: how many classes the pool of another detector has; 0 for none.
             other_width: width of that pool.
         """
-        super().__init__(channels, strides, classes, hidden)
+        super().__init__(setting)
+        hidden, classes = setting.hidden, setting.classes
         size = max(8, hidden // 4)
         self.relate = nn.Linear(hidden, size)
         self.first = nn.ModuleDict({"classify": predictors(hidden, classes)[0]})
@@ -86,19 +76,12 @@ class GraphHead(SiblingHead):
         wide, _ = self._enhanced(features, proposals)
         return self.classify(wide), self.regress(wide).unflatten(-1, (-1, 4)), proposals
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """The head's own, and the base classifier's, whose rows are what the graph hands on."""
-        wide, base = self._enhanced(features, proposals)
-        outputs = self.classify(wide), self.regress(wide).unflatten(-1, (-1, 4)), proposals
-        losses = self.losses_of(outputs, labels, matched, truth)
-        return {**losses, "base_class": class_loss(base, labels, self.criteria)}
+        wide, base = self._enhanced(features, sample.boxes)
+        outputs = self.classify(wide), self.regress(wide).unflatten(-1, (-1, 4)), sample.boxes
+        losses = self.losses_of(outputs, sample, truth)
+        return {**losses, "base_class": class_loss(base, sample.labels, self.criteria)}
 
     def _enhanced(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, K, D + E, or + 2 E) with what the graph adds, and the base classifier's logits (B, K, C + 1)."""

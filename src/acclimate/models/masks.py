@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from acclimate.models.pooling import CANONICAL_SIDE, pool
-from acclimate.models.roi_heads import Sample
+from acclimate.models.pooling import pool
+from acclimate.models.roi_heads import Sample, Setting
 from acclimate.structures import Outline
 
 BINS = 14
@@ -32,26 +32,17 @@ SAMPLES = 2
 class MaskHead(nn.Module):
     """A fully convolutional head on the RoI features of the first pyramid."""
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        norm: Literal["none", "batch"] = "none",
-        canonical: float = CANONICAL_SIDE,
-    ) -> None:
+    def __init__(self, setting: Setting, norm: Literal["none", "batch"] = "none") -> None:
         """Build with random weights.
 
         Args:
-            channels: of the pyramid's levels.
-            strides: of the pyramid's levels, pixels.
-            classes: how many, the background not counted.
+            setting: of the head beside it.
             norm: of its convolutions.
-            canonical: as in `pooling.levels`.
         """
         super().__init__()
-        self.strides = tuple(strides)
-        self.canonical = canonical
+        channels, classes = setting.channels, setting.classes
+        self.strides = setting.strides
+        self.canonical = setting.canonical
         layers: list[nn.Module] = []
         for _ in range(CONVOLUTIONS):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
@@ -89,37 +80,24 @@ class MaskHead(nn.Module):
         logits: Tensor = self.predict(F.relu(self.enlarge(found)))
         return logits
 
-    def loss(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        objects: Tensor,
-        outlines: Sequence[Sequence[Outline]],
+    def losses(
+        self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
     ) -> Tensor:
         """Mean binary cross entropy of the labelled class's mask (He et al., section 3), over the cells of all objects.
 
         An object whose outline is empty has no part in it; 0 where none has any.
 
         Args:
-            features: with gradients.
-            proposals: (B, K, 4).
-            labels: (B, K), as in `RoiHead.losses`.
-            objects: (B, K), which object of its image each proposal answers for.
+            features: (B, C, H_l, W_l) a level, with gradients.
+            samples: what is learnt of; of a head's stages the first alone, as more of its boxes are objects than of
+                the later ones, which are stricter.
             outlines: of each image's objects, on the canvas.
         """
-        found = learnt_of(Sample(proposals, labels, objects), outlines)
+        found = learnt_of(samples[0], outlines)
         if found is None:
             # Distributed training waits for a gradient of every parameter.
             return 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         return cross_entropy(self(features, found.boxes, found.chosen).float(), found)
-
-    def losses(
-        self, features: Sequence[Tensor], samples: Sequence[Sample], outlines: Sequence[Sequence[Outline]]
-    ) -> Tensor:
-        """`loss`, a scalar, of the sampled boxes, or of those that leave the first of the head's stages: of these more
-        are objects than of the later ones, which are stricter."""
-        return self.loss(features, *samples[0], outlines)
 
 
 class HybridMaskHead(nn.Module):
@@ -130,17 +108,11 @@ class HybridMaskHead(nn.Module):
     branch needs a set whose every pixel has a class.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        norm: Literal["none", "batch"] = "none",
-        canonical: float = CANONICAL_SIDE,
-    ) -> None:
+    def __init__(self, setting: Setting, norm: Literal["none", "batch"] = "none") -> None:
         """Build with random weights. Arguments as of `MaskHead.__init__`."""
         super().__init__()
-        self.stages = nn.ModuleList(MaskHead(channels, strides, classes, norm, canonical) for _ in range(STAGES))
+        channels = setting.channels
+        self.stages = nn.ModuleList(MaskHead(setting, norm) for _ in range(STAGES))
         self.flow = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(STAGES - 1))
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, chosen: Tensor) -> Tensor:
@@ -193,7 +165,7 @@ class Learnt(NamedTuple):
 
 def learnt_of(sample: Sample, outlines: Sequence[Sequence[Outline]]) -> Learnt | None:
     """What a mask branch learns of sampled boxes and each image's outlines; None where none is known."""
-    proposals, labels, objects = sample
+    proposals, labels, _, objects = sample
     known = torch.zeros_like(labels, dtype=torch.bool)
     for image, row in (labels > 0).nonzero().tolist():
         own = outlines[image]

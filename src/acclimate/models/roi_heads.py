@@ -104,38 +104,75 @@ class Truth:
 
 
 class Sample(NamedTuple):
-    """Boxes (B, K, 4) that something is learnt of, their labels (B, K) as of `RoiHead.losses`, and which object of its
-    image each answers for (B, K)."""
+    """Boxes that something is learnt of, and what they are.
+
+    Attributes:
+        boxes: (B, K, 4) xyxy pixels.
+        labels: (B, K) int64: -1 is left out of every loss, 0 is background, c + 1 an object of class c.
+        matched: (B, K, 4), the labelled box that each answers for; anything where the label is not above 0.
+        objects: (B, K), which of its image's labelled boxes that is.
+    """
 
     boxes: Tensor
     labels: Tensor
+    matched: Tensor
     objects: Tensor
+
+
+class Setting(NamedTuple):
+    """What a head is built for.
+
+    Attributes:
+        channels: of the pyramid's levels.
+        strides: of the pyramid's levels, pixels.
+        classes: how many, the background not counted.
+        hidden: width of the fully connected layers.
+        canonical: side of the boxes that are pooled from stride 16 (`pooling.levels`).
+        criteria: what the losses are made of.
+    """
+
+    channels: int
+    strides: tuple[int, ...]
+    classes: int
+    hidden: int
+    canonical: float = CANONICAL_SIDE
+    criteria: LossConfig = PLAIN
 
 
 class RoiHead(nn.Module, ABC):
     """What `models/two_stage.py` asks of a second stage.
 
-    A subclass takes the constructor's arguments of `SiblingHead` and has a line in `models.two_stage.HEADS`. All shapes
-    are static: every image has K boxes. A box of no area is padding; whatever the head says of it is dropped.
+    A subclass takes a `Setting`, then arguments of its own (`arguments`), and has a line in `models.two_stage.HEADS`.
+    All shapes are static: every image has K boxes. A box of no area is padding; whatever the head says of it is
+    dropped.
 
     Attributes:
         outputs: width D of what `instances` returns.
-        strides: of the pyramid's levels, pixels.
-        canonical: side of the boxes that are pooled from stride 16 (`pooling.levels`); the detector sets it.
-        criteria: what the losses are made of; the detector sets it.
+        strides: see `Setting`.
+        canonical: likewise.
+        criteria: likewise.
         loss_kinds: of each loss that `losses` returns, by its name.
         pyramids: how many pyramids the head reads. With 2, the detector has two backbones, and `features` is the one's
             levels followed by the other's; the first pyramid also serves the proposals.
         repels: whether its losses know `LossConfig.repulsion`.
     """
 
-    outputs: int
-    strides: tuple[int, ...]
-    canonical: float = CANONICAL_SIDE
-    criteria: LossConfig = PLAIN
     loss_kinds: Mapping[str, LossKind] = {"roi_class": "class", "roi_box": "box"}
     pyramids: ClassVar[int] = 1
     repels: ClassVar[bool] = True
+
+    def __init__(self, setting: Setting, outputs: int | None = None) -> None:
+        """Build with random weights.
+
+        Args:
+            setting: what for.
+            outputs: see the class; None means `setting.hidden`.
+        """
+        super().__init__()
+        self.strides = setting.strides
+        self.outputs = setting.hidden if outputs is None else outputs
+        self.canonical = setting.canonical
+        self.criteria = setting.criteria
 
     def pool(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """RoI features (B, K, C, BINS, BINS) of boxes (B, K, 4), from levels (B, C, H_l, W_l)."""
@@ -162,37 +199,27 @@ class RoiHead(nn.Module, ABC):
             boxes (B, K, 4) that the offsets are relative to: the proposals, or where the head has moved them to.
         """
 
-    def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        truth: Sequence[Truth] = (),
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """Named scalar losses of sampled boxes; may train branches that `forward` does not run.
 
         Args:
             features: as in `forward`, with gradients.
-            proposals: (B, K, 4).
-            labels: (B, K) int64: -1 is left out of every loss, 0 is background, c + 1 an object of class c.
-            matched: (B, K, 4), the labelled box of each proposal; anything where the label is not above 0.
+            sample: the proposals.
             truth: of each image, for a head that looks at more than what each proposal is.
         """
-        return self.losses_of(self(features, proposals), labels, matched, truth)
+        return self.losses_of(self(features, sample.boxes), sample, truth)
 
     def losses_of(
-        self, outputs: tuple[Tensor, Tensor, Tensor], labels: Tensor, matched: Tensor, truth: Sequence[Truth]
+        self, outputs: tuple[Tensor, Tensor, Tensor], sample: Sample, truth: Sequence[Truth]
     ) -> dict[str, Tensor]:
         """Named scalar losses of what `forward` returns.
 
         Args:
             outputs: of `forward`.
-            labels: (B, K), as in `losses`.
-            matched: (B, K, 4), as in `losses`.
+            sample: as in `losses`.
             truth: of each image.
         """
-        logits, offsets, anchors = outputs
+        (logits, offsets, anchors), (_, labels, matched, _) = outputs, sample
         losses = {
             "roi_class": class_loss(logits, labels, self.criteria),
             "roi_box": box_loss(offsets, anchors, labels, matched, kind=self.criteria.boxes),
@@ -204,15 +231,9 @@ class RoiHead(nn.Module, ABC):
         return losses
 
     @torch.no_grad()
-    def each_loss(self, features: Sequence[Tensor], proposals: Tensor, labels: Tensor, matched: Tensor) -> Tensor:
-        """(B, K): the class and box loss of each proposal, without gradients.
-
-        Args:
-            features: (B, C, H_l, W_l) a level.
-            proposals: (B, K, 4).
-            labels: (B, K), as in `losses`.
-            matched: (B, K, 4), as in `losses`.
-        """
+    def each_loss(self, features: Sequence[Tensor], sample: Sample) -> Tensor:
+        """(B, K): the class and box loss of each proposal, without gradients; features (B, C, H_l, W_l) a level."""
+        proposals, labels, matched, _ = sample
         logits, offsets, anchors = self(features, proposals)
         loss = softmax_loss(logits.flatten(0, 1).float(), labels.flatten(), self.criteria).view_as(labels)
         row = labels.clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
@@ -234,34 +255,22 @@ class RoiHead(nn.Module, ABC):
 class SiblingHead(RoiHead):
     """Two fully connected layers, then two sibling layers: class and box (Ren et al. 2015, Lin et al. 2017)."""
 
-    def __init__(
-        self,
-        channels: int,
-        strides: Sequence[int],
-        classes: int,
-        hidden: int,
-        convolutions: int = 0,
-        layers: int = 2,
-    ) -> None:
+    def __init__(self, setting: Setting, convolutions: int = 0, layers: int = 2) -> None:
         """Build with random weights.
 
         Args:
-            channels: of the pyramid's levels.
-            strides: of the pyramid's levels, pixels.
-            classes: how many, the background not counted.
-            hidden: width of the fully connected layers.
-            convolutions: how many, with BatchNorm, come before those.
+            setting: what for.
+            convolutions: how many, with BatchNorm, come before the fully connected layers.
             layers: how many fully connected layers there are.
         """
-        super().__init__()
-        self.strides = tuple(strides)
-        self.outputs = hidden
+        super().__init__(setting)
+        channels = setting.channels
         convs: list[nn.Module] = []
         for _ in range(convolutions):
             convs += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
         self.convolutions = nn.Sequential(*convs)
-        self.layers = fully_connected(channels, hidden, layers)
-        self.classify, self.regress = predictors(hidden, classes)
+        self.layers = fully_connected(channels, setting.hidden, layers)
+        self.classify, self.regress = predictors(setting.hidden, setting.classes)
 
     def forward(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.instances(features, proposals)

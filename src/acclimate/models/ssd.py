@@ -8,7 +8,7 @@ added ones, each with half the rows and columns of the one before, down to a sin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -33,7 +33,7 @@ from acclimate.errors import AcclimateError
 from acclimate.models import pooling
 from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
 from acclimate.models.dense import share_of_total, to_tensors
-from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
+from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.models.losses import hardest, iou_loss, repelled, softmax_loss
 from acclimate.models.normalisations import normalisation
 from acclimate.models.roi_heads import SMALLEST
@@ -192,11 +192,6 @@ class SSDDetector(Detector):
             counted = [to_tensors(target[~target.ignore], logits.device)[0] for target in targets]
             losses["repulsion"] = config.repulsion * repelled(own_boxes, counted)
         return losses
-
-    @property
-    def loss_kinds(self) -> Mapping[str, LossKind]:
-        kinds = super().loss_kinds
-        return {**kinds, "repulsion": "box"} if self.spec.losses.repulsion else kinds
 
     def _match(self, boxes: Tensor, labels: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor]:
         """What each default box answers for (Liu et al., section 2.2, matching strategy).

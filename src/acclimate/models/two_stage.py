@@ -8,7 +8,7 @@ NMS (`select`).
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -39,7 +39,7 @@ from acclimate.models.masks import BINS as MASK_BINS
 from acclimate.models.masks import CONVOLUTIONS as MASK_CONVOLUTIONS
 from acclimate.models.masks import HybridMaskHead, MaskHead
 from acclimate.models.pooling import canonical_side
-from acclimate.models.roi_heads import BINS, SMALLEST, RoiHead, Sample, Truth, box_loss
+from acclimate.models.roi_heads import BINS, SMALLEST, RoiHead, Sample, Setting, Truth, box_loss
 from acclimate.structures import Annotations, Detections
 
 HEADS = {
@@ -221,17 +221,13 @@ class TwoStageDetector(Detector):
         self.proposer = ProposalNetwork(
             spec.channels, len(options.anchors[0]) * len(options.ratios), options.proposer_depth
         )
-        self.roi_head: RoiHead = head(
-            spec.channels, spec.strides, len(spec.classes), options.hidden, **options.head_layers
+        setting = Setting(
+            spec.channels, spec.strides, len(spec.classes), options.hidden, options.canonical, spec.losses
         )
-        self.roi_head.canonical = options.canonical
-        self.roi_head.criteria = spec.losses
+        make: Callable[..., RoiHead] = head
+        self.roi_head = make(setting, **options.head_layers)
         masks = HybridMaskHead if options.mask_flow else MaskHead
-        self.mask_head = (
-            masks(spec.channels, spec.strides, len(spec.classes), options.mask_norm, options.canonical)
-            if options.masks
-            else None
-        )
+        self.mask_head = masks(setting, options.mask_norm) if options.masks else None
         self.register_buffer("anchors", _anchors(spec, options), persistent=False)
 
     @classmethod
@@ -297,12 +293,11 @@ class TwoStageDetector(Detector):
         truth = [Truth(target, offsets.device) for target in targets]
         proposals = self._select(objectness, offsets, CANDIDATES * self.options.samples)
         losses = self._proposal_losses(torch.cat([anchor_rows(level, 1) for level in objectness], 1), offsets, truth)
-        boxes, labels, objects = self._sample(features, proposals, truth)
-        matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
-        losses.update(self.roi_head.losses(features, boxes, labels, matched, truth))
+        sample = self._sample(features, proposals, truth)
+        losses.update(self.roi_head.losses(features, sample, truth))
         if self.mask_head is not None:
             outlines = [one.outlines for one in truth]
-            samples = self.roi_head.refined(features, Sample(boxes, labels, objects), truth)
+            samples = self.roi_head.refined(features, sample, truth)
             losses["roi_mask"] = self.mask_head.losses(features, samples, outlines)
         # Distributed training waits for a gradient of every parameter, and a second pyramid may have a level that no
         # box was pooled from.
@@ -464,23 +459,22 @@ class TwoStageDetector(Detector):
         return {"proposal_score": score / total, "proposal_box": box / total}
 
     @torch.no_grad()
-    def _sample(
-        self, features: Sequence[Tensor], proposals: Tensor, truth: Sequence[Truth]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, S, 4), their labels (B, S) as a `RoiHead` takes them, and which labelled boxes they are (B, S)."""
+    def _sample(self, features: Sequence[Tensor], proposals: Tensor, truth: Sequence[Truth]) -> Sample:
+        """S boxes an image of proposals (B, N, 4) and labelled boxes."""
         most = max(len(one.boxes) for one in truth)
         labelled = torch.stack([F.pad(one.boxes, (0, 0, 0, most - len(one.boxes))) for one in truth])
         boxes = torch.cat([labelled, proposals], 1)
         found = [one.match_proposals(box) for one, box in zip(truth, boxes, strict=True)]
         labels, objects = (torch.stack(part) for part in zip(*found, strict=True))
+        matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
         if self.spec.losses.ohem:
-            matched = torch.stack([one.boxes_of(which) for one, which in zip(truth, objects, strict=True)])
-            loss = self.roi_head.each_loss(features, boxes, labels, matched)
+            loss = self.roi_head.each_loss(features, Sample(boxes, labels, matched, objects))
             order, used = hard_examples(boxes, loss, labels >= 0, self.options.samples)
         else:
             order, used = _sampled(labels, self.options.samples, ROI_OBJECTS)
         labels = torch.where(used, labels.gather(1, order), -1)
-        return boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels, objects.gather(1, order)
+        rows = order[..., None].expand(-1, -1, 4)
+        return Sample(boxes.gather(1, rows), labels, matched.gather(1, rows), objects.gather(1, order))
 
 
 def _sampled(labels: Tensor, count: int, objects: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -22,7 +22,7 @@ from acclimate.edge.artifact import ArtifactManifest
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Change, Comparison, Interval, ap50_interval, compare
 from acclimate.report import pictures
-from acclimate.run import ClassAP, Evaluation, Run, Selection, counted, listed, read_json
+from acclimate.run import ClassAP, Evaluation, Run, Selection, counted, listed, read_as, read_json
 from acclimate.select.record import Found, Hindsight
 from acclimate.verification.judge import TOLERANCE, Check, Verdict, verdict
 from acclimate.verification.record import Accuracy, Verification, load, verifications
@@ -252,22 +252,8 @@ def _kind(run: Run, *, forced: bool = False) -> Kind:
     return "baseline" if role == "baseline" else "source" if role == "source" else "adapted"
 
 
-def _checked(file: Path, read: Callable[[], _T]) -> _T:
-    """What `read` returns; a file that is there but does not hold what it should is one clear line."""
-    try:
-        return read()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AcclimateError(f"{file}: damaged ({where}: {first['msg']}); make it again, or delete it") from None
-    except UnicodeDecodeError:
-        raise AcclimateError(f"{file}: damaged (not text); make it again, or delete it") from None
-    except OSError as error:
-        raise AcclimateError(f"{file}: cannot be read ({error.strerror})") from None
-
-
 def _mapping(file: Path) -> dict[str, Any]:
-    values = _checked(file, lambda: read_json(file))
+    values = read_json(file)
     if not isinstance(values, dict):
         raise AcclimateError(f"{file}: damaged (not a JSON object); make it again, or delete it")
     return values
@@ -277,7 +263,7 @@ def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
     config = run.path / "config.json"
     albums = {}
     for file in listed(run.path / "pictures", "*.json"):
-        album = _checked(file, lambda name=file.stem: pictures.load(run, name))  # type: ignore[misc]
+        album = pictures.load(run, file.stem)
         if album is not None:
             albums[album.model] = album
     return RunPart(
@@ -285,8 +271,8 @@ def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
         f"{name} ({run.path.name})" if several else name,
         kind,
         _mapping(config) if config.is_file() else {},
-        [line for line in _checked(run.path / "metrics.jsonl", run.metrics) if isinstance(line, dict)],
-        _checked(run.path / "selection.json", run.selection),
+        run.metrics(),
+        run.selection(),
         albums,
         _model(run.path / "search.json", Found),
         _model(run.path / "search" / "hindsight.json", Hindsight),
@@ -294,12 +280,12 @@ def _part(run: Run, kind: Kind, name: str, *, several: bool) -> RunPart:
 
 
 def _model(file: Path, model: type[_M]) -> _M | None:
-    return _checked(file, lambda: model.model_validate(_mapping(file))) if file.is_file() else None
+    return read_as(model, file, "make it again, or delete it") if file.is_file() else None
 
 
 def _subjects(part: RunPart, budget: Budget | None) -> list[Subject]:
     run = part.run
-    evaluations = _checked(run.path / "evaluations", run.evaluations)
+    evaluations = run.evaluations()
     own = part.config.get("budget")
     if budget is None and isinstance(own, dict):
         known = {key: value for key, value in own.items() if key in Budget.model_fields}

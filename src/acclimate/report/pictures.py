@@ -14,11 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from acclimate.edge.images import DEFAULT, Reading, read_image
 from acclimate.errors import AcclimateError
-from acclimate.run import Run, digest, read_json, write_bytes
+from acclimate.run import Run, digest, read_as, write_bytes
 from acclimate.structures import Detections
 
 LONGEST = 480
@@ -69,8 +69,6 @@ def save(
     classes: Sequence[str],
     *,
     model: str = "eager",
-    threshold: float = 0.35,
-    longest: int = LONGEST,
     reading: Reading = DEFAULT,
 ) -> Path:
     """Store small copies of images and what was found in them in a run folder; returns the album's file.
@@ -83,8 +81,6 @@ def save(
         detections: one for each image, in pixels of the original.
         classes: the names of their labels.
         model: what found them, for the album's name.
-        threshold: score from which the report draws a box.
-        longest: of the copies' sides, pixels.
         reading: how files become pixels.
 
     Raises:
@@ -93,7 +89,7 @@ def save(
     """
     pictures = []
     for path, found in zip(images, detections, strict=True):
-        name, size, (width, height) = keep(run, path, reading, longest)
+        name, size, (width, height) = keep(run, path, reading)
         kept = found.above(0.05)
         factors = np.array([size[0] / width, size[1] / height] * 2)
         boxes = (kept.boxes.astype(np.float64) * factors).round(1)
@@ -110,7 +106,7 @@ def save(
                 ),
             )
         )
-    album = Album(model=model, classes=tuple(classes), threshold=threshold, pictures=tuple(pictures))
+    album = Album(model=model, classes=tuple(classes), pictures=tuple(pictures))
     return run.write(f"pictures/{model}.json", album)
 
 
@@ -195,15 +191,7 @@ def load(run: Run, model: str = "eager") -> Album | None:
     file = run.path / "pictures" / f"{model}.json"
     if not file.is_file():
         return None
-    values: Any = read_json(file)
-    try:
-        return Album.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AcclimateError(
-            f"{file}: {where}: {first['msg']}; delete the folder's pictures and make them again"
-        ) from None
+    return read_as(Album, file, "delete the folder's pictures and make them again")
 
 
 def data_uri(run: Run, picture: Picture) -> str | None:

@@ -177,6 +177,29 @@ class _Road:
         return across * cos + along * sin, along * cos - across * sin, direction
 
 
+@dataclass(frozen=True, slots=True)
+class _Building:
+    """A house or a block of flats along the road, metres.
+
+    Attributes:
+        corner: where its front begins: along the road, and across from its middle.
+        side: of the road, -1 or 1.
+        bays: windows side by side.
+        bay: the width of each.
+        floors: one above the other.
+        storey: the height of each.
+        house: whether it is a house, with a pitched roof.
+    """
+
+    corner: tuple[float, float]
+    side: int
+    bays: int
+    bay: float
+    floors: int
+    storey: float
+    house: bool
+
+
 class _World:
     """One scene: decides what stands where, then draws it."""
 
@@ -379,23 +402,15 @@ class _World:
                 floors = int(rng.integers(1, 3)) if house else int(rng.integers(2, 8))
                 bays = int(rng.integers(2, 5)) if house else int(rng.integers(3, 7))
                 bay, storey = rng.uniform(2.4, 3.6), rng.uniform(2.8, 3.4)
-                self._facade(thing, s, side * (line + rng.uniform(0, 0.8)), side, bays, bay, floors, storey, house)
+                front = side * (line + rng.uniform(0, 0.8))
+                self._facade(thing, _Building((s, front), side, bays, bay, floors, storey, house))
                 s += bays * bay + (rng.uniform(2, 8) if house else rng.choice((0.0, 0.0, 2.0)))
         return thing
 
-    def _facade(
-        self,
-        thing: street.Thing,
-        s: float,
-        t: float,
-        side: int,
-        bays: int,
-        bay: float,
-        floors: int,
-        storey: float,
-        house: bool,
-    ) -> None:
+    def _facade(self, thing: street.Thing, building: _Building) -> None:
         rng, road = self.rng, self.road
+        (s, t), side, house = building.corner, building.side, building.house
+        bay, floors, storey = building.bay, building.floors, building.storey
         wall = street.pick(rng, street.WALLS)
         trim = street.mix(wall, (235, 232, 226), rng.uniform(0.2, 0.8))
         top = floors * storey + rng.uniform(0.2, 0.8)
@@ -415,7 +430,7 @@ class _World:
             thing.face(quad, colour, owner=owner, lamp=lamp)
 
         toward = (0.0, 0.0, -float(side))
-        for k in range(bays):
+        for k in range(building.bays):
             a0, a1 = s + k * bay, s + (k + 1) * bay
             tint = street.dim(wall, rng.uniform(0.95, 1.04))
             quad = [at(a0, t, 0), at(a1, t, 0), at(a1, t, top), at(a0, t, top)]
@@ -429,7 +444,7 @@ class _World:
                 if floor == 0 and shop:
                     pane(a0 + 0.15, a1 - 0.15, 0.3, storey * 0.72, glass, owner, lit)
                     pane(a0, a1, storey * 0.74, storey * 0.92, awning, owner)
-                elif floor == 0 and k == bays // 2:
+                elif floor == 0 and k == building.bays // 2:
                     pane(a0 + m, a0 + m + 1.0, 0.0, 2.1, street.dim(trim, 0.5), owner)
                 else:
                     u0 = base + storey * (1 - tall) * 0.6

@@ -12,9 +12,10 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +33,6 @@ from acclimate.verification.judge import Measured, judge
 
 Width = tuple[float, ...]
 """The share of its channels that each stage of a bank keeps, in 0..1."""
-Limit = Literal["latency_ms", "size_mb", "memory_mb", "macs_m"]
 FITTED, HELD_OUT = 12, 4
 """Widths that the prediction is fitted on, and that it is checked on."""
 ROUNDS, TURN = 12, 4
@@ -88,6 +88,29 @@ class Cost(BaseModel):
         return max(self.shares(budget).values(), default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What artifacts are timed on; another one has another table.
+
+    Attributes:
+        runtime: that runs them.
+        precision: of their arithmetic.
+        threads: of the runtime.
+        machine: facts of this one.
+    """
+
+    runtime: str
+    precision: str
+    threads: int
+    machine: dict[str, str] = field(default_factory=machine.facts)
+
+    @property
+    def file(self) -> str:
+        """The name of its table's file."""
+        here = digest(self.machine["processor"], self.machine["cores"])[:8]
+        return f"{self.runtime}-{self.precision}-{self.threads}-{here}.json"
+
+
 class Sample(BaseModel):
     """One width that was exported and timed."""
 
@@ -126,15 +149,7 @@ class Table(BaseModel):
         )
 
 
-def fit(
-    samples: Sequence[Sample],
-    held_out: Sequence[Sample],
-    *,
-    runtime: str = "",
-    precision: str = "",
-    threads: int = 1,
-    where: dict[str, str] | None = None,
-) -> Table:
+def fit(samples: Sequence[Sample], held_out: Sequence[Sample], platform: Platform) -> Table:
     """The prediction of a width's cost that some widths give, checked on others.
 
     Least squares of relative errors, so that a small width counts as much as a large one, with shares that are not
@@ -143,19 +158,16 @@ def fit(
     Args:
         samples: widths that were exported and timed.
         held_out: others, which only check the prediction.
-        runtime: what they ran on; kept in the table.
-        precision: likewise.
-        threads: likewise.
-        where: the machine's facts, likewise.
+        platform: what they ran on.
     """
     latency = np.array([sample.latency_ms for sample in samples])
     size = np.array([sample.size_mb for sample in samples])
     counts = np.array([[1.0, sample.parameters / 1e6] for sample in samples])
     table = Table(
-        runtime=runtime,
-        precision=precision,
-        threads=threads,
-        machine=where or {},
+        runtime=platform.runtime,
+        precision=platform.precision,
+        threads=platform.threads,
+        machine=platform.machine,
         fitted=tuple(samples),
         held_out=tuple(held_out),
         latency_shares=tuple(_relative(np.stack([_traits(s.width, s.macs_m) for s in samples]), latency)),
@@ -263,21 +275,13 @@ def readable(paths: Iterable[Path], count: int) -> list[Image]:
     return images or [np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)]
 
 
-def table_name(runtime: str, precision: str, threads: int) -> str:
-    """The file of a table: another runtime, precision, number of threads or machine is another table."""
-    here = machine.facts()
-    return f"{runtime}-{precision}-{threads}-{digest(here['processor'], here['cores'])[:8]}.json"
-
-
 def take(
     widths: Sequence[Width],
     held_out: int,
     export: Callable[[Width], tuple[Path, Cost]],
     images: Sequence[Image],
+    platform: Platform,
     *,
-    runtime: str,
-    precision: str,
-    threads: int,
     rounds: int = ROUNDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
@@ -288,9 +292,7 @@ def take(
         held_out: how many of them.
         export: makes a width's artifact; its folder, and its cost with the exact counts and the size.
         images: (H, W, 3) each, to time on.
-        runtime: what the artifacts run on; kept in the table.
-        precision: likewise.
-        threads: likewise.
+        platform: what the artifacts run on.
         rounds: see `interleaved`.
         progress: told (done, all) after each export.
     """
@@ -301,11 +303,10 @@ def take(
         costs.append(cost)
         if progress is not None:
             progress(done, len(widths))
-    times = interleaved(folders, images, threads, rounds, TURN)
+    times = interleaved(folders, images, platform.threads, rounds, TURN)
     samples = [
         Sample(width=width, macs_m=c.macs_m, parameters=c.parameters, size_mb=c.size_mb or 0.0, latency_ms=latency)
         for width, c, latency in zip(widths, costs, times, strict=True)
     ]
     kept = len(samples) - min(held_out, len(samples) - 1)
-    where = machine.facts()
-    return fit(samples[:kept], samples[kept:], runtime=runtime, precision=precision, threads=threads, where=where)
+    return fit(samples[:kept], samples[kept:], platform)

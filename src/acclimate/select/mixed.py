@@ -8,6 +8,7 @@ the smallest number of layers in that order is found by bisection, so that few n
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from acclimate.data.dataset import choose, plain_images
@@ -29,6 +30,19 @@ FEWEST = 8
 Progress = Callable[[int, int], None]
 Measure = Callable[[Collection[str]], float]
 """How the network agrees with fp32 where these layers are in floating point, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What is asked of INT8: to agree with fp32.
+
+    Attributes:
+        tolerance: the least agreement, 0 to 1.
+        images: the image files that detections are compared on.
+    """
+
+    tolerance: float
+    images: Sequence[Path]
 
 
 def held_out(paths: Sequence[Path], calibration: Sequence[Path], seed: int) -> tuple[Path, ...]:

@@ -70,12 +70,11 @@ def choose_checkpoint(
     augment: AugmentConfig,
     seed: int,
     rates: Sequence[float],
-    count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
     """Score every checkpoint on the same target images and views, and choose the best.
 
-    Leaves the chosen weights in `detector`.
+    At most `IMAGES` are looked at, fewer where there are many checkpoints. Leaves the chosen weights in `detector`.
 
     Args:
         detector: of the checkpoints' architecture.
@@ -84,12 +83,10 @@ def choose_checkpoint(
         augment: the strong views.
         seed: of the views, the dropout and the images.
         rates: labelled boxes of each of the detector's classes an image of the source.
-        count: how many images; by default `IMAGES`, and fewer where there are many checkpoints.
         progress: called with (done, all).
     """
     steps = sorted(checkpoints)
-    if count is None:
-        count = max(IMAGES // 3, min(IMAGES, LOOKS // len(steps)))
+    count = max(IMAGES // 3, min(IMAGES, LOOKS // len(steps)))
     spec, chosen = detector.spec, choose(images, count, seed)
     canvases = [canvas for _, canvas, _ in plain_images(chosen, spec.image_size, spec.reading)]
     views = [strong(canvas, augment, np.random.default_rng([seed, i])) for i, canvas in enumerate(canvases)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from acclimate.errors import AcclimateError
 from acclimate.inputs import Inputs
 from acclimate.progress import counting
 from acclimate.run import Notes, Run, write_bytes
-from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, weights_of
+from acclimate.training.recipe import Recipe, carry_out, recalibrated, taught_by, the_last, weights_of
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet, UnlabelledSet
@@ -150,9 +151,7 @@ def prepared(
         parents=(str(parent),),
         origin=origin,
         facts=_facts(frames, config.labelled, asked),
-        keep=lambda run, average, console: _keep(config, parent, rates, target.paths, held, run, average, console)
-        if adapts
-        else None,
+        keep=_Choice(config, parent, rates, target.paths, held).keep if adapts else the_last,
     )  # fmt: skip
 
 
@@ -247,44 +246,50 @@ def _configured(parent: Run, config: Config | None, overrides: Sequence[str]) ->
     return parse(Config, merged, where="the source run's config with overrides")
 
 
-def _keep(
-    config: Config,
-    parent: Path,
-    rates: Sequence[float],
-    target: tuple[Path, ...],
-    held: LabelledSet | None,
-    run: Run,
-    average: Detector,
-    console: Console | None,
-) -> None:
-    """Choose the checkpoint, its BatchNorm describing the target alone where that is asked for.
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """How an adaptation's checkpoint is chosen: without labels, unless some frames were held back for it.
 
-    Without labels, unless some frames were `held` back to choose it.
+    Attributes:
+        config: the adaptation's.
+        parent: the run folder that it starts from.
+        rates: labelled boxes of each class an image of the source.
+        target: image files, whose statistics BatchNorm describes where that is asked for.
+        held: labelled frames that were held back; None where there are none.
     """
-    from acclimate.adapt.engine import checkpoint, checkpoints
-    from acclimate.models import detector as models
-    from acclimate.select.record import VALIDATION
-    from acclimate.select.score import choose_checkpoint
-    from acclimate.select.validation import choose_validated
 
-    if config.adapt.retakes_statistics:
-        for file in checkpoints(run).values():
-            models.load_weights(average, file)
-            recalibrated(average, target, config.seed)
-            models.save_weights(average, file)
-    if not config.adapt.finishing:
-        # What it was before is a candidate too: an adaptation that harms is not kept.
-        write_bytes(checkpoint(run, 0), (parent / "model.safetensors").read_bytes())
-    with counting(console, "checkpoints scored without labels") as tick:
-        selection = choose_checkpoint(
-            average, checkpoints(run), target, config.augment, config.seed, rates, progress=tick
-        )
-    if held is not None:
-        with counting(console, "checkpoints measured on the frames held back") as tick:
-            selection, validation = choose_validated(average, checkpoints(run), held, selection, tick)
-        run.write(VALIDATION, validation)
-    run.write("selection.json", selection)
-    if console is not None:
-        step = selection.chosen_step
-        note = "" if step else ": the start, as no checkpoint of the adaptation is better by it"
-        console.print(f"chosen: step {step}, by {selection.rule}{note}", highlight=False)
+    config: Config
+    parent: Path
+    rates: Sequence[float]
+    target: tuple[Path, ...]
+    held: LabelledSet | None
+
+    def keep(self, run: Run, average: Detector, console: Console | None) -> None:
+        """Leave the best checkpoint in `average`, and write into the run how it was chosen; see `Recipe.keep`."""
+        from acclimate.adapt.engine import checkpoint, checkpoints
+        from acclimate.models import detector as models
+        from acclimate.select.record import VALIDATION
+        from acclimate.select.score import choose_checkpoint
+        from acclimate.select.validation import choose_validated
+
+        if self.config.adapt.retakes_statistics:
+            for file in checkpoints(run).values():
+                models.load_weights(average, file)
+                recalibrated(average, self.target, self.config.seed)
+                models.save_weights(average, file)
+        if not self.config.adapt.finishing:
+            # What it was before is a candidate too: an adaptation that harms is not kept.
+            write_bytes(checkpoint(run, 0), (self.parent / "model.safetensors").read_bytes())
+        with counting(console, "checkpoints scored without labels") as tick:
+            selection = choose_checkpoint(
+                average, checkpoints(run), self.target, self.config.augment, self.config.seed, self.rates, progress=tick
+            )
+        if self.held is not None:
+            with counting(console, "checkpoints measured on the frames held back") as tick:
+                selection, validation = choose_validated(average, checkpoints(run), self.held, selection, tick)
+            run.write(VALIDATION, validation)
+        run.write("selection.json", selection)
+        if console is not None:
+            step = selection.chosen_step
+            note = "" if step else ": the start, as no checkpoint of the adaptation is better by it"
+            console.print(f"chosen: step {step}, by {selection.rule}{note}", highlight=False)

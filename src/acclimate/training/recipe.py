@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def the_last(run: Run, average: Detector, console: Console | None) -> None:
+    """Keep the averaged weights of the last step; see `Recipe.keep`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What a training is made of.
@@ -75,7 +79,7 @@ class Recipe:
     parents: tuple[str, ...] = ()
     origin: SourceStatistics | None = None
     facts: Notes = field(default_factory=Notes)
-    keep: Callable[[Run, Detector, Console | None], None] = lambda run, average, console: None
+    keep: Callable[[Run, Detector, Console | None], None] = the_last
 
     @property
     def source(self) -> LabelledSet | SourceStatistics:
@@ -116,9 +120,9 @@ def carry_out(verb: str, out: str | Path, prepare: Callable[[], Recipe], console
 def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     import torch
 
-    from acclimate.adapt.engine import accelerator, fit
+    from acclimate.adapt.engine import Telling, accelerator, fit
     from acclimate.adapt.objective import Objective
-    from acclimate.data.dataset import Loader
+    from acclimate.data.dataset import Loader, Process, TrainingSets, Views
     from acclimate.models import detector as models
 
     config, schedule, inputs = recipe.config, recipe.schedule, recipe.inputs
@@ -133,16 +137,18 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
     method = recipe.method(detector, inputs.source or recipe.source)
     by_domain = inputs.target is not None and config.adapt.by_domain
     objective = Objective(detector, method.terms, schedule.ema, warm=recipe.warm, by_domain=by_domain)
-    loader = Loader(
-        inputs.source, inputs.target, detector.spec.image_size, config.augment, schedule, config.seed,
-        acc.process_index, acc.num_processes,
-        large=config.adapt.largest_view if inputs.target is not None else 1.0,
-        weights=_drawn(detector, inputs.source, inputs.target, config),
+    sets = TrainingSets(
+        inputs.source,
+        inputs.target,
         labelled=inputs.labelled,
         share=config.adapt.labelled_share,
-        reading=detector.spec.reading,
+        weights=_drawn(detector, inputs.source, inputs.target, config),
         found=_found(config, detector, inputs.target),
-    )  # fmt: skip
+        reading=detector.spec.reading,
+    )
+    large = config.adapt.largest_view if inputs.target is not None else 1.0
+    views = Views(detector.spec.image_size, config.augment, large)
+    loader = Loader(sets, views, schedule, config.seed, Process(acc.process_index, acc.num_processes))
     run = stages.start(acc, out, recipe.manifest, recipe.inputs, begun, console)
     if acc.is_main_process and console is not None:
         _tell_problems(inputs, console)
@@ -151,10 +157,8 @@ def _carried_out(recipe: Recipe, out: Path, console: Console | None) -> Run:
         sent = trackers.tracked(run, config.model_dump(mode="json", exclude_none=True))
         tracking = sent if acc.is_main_process else contextlib.nullcontext(lambda step, values: None)
         with tracking as track, _noting_left_out(run, loader, acc, console):
-            fit(
-                run, objective, loader, schedule, acc,
-                transforms=method.transforms, console=console, title=recipe.title, track=track,
-            )  # fmt: skip
+            telling = Telling(recipe.title, console, track)
+            fit(run, objective, loader, schedule, acc, transforms=method.transforms, telling=telling)
         if acc.is_main_process:
             recipe.keep(run, objective.average, console)
             _keep_statistics(run, recipe.source, objective.average)

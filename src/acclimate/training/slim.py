@@ -9,7 +9,6 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Config, SlimConfig, merge, parse
-from acclimate.errors import AcclimateError
 from acclimate.run import Run
 from acclimate.training import adapt as adapting
 from acclimate.training.recipe import Recipe, carry_out
@@ -33,26 +32,10 @@ def slim(
     """
 
     def prepare() -> Recipe:
-        parent = stages.finished(Path(source))
-        check_slimmable(parent)
+        parent = stages.bank(Path(source), SlimConfig.of_kind)
         values = stages.configuration(parent).model_dump(mode="json")
         values["adapt"]["slim"] = values["adapt"]["slim"] or {}
         config = parse(Config, merge(values, overrides), where="the source run's config with overrides")
         return adapting.recipe(parent, config.model_copy(update={"target": Path(target)}))
 
     return carry_out("slim", out, prepare, console)
-
-
-def check_slimmable(run: Run) -> None:
-    """Refuse a run whose detector is no bank.
-
-    Raises:
-        AcclimateError: it has one width.
-    """
-    from acclimate.models import detector as models
-
-    kind = models.specification(run.path).kind
-    if kind != SlimConfig.of_kind:
-        raise AcclimateError(
-            f"{run.path}: its detector is {kind} and has one width; train one with model.kind=slimmable and start there"
-        )

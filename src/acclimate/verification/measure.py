@@ -32,7 +32,7 @@ from acclimate.run import Evaluation, Run, file_digest, listed
 from acclimate.structures import Detections
 from acclimate.verification import parity as parities
 from acclimate.verification.judge import disturbance, within
-from acclimate.verification.record import Accuracy, Parity, Role, Verification, save, stored, where
+from acclimate.verification.record import Accuracy, Parity, Role, Verification, save, saved, stored, where
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -103,6 +103,57 @@ class Here:
         return bench_apart(self._predictor.artifact.folder, paths, threads, runs)
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """Labelled images that a model is measured on.
+
+    Attributes:
+        truth: the images and their labels.
+        name: as reports show it.
+        role: which domain they are of.
+    """
+
+    truth: LabelledSet
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What an artifact is measured on.
+
+    Attributes:
+        sets: labelled test sets.
+        images: image files for parity and latency where there are no sets.
+        notes: why other sets are not among them, for the record.
+    """
+
+    sets: Sequence[EvaluationSet] = ()
+    images: Sequence[Path] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The images of parity and latency, those of the target first."""
+        ordered = sorted(self.sets, key=lambda one: one.role != "target")
+        return ([path for one in ordered for path in one.truth.paths] or list(self.images))[: parities.PARITY_IMAGES]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """How much is measured.
+
+    Attributes:
+        anew: what is measured although the record has it.
+        all_threads: whether latency is measured on one and on all threads too.
+        runs: timed images.
+    """
+
+    anew: Anew = "all"
+    all_threads: bool = False
+    runs: int = 200
+
+
 @dataclass
 class _Eager:
     """The model before export, loaded when it is needed first.
@@ -155,23 +206,21 @@ class _Eager:
             )
         return detector
 
-    def evaluate(self, truth: LabelledSet, name: str, role: Role) -> Evaluation | None:
+    def evaluate(self, test: EvaluationSet) -> Evaluation | None:
         """What the eager model reaches on a set; None without one."""
         detector = self.detector
         if detector is None or self.run is None:
             return None
-        key = (self.run.path, name)
+        key = (self.run.path, test.name)
         if key not in self.known:
-            from acclimate.evaluate import evaluate_detector
-
-            self.known[key] = evaluate_detector(detector, truth, name, role, report=log.debug)
+            self.known[key] = _evaluated(detector, test)
         return self.known[key]
 
     @property
     def has_source_only(self) -> bool:
         return self.run is not None and source_only(self.run) is not None
 
-    def source_only(self, truth: LabelledSet, name: str, role: Role, measure: bool) -> tuple[Evaluation, str] | None:
+    def source_only(self, test: EvaluationSet, measure: bool) -> tuple[Evaluation, str] | None:
         """What the source-only detector reaches on a set, and its run's folder; None where there is none.
 
         What its run was evaluated with is taken where it was the same set, else it is measured if `measure` says so.
@@ -179,92 +228,76 @@ class _Eager:
         run = source_only(self.run) if self.run is not None else None
         if run is None:
             return None
-        key = (run.path, name)
+        key = (run.path, test.name)
         if key not in self.known:
-            written = [one for one in run.evaluations() if (one.model, one.digest) == ("eager", truth.digest)]
+            written = [one for one in run.evaluations() if (one.model, one.digest) == ("eager", test.truth.digest)]
             if written:
                 self.known[key] = written[0]
             elif measure:
-                from acclimate.evaluate import evaluate_detector
                 from acclimate.models import detector as detectors
 
-                self.known[key] = evaluate_detector(detectors.load(run.path), truth, name, role, report=log.debug)
+                self.known[key] = _evaluated(detectors.load(run.path), test)
         found = self.known.get(key)
         return (found, str(run.path)) if found is not None else None
 
 
+EVERYTHING = Scope()
+"""Nothing that is known is taken."""
+
+
 def verify(
-    artifact: Path,
-    sets: Sequence[tuple[LabelledSet, str, Role]],
+    artifact: Artifact,
+    material: Material,
     budget: Budget | None = None,
     *,
-    images: Sequence[Path] = (),
-    run: Run | None = None,
-    runs: int = 200,
+    scope: Scope = EVERYTHING,
     device: Device | None = None,
-    all_threads: bool = False,
     eager: MutableMapping[tuple[Path, str], Evaluation] | None = None,
-    anew: Anew = "all",
     console: Console | None = None,
-    notes: Sequence[str] = (),
 ) -> Verification:
     """Measure an artifact: AP and parity against the eager model, latency, size, memory; then check the limits.
 
     Saves `verification.json` in the artifact's folder (under the name of the device where there is one, see
-    `record.saved`) and, where it belongs to a run, one evaluation a set there. Without labelled sets, parity and
-    latency are measured on `images`; without the run that the artifact came from, nothing is compared with the eager
-    model. What was measured before of other sets stays in the record.
+    `record.saved`) and, where it belongs to a run, one evaluation a set there. Without the run that the artifact came
+    from, the one that it lies in or names, nothing is compared with the eager model. What was measured before of other
+    sets stays in the record.
 
     Args:
-        artifact: its folder.
-        sets: labelled test sets, each with a name and its domain.
+        artifact: what is measured.
+        material: what it is measured on.
         budget: the limits; None means the accuracy tolerance alone.
-        images: image files for parity and latency where `sets` is empty.
-        run: the run it came from; None means the one it lies in or names.
-        runs: timed images.
+        scope: how much is measured.
         device: where it runs; None means here.
-        all_threads: measure latency on one and on all threads too.
         eager: what eager models reached, by run and name of the set; what is there is not measured again, and what is
             measured is put there.
-        anew: what is measured although the record has it.
         console: where progress goes.
-        notes: what the caller could not do, for the record.
 
     Raises:
-        AcclimateError: the artifact is damaged, or a set has a class that it does not know.
+        AcclimateError: the artifact cannot be run, or a set has a class that it does not know.
     """
-    loaded = Artifact.open(Path(artifact))
-    manifest = loaded.manifest
     budget = budget or Budget()
-    device = device or Here(loaded, budget.threads)
-    reference = _Eager(run or source_run(loaded), loaded, {} if eager is None else eager)
-    record = _usable(loaded, device, reference.weights) if anew != "all" else None
-    paths = [path for truth, _, role in sorted(sets, key=lambda one: one[2] != "target") for path in truth.paths]
-    paths = (paths or list(images))[: parities.PARITY_IMAGES]
-    said = [*notes]
-
-    accuracy = dict(record.accuracy) if record is not None else {}
-    gains = budget.min_gain_ap50 is not None or budget.max_class_drop_ap50 is not None
-    for truth, name, role in sets:
-        content = contents(truth.paths, truth.digest)
-        kept = accuracy.get(name)
-        lacks = gains and role == "target" and kept is not None and kept.gain is None and reference.has_source_only
-        if kept is not None and (kept.content, kept.role) == (content, role) and not lacks:
-            continue
-        _say(console, f"verifying {manifest.name} on {name}: {len(truth.images)} images")
-        accuracy[name] = _accuracy(device, manifest, reference, truth, name, role, content, gains)
-    parity = _parity(device, manifest, reference, paths, record, console)
+    device = device or Here(artifact, budget.threads)
+    reference = _Eager(source_run(artifact), artifact, {} if eager is None else eager)
+    file, digest = saved(artifact.folder, device.machine), artifact.digest
+    record = stored(file) if scope.anew != "all" else None
+    if record is not None and not _holds(record, digest, device.machine, reference.weights):
+        record = None
+    measuring = _Measuring(artifact.manifest, device, reference, record, budget, scope, console)
+    accuracy, paths = measuring.accuracy(material.sets), material.paths
+    parity, latency = measuring.parity(paths), measuring.latency(paths)
+    others, unmeasured = measuring.other_threads(paths)
+    said = [*reference.notes, *(note for one in accuracy.values() for note in one.notes), *material.notes]
     if not paths and parity is None:
         said.append("no images were given: latency was measured on noise, and there is no parity")
-
-    latency, others = _latencies(device, paths, budget, runs, record, all_threads, anew, said, console)
+    said += unmeasured
     if busy := disturbance(latency):
         said.append(f"{busy}; measure the latency again when nothing else runs")
+    manifest = artifact.manifest
     verification = Verification(
         artifact=manifest.name,
         runtime=manifest.runtime,
         precision=manifest.precision,
-        digest=loaded.digest,
+        digest=digest,
         budget=budget,
         accuracy=accuracy,
         parity=parity,
@@ -272,34 +305,32 @@ def verify(
         source_ap50=_on_own_domain(reference.run),
         latency=latency,
         other_threads=tuple(others),
-        size_mb=loaded.size_mb,
+        size_mb=artifact.size_mb,
         peak_memory_mb=latency.peak_memory_mb,
         macs_m=manifest.notes.macs_m,
         mixed=manifest.mixed,
         calibration=manifest.calibration,
         machine=dict(device.machine),
-        notes=tuple(dict.fromkeys([*reference.notes, *(n for one in accuracy.values() for n in one.notes), *said])),
+        notes=tuple(dict.fromkeys(said)),
     )
-    return keep(loaded.folder, verification)
-
-
-def keep(folder: Path, verification: Verification) -> Verification:
-    """Save a verification; where that cannot be, it says so in its notes."""
     try:
-        save(folder, verification)
+        save(file, verification)
     except AcclimateError as error:
         note = f"this verification was not stored: {error}"
         return verification.model_copy(update={"notes": (*verification.notes, note)})
     return verification
 
 
-def _usable(artifact: Artifact, device: Device, weights: str) -> Verification | None:
-    """The record whose accuracy and parity still hold: of this artifact, engine, processor and eager model."""
-    record = stored(artifact.folder, device.machine)
-    if record is None or record.digest != artifact.digest:
-        return None
-    same = all(record.machine.get(key) == device.machine.get(key) for key in ("runtime", "processor"))
-    return record if same and (not weights or record.reference == weights) else None
+def _evaluated(detector: Detector, test: EvaluationSet) -> Evaluation:
+    from acclimate.evaluate import evaluate_detector
+
+    return evaluate_detector(detector, test.truth, test.name, test.role, report=log.debug)
+
+
+def _holds(record: Verification, digest: str, machine: Mapping[str, str], weights: str) -> bool:
+    """Whether a record's accuracy and parity still hold: of this artifact, engine, processor and eager model."""
+    same = all(record.machine.get(key) == machine.get(key) for key in ("runtime", "processor"))
+    return record.digest == digest and same and (not weights or record.reference == weights)
 
 
 def contents(paths: Sequence[Path], *facts: str) -> str:
@@ -314,133 +345,169 @@ def contents(paths: Sequence[Path], *facts: str) -> str:
     return state.hexdigest()
 
 
-def _latencies(
-    device: Device,
-    paths: Sequence[Path],
-    budget: Budget,
-    runs: int,
-    record: Verification | None,
-    all_threads: bool,
-    anew: Anew,
-    notes: list[str],
-    console: Console | None,
-) -> tuple[Bench, list[Bench]]:
-    """On the budget's threads, and where it is asked for on one and on all of them."""
-    known = {bench.threads: bench for bench in record.benches} if record is not None and anew == "nothing" else {}
-    latency = known.get(budget.threads)
-    if latency is None or (budget.latency_ms is not None and not within(latency.median_ms, budget.latency_ms)):
-        _say(console, f"measuring the latency on {budget.threads} thread{'s' * (budget.threads > 1)}")
-        latency = _quiet(device, paths, budget, runs, console)
-    others = []
-    for threads in sorted({1, device.cores} - {budget.threads}) if all_threads else ():
-        try:
-            others.append(known.get(threads) or device.bench(paths, threads, runs))
-        except DeviceError:
-            raise
-        except AcclimateError as error:
-            notes.append(f"latency on {threads} threads was not measured: {error}")
-    return latency, others
+@dataclass(frozen=True)
+class _Measuring:
+    """An artifact where it runs, beside the eager model that it came from.
 
+    Attributes:
+        manifest: the artifact's.
+        device: where it runs.
+        reference: the eager model.
+        record: an earlier verification whose accuracy and parity still hold; None where there is none.
+        budget: the limits.
+        scope: how much is measured.
+        console: where progress goes.
+    """
 
-def _quiet(device: Device, paths: Sequence[Path], budget: Budget, runs: int, console: Console | None) -> Bench:
-    """The latency; again after a pause where something else ran and the limit did not hold, a few times at most."""
-    limit = budget.latency_ms
-    best = device.bench(paths, budget.threads, runs)
-    for pause in PAUSES_S:
-        reason = disturbance(best)
-        if limit is None or within(best.median_ms, limit) or not reason:
-            break
-        _say(console, f"{reason}; measuring the latency again in {pause:g} s")
-        time.sleep(pause)
-        again = device.bench(paths, budget.threads, runs)
-        best = min(
-            best, again, key=lambda one: (not within(one.median_ms, limit), bool(disturbance(one)), one.median_ms)
+    manifest: ArtifactManifest
+    device: Device
+    reference: _Eager
+    record: Verification | None
+    budget: Budget
+    scope: Scope
+    console: Console | None
+
+    @property
+    def _gains(self) -> bool:
+        """Whether the budget asks what the adaptation has gained."""
+        return self.budget.min_gain_ap50 is not None or self.budget.max_class_drop_ap50 is not None
+
+    def accuracy(self, sets: Sequence[EvaluationSet]) -> dict[str, Accuracy]:
+        """By the name of the set: those of the record, and those of `sets`, measured where the record lacks them."""
+        accuracy = dict(self.record.accuracy) if self.record is not None else {}
+        for one in sets:
+            content = contents(one.truth.paths, one.truth.digest)
+            kept = accuracy.get(one.name)
+            asked = self._gains and one.role == "target"
+            lacks = asked and kept is not None and kept.gain is None and self.reference.has_source_only
+            if kept is not None and (kept.content, kept.role) == (content, one.role) and not lacks:
+                continue
+            self._say(f"verifying {self.manifest.name} on {one.name}: {len(one.truth.images)} images")
+            accuracy[one.name] = self._accuracy_on(one, content)
+        return accuracy
+
+    def _accuracy_on(self, test: EvaluationSet, content: str) -> Accuracy:
+        from acclimate import diagnosis
+        from acclimate.evaluate import average_precision, relabel
+
+        truth, name, role = test.truth, test.name, test.role
+        on, called = self.device.machine.get("device"), self.manifest.name
+        detections, notes = self._detected(truth.paths)
+        renamed = relabel(detections, self.manifest.classes, truth.classes, name)
+        ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {on}" if on else called)
+        if self.reference.run is not None:
+            try:
+                stem = ".".join([name, called, *where(self.device.machine)])
+                size = self.manifest.image_size
+                seen = diagnosis.diagnose(renamed, truth, data=name, role=role, model=ours.model, image_size=size)
+                diagnosis.save(self.reference.run, stem, seen)
+                self.reference.run.write(f"evaluations/{stem}.json", ours)
+            except AcclimateError as error:
+                notes.append(f"the evaluation was not stored: {error}")
+        accuracy = Accuracy(
+            role=role,
+            images=ours.images,
+            unreadable=ours.unreadable,
+            digest=truth.digest,
+            content=content,
+            artifact_ap=ours.ap,
+            artifact_ap50=ours.ap50,
+            ap_interval=ap_interval(ours),
+            ap50_interval=ap50_interval(ours),
+            notes=tuple(notes),
         )
-    return best
+        eager = self.reference.evaluate(test)
+        if eager is not None:
+            accuracy = accuracy.model_copy(
+                update={
+                    "eager_ap": eager.ap,
+                    "eager_ap50": eager.ap50,
+                    "difference_ap": ours.ap - eager.ap,
+                    "difference_ap50": ours.ap50 - eager.ap50,
+                    "export": compare(eager, ours),
+                }
+            )
+        before = self.reference.source_only(test, measure=self._gains) if role == "target" else None
+        if before is not None:
+            accuracy = accuracy.model_copy(update={"gain": compare(before[0], ours), "source_only": before[1]})
+        return accuracy
 
+    def _detected(self, paths: Sequence[Path]) -> tuple[list[Detections | None], list[str]]:
+        """What is in each image, None where it cannot be read; and what is said of those."""
+        detections: list[Detections | None] = []
+        notes = []
+        for path in paths:
+            try:
+                detections.append(self.device.detect(path))
+            except DeviceError:
+                raise
+            except AcclimateError as error:
+                notes.append(f"{error} (left out of the accuracy)")
+                detections.append(None)
+        return detections, notes
 
-def _accuracy(
-    device: Device,
-    manifest: ArtifactManifest,
-    reference: _Eager,
-    truth: LabelledSet,
-    name: str,
-    role: Role,
-    content: str,
-    gains: bool,
-) -> Accuracy:
-    from acclimate import diagnosis
-    from acclimate.evaluate import average_precision, relabel
+    def parity(self, paths: Sequence[Path]) -> Parity | None:
+        """What is known of it, or else of the images at `paths`; None without images or an eager model."""
+        known = self.record.parity if self.record is not None else None
+        content = contents(paths)
+        if not paths or (known is not None and known.content == content):
+            return known
+        detector = self.reference.detector
+        if detector is None:
+            return known
+        self._say(f"verifying {self.manifest.name}: parity with the eager model")
+        parity = parities.compare(self.manifest, detector, paths, self.device.outputs)
+        return parity.model_copy(update={"content": content})
 
-    on, called = device.machine.get("device"), manifest.name
-    found: list[Detections | None] = []
-    notes = []
-    for path in truth.paths:
-        try:
-            found.append(device.detect(path))
-        except DeviceError:
-            raise
-        except AcclimateError as error:
-            notes.append(f"{error} (left out of the accuracy)")
-            found.append(None)
-    renamed = relabel(found, manifest.classes, truth.classes, name)
-    ours = average_precision(renamed, truth, data=name, role=role, model=f"{called} on {on}" if on else called)
-    if reference.run is not None:
-        try:
-            stem = ".".join([name, called, *where(device.machine)])
-            size = manifest.image_size
-            seen = diagnosis.diagnose(renamed, truth, data=name, role=role, model=ours.model, image_size=size)
-            diagnosis.save(reference.run, stem, seen)
-            reference.run.write(f"evaluations/{stem}.json", ours)
-        except AcclimateError as error:
-            notes.append(f"the evaluation was not stored: {error}")
-    accuracy = Accuracy(
-        role=role,
-        images=ours.images,
-        unreadable=ours.unreadable,
-        digest=truth.digest,
-        content=content,
-        artifact_ap=ours.ap,
-        artifact_ap50=ours.ap50,
-        ap_interval=ap_interval(ours),
-        ap50_interval=ap50_interval(ours),
-        notes=tuple(notes),
-    )
-    eager = reference.evaluate(truth, name, role)
-    if eager is not None:
-        accuracy = accuracy.model_copy(
-            update={
-                "eager_ap": eager.ap,
-                "eager_ap50": eager.ap50,
-                "difference_ap": ours.ap - eager.ap,
-                "difference_ap50": ours.ap50 - eager.ap50,
-                "export": compare(eager, ours),
-            }
-        )
-    before = reference.source_only(truth, name, role, measure=gains) if role == "target" else None
-    if before is not None:
-        accuracy = accuracy.model_copy(update={"gain": compare(before[0], ours), "source_only": before[1]})
-    return accuracy
+    def latency(self, paths: Sequence[Path]) -> Bench:
+        """On the budget's threads."""
+        threads, limit = self.budget.threads, self.budget.latency_ms
+        known = self._benches.get(threads)
+        if known is not None and (limit is None or within(known.median_ms, limit)):
+            return known
+        self._say(f"measuring the latency on {threads} thread{'s' * (threads > 1)}")
+        return self._quiet(paths)
 
+    def other_threads(self, paths: Sequence[Path]) -> tuple[list[Bench], list[str]]:
+        """The latency on one and on all threads where it is asked for, and why some were not measured."""
+        benches: list[Bench] = []
+        notes = []
+        for threads in sorted({1, self.device.cores} - {self.budget.threads}) if self.scope.all_threads else ():
+            try:
+                known = self._benches.get(threads)
+                benches.append(known or self.device.bench(paths, threads, self.scope.runs))
+            except DeviceError:
+                raise
+            except AcclimateError as error:
+                notes.append(f"latency on {threads} threads was not measured: {error}")
+        return benches, notes
 
-def _parity(
-    device: Device,
-    manifest: ArtifactManifest,
-    reference: _Eager,
-    paths: Sequence[Path],
-    record: Verification | None,
-    console: Console | None,
-) -> Parity | None:
-    """What is known of it, or else of the images at `paths`; None without images or an eager model."""
-    known = record.parity if record is not None else None
-    content = contents(paths)
-    if not paths or (known is not None and known.content == content):
-        return known
-    detector = reference.detector
-    if detector is None:
-        return known
-    _say(console, f"verifying {manifest.name}: parity with the eager model")
-    return parities.compare(manifest, detector, paths, device.outputs).model_copy(update={"content": content})
+    @property
+    def _benches(self) -> dict[int, Bench]:
+        """Latencies that need not be measured again, by threads."""
+        if self.record is None or self.scope.anew != "nothing":
+            return {}
+        return {bench.threads: bench for bench in self.record.benches}
+
+    def _quiet(self, paths: Sequence[Path]) -> Bench:
+        """The latency; again after a pause where something else ran and the limit did not hold, a few times at most."""
+        limit, threads, runs = self.budget.latency_ms, self.budget.threads, self.scope.runs
+        best = self.device.bench(paths, threads, runs)
+        for pause in PAUSES_S:
+            reason = disturbance(best)
+            if limit is None or within(best.median_ms, limit) or not reason:
+                break
+            self._say(f"{reason}; measuring the latency again in {pause:g} s")
+            time.sleep(pause)
+            again = self.device.bench(paths, threads, runs)
+            best = min(
+                best, again, key=lambda one: (not within(one.median_ms, limit), bool(disturbance(one)), one.median_ms)
+            )
+        return best
+
+    def _say(self, text: str) -> None:
+        if self.console is not None:
+            self.console.print(text, highlight=False)
 
 
 def source_run(artifact: Artifact) -> Run | None:
@@ -494,8 +561,3 @@ def _on_own_domain(run: Run | None) -> float | None:
         return None
     found = [one.ap50 for one in source.evaluations() if (one.role, one.model) == ("source", "eager")]
     return max(found, default=None)
-
-
-def _say(console: Console | None, text: str) -> None:
-    if console is not None:
-        console.print(text, highlight=False)

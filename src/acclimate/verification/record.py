@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError, computed_field
+from pydantic import BaseModel, Field, computed_field
 
 from acclimate import __version__
 from acclimate.config import Budget
@@ -20,7 +20,7 @@ from acclimate.edge.artifact import Calibration, MixedPrecision
 from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Comparison, Interval
-from acclimate.run import listed, read_json, write_text
+from acclimate.run import listed, read_as, write_text
 from acclimate.verification.judge import (
     MUCH,
     Check,
@@ -266,13 +266,13 @@ class Verification(BaseModel):
                         yield f"{told} ({100 * change.difference:+.1f}{chance})"
 
 
-def save(artifact: Path, verification: Verification) -> Path:
-    """Write a verification where `saved` says.
+def save(file: Path, verification: Verification) -> Path:
+    """Write a verification, to the file that `saved` names.
 
     Raises:
         AcclimateError: it cannot be written.
     """
-    return write_text(saved(artifact, verification.machine), verification.model_dump_json(indent=1) + "\n")
+    return write_text(file, verification.model_dump_json(indent=1) + "\n")
 
 
 def saved(artifact: Path, machine: Mapping[str, str] | None = None) -> Path:
@@ -298,19 +298,13 @@ def load(file: Path) -> Verification:
     Raises:
         AcclimateError: it is missing or damaged.
     """
-    try:
-        return Verification.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); verify the artifact again") from None
+    return read_as(Verification, file, "verify the artifact again")
 
 
-def stored(artifact: Path, machine: Mapping[str, str] | None = None) -> Verification | None:
-    """The last verification of an artifact on `machine` (see `saved`); None where there is none, or none that can be
-    used."""
+def stored(file: Path) -> Verification | None:
+    """The verification in a file that `saved` names; None where there is none, or none that can be used."""
     try:
-        return load(saved(artifact, machine))
+        return load(file)
     except AcclimateError:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from acclimate.select.ask.question import FILE, Asked, AskedBox, AskedFrame, Que
 
 if TYPE_CHECKING:
     from acclimate.data.compare import Look
-    from acclimate.data.formats import LabelledSet
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.models.detector import Detector
     from acclimate.select.ask.seen import Choice, Seen
 
@@ -77,34 +78,44 @@ def ask(
         frames = frames or FRAMES
     parent = stages.finished(Path(run))
     with locked(Path(out), "ask"):
-        return _ask(parent, Path(target), Path(out), frames, way, asked, threshold, seed, console)
+        wanted = _Wanted(way, frames, threshold, parent.manifest.seed if seed is None else seed)
+        return _ask(parent, Path(target), Path(out), wanted, asked, console)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a person is asked for.
+
+    Attributes:
+        way: how frames are chosen.
+        frames: how many, at most; None is all.
+        threshold: score from which a box is a pre-annotation.
+        seed: of everything random.
+    """
+
+    way: str
+    frames: int | None
+    threshold: float
+    seed: int
 
 
 def _ask(
-    parent: Run,
-    target: Path,
-    out: Path,
-    frames: int | None,
-    way: str,
-    asked: Sequence[str | Path],
-    threshold: float,
-    seed: int | None,
-    console: Console | None,
+    parent: Run, target: Path, out: Path, wanted: _Wanted, asked: Sequence[str | Path], console: Console | None
 ) -> Question:
     from acclimate.data import formats
     from acclimate.select import ask as asking
     from acclimate.select.ask.review import ordered
 
+    way, frames, threshold = wanted.way, wanted.frames, wanted.threshold
     unlabelled = formats.unlabelled(target)
-    seed = parent.manifest.seed if seed is None else seed
     earlier = [path for folder in asked for path in formats.unlabelled(Path(folder)).paths]
     identity = digest(
-        "ask", way, frames, threshold, seed, file_digest(parent.path / "model.safetensors"),
+        "ask", way, frames, threshold, wanted.seed, file_digest(parent.path / "model.safetensors"),
         stages.unlabelled_digest(unlabelled), [str(path) for path in earlier],
     )  # fmt: skip
     if (known := _known(out, identity, console)) is not None:
         return known
-    seen, repeated = _seen(parent, unlabelled, earlier, seed, way, console)
+    seen, repeated = _seen(parent, unlabelled, earlier, wanted, console)
     choices = ordered(seen, threshold)[:frames] if way == REVIEW else asking.choose(way, seen, frames or FRAMES)
     if console is not None and frames is not None and len(choices) < frames:
         console.print(
@@ -117,7 +128,7 @@ def _ask(
         run=str(parent.path),
         target=str(target),
         way=way,
-        seed=seed,
+        seed=wanted.seed,
         digest=identity,
         classes=images.classes,
         looked_at=len(seen.paths),
@@ -147,12 +158,7 @@ def _known(out: Path, identity: str, console: Console | None) -> Question | None
 
 
 def _seen(
-    parent: Run,
-    unlabelled: object,
-    earlier: Sequence[Path],
-    seed: int,
-    way: str,
-    console: Console | None,
+    parent: Run, unlabelled: UnlabelledSet, earlier: Sequence[Path], wanted: _Wanted, console: Console | None
 ) -> tuple[Seen, int]:
     """The frames that differ, as the run's detector sees them, and how many others there are."""
     from acclimate.data import formats
@@ -161,11 +167,10 @@ def _seen(
     from acclimate.models import detector as models
     from acclimate.select.ask.seen import distinct, look
 
-    assert isinstance(unlabelled, formats.UnlabelledSet)
     config = stages.configuration(parent)
     detector: Detector = models.to_device(models.load(parent.path))
     size = detector.spec.image_size
-    paths = choose(unlabelled.paths, LOOKED_AT, seed)
+    paths = choose(unlabelled.paths, LOOKED_AT, wanted.seed)
     if console is not None and len(paths) < len(unlabelled):
         console.print(f"{len(paths)} of {len(unlabelled)} frames are looked at, evenly spread", highlight=False)
     with counting(console, "frames compared") as tick:
@@ -174,7 +179,7 @@ def _seen(
     if earlier:
         before = domain("target", "asked before", formats.UnlabelledSet(tuple(earlier)), size).looks
     left, repeated = distinct(looks, before)
-    if way == REVIEW:
+    if wanted.way == REVIEW:
         left, repeated = [path for path in looks if path not in before], 0
     if not left:
         raise AcclimateError(
@@ -182,10 +187,10 @@ def _seen(
             "asked before; collect others"
         )
     source: LabelledSet | None = None
-    if way == "mining" and config.source is not None:
+    if wanted.way == "mining" and config.source is not None:
         source = formats.read(config.source, detector.spec.classes, reading=detector.spec.reading)
     with counting(console, "frames looked at") as tick:
-        return look(detector, left, config.augment, seed, source, tick), repeated
+        return look(detector, left, config.augment, wanted.seed, source, tick), repeated
 
 
 def _pre_annotated(seen: Seen, choices: Sequence[Choice], threshold: float) -> LabelledSet:

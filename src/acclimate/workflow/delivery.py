@@ -22,12 +22,12 @@ from acclimate.progress import counting
 from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked, writing
 
 if TYPE_CHECKING:
-    from acclimate.data.formats import LabelledSet
-    from acclimate.edge.artifact import Artifact, MixedPrecision, Running
+    from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision, Running
     from acclimate.edge.package import Expected, Package
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
-    from acclimate.verification.measure import Anew
+    from acclimate.select.mixed import Agreement
+    from acclimate.verification.measure import Anew, Material
     from acclimate.verification.record import Verification
     from acclimate.verification.show import Compared
 
@@ -75,45 +75,36 @@ def export(
     path = Path(path)
     run = stages.finished(path)
     with locked(path, "export"):
-        made = _export(run, runtime, precision, calibration, images, choice, tolerance, console)
+        from acclimate import export as exporting
+
+        exporting.check(runtime, [precision], "--precision")
+        if precision == "int8":
+            chosen, domain, agreement = _for_int8(run, calibration, images, choice, tolerance)
+            made = artifact_of(run, runtime, precision, chosen, console, domain=domain, agreement=agreement)
+        elif tolerance is None:
+            made = artifact_of(run, runtime, precision, (), console)
+        else:
+            raise AcclimateError(f"--tolerance says which layers of int8 stay in floating point; {precision} has none")
         return _run_so(run, made, running)
 
 
-def _export(
-    run: Run,
-    runtime: str,
-    precision: Precision,
-    calibration: str | Path | None,
-    images: int,
-    choice: Draw,
-    tolerance: float | None,
-    console: Console | None,
-) -> Path:
-    from acclimate import export as exporting
-
-    path = run.path
-    exporting.check(runtime, [precision], "--precision")
-    if precision != "int8":
-        if tolerance is not None:
-            raise AcclimateError(f"--tolerance says which layers of int8 stay in floating point; {precision} has none")
-        return artifact_of(run, runtime, precision, (), console)
+def _for_int8(
+    run: Run, calibration: str | Path | None, images: int, choice: Draw, tolerance: float | None
+) -> tuple[Sequence[Path], Sequence[Path], Agreement | None]:
+    """What to calibrate on, images of the domain, and what INT8 has to agree with; see `export`."""
     from acclimate.data import formats
     from acclimate.data.dataset import choose, draw
     from acclimate.models.detector import specification
-    from acclimate.select.mixed import held_out
+    from acclimate.select.mixed import Agreement, held_out
 
     config = stages.configuration(run)
     calibration = calibration or config.target
     if calibration is None:
-        raise AcclimateError(f"{path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
+        raise AcclimateError(f"{run.path}: INT8 needs images to calibrate on; give --calibration FOLDER_OF_IMAGES")
     paths = formats.unlabelled(Path(calibration)).paths
-    chosen = draw(paths, images, config.seed, choice, specification(path).reading)
-    return artifact_of(
-        run, runtime, precision, chosen, console,
-        domain=choose(paths, images, config.seed),
-        tolerance=tolerance,
-        compared=held_out(paths, chosen, config.seed) if tolerance is not None else (),
-    )  # fmt: skip
+    chosen = draw(paths, images, config.seed, choice, specification(run.path).reading)
+    agreement = None if tolerance is None else Agreement(tolerance, held_out(paths, chosen, config.seed))
+    return chosen, choose(paths, images, config.seed), agreement
 
 
 def artifact_of(
@@ -124,8 +115,7 @@ def artifact_of(
     console: Console | None,
     *,
     domain: Sequence[Path] = (),
-    tolerance: float | None = None,
-    compared: Sequence[Path] = (),
+    agreement: Agreement | None = None,
 ) -> Path:
     """The artifact of a run's weights; kept where it is there already.
 
@@ -136,8 +126,7 @@ def artifact_of(
         calibration: images for INT8.
         console: where progress goes.
         domain: images as the artifact will see them, for its reference; the run's where there are none.
-        tolerance: the agreement with fp32 on the images `compared` that INT8 must have; None asks for none.
-        compared: see `tolerance`.
+        agreement: with fp32, that INT8 must have; None asks for none.
     """
     from acclimate.edge import monitor
     from acclimate.edge.artifact import Artifact
@@ -147,7 +136,7 @@ def artifact_of(
     from acclimate.select.calibration import judge
 
     folder = run.path / "artifacts" / f"{runtime}-{precision}"
-    asked = [] if tolerance is None else [tolerance, _contents(compared)]
+    asked = [] if agreement is None else [agreement.tolerance, _contents(agreement.images)]
     suggested = diagnosis.suggested(run)
     asked += [suggested] if suggested else []
     identity = digest(
@@ -168,10 +157,10 @@ def artifact_of(
         images_said = f", calibrated on {len(calibration)} images" if calibration else ""
         console.print(f"exporting {runtime} {precision}{images_said}", highlight=False)
     detector, mixed = models.load(run.path), None
-    if tolerance is None:
+    if agreement is None:
         artifact = exporter(runtime).export(detector, folder, precision, calibration)
     else:
-        artifact, mixed = _mixed(run, runtime, folder, calibration, tolerance, compared, console)
+        artifact, mixed = _mixed(run, runtime, folder, calibration, agreement, console)
     own = _of_the_domain(run)
     artifact = base.annotate(
         artifact,
@@ -245,11 +234,10 @@ def _mixed(
     runtime: str,
     folder: Path,
     calibration: Sequence[Path],
-    tolerance: float,
-    compared: Sequence[Path],
+    agreement: Agreement,
     console: Console | None,
 ) -> tuple[Artifact, MixedPrecision]:
-    """Export INT8 with the layers in fp32 that the tolerance asks for; see `artifact_of`."""
+    """Export INT8 with the layers in fp32 that the agreement asks for; see `artifact_of`."""
     from acclimate.export import base, exporter
     from acclimate.models import detector as models
     from acclimate.select.mixed import measure, mix
@@ -259,8 +247,8 @@ def _mixed(
 
     def choose(quantiser: base.Quantiser) -> Sequence[str]:
         with counting(console, "layers quantised alone") as tick:
-            agrees = measure(quantiser, detector, compared)
-            found.append(mix(quantiser.layers, agrees, tolerance, len(compared), tick))
+            agrees = measure(quantiser, detector, agreement.images)
+            found.append(mix(quantiser.layers, agrees, agreement.tolerance, len(agreement.images), tick))
         return found[-1].in_float
 
     artifact = exporter(runtime).export(detector, folder, "int8", calibration, choose)
@@ -395,11 +383,9 @@ def verify(
         if device is not None:
             remote = stack.enter_context(_on_device(device, folder, packed, (budget or Budget()).threads, console))
         loaded = Artifact.open(folder)
-        sets, notes = _sets(loaded, data)
-        result = measure.verify(
-            folder, sets, budget, device=remote, all_threads=all_threads, eager=eager, anew=anew, console=console,
-            notes=notes,
-        )  # fmt: skip
+        material = _material(loaded.manifest, measure.source_run(loaded), data)
+        scope = measure.Scope(anew, all_threads)
+        result = measure.verify(loaded, material, budget, scope=scope, device=remote, eager=eager, console=console)
         if packed is not None:
             with writing(packed.parent):
                 shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
@@ -469,38 +455,35 @@ def _artifacts(path: Path) -> list[Path]:
     return found
 
 
-def _sets(
-    artifact: Artifact, data: Sequence[tuple[DataConfig, str, Role]]
-) -> tuple[list[tuple[LabelledSet, str, Role]], list[str]]:
+def _material(manifest: ArtifactManifest, run: Run | None, data: Sequence[tuple[DataConfig, str, Role]]) -> Material:
     """The labelled sets that are named, or else those that the artifact's run was evaluated on as far as they are
     here; and what is said of those that are not.
 
     Raises:
         AcclimateError: a set that is named cannot be used.
     """
-    from acclimate.verification.measure import source_run
+    from acclimate.verification.measure import EvaluationSet, Material
 
-    classes, reading = artifact.manifest.classes, artifact.manifest.reading
-    run = source_run(artifact)
+    classes, reading = manifest.classes, manifest.reading
     if data:
         from acclimate.data import formats
         from acclimate.data.labelled import refuse_tested
 
-        named = [(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
-        for truth, name, _ in named if run is not None else ():
+        named = [EvaluationSet(formats.read(one, classes, reading=reading), name, role) for one, name, role in data]
+        for test in named if run is not None else ():
             assert run is not None
-            refuse_tested(stages.labelled_frames(run), truth.paths, name)
-        return named, []
-    sets: list[tuple[LabelledSet, str, Role]] = []
+            refuse_tested(stages.labelled_frames(run), test.truth.paths, test.name)
+        return Material(named)
+    sets = []
     notes = []
     for name, (one, role) in (_evaluated_on(run) if run is not None else {}).items():
         try:
             from acclimate.data import formats
 
-            sets.append((formats.read(one, classes, reading=reading), name, role))
+            sets.append(EvaluationSet(formats.read(one, classes, reading=reading), name, role))
         except (AcclimateError, ModuleNotFoundError) as error:
             notes.append(f"{name}, which the run was evaluated on, was not measured: {error}")
-    return sets, notes
+    return Material(sets, notes=notes)
 
 
 def _evaluated_on(run: Run) -> dict[str, tuple[DataConfig, Role]]:

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Budget, parse
-from acclimate.errors import AcclimateError
 from acclimate.inputs import FILE, Inputs
 from acclimate.progress import counting
 from acclimate.run import Manifest, Notes, Run, SetNotes, digest, locked
@@ -74,8 +73,7 @@ def search(
     from acclimate import export as exporting
 
     bank, target, out = Path(bank), Path(target), Path(out)
-    parent = stages.finished(bank)
-    _check_bank(parent)
+    parent = stages.bank(bank)
     exporting.check(runtime, [precision], "--precision")
     with contextlib.ExitStack() as stack:
         # What is judged and timed is kept in the bank.
@@ -176,7 +174,8 @@ class _Searching:
         from acclimate.export import exporter
         from acclimate.select import budget as costs
 
-        name = f"search/{costs.table_name(self.runtime, self.precision, threads)}"
+        platform = costs.Platform(self.runtime, self.precision, threads)
+        name = f"search/{platform.file}"
         if self.bank.has(name):
             return parse(costs.Table, self.bank.read(name), where=str(self.bank.path / name))
         folder = self.bank.path / "search" / "timed"
@@ -192,10 +191,8 @@ class _Searching:
 
         try:
             with counting(self.console, "widths exported for the latency table") as tick:
-                table = costs.take(
-                    widths, costs.HELD_OUT, export, costs.readable(images, 8),
-                    runtime=self.runtime, precision=self.precision, threads=threads, progress=tick,
-                )  # fmt: skip
+                shown = costs.readable(images, 8)
+                table = costs.take(widths, costs.HELD_OUT, export, shown, platform, progress=tick)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.bank.write(name, table)
@@ -211,6 +208,7 @@ class _Searching:
     ) -> Outcome:
         """Make the run of the best width whose verified artifact holds the budget; none where the outcome says so."""
         from acclimate.data.dataset import choose, draw
+        from acclimate.edge.artifact import Artifact
         from acclimate.models import detector as models
         from acclimate.models.statistics import IMAGES, recalibrate
         from acclimate.select import record
@@ -234,7 +232,8 @@ class _Searching:
             recalibrate(plain, seen)
             models.save(plain, run.path)
             folder = artifact_of(run, self.runtime, self.precision, calibration, self.console, domain=seen)
-            result = measuring.verify(folder, [], budget, images=seen, run=run, console=self.console)
+            material = measuring.Material(images=seen)
+            result = measuring.verify(Artifact.open(folder), material, budget, console=self.console)
             measured = candidate.cost.as_measured(result.measured(budget.threads))
             if self.console is not None:
                 self.console.print(
@@ -281,22 +280,6 @@ class _Searching:
                 # What is judged and timed is in the bank's run, so nothing is lost.
                 shutil.rmtree(out, ignore_errors=True)
         return outcome
-
-
-def _check_bank(run: Run) -> None:
-    """Refuse a run whose detector has nothing to choose among.
-
-    Raises:
-        AcclimateError: it is of one width and of one path.
-    """
-    from acclimate.models import detector as models
-
-    spec = models.specification(run.path)
-    if not models.family(spec.kind).bank or getattr(spec, "path", None) is not None:
-        raise AcclimateError(
-            f"{run.path}: its detector is {spec.kind} and has one width; train one with model.kind=slimmable or "
-            "supernet and start there"
-        )
 
 
 def _every_tenth(console: Console | None) -> Callable[[int], None]:

@@ -179,11 +179,6 @@ def found(key: tuple[str, ...], read: Callable[[], T]) -> T:
     return now
 
 
-def forget() -> None:
-    """Keep nothing."""
-    _kept.clear()
-
-
 def stamp(path: str | Path) -> tuple[int, ...] | None:
     """What changes with a file or folder: device, inode, size, and the times of its content's and inode's change."""
     try:

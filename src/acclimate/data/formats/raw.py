@@ -311,7 +311,8 @@ def assemble(
         if frame is not None and frame.header.bits > DEEP
     ]
     reading = reading or _own_reading(config, deep)
-    images = _images(raw, names, found, usable, frames, mapping, masks, reading)
+    labelled = mapping.applied(names, found, usable)
+    images = _images(raw, labelled, frames, masks, reading)
     if not any((~image.annotations.ignore).any() for image in images):
         count = len(raw.problems)
         first = f" ({count} problem{'s' * (count > 1)}, the first: {raw.problems[0]})" if count else ""
@@ -463,33 +464,17 @@ def _repeated(found: _Objects, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _images(
-    raw: Raw,
-    names: Sequence[str],
-    found: _Objects,
-    usable: NDArray[np.int64],
-    frames: Sequence[_Frame | None],
-    mapping: _Mapping,
-    masks: bool,
-    reading: Reading,
+    raw: Raw, labelled: _Labelled, frames: Sequence[_Frame | None], masks: bool, reading: Reading
 ) -> list[LabelledImage]:
-    dropped = np.array([name in mapping.dropped for name in names], np.bool_)
-    labels_of = np.array([mapping.labels.get(name, -1) for name in names], np.int64)
-    ignored_of = np.array([name in mapping.ignored for name in names], np.bool_)
-    if len(names):
-        usable = usable[~dropped[found.kinds[usable]]]
-    usable = usable[np.argsort(found.owners[usable], kind="stable")]
-    owners, kinds = found.owners[usable], found.kinds[usable]
-    boxes = found.boxes[usable].astype(np.float32)
-    labels = labels_of[kinds] if len(names) else kinds.copy()
-    ignore = (found.ignore[usable] | ignored_of[kinds]) if len(names) else found.ignore[usable].copy()
-    bounds = np.searchsorted(owners, np.arange(len(raw.samples) + 1)).tolist()
+    boxes = labelled.boxes
+    bounds = np.searchsorted(labelled.owners, np.arange(len(raw.samples) + 1)).tolist()
     images = []
     for number, (sample, frame) in enumerate(zip(raw.samples, frames, strict=True)):
         if frame is None:
             continue
         own = slice(bounds[number], bounds[number + 1])
-        outlines = tuple(raw._outlines.get(int(index), ()) for index in usable[own]) if masks else None
-        visible = _visible(raw, usable[own], boxes[own])
+        outlines = tuple(raw._outlines.get(int(index), ()) for index in labelled.numbers[own]) if masks else None
+        visible = _visible(raw, labelled.numbers[own], boxes[own])
         if frame.written != reading.orientation and frame.header.orientation != 1:
             for row in range(own.start, own.stop):
                 outline = outlines[row - own.start] if outlines else ()
@@ -503,7 +488,7 @@ def _images(
                     )
                 if outlines:
                     outlines = (*outlines[: row - own.start], turned, *outlines[row - own.start + 1 :])
-        annotations = Annotations(boxes[own], labels[own], ignore[own], outlines, visible)
+        annotations = Annotations(boxes[own], labelled.labels[own], labelled.ignore[own], outlines, visible)
         images.append(LabelledImage(sample.path, *frame.header.size(reading.orientation), annotations))
     return images
 
@@ -518,6 +503,17 @@ def _visible(raw: Raw, numbers: NDArray[np.int64], boxes: NDArray[np.float32]) -
 
 
 @dataclass(slots=True)
+class _Labelled:
+    """The N objects that are kept, image by image, in the set's classes; `numbers` are theirs in `Raw`."""
+
+    numbers: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignore: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
 class _Mapping:
     """What becomes of each class name in the files."""
 
@@ -525,6 +521,24 @@ class _Mapping:
     labels: dict[str, int]
     ignored: set[str]
     dropped: set[str]
+
+    def applied(self, names: Sequence[str], found: _Objects, usable: NDArray[np.int64]) -> _Labelled:
+        """The objects with the numbers `usable`, without those of classes that are dropped.
+
+        Args:
+            names: of the objects' kinds; none where a kind is the label itself.
+            found: all objects.
+            usable: the numbers of those whose boxes can be used.
+        """
+        if len(names):
+            dropped = np.array([name in self.dropped for name in names], np.bool_)
+            usable = usable[~dropped[found.kinds[usable]]]
+        usable = usable[np.argsort(found.owners[usable], kind="stable")]
+        labels, ignore = found.kinds[usable], found.ignore[usable]
+        if len(names):
+            ignore = ignore | np.array([name in self.ignored for name in names], np.bool_)[labels]
+            labels = np.array([self.labels.get(name, -1) for name in names], np.int64)[labels]
+        return _Labelled(usable, found.owners[usable], found.boxes[usable].astype(np.float32), labels, ignore)
 
 
 def _map_classes(config: DataConfig, raw: Raw, counts: Mapping[str, int], classes: Sequence[str] | None) -> _Mapping:

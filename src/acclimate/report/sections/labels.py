@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from acclimate.errors import AcclimateError
 from acclimate.evaluate import Interval, ap50_draws, ap50_interval, interval
 from acclimate.report.content import Content, RunPart
-from acclimate.run import Evaluation
+from acclimate.run import Evaluation, read_as
 from acclimate.select.ask.question import NEXT, Next
 from acclimate.select.record import VALIDATION, Validation
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 MORE = 10
 """Frames ahead that the forecast looks."""
@@ -49,7 +52,7 @@ def section(content: Content) -> dict[str, Any] | None:
     last = max(learnt, key=_frames)
     points, where = _measured(content), content.target.name if content.target is not None else ""
     held = None
-    if len(points) < 2 and (validation := _validation(last)) is not None:
+    if len(points) < 2 and (validation := _stored(last, Validation, VALIDATION)) is not None:
         held = validation.chosen.images
         points = [Point(_frames(last), last.label, validation.chosen)]
         points += [Point(0, "before", validation.start)] if validation.start is not None else []
@@ -73,7 +76,7 @@ def section(content: Content) -> dict[str, Any] | None:
         "forecast": ahead,
         "more": MORE,
         "corrections": last.run.manifest.notes.labelled.corrections if last.run.manifest.notes.labelled else None,
-        "next": _next(last),
+        "next": _stored(last, Next, NEXT),
         "run": str(last.run.path),
     }
 
@@ -124,19 +127,9 @@ def _frames(part: RunPart) -> int:
     return labelled.images or 0 if labelled is not None else 0
 
 
-def _validation(part: RunPart) -> Validation | None:
-    if not part.run.has(VALIDATION):
-        return None
+def _stored(part: RunPart, model: type[_Model], name: str) -> _Model | None:
+    """What a file of the run holds; None where it is not there or cannot be used."""
     try:
-        return Validation.model_validate(part.run.read(VALIDATION))
-    except (ValueError, AcclimateError):
-        return None
-
-
-def _next(part: RunPart) -> Next | None:
-    if not part.run.has(NEXT):
-        return None
-    try:
-        return Next.model_validate(part.run.read(NEXT))
-    except (ValueError, AcclimateError):
+        return read_as(model, part.run.path / name)
+    except AcclimateError:
         return None

@@ -7,10 +7,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from acclimate.errors import AcclimateError
-from acclimate.run import listed, read_json
+from acclimate.run import listed, read_as
 
 FILE = "ask.json"
 NEXT = "next.json"
@@ -100,14 +100,7 @@ def read(folder: Path) -> Question:
     Raises:
         AcclimateError: it is none, or damaged.
     """
-    file = folder / FILE
-    values = read_json(file)
-    try:
-        return Question(folder, Asked.model_validate(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise AcclimateError(f"{file}: damaged ({key}: {first['msg']}); ask again, into another folder") from None
+    return Question(folder, read_as(Asked, folder / FILE, "ask again, into another folder"))
 
 
 def labels_digest(folder: Path) -> str:
