@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from acclimate import __version__
+from acclimate.edge.credentials import masked
 from acclimate.errors import AcclimateError, WaitingError
 from acclimate.installation import hint
 
@@ -1242,7 +1243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    _err.print(f"error: {' '.join(message.splitlines())}", style="red", markup=False, highlight=False)
+    # An address may be given to any verb, if only by mistake; and a name may hold what a terminal obeys.
+    line = masked(" ".join(message.splitlines()))
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    _err.print(f"error: {line}", style="red", markup=False, highlight=False)
     return 2
 
 

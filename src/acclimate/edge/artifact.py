@@ -360,6 +360,15 @@ def write_manifest(folder: Path, manifest: ArtifactManifest) -> ArtifactManifest
     return sealed
 
 
+def newer(file: Path, values: Mapping[str, Any], newest: int) -> str:
+    """What is told of a manifest whose `format` is above the `newest` that is read."""
+    version, writer = str(values["format"])[:20], str(values.get("version") or "unknown")[:40]
+    return (
+        f"{file}: format {version} was written by a newer acclimate ({writer}); this one reads up to format {newest}: "
+        "update acclimate on this machine"
+    )
+
+
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
@@ -374,10 +383,7 @@ def _read_manifest(file: Path) -> ArtifactManifest:
     values = _values(file)
     version = values.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise AcclimateError(
-            f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
-            f"this one reads up to format {FORMAT}: update acclimate on this machine"
-        )
+        raise AcclimateError(newer(file, values, FORMAT))
     # Without its number a manifest of the second format would pass for one of the first, which has no checksum.
     if type(version) is not int or (version == 1 and values.get("sha256")):
         raise AcclimateError(f"{file}: is not as it was exported (its format is damaged); copy the artifact again")
