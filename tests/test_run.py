@@ -144,6 +144,16 @@ def test_a_cut_line_that_is_valid_json_is_no_line(tmp_path: Path) -> None:
     assert run.metrics() == [{"step": 1}]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\0", b"[" * 5000, b'{"step": ' + b"9" * 5000 + b"}", b"3"])
+def test_a_line_that_is_no_object_is_left_out(tmp_path: Path, damage: bytes) -> None:
+    run = new(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
+    assert run.metrics() == [{"step": 1}, {"step": 2}]
+    (tmp_path / "deep.json").write_text("[" * 5000)
+    with pytest.raises(AcclimateError, match=r"deep\.json: damaged JSON"):
+        runs.read_json(tmp_path / "deep.json")
+
+
 def test_rewinding_forgets_later_steps_once(tmp_path: Path) -> None:
     run = new(tmp_path)
     for step in (1, 2, 3, 4):

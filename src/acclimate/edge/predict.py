@@ -27,7 +27,7 @@ from acclimate.edge.package import Expected, opened
 from acclimate.edge.tiles import Piece, together, windows
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
-from acclimate.run import locked, write_text, writing
+from acclimate.run import json_lines, locked, write_text, writing
 from acclimate.structures import Detections, Image
 
 
@@ -309,7 +309,7 @@ def _predict_images(
         key: entry
         for key, entry in done.items()
         if "problem" not in entry
-        and entry["stamp"] == _stamp(Path(key))
+        and entry.get("stamp") == _stamp(Path(key))
         and (not drawn or ("picture" in entry and (out / entry["picture"]).is_file()))
     }
     lines = [json.dumps(header), *(json.dumps(entry) for entry in kept.values())]
@@ -487,17 +487,10 @@ def _picture_names(paths: Sequence[Path], source: Path) -> dict[Path, str]:
 
 def _resume(file: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entries that an earlier call with the same header left, by file; a line cut short is left out."""
-    entries: dict[str, dict[str, Any]] = {}
-    if not file.is_file():
-        return entries
-    first, *rest = file.read_text(errors="replace").splitlines() or [""]
-    with contextlib.suppress(json.JSONDecodeError):
-        if json.loads(first) != header:
-            return entries
-        for line in rest:
-            entry = json.loads(line)
-            entries[entry["file"]] = entry
-    return entries
+    lines = json_lines(file)
+    if next(lines, None) != header:
+        return {}
+    return {entry["file"]: entry for entry in lines if isinstance(entry.get("file"), str)}
 
 
 def _stamp(path: Path) -> list[int]:
