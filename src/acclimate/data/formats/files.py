@@ -6,10 +6,14 @@ import codecs
 import json
 import math
 import re
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from acclimate.data.formats.looked import current
 from acclimate.errors import AcclimateError
@@ -115,6 +119,24 @@ def numbers(words: list[str]) -> list[float] | None:
         return [float(word) for word in words]
     except ValueError:
         return None
+
+
+def points(value: Any) -> NDArray[np.float64] | None:
+    """Points (N, 2) of a JSON file's list of pairs, or of x and y in turn; None where it is neither."""
+    try:
+        found = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if found.ndim == 1 and len(found) % 2 == 0:
+        return found.reshape(-1, 2)
+    return found if found.ndim == 2 and found.shape[1] == 2 else None
+
+
+def class_name(written: str) -> str:
+    """A class's name without what nobody sees and no table tells apart: spaces of any kind and number are one, marks of
+    no width go, and an accent is part of its letter."""
+    shown = "".join(sign for sign in written if sign.isprintable() or sign.isspace())
+    return " ".join(unicodedata.normalize("NFC", shown).split())
 
 
 def finite(word: str) -> bool:

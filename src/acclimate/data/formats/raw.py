@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data import orientation
+from acclimate.data.formats import files
 from acclimate.data.formats.looked import Headers
 from acclimate.edge.headers import DEEP, Header, Orientation, read_header
 from acclimate.edge.images import DEFAULT, Reading, intensity_of
@@ -159,6 +161,14 @@ class Raw:
     def problem(self, where: str | Path, what: str) -> None:
         self.problems.append(Problem(str(where), what))
 
+    def declare(self, where: Path, names: Sequence[str]) -> None:
+        """Take the classes that an index lists, in its order; one that it lists twice is one class, and told."""
+        counts = Counter(map(files.class_name, names))
+        self.classes = tuple(counts)
+        for name, count in counts.items():
+            if count > 1:
+                self.problem(where, f"lists the class {name!r} {count} times; it is read as one")
+
     def sample(
         self, path: Path, where: str | Path, size: tuple[int, int] | None = None, fractions: bool = False
     ) -> int:
@@ -261,6 +271,8 @@ class _Objects:
     kinds: NDArray[np.int64]
     boxes: NDArray[np.float64]
     ignore: NDArray[np.bool_]
+    nameless: NDArray[np.bool_]
+    """Whether its class has no name."""
 
 
 @dataclass(slots=True)
@@ -295,13 +307,22 @@ def assemble(
             "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     frames = _frames(raw, config.orientation)
+    written = [files.class_name(name) for name in raw._names]
+    names = list(dict.fromkeys(written))
+    number = {name: index for index, name in enumerate(names)}
+    kind_of = np.array([number[name] for name in written], np.int64)
+    kinds = np.frombuffer(raw._kinds, np.int64)
+    kinds = kind_of[kinds] if len(kinds) else kinds
     found = _Objects(
         np.frombuffer(raw._owners, np.int64),
-        np.frombuffer(raw._kinds, np.int64),
+        kinds,
         np.frombuffer(raw._boxes, np.float64).reshape(-1, 4).copy(),
         np.frombuffer(raw._ignored, np.bool_),
+        kinds == number.get("", -1),
     )
-    names = list(raw._names)
+    if found.nameless.any():
+        where = raw.whereabouts(int(found.nameless.argmax()))
+        raw.problem(where, f"its class has no name; left out ({found.nameless.sum()} boxes, the first here)")
     usable = _usable(raw, names, found, frames)
     counts = np.bincount(found.kinds[usable], minlength=len(names))
     mapping = _map_classes(config, raw, {name: int(n) for name, n in zip(names, counts, strict=True) if n}, classes)
@@ -394,7 +415,7 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
         return np.zeros(0, np.int64)
     sizes = np.array([(0, 0) if frame is None else frame.header.size(frame.written) for frame in frames], np.float64)
     limits = sizes[found.owners][:, [1, 0, 1, 0]]
-    kept = limits[:, 0] > 0
+    kept = (limits[:, 0] > 0) & ~found.nameless
     fractions = np.array([sample.fractions for sample in raw.samples], np.bool_)[found.owners]
     boxes = found.boxes
     boxes[fractions] *= limits[fractions]
@@ -528,13 +549,14 @@ class _Mapping:
 
 
 def _map_classes(config: DataConfig, raw: Raw, counts: Mapping[str, int], classes: Sequence[str] | None) -> _Mapping:
-    names = [*(raw.classes or ()), *sorted(set(counts) - set(raw.classes or ()))]
+    declared = [name for name in raw.classes or () if name]
+    names = [*declared, *sorted(set(counts) - set(declared))]
     ignored, dropped, renamed = set(), set(), {}
     for name in names:
         ours = config.classes.get(name, name)
         if {name, ours} & set(config.drop):
             dropped.add(name)
-        elif {name, ours} & set(config.ignore) or ours == IGNORED_NAME:
+        elif {name, ours} & set(config.ignore) or ours.casefold() == IGNORED_NAME.casefold():
             ignored.add(name)
         else:
             renamed[name] = ours
@@ -544,6 +566,11 @@ def _map_classes(config: DataConfig, raw: Raw, counts: Mapping[str, int], classe
                 raw.problem(config.path, f"{key} names {name!r}, which is no class of this set")
     if classes is None:
         own = tuple(dict.fromkeys(renamed.values()))
+        alike: dict[str, str] = {}
+        for name in own:
+            if (first := alike.setdefault(name.casefold(), name)) != name:
+                told = f"the classes {first!r} and {name!r} differ in capitals alone; to make them one: classes = "
+                raw.problem(config.path, f'{told}{{ "{name}" = "{first}" }}')
         return _Mapping(own, {name: own.index(ours) for name, ours in renamed.items()}, ignored, dropped)
 
     known = {name: label for label, name in enumerate(classes)}

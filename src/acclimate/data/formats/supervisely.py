@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
@@ -65,11 +63,9 @@ def _object(sample: int, item: Any, number: int, raw: Raw) -> None:
     except (AttributeError, TypeError, KeyError):
         raw.problem(where, "no classTitle; left out")
         return
-    try:
-        points = np.asarray(item["points"]["exterior"], np.float64).reshape(-1, 2)
-    except (TypeError, KeyError, ValueError):
-        points = np.zeros((0, 2))
-    if kind not in {"rectangle", "polygon"} or len(points) < 2:
+    outer = item.get("points")
+    points = files.points(outer.get("exterior")) if isinstance(outer, dict) else None
+    if kind not in {"rectangle", "polygon"} or points is None or len(points) < 2:
         raw.problem(where, f"{name}: a {kind} has no box that is read; left out")
         return
     raw.add(sample, name, [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], number)
