@@ -273,6 +273,39 @@ def test_open_images_counts_for_the_classes_above(tmp_path: Path) -> None:
     assert ["1 images (1 boxes) are not there" in str(problem) for problem in found.problems] == [True]
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [[], {"Subcategory": 3}, {"Subcategory": [None, 3, {}, {"LabelName": "/m/car", "Subcategory": {"LabelName": 1}}]}],
+)
+def test_a_hierarchy_that_is_none_has_no_classes_above(tmp_path: Path, tree: Any) -> None:
+    root = open_images(tmp_path)
+    # The word by which such a file is known.
+    named = {"LabelName": "x", **tree} if isinstance(tree, dict) else [tree, "LabelName"]
+    text(root / "bbox_labels_600_hierarchy.json", json.dumps(named))
+    assert set(read(DataConfig(path=root)).classes) == {"Car", "Person"}
+
+
+@pytest.mark.parametrize("row", ['"a,x,/m/car', "x" * 200_000])
+def test_a_damaged_table_is_told_with_its_line(tmp_path: Path, row: str) -> None:
+    file = open_images(tmp_path) / "validation-annotations-bbox.csv"
+    file.write_text(f"{file.read_text()}\n{row}")
+    with pytest.raises(AcclimateError, match=r"bbox\.csv:6: damaged CSV"):
+        read(DataConfig(path=tmp_path))
+
+
+def test_data_sets_of_supervisely_in_one_another(tmp_path: Path) -> None:
+    item = {"classTitle": "car", "geometryType": None, "points": {"exterior": [[20, 30], [60, 70]]}}
+    for name, folder in (("a", "ds"), ("b", "ds/datasets/inner")):
+        picture(tmp_path / folder / "img" / f"{name}.png")
+        content = {"size": {"height": "120", "width": 160.0}, "objects": [item, {**item, "classTitle": None}]}
+        text(
+            tmp_path / folder / "ann" / f"{name}.png.json", json.dumps(content if name == "a" else {"objects": [item]})
+        )
+    found = read(DataConfig(path=tmp_path))
+    assert boxes(found) == {"a.png": [("car", CAR)], "b.png": [("car", CAR)]}
+    assert ["no classTitle" in str(problem) for problem in found.problems] == [True]
+
+
 def test_a_group_of_open_images_is_neither_right_nor_wrong(tmp_path: Path) -> None:
     """The official evaluation's rule: detections inside of a group-of box count neither way, however many, and a group
     that is missed is no miss. By hand: of three detections of a person two lie in the group, and one is right."""

@@ -117,7 +117,10 @@ def _holds_boxes(file: Path, stems: set[str]) -> bool:
     return any(word in start for word in _BOXES)
 
 
-_BOXES = (b'"bbox"', b"<bndbox", b'"shapes"', b"<polygon", b"xmin", b"x_min", b'"rectanglelabels"', b"shape_attributes")
+_BOXES = (
+    b'"bbox"', b"<bndbox", b'"shapes"', b'"classtitle"', b"<polygon", b"xmin", b"x_min", b'"rectanglelabels"',
+    b"shape_attributes",
+)  # fmt: skip
 
 
 def _names_images(file: Path, stems: set[str]) -> bool:

@@ -180,7 +180,7 @@ def of_image(raw: Raw, file: Path, take: Callable[[Any], T], lacks: str) -> T | 
     Args:
         raw: hears of the image that is left out.
         file: the file.
-        take: raises TypeError, KeyError, ValueError or OverflowError where the file is of another kind.
+        take: raises AttributeError, TypeError, KeyError, ValueError or OverflowError where the file is of another kind.
         lacks: what it then lacks.
 
     Returns:
@@ -190,7 +190,7 @@ def of_image(raw: Raw, file: Path, take: Callable[[Any], T], lacks: str) -> T | 
         return take(json_of(file))
     except AcclimateError:
         raw.problem(file, "damaged JSON; the image is left out")
-    except (TypeError, KeyError, ValueError, OverflowError):
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         raw.problem(file, f"no {lacks}; the image is left out")
     return None
 
