@@ -24,7 +24,7 @@ from acclimate.edge.engines import engine
 from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, read_reduced, to_input, turned
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
-from acclimate.edge.tiles import Piece, together, windows
+from acclimate.edge.tiles import Piece, cut, together
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
 from acclimate.run import json_lines, locked, write_text, writing
@@ -166,11 +166,7 @@ class Predictor:
         if full is not None and full != image.shape[:2]:
             canvas, placed = self.prepare(image, full)
             return [Piece(canvas, placed, (0, 0, full[1], full[0]), full)]
-        found = []
-        for left, top, right, bottom in windows(image.shape[0], image.shape[1], self.manifest.tiles):
-            canvas, placed = self.prepare(image[top:bottom, left:right])
-            found.append(Piece(canvas, placed, (left, top, right, bottom), (image.shape[0], image.shape[1])))
-        return found
+        return cut(image, self.manifest.tiles, self.prepare)
 
     def answers(self, pieces: Sequence[Piece]) -> list[list[NDArray[Any]]]:
         """The network's raw outputs, (1, ...) each, for every piece; see `run`."""
