@@ -16,7 +16,7 @@ from brightness import BrightnessDetector
 
 def test_tiles_are_those_of_the_device(tmp_path: Path) -> None:
     """Squares that are too small on the whole picture; what the device finds in tiles, at the same places."""
-    run, scenes = squares.exported(tmp_path, 1, "fp32")
+    run, _ = squares.exported(tmp_path, 1, "fp32")
     image, known = squares.scene(0)
     small = np.tile(image, (3, 2, 1))
     for name in ("a", "b"):

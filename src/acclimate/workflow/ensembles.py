@@ -48,6 +48,12 @@ class Looks:
         """From words: a view is `flip`, a scale such as `1.25`, or both with a comma between. The images as they are
         come first, always.
 
+        Args:
+            fuse: how boxes become one set.
+            views: further ones.
+            suppression: within each member; None leaves each detector's own.
+            tiles: as `tiles_of` reads them; empty for none.
+
         Raises:
             AcclimateError: a word that means nothing.
         """

@@ -6,7 +6,6 @@ import codecs
 import json
 import math
 import re
-import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,13 +129,6 @@ def points(value: Any) -> NDArray[np.float64] | None:
     if found.ndim == 1 and len(found) % 2 == 0:
         return found.reshape(-1, 2)
     return found if found.ndim == 2 and found.shape[1] == 2 else None
-
-
-def class_name(written: str) -> str:
-    """A class's name without what nobody sees and no table tells apart: spaces of any kind and number are one, marks of
-    no width go, and an accent is part of its letter."""
-    shown = "".join(sign for sign in written if sign.isprintable() or sign.isspace())
-    return " ".join(unicodedata.normalize("NFC", shown).split())
 
 
 def finite(word: str) -> bool:

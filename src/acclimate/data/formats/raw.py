@@ -9,6 +9,7 @@ Box conventions: pixel i covers [i, i + 1), so a box is its left, top, right and
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 
 from acclimate.config import DataConfig
 from acclimate.data import orientation
-from acclimate.data.formats import files
 from acclimate.data.formats.looked import Headers
 from acclimate.edge.headers import DEEP, Header, Orientation, read_header
 from acclimate.edge.images import DEFAULT, Reading, intensity_of
@@ -112,6 +112,13 @@ class UnlabelledSet:
         return len(self.paths)
 
 
+def class_name(written: str) -> str:
+    """A class's name without what nobody sees and no table tells apart: spaces of any kind and number are one, marks of
+    no width go, and an accent is part of its letter."""
+    shown = "".join(sign for sign in written if sign.isprintable() or sign.isspace())
+    return " ".join(unicodedata.normalize("NFC", shown).split())
+
+
 def image_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
     """(height, width) in pixels of the picture that reading a file gives, from its header.
 
@@ -163,7 +170,7 @@ class Raw:
 
     def declare(self, where: Path, names: Sequence[str]) -> None:
         """Take the classes that an index lists, in its order; one that it lists twice is one class, and told."""
-        counts = Counter(map(files.class_name, names))
+        counts = Counter(map(class_name, names))
         self.classes = tuple(counts)
         for name, count in counts.items():
             if count > 1:
@@ -307,7 +314,7 @@ def assemble(
             "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     frames = _frames(raw, config.orientation)
-    written = [files.class_name(name) for name in raw._names]
+    written = [class_name(name) for name in raw._names]
     names = list(dict.fromkeys(written))
     number = {name: index for index, name in enumerate(names)}
     kind_of = np.array([number[name] for name in written], np.int64)
