@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.server
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -408,6 +409,54 @@ def test_what_is_no_image_is_passed_by(artifact: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
         summary = watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
         assert (summary.frames, summary.unreadable) == (frames, frames)
+
+
+@contextlib.contextmanager
+def motion_jpeg(*connections: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """The address of a camera that sends pictures of these (height, width) over HTTP, and then breaks off."""
+    waiting = list(connections)
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for size in waiting.pop(0) if waiting else []:
+                    picture = cv2.imencode(".jpg", np.full((*size, 3), 90, np.uint8))[1].tobytes()
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                    self.wfile.write(head.encode() + picture + b"\r\n")
+                    time.sleep(0.02)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v.mjpg"
+        finally:
+            server.shutdown()
+
+
+def test_a_camera_that_comes_back_with_another_size_says_so(artifact: Path, tmp_path: Path) -> None:
+    """Within one connection OpenCV scales all pictures to the first one's size, and nothing tells."""
+    out, small, large = tmp_path / "out", (96, 128), (192, 256)
+
+    def ask() -> None:
+        until(lambda: "size" in watched.events(out))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    with motion_jpeg([small] * 20 + [large] * 20, [large] * 100) as address:
+        asking.start()
+        watch(artifact, address, out, page=False)
+        asking.join()
+    told = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    (size,) = [event for event in told if event["event"] == "size"]
+    assert (size["height"], size["width"]) == large
+    seen = {line["frame"]: (line["height"], line["width"]) for line in watched.lines(out)}
+    assert all(shape == (small if frame < size["frame"] else large) for frame, shape in seen.items())
 
 
 def test_a_stream_that_changes_its_size_says_so(
