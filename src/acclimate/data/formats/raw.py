@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from array import array
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +155,8 @@ class Raw:
     outlined: bool = False
     """Whether outlines were read."""
     headers: Headers = field(default_factory=Headers)
+    assembled: OrderedDict[tuple[Any, ...], LabelledSet] = field(default_factory=OrderedDict)
+    """The last sets that were made of it, by what was asked of them."""
     _names: dict[str, int] = field(default_factory=dict)
     _owners: array[int] = field(default_factory=lambda: array("q"))
     _kinds: array[int] = field(default_factory=lambda: array("q"))
