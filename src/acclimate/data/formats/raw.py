@@ -402,7 +402,14 @@ def _frames(raw: Raw, asked: Orientation) -> list[_Frame | None]:
                 raw.problem(sample.where, f"image {sample.path}: {message.split(';')[0]}; left out")
         headers.append(header)
     there = [(number, header) for number, header in enumerate(headers) if header is not None]
-    written = orientation.frames([raw.samples[n].size for n, _ in there], [header for _, header in there], asked)
+    sizes, kept = [raw.samples[n].size for n, _ in there], [header for _, header in there]
+    written = orientation.frames(sizes, kept, asked)
+    if count := orientation.undecided(sizes, kept):
+        raw.problem(
+            raw.samples[0].where,
+            f"of images that are stored turned, some have their size as seen and some as stored; {count} square or "
+            "upside-down ones follow the more, and may be read in the other; check their boxes",
+        )
     frames: list[_Frame | None] = [None] * len(headers)
     for (number, header), frame in zip(there, written, strict=True):
         if frame is not None:
