@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 
 from acclimate.config import DataConfig
-from acclimate.data.formats import LabelledSet, detect, read
+from acclimate.data.formats import LabelledImage, LabelledSet, detect, read
 from acclimate.data.write import FORMATS, write
 from acclimate.errors import AcclimateError
+from acclimate.structures import Annotations
 
 CLASSES = ["car", "person", "on", "050", 'traffic "light": red']
 
@@ -66,6 +68,25 @@ def test_read_again_it_is_the_same(tmp_path: Path, images: LabelledSet, format_:
     assert len(told) == (format_ in WITHOUT_IGNORED)
     if format_ not in {"voc", "labelstudio"}:
         assert again.classes[: len(CLASSES)] == tuple(CLASSES)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_names_that_a_format_cannot_hold_are_changed(tmp_path: Path, format_: str) -> None:
+    odd = [os.fsdecode(b"caf\xe9"), "line\nend", ".jpg", " around ", "back\\slash", "\u00e9", "e\u0301", "x" * 240]
+    names = [f"{stem}.jpg" for stem in (*odd, "plain, #1 & <2>")]
+    found = []
+    for number, name in enumerate(names):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((60, 80, 3), np.uint8))[1].tobytes())
+        box = np.float32([[5, 5, 20 + number, 30]])
+        found.append(LabelledImage(path, 60, 80, Annotations(box, np.zeros(1, np.int64), np.zeros(1, bool))))
+    write(LabelledSet(odd[0], "coco", ("car",), tuple(found)), format_, tmp_path / "out")
+    again = read(DataConfig(path=tmp_path / "out"))
+    assert again.problems == ()
+    rights = sorted(round(float(image.annotations.boxes[0, 2])) for image in again.images)
+    assert rights == [20 + number for number in range(len(names))]
+    assert names[-1] in {image.path.name for image in again.images}
 
 
 @pytest.mark.parametrize("format_", FORMATS)
