@@ -256,6 +256,12 @@ def test_a_refused_write_is_one_clear_line(tmp_path: Path, number: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def test_a_folder_where_a_file_should_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AcclimateError, match=f"{re.escape(str(tmp_path))}: is a folder; name the file to write"):
+        runs.write_text(tmp_path, "text")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_not_there_is_told_and_another_missing_file_is_not(tmp_path: Path) -> None:
     out = tmp_path / "gone"
     for missing in (out, out.parent, out / "metrics.jsonl"):

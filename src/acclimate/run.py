@@ -464,8 +464,10 @@ def write_bytes(path: Path, data: bytes) -> Path:
     one after the other. A device or a pipe is written to, and stays what it is.
 
     Raises:
-        AcclimateError: see `writing`; an existing file is left as it was.
+        AcclimateError: see `writing`, or `path` is a folder; an existing file is left as it was.
     """
+    if path.is_dir():
+        raise AcclimateError(f"{path}: is a folder; name the file to write")
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
         if _no_file(path):

@@ -159,7 +159,7 @@ def test_cases(shared_cases: Path, case: str) -> None:
 def test_an_index_that_contradicts_itself_is_told(tmp_path: Path) -> None:
     """One picture has its size as seen, another as stored: a square one may be drawn either way."""
     sizes = {"seen": (120, 160), "stored": (160, 120), "square": (120, 120)}
-    for name, size in sizes.items():
+    for name in sizes:
         photo(tmp_path / "images" / f"{name}.jpg", 6, (120, 120) if name == "square" else (120, 160))
     boxes = {name: (BOX if name != "stored" else (10, 10, 40, 40), size) for name, size in sizes.items()}
     (problem,) = formats.read(coco(tmp_path, boxes)).problems

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from acclimate import workflow
 from acclimate.config import DataConfig
 from acclimate.data.formats import LabelledImage, LabelledSet, detect, read
 from acclimate.data.write import FORMATS, write
@@ -127,6 +128,15 @@ def test_yolo_is_what_its_definition_says(tmp_path: Path, images: LabelledSet) -
     corners = np.hstack([values[:, 1:3] - values[:, 3:] / 2, values[:, 1:3] + values[:, 3:] / 2])
     scale = np.array([image.width, image.height] * 2)
     np.testing.assert_allclose(corners * scale, kept.boxes, atol=1e-3)
+
+
+def test_a_set_is_not_written_into_itself(tmp_path: Path, images: LabelledSet) -> None:
+    before = sorted((tmp_path / "set").rglob("*"))
+    for out in (tmp_path / "set", tmp_path / "set" / "out"):
+        with pytest.raises(AcclimateError, match="would become a part of it"):
+            workflow.convert(tmp_path / "set", "coco", out)
+    assert sorted((tmp_path / "set").rglob("*")) == before
+    assert len(images) == 4
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, images: LabelledSet) -> None:
