@@ -411,6 +411,16 @@ def test_what_is_no_image_is_passed_by(artifact: Path, tmp_path: Path) -> None:
         assert (summary.frames, summary.unreadable) == (frames, frames)
 
 
+@pytest.mark.parametrize("numbers", ['"x", "changed_ns": "y"', '1e400, "changed_ns": 1e400', 'null, "changed_ns": [1]'])
+def test_a_last_line_without_sound_numbers_is_none(artifact: Path, tmp_path: Path, numbers: str) -> None:
+    watched.put_images(tmp_path / "in", range(2))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "detections.jsonl").write_text(f'{{"file": "000000.bmp", "frame": {numbers}}}\n')
+    summary = watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
+    assert summary.frames == 2
+    assert [line["frame"] for line in watched.lines(tmp_path / "out")[1:]] == [0, 1]
+
+
 @contextlib.contextmanager
 def motion_jpeg(*connections: Sequence[tuple[int, int]]) -> Iterator[str]:
     """The address of a camera that sends pictures of these (height, width) over HTTP, and then breaks off."""
