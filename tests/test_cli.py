@@ -138,6 +138,11 @@ def test_wrong_options_are_told_in_one_line(
     assert not (project / "x").exists()
 
 
+def test_an_error_shows_no_password_and_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "rtsp://me:secret@cam/\x1b[2J\udc80"]) == 2
+    assert capsys.readouterr().err == "error: rtsp:/cam/\\x1b[2J\\udc80: no such file or folder\n"
+
+
 def test_a_missing_path_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "empty").mkdir()
     for arguments, said in (

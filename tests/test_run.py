@@ -144,6 +144,16 @@ def test_a_cut_line_that_is_valid_json_is_no_line(tmp_path: Path) -> None:
     assert run.metrics() == [{"step": 1}]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\0", b"[" * 5000, b'{"step": ' + b"9" * 5000 + b"}", b"3"])
+def test_a_line_that_is_no_object_is_left_out(tmp_path: Path, damage: bytes) -> None:
+    run = new(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
+    assert run.metrics() == [{"step": 1}, {"step": 2}]
+    (tmp_path / "deep.json").write_text("[" * 5000)
+    with pytest.raises(AcclimateError, match=r"deep\.json: damaged JSON"):
+        runs.read_json(tmp_path / "deep.json")
+
+
 def test_rewinding_forgets_later_steps_once(tmp_path: Path) -> None:
     run = new(tmp_path)
     for step in (1, 2, 3, 4):
@@ -252,6 +262,12 @@ def test_a_full_device_is_told_while_logging(tmp_path: Path) -> None:
 def test_a_refused_write_is_one_clear_line(tmp_path: Path, number: int) -> None:
     with pytest.raises(AcclimateError, match=re.escape(str(tmp_path))), runs.writing(tmp_path):
         raise OSError(number, os.strerror(number))
+
+
+def test_a_folder_where_a_file_should_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AcclimateError, match=f"{re.escape(str(tmp_path))}: is a folder; name the file to write"):
+        runs.write_text(tmp_path, "text")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_there_is_told_and_another_missing_file_is_not(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from acclimate import __version__
+from acclimate.edge.credentials import masked
 from acclimate.errors import AcclimateError, WaitingError
 from acclimate.installation import hint
 
@@ -90,16 +91,12 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="send what is logged to tensorboard, mlflow, wandb or trackio too; may be repeated"),
 ]
-Tiling = Annotated[
-    str,
-    typer.Option(
-        "--tiles",
-        metavar="HxW",
-        help="cut pictures into tiles of so many pixels, for small objects: 480x640, or 480x640+0.3 for an overlap of "
-        "0.3 in place of 0.2",
-        show_default="the artifact's",
-    ),
-]
+_TILES: dict[str, Any] = {
+    "metavar": "HxW",
+    "help": "cut pictures into tiles of so many pixels, for small objects: 480x640, or 480x640+0.3 for an overlap of "
+    "0.3 in place of 0.2",
+}
+Tiling = Annotated[str, typer.Option("--tiles", show_default="the artifact's", **_TILES)]
 Reduced = Annotated[
     bool,
     typer.Option(
@@ -540,6 +537,7 @@ def evaluate(
             help="nms, soft-linear or soft-gaussian, in place of the run's own model.suppression", show_default=False
         ),
     ] = None,
+    tiles: Annotated[str, typer.Option("--tiles", show_default=False, **_TILES)] = "",
     hindsight: Annotated[
         bool,
         typer.Option(
@@ -561,12 +559,13 @@ def evaluate(
     if not sets:
         raise AcclimateError("evaluate: name a labelled set: --data for the target's, --source for the source's")
     out = _console(as_json)
-    if len(paths) > 1 or view or suppression:
+    if len(paths) > 1 or view or suppression or tiles:
         if hindsight or masks:
             raise AcclimateError(
-                "--hindsight and --masks are of one run as it is; leave out further runs, --view and --suppression"
+                "--hindsight and --masks are of one run as it is; leave out further runs, --view, --suppression and "
+                "--tiles"
             )
-        looks = workflow.Looks.of(fuse=fuse, views=view or (), suppression=suppression)
+        looks = workflow.Looks.of(fuse=fuse, views=view or (), suppression=suppression, tiles=tiles)
         together = [workflow.evaluate_together(paths, one, name, role, looks, console=out) for one, name, role in sets]
         if as_json is not None:
             _write_json(as_json, {"evaluations": [told(result) for result in together]})
@@ -1243,7 +1242,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    _err.print(f"error: {' '.join(message.splitlines())}", style="red", markup=False, highlight=False)
+    # An address may be given to any verb, if only by mistake; and a name may hold what a terminal obeys.
+    line = masked(" ".join(message.splitlines()))
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    _err.print(f"error: {line}", style="red", markup=False, highlight=False)
     return 2
 
 

@@ -23,6 +23,7 @@ from acclimate.structures import Annotations, Detections, View
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
+    from acclimate.edge.artifact import Tiles
     from acclimate.models.detector import Detector
 
 log = logging.getLogger(__name__)
@@ -296,6 +297,7 @@ def predictions_of(
     batch_size: int = 16,
     report: Callable[[str], None] = log.warning,
     view: View | None = None,
+    tiles: Tiles | None = None,
 ) -> list[Detections | None]:
     """What an eager detector sees in the images of a set, with labels into the set's classes.
 
@@ -306,6 +308,7 @@ def predictions_of(
         batch_size: images a forward pass.
         report: told of images that cannot be read.
         view: how they are looked at; as they are where None.
+        tiles: how they are cut before the detector sees them.
 
     Raises:
         AcclimateError: the set has a class that the detector does not know, or the view is not for this detector.
@@ -313,7 +316,7 @@ def predictions_of(
     from acclimate.models.predict import PLAIN, predict
 
     paths = [image.path for image in truth.images]
-    found = predict(detector, paths, batch_size=batch_size, report=report, view=view or PLAIN)
+    found = predict(detector, paths, batch_size=batch_size, report=report, view=view or PLAIN, tiles=tiles)
     return relabel(found, detector.spec.classes, truth.classes, data)
 
 

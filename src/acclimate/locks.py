@@ -214,7 +214,7 @@ def _read(descriptor: int) -> Holder:
     try:
         values = json.loads(os.pread(descriptor, 4096, 0))
         return Holder(str(values["what"]), int(values["pid"]), str(values["host"]), str(values["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Holder("", 0, "", "")
 
 

@@ -369,14 +369,7 @@ class Run:
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return
-        for line in _text(file).splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                values = json.loads(line)
-                if isinstance(values, dict):
-                    yield values
+        return json_lines(self.path / "metrics.jsonl")
 
     def evaluations(self) -> list[Evaluation]:
         """What was measured on labelled sets, in the order of the files' names.
@@ -466,8 +459,10 @@ def write_bytes(path: Path, data: bytes) -> Path:
     one after the other. A device or a pipe is written to, and stays what it is.
 
     Raises:
-        AcclimateError: see `writing`; an existing file is left as it was.
+        AcclimateError: see `writing`, or `path` is a folder; an existing file is left as it was.
     """
+    if path.is_dir():
+        raise AcclimateError(f"{path}: is a folder; name the file to write")
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
         if _no_file(path):
@@ -636,6 +631,29 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def parsed(text: str | bytes) -> Any:
+    """What JSON means.
+
+    Raises:
+        ValueError: it is none, holds a number of too many digits, or brackets in brackets.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file that has one a line; what is none, such as a line that a kill cut short, is left out."""
+    if not file.is_file():
+        return
+    for line in file.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            values = parsed(line)
+            if isinstance(values, dict):
+                yield values
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -643,7 +661,7 @@ def read_json(path: Path) -> Any:
         AcclimateError: it is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(_text(path))
+        return parsed(_text(path))
     except ValueError as error:
         raise AcclimateError(f"{path}: damaged JSON ({error})") from None
 

@@ -273,6 +273,39 @@ def test_open_images_counts_for_the_classes_above(tmp_path: Path) -> None:
     assert ["1 images (1 boxes) are not there" in str(problem) for problem in found.problems] == [True]
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [[], {"Subcategory": 3}, {"Subcategory": [None, 3, {}, {"LabelName": "/m/car", "Subcategory": {"LabelName": 1}}]}],
+)
+def test_a_hierarchy_that_is_none_has_no_classes_above(tmp_path: Path, tree: Any) -> None:
+    root = open_images(tmp_path)
+    # The word by which such a file is known.
+    named = {"LabelName": "x", **tree} if isinstance(tree, dict) else [tree, "LabelName"]
+    text(root / "bbox_labels_600_hierarchy.json", json.dumps(named))
+    assert set(read(DataConfig(path=root)).classes) == {"Car", "Person"}
+
+
+@pytest.mark.parametrize("row", ['"a,x,/m/car', "x" * 200_000])
+def test_a_damaged_table_is_told_with_its_line(tmp_path: Path, row: str) -> None:
+    file = open_images(tmp_path) / "validation-annotations-bbox.csv"
+    file.write_text(f"{file.read_text()}\n{row}")
+    with pytest.raises(AcclimateError, match=r"bbox\.csv:6: damaged CSV"):
+        read(DataConfig(path=tmp_path))
+
+
+def test_data_sets_of_supervisely_in_one_another(tmp_path: Path) -> None:
+    item = {"classTitle": "car", "geometryType": None, "points": {"exterior": [[20, 30], [60, 70]]}}
+    for name, folder in (("a", "ds"), ("b", "ds/datasets/inner")):
+        picture(tmp_path / folder / "img" / f"{name}.png")
+        content = {"size": {"height": "120", "width": 160.0}, "objects": [item, {**item, "classTitle": None}]}
+        text(
+            tmp_path / folder / "ann" / f"{name}.png.json", json.dumps(content if name == "a" else {"objects": [item]})
+        )
+    found = read(DataConfig(path=tmp_path))
+    assert boxes(found) == {"a.png": [("car", CAR)], "b.png": [("car", CAR)]}
+    assert ["no classTitle" in str(problem) for problem in found.problems] == [True]
+
+
 def test_a_group_of_open_images_is_neither_right_nor_wrong(tmp_path: Path) -> None:
     """The official evaluation's rule: detections inside of a group-of box count neither way, however many, and a group
     that is missed is no miss. By hand: of three detections of a person two lie in the group, and one is right."""
@@ -483,3 +516,168 @@ def test_a_rotation_that_is_no_number_is_told(tmp_path: Path) -> None:
         found = read(DataConfig(path=tmp_path))
         assert boxes(found) == {"a.png": [("car", CAR)]}
         assert any("a turned box" in problem.what for problem in found.problems) is told
+
+
+VOC = (
+    "<annotation>{}<object><name>{}</name><bndbox><xmin>20</xmin><ymin>30</ymin><xmax>60</xmax><ymax>70</ymax></bndbox>"
+    "</object></annotation>"
+)
+KITTI = "Car 0 0 -1 20 30 60 70 1 1 1 1 1 1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "told"),
+    [
+        (["traffic\u00a0light", "per\u200bson \n"], ("traffic light", "person"), ""),
+        (["cafe\u0301", "caf\u00e9"], ("caf\u00e9",), "lists the class 'caf\u00e9' 2 times"),
+        (["car", "car "], ("car",), "lists the class 'car' 2 times; it is read as one"),
+        (["Car", "car"], ("Car", "car"), 'differ in capitals alone; to make them one: classes = { "car" = "Car" }'),
+        (["car", "\u200b"], ("car",), "its class has no name; left out (1 boxes, the first here)"),
+    ],
+)
+@pytest.mark.parametrize("format_", ["coco", "yolo"])
+def test_class_names_are_what_one_sees(
+    tmp_path: Path, format_: str, names: list[str], classes: tuple[str, ...], told: str
+) -> None:
+    """An artifact refuses names that cannot be shown: not after all training, but here."""
+    picture(tmp_path / "images" / "a.png")
+    if format_ == "coco":
+        index = {
+            "images": [{"id": 1, "file_name": "a.png"}],
+            "categories": [{"id": n, "name": name} for n, name in enumerate(names)],
+            "annotations": [{"id": n, "image_id": 1, "category_id": n, "bbox": [9 * n, 9, 9, 9]} for n in range(2)],
+        }
+        text(tmp_path / "x.json", json.dumps(index))
+    else:
+        text(tmp_path / "data.yaml", f"train: images\nnames: {json.dumps(names)}\n")
+        text(tmp_path / "labels" / "a.txt", "0 .3 .3 .1 .1\n1 .6 .6 .1 .1\n")
+    found = read(DataConfig(path=tmp_path))
+    assert found.classes == classes
+    assert [told in str(problem) for problem in found.problems] == [True] * bool(told)
+    assert read(DataConfig(path=tmp_path), found.classes).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("split", "lists", "line"),
+    [
+        ("train", "ImageSets/Main/train.txt", "\ufeffa b"),
+        ("valid", "ImageSets/Main/val.txt", "a b.xml"),
+        ("train", "ImageSets/train.txt", "IMAGES/a b.png"),
+        ("train", "train.txt", ".\\IMAGES\\a b.png"),
+        ("train", "train.txt", "/content/set/IMAGES/a b.png  1"),
+    ],
+)
+@pytest.mark.parametrize("format_", ["voc", "kitti"])
+def test_split_lists_of_any_writing(tmp_path: Path, format_: str, split: str, lists: str, line: str) -> None:
+    images, labels, ending = ("JPEGImages", "Annotations", "xml") if format_ == "voc" else ("image_2", "label_2", "txt")
+    for name in ("a b", "a"):
+        picture(tmp_path / images / f"{name}.png")
+        text(tmp_path / labels / f"{name}.{ending}", VOC.format("", "Car") if format_ == "voc" else KITTI)
+    lists = lists.replace("Main/", "") if format_ == "kitti" else lists
+    line = line.replace("IMAGES", images).replace(".xml", f".{ending}")
+    text(tmp_path / lists, f"{line}\r\n\r\n")
+    assert boxes(read(DataConfig(path=tmp_path, split=split))) == {"a b.png": [("Car", CAR)]}
+
+
+def test_a_list_of_images_and_labels_in_pairs(tmp_path: Path) -> None:
+    """PaddleDetection's."""
+    for name in ("a", "b"):
+        picture(tmp_path / "images" / f"{name}.png")
+        text(tmp_path / "annotations" / f"{name}.xml", VOC.format("", "car"))
+    text(tmp_path / "train.txt", "./images/a.png ./annotations/a.xml\n")
+    assert boxes(read(DataConfig(path=tmp_path, split="train"))) == {"a.png": [("car", CAR)]}
+
+
+def test_labels_that_name_their_image_in_another_key(tmp_path: Path) -> None:
+    """VOC by `path` alone, LVIS by `coco_url`."""
+    picture(tmp_path / "voc" / "JPEGImages" / "b.png")
+    text(tmp_path / "voc" / "Annotations" / "a.xml", VOC.format("<path>C:\\x\\b.png</path>", "car"))
+    picture(tmp_path / "lvis" / "val2017" / "b.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 30, 40, 40]}
+    images = [{"id": 1, "coco_url": "http://images.cocodataset.org/val2017/b.png"}, {"id": 2, "file_name": None}]
+    index = {"images": images, "categories": [{"id": 1, "name": "car"}], "annotations": [box]}
+    text(tmp_path / "lvis" / "lvis_v1_val.json", json.dumps(index))
+    for name, problems in (("voc", 0), ("lvis", 1)):
+        found = read(DataConfig(path=tmp_path / name))
+        assert boxes(found) == {"b.png": [("car", CAR)]}
+        assert len(found.problems) == problems
+
+
+@pytest.mark.parametrize(
+    "points", [[[1, 2, 3], [4, 5, 6]], [[10**400, 1], [2, 3]], [1, 2, 3], "points", None, [[1], 2]]
+)
+def test_points_that_are_none_are_told(tmp_path: Path, points: Any) -> None:
+    picture(tmp_path / "labelme" / "a.png")
+    shapes = [{"label": "car", "points": [[20, 30], [60, 70]]}, {"label": "car", "points": points}]
+    text(tmp_path / "labelme" / "a.json", json.dumps({"shapes": shapes, "imagePath": "a.png"}))
+    picture(tmp_path / "sly" / "img" / "a.png")
+    objects = [{"classTitle": one["label"], "points": {"exterior": one["points"]}} for one in shapes]
+    content = json.dumps({"size": {"height": 120, "width": 160}, "objects": [*objects, {"classTitle": "x"}]})
+    text(tmp_path / "sly" / "ann" / "a.png.json", content)
+    for name, problems in (("labelme", 1), ("sly", 2)):
+        found = read(DataConfig(path=tmp_path / name))
+        assert boxes(found) == {"a.png": [("car", CAR)]}
+        assert len(found.problems) == problems
+    outline = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "segmentation": [points]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[20, 30, 60, 30, 60, 70]]}
+    index = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "car"}]}
+    text(tmp_path / "labelme" / "x" / "x.json", json.dumps({**index, "annotations": [box, outline]}))
+    picture(tmp_path / "labelme" / "x" / "a.png")
+    found = read(DataConfig(path=tmp_path / "labelme" / "x"), masks=True)
+    assert boxes(found) == {"a.png": [("car", (1, 2, 4, 6)), ("car", CAR)]}
+    assert len(found.problems) == 1
+
+
+def test_difficult_shapes_of_labelme_are_ignored(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    flags = [{}, {"difficult": True}, {"flags": {"difficult": "yes"}}, {"difficult": False, "flags": {"odd": True}}]
+    shapes = [{"label": "car", "points": [[9 * n, 1], [9 * n + 8, 9]], **flag} for n, flag in enumerate(flags)]
+    text(tmp_path / "a.json", json.dumps({"shapes": shapes, "imagePath": "a.png"}))
+    found = read(DataConfig(path=tmp_path))
+    assert found.images[0].annotations.ignore.tolist() == [False, True, True, False]
+
+
+def test_dota_classes_of_several_words_and_mmrotates_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    corners = "20 30 60 30 60 70 20 70"
+    rows = [f"{corners} large vehicle 0", f"{corners} large vehicle", f"{corners} ship 2", f"{corners} 0"]
+    text(tmp_path / "annfiles" / "a.txt", "\n".join(["'imagesource':GoogleEarth", *rows]))
+    found = read(DataConfig(path=tmp_path))
+    assert boxes(found) == {"a.png": [("large vehicle", CAR), ("ship", CAR)]}
+    assert ["second time" in str(problem) for problem in found.problems] == [False, True]
+    assert found.images[0].annotations.ignore.tolist() == [False, True]
+
+
+def test_kitti_in_other_capitals(tmp_path: Path) -> None:
+    picture(tmp_path / "Training" / "Image_2" / "a.png")
+    region = "dontcare -1 -1 -10 1 1 5 5 -1 -1 -1 -1 -1 -1 -1\n"
+    text(tmp_path / "Training" / "Label_2" / "a.txt", KITTI + region)
+    found = read(DataConfig(path=tmp_path))
+    assert (found.classes, found.problems) == (("Car",), ())
+    assert found.images[0].annotations.ignore.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("names", ["train/_darknet.labels", "coco.names", "train/classes.txt"])
+def test_lists_of_classes_by_any_name(tmp_path: Path, names: str) -> None:
+    picture(tmp_path / "train" / "a.png")
+    text(tmp_path / names, "car\n\nperson\n\n")
+    text(tmp_path / "train" / "a.txt", "1 0.25 0.4166667 0.25 0.3333333\n")
+    found = read(DataConfig(path=tmp_path))
+    assert (found.classes, boxes(found)) == (("car", "person"), {"a.png": [("person", CAR)]})
+    assert ["blank lines among the classes" in str(problem) for problem in found.problems] == [True]
+
+
+def test_an_ellipse_of_cvat_has_a_box(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    shapes = '<ellipse label="car" cx="40" cy="50" rx="20" ry="20"/><ellipse label="car" cx="40"/>'
+    image = f'<image id="0" name="a.png" width="160" height="120">{shapes}</image>'
+    text(tmp_path / "annotations.xml", f"<annotations>{image}</annotations>")
+    found = read(DataConfig(path=tmp_path))
+    assert (boxes(found), len(found.problems)) == ({"a.png": [("car", CAR)]}, 1)
+
+
+def test_packed_labels_are_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "instances.json.gz").write_bytes(b"\x1f\x8b")
+    found = load(tmp_path)
+    assert ["1 .gz file here may be labels" in problem.what for problem in found.problems] == [True]

@@ -19,6 +19,7 @@ import pytest
 from acclimate.config import DataConfig
 from acclimate.data import write
 from acclimate.data.formats import LabelledImage, LabelledSet, looked, read
+from acclimate.edge.images import Reading
 from acclimate.structures import Annotations
 
 READERS = Path(looked.__file__).parent
@@ -110,11 +111,14 @@ def test_a_second_reading_opens_no_file(folder: Path, opened: Counter[str]) -> N
     opened.clear()
     again = read(DataConfig(path=folder))
     assert not [name for name in opened if name.startswith(str(folder))]
-    assert told(again) == told(first)
+    assert again is first
     # Other classes, and another use of them, need no other reading.
     renamed = read(DataConfig(path=folder, drop=first.classes[1:]), first.classes[:1])
     assert not [name for name in opened if name.startswith(str(folder))]
     assert len(renamed.images) == len(first.images)
+    assert read(DataConfig(path=folder)) is first
+    assert read(DataConfig(path=folder), reading=Reading(orientation="stored")) is not first
+    assert told(read(DataConfig(path=folder), first.classes)) == told(first)
     assert told(read(DataConfig(path=folder))) == told(first)
 
 

@@ -154,3 +154,15 @@ def test_cases(shared_cases: Path, case: str) -> None:
         assert boxes
         for left, top, right, bottom in boxes:
             assert red[top:bottom, left:right].mean() > 0.9
+
+
+def test_an_index_that_contradicts_itself_is_told(tmp_path: Path) -> None:
+    """One picture has its size as seen, another as stored: a square one may be drawn either way."""
+    sizes = {"seen": (120, 160), "stored": (160, 120), "square": (120, 120)}
+    for name in sizes:
+        photo(tmp_path / "images" / f"{name}.jpg", 6, (120, 120) if name == "square" else (120, 160))
+    boxes = {name: (BOX if name != "stored" else (10, 10, 40, 40), size) for name, size in sizes.items()}
+    (problem,) = formats.read(coco(tmp_path, boxes)).problems
+    assert "1 square or upside-down ones follow the more" in problem.what
+    del boxes["stored"]
+    on_the_object(formats.read(coco(tmp_path, boxes)), 2)

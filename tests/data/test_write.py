@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from acclimate import workflow
 from acclimate.config import DataConfig
-from acclimate.data.formats import LabelledSet, detect, read
+from acclimate.data.formats import LabelledImage, LabelledSet, detect, read
 from acclimate.data.write import FORMATS, write
 from acclimate.errors import AcclimateError
+from acclimate.structures import Annotations
 
 CLASSES = ["car", "person", "on", "050", 'traffic "light": red']
 
@@ -69,6 +72,25 @@ def test_read_again_it_is_the_same(tmp_path: Path, images: LabelledSet, format_:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
+def test_names_that_a_format_cannot_hold_are_changed(tmp_path: Path, format_: str) -> None:
+    odd = [os.fsdecode(b"caf\xe9"), "line\nend", ".jpg", " around ", "back\\slash", "\u00e9", "e\u0301", "x" * 240]
+    names = [f"{stem}.jpg" for stem in (*odd, "plain, #1 & <2>")]
+    found = []
+    for number, name in enumerate(names):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((60, 80, 3), np.uint8))[1].tobytes())
+        box = np.float32([[5, 5, 20 + number, 30]])
+        found.append(LabelledImage(path, 60, 80, Annotations(box, np.zeros(1, np.int64), np.zeros(1, bool))))
+    write(LabelledSet(odd[0], "coco", ("car",), tuple(found)), format_, tmp_path / "out")
+    again = read(DataConfig(path=tmp_path / "out"))
+    assert again.problems == ()
+    rights = sorted(round(float(image.annotations.boxes[0, 2])) for image in again.images)
+    assert rights == [20 + number for number in range(len(names))]
+    assert names[-1] in {image.path.name for image in again.images}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
 def test_written_twice_it_is_the_same_byte_for_byte(tmp_path: Path, images: LabelledSet, format_: str) -> None:
     """So no file tells of the name that the folder had until it was whole."""
 
@@ -106,6 +128,15 @@ def test_yolo_is_what_its_definition_says(tmp_path: Path, images: LabelledSet) -
     corners = np.hstack([values[:, 1:3] - values[:, 3:] / 2, values[:, 1:3] + values[:, 3:] / 2])
     scale = np.array([image.width, image.height] * 2)
     np.testing.assert_allclose(corners * scale, kept.boxes, atol=1e-3)
+
+
+def test_a_set_is_not_written_into_itself(tmp_path: Path, images: LabelledSet) -> None:
+    before = sorted((tmp_path / "set").rglob("*"))
+    for out in (tmp_path / "set", tmp_path / "set" / "out"):
+        with pytest.raises(AcclimateError, match="would become a part of it"):
+            workflow.convert(tmp_path / "set", "coco", out)
+    assert sorted((tmp_path / "set").rglob("*")) == before
+    assert len(images) == 4
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, images: LabelledSet) -> None:

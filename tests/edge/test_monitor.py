@@ -259,6 +259,7 @@ def test_the_mean_follows_slowly_not_far_and_not_during_an_alarm() -> None:
 
 
 def test_an_adjustment_is_taken_up_inside_the_bounds_or_not_at_all() -> None:
+    huge, deep = json.dumps({"thresholds": {"car": 10**400}}), "[" * 5000
     reference = learn(rows(64), [1.0, 1.0])
     first = Adjustment(manifest(), reference)
     first.update(found(0.9, 0.8, 0.7), rows(1)[0], "ok")
@@ -269,7 +270,15 @@ def test_an_adjustment_is_taken_up_inside_the_bounds_or_not_at_all() -> None:
     values["thresholds"]["car"] = 0.0001
     assert second.take_up(json.dumps(values))
     assert math.isclose(second.thresholds[0], 0.35 / 1.5)
-    for damaged in ("", "[]", "{}", json.dumps(values).replace("0.0001", "NaN"), '{"thresholds": {"car": 1}}'):
+    for damaged in (
+        "",
+        "[]",
+        "{}",
+        json.dumps(values).replace("0.0001", "NaN"),
+        '{"thresholds": {"car": 1}}',
+        huge,
+        deep,
+    ):
         before = second.thresholds.copy()
         assert not second.take_up(damaged)
         np.testing.assert_array_equal(second.thresholds, before)

@@ -182,8 +182,31 @@ def test_a_missing_or_added_file_is_named(packed: Path, tmp_path: Path) -> None:
     lockless = {name: data for name, data in contents.items() if name != "requirements.txt"}
     refused(forge(tmp_path / "e.zip", lockless, relist=True), tmp_path / "out", "requirements.txt is missing")
     bare = {name: data for name, data in contents.items() if not name.startswith("artifact/")}
-    with pytest.raises(AcclimateError, match="not an artifact"):
-        unpack(forge(tmp_path / "f.zip", bare, relist=True), tmp_path / "out")
+    refused(forge(tmp_path / "f.zip", bare, relist=True), tmp_path / "out", "f.zip: artifact: not an artifact")
+    more = {**contents, "artifact/more.bin": b"1"}
+    refused(forge(tmp_path / "g.zip", more, relist=True), tmp_path / "out", "g.zip: more.bin: is not of the artifact")
+    for beside in ("contextlib.py", "setup.py"):
+        file = forge(tmp_path / "h.zip", {**contents, beside: b"print('mine')"}, relist=True)
+        refused(file, tmp_path / "out", f"holds '{beside}', as no package does")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"runtime": "ncnn"}, "holds another artifact than it says"),
+        ({"artifact": "other"}, "holds another artifact than it says"),
+        ({"artifact": "x" * 5000}, "package.json is damaged"),
+        ({"format": True}, "package.json is damaged"),
+        ({"format": 0}, "package.json is damaged"),
+        ({"format": 1.0}, "package.json is damaged"),
+        ({"format": 10**300, "version": "9" * 5000}, "was written by a newer acclimate"),
+    ],
+)
+def test_a_list_that_means_nothing_is_refused(packed: Path, tmp_path: Path, changes: dict, said: str) -> None:
+    contents = members(packed)
+    listed = json.dumps(json.loads(contents["package.json"]) | changes).encode()
+    file = forge(tmp_path / "site.zip", contents | {"package.json": listed})
+    refused(file, tmp_path / "out", f"{said}.{{,200}}$")
 
 
 @pytest.mark.parametrize(

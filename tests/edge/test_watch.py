@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.server
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -276,12 +277,29 @@ def test_a_signal_ends_it_with_a_summary(artifact: Path, tmp_path: Path) -> None
     assert watched.events(out)[-1] == "stopped"
 
 
-def test_a_password_in_an_address_is_not_shown() -> None:
-    assert masked("rtsp://me:secret@cam/a@b") == "rtsp://cam/a@b"
-    assert masked("rtsp://me:se/cr@et@cam/a") == "rtsp://cam/a"
-    assert masked("rtsp://cam:554/a@b?w=1&password=secret&x=2") == "rtsp://cam:554/a@b?w=1&password=...&x=2"
-    assert masked("http://me:secret@cam/v.mjpg: gone; http://cam") == "http://cam/v.mjpg: gone; http://cam"
-    assert masked("a/folder") == "a/folder"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://me:secret@cam/a@b", "rtsp://cam/a@b"),
+        ("rtsp://me:se/cr@et@cam/a", "rtsp://cam/a"),
+        ("rtsp://me:se@cret:w/ord@[fe80::1]:554/a", "rtsp://[fe80::1]:554/a"),
+        ("rtsp://me:12345/6@192.168.1.9:554/a", "rtsp://192.168.1.9:554/a"),
+        ("rtsp://me%3Ase%63ret@cam", "rtsp://cam"),
+        ("rtsp:/me:secret@cam/a", "rtsp:/cam/a"),
+        ("rtsp://cam:554/a@b?w=1&password=secret&x=2", "rtsp://cam:554/a@b?w=1&password=...&x=2"),
+        ("http://cam/v?loginuse=me&loginpas=secret&pass%77ord=secret&w=1",
+         "http://cam/v?loginuse=...&loginpas=...&pass%77ord=...&w=1"),
+        ("rtsp://cam/user=me&password=secret&channel=1", "rtsp://cam/user=...&password=...&channel=1"),
+        ("rtsp://cam/user=me_password=secret_channel=1.sdp", "rtsp://cam/user=..."),
+        ("http://cam/v?next=rtsp://me:secret@cam/b", "http://cam/v?next=rtsp://cam/b"),
+        ("http://me:secret@cam/v.mjpg: gone; http://cam", "http://cam/v.mjpg: gone; http://cam"),
+        ("http://[::1]:80/a/b.c?width=640", "http://[::1]:80/a/b.c?width=640"),
+        ("a/folder", "a/folder"),
+        ("C:/a@b", "C:/a@b"),
+    ],
+)  # fmt: skip
+def test_a_password_in_an_address_is_not_shown(text: str, shown: str) -> None:
+    assert masked(text) == shown
 
 
 def test_a_password_may_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +324,8 @@ def test_a_password_is_in_no_file_and_no_line(
         source.next(1.5)
     assert "cannot be opened" in caplog.text
     assert "verysecret" not in caplog.text
+    with pytest.raises(AcclimateError, match=r"rtsp://\.\.\.: an address has no spaces; write %20$"):
+        Source("rtsp://me:very secret@127.0.0.1:9/v")
 
 
 def test_from_the_command_line(artifact: Path, tmp_path: Path) -> None:
@@ -389,6 +409,64 @@ def test_what_is_no_image_is_passed_by(artifact: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
         summary = watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
         assert (summary.frames, summary.unreadable) == (frames, frames)
+
+
+@pytest.mark.parametrize("numbers", ['"x", "changed_ns": "y"', '1e400, "changed_ns": 1e400', 'null, "changed_ns": [1]'])
+def test_a_last_line_without_sound_numbers_is_none(artifact: Path, tmp_path: Path, numbers: str) -> None:
+    watched.put_images(tmp_path / "in", range(2))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "detections.jsonl").write_text(f'{{"file": "000000.bmp", "frame": {numbers}}}\n')
+    summary = watch(artifact, str(tmp_path / "in"), tmp_path / "out", once=True, page=False)
+    assert summary.frames == 2
+    assert [line["frame"] for line in watched.lines(tmp_path / "out")[1:]] == [0, 1]
+
+
+@contextlib.contextmanager
+def motion_jpeg(*connections: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """The address of a camera that sends pictures of these (height, width) over HTTP, and then breaks off."""
+    waiting = list(connections)
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for size in waiting.pop(0) if waiting else []:
+                    picture = cv2.imencode(".jpg", np.full((*size, 3), 90, np.uint8))[1].tobytes()
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                    self.wfile.write(head.encode() + picture + b"\r\n")
+                    time.sleep(0.02)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v.mjpg"
+        finally:
+            server.shutdown()
+
+
+def test_a_camera_that_comes_back_with_another_size_says_so(artifact: Path, tmp_path: Path) -> None:
+    """Within one connection OpenCV scales all pictures to the first one's size, and nothing tells."""
+    out, small, large = tmp_path / "out", (96, 128), (192, 256)
+
+    def ask() -> None:
+        until(lambda: "size" in watched.events(out))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    with motion_jpeg([small] * 20 + [large] * 20, [large] * 100) as address:
+        asking.start()
+        watch(artifact, address, out, page=False)
+        asking.join()
+    told = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    (size,) = [event for event in told if event["event"] == "size"]
+    assert (size["height"], size["width"]) == large
+    seen = {line["frame"]: (line["height"], line["width"]) for line in watched.lines(out)}
+    assert all(shape == (small if frame < size["frame"] else large) for frame, shape in seen.items())
 
 
 def test_a_stream_that_changes_its_size_says_so(

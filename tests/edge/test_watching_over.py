@@ -72,6 +72,7 @@ def test_a_road_that_is_empty_at_times_is_learnt() -> None:
     assert "collapsed" in first
     assert "collapsed" not in second
     assert not looked.take_up('{"frames": -1}')
+    assert not looked.take_up("[" * 5000)
 
 
 def test_foreign_input_explains_what_is_not_found() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tiny_job
 from acclimate import workflow
 from acclimate.cli import main
 from acclimate.config import DataConfig, ModelConfig
+from acclimate.edge.artifact import Tiles
 from acclimate.errors import AcclimateError
 from acclimate.models import detector as models
 from acclimate.models.predict import predict
@@ -101,14 +103,27 @@ def test_the_verb_measures_runs_and_views_together(data: Path, runs: list[Path],
     assert soft.model == "soft-gaussian"
 
 
+def test_the_verb_cuts_images_into_tiles(data: Path, runs: list[Path]) -> None:
+    test = ["--data", str(data / "fog-test"), "--tiles", "48x64+0.25"]
+    assert main(["evaluate", str(runs[0]), *test]) == 0
+    stored = json.loads((runs[0] / "ensembles" / "target_test-tiles-48x64-0.25.json").read_text())
+    config = DataConfig(path=data / "fog-test")
+    larger = workflow.evaluate_together(runs[:1], config, "x", "target", Looks(tiles=Tiles(size=(4000, 4000))))
+    alone = workflow.evaluate(runs[0], config)
+    assert larger.ap50 == pytest.approx(alone.ap50)
+    assert stored["ap50"] != alone.ap50
+    assert main(["evaluate", str(runs[0]), *test, "--masks"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("wbf", (), None, "big"), "--tiles big"),
         (("wbg", (), None), "--fuse wbg"),
         (("wbf", ("up",), None), "--view up"),
         (("wbf", (), "hard"), "--suppression hard"),
     ],
 )
-def test_words_that_mean_nothing_are_refused(words: tuple[str, tuple[str, ...], str | None], said: str) -> None:
+def test_words_that_mean_nothing_are_refused(words: tuple[Any, ...], said: str) -> None:
     with pytest.raises(AcclimateError, match=said):
         Looks.of(*words)

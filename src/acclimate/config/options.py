@@ -64,11 +64,14 @@ class Options(BaseModel):
 
 def said(field: FieldInfo | None, value: Any) -> Any:
     """What a value means for an option: None where it takes the option away."""
-    if field is None or not (value is False or (isinstance(value, str) and value in NONE)):
+    if field is None or not (isinstance(value, bool) or (isinstance(value, str) and value in NONE)):
         return value
     allowed = set(choices(field.annotation))
-    if value is False:
-        return None if type(None) in allowed and bool not in allowed else value
+    if isinstance(value, bool):
+        if value is False and type(None) in allowed and bool not in allowed:
+            return None
+        # As a word it is refused where a number is asked for; as it is, it would be 1 or 0.
+        return str(value).lower() if bool not in allowed and allowed & {int, float} else value
     return "none" if "none" in allowed else None if type(None) in allowed else value
 
 

@@ -9,6 +9,7 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -30,19 +31,8 @@ def frames(claimed: Sequence[Size | None], headers: Sequence[Header], asked: Ori
     """
     if all(size is None for size in claimed):
         return [asked] * len(claimed)
-    fitting = [
-        None
-        if size is None
-        else _BOTH
-        if header.orientation < 5 and size == (header.height, header.width)
-        else {frame for frame in _FRAMES if header.size(frame) == size}
-        for size, header in zip(claimed, headers, strict=True)
-    ]
-    told = [
-        next(iter(fits))
-        for fits, header in zip(fitting, headers, strict=True)
-        if header.orientation != 1 and fits is not None and len(fits) == 1
-    ]
+    fitting = [_fitting(size, header) for size, header in zip(claimed, headers, strict=True)]
+    told = _told(fitting, headers)
     most = max(_FRAMES, key=lambda frame: (told.count(frame), frame == asked))
     chosen: list[Orientation | None] = []
     for fits in fitting:
@@ -53,6 +43,32 @@ def frames(claimed: Sequence[Size | None], headers: Sequence[Header], asked: Ori
         else:
             chosen.append(most if fits else None)
     return chosen
+
+
+def undecided(claimed: Sequence[Size | None], headers: Sequence[Header]) -> int:
+    """How many turned pictures' sizes do not tell their frame, where those of the others tell of both."""
+    turned = [(size, header) for size, header in zip(claimed, headers, strict=True) if header.orientation != 1]
+    fitting = [_fitting(size, header) for size, header in turned]
+    told = set(_told(fitting, [header for _, header in turned]))
+    return sum(fits == _BOTH for fits in fitting) if len(told) > 1 else 0
+
+
+def _fitting(size: Size | None, header: Header) -> AbstractSet[Orientation] | None:
+    """The frames that a claimed size may be of; None where there is none."""
+    if size is None:
+        return None
+    if header.orientation < 5 and size == (header.height, header.width):
+        return _BOTH
+    return {frame for frame in _FRAMES if header.size(frame) == size}
+
+
+def _told(fitting: Sequence[AbstractSet[Orientation] | None], headers: Sequence[Header]) -> list[Orientation]:
+    """The frames of the turned pictures whose sizes tell it."""
+    return [
+        next(iter(fits))
+        for fits, header in zip(fitting, headers, strict=True)
+        if header.orientation != 1 and fits is not None and len(fits) == 1
+    ]
 
 
 _FRAMES: tuple[Orientation, Orientation] = ("apply", "stored")

@@ -17,6 +17,7 @@ from acclimate.progress import in_threads
 
 _TEXTS = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".gt", ".lst")
 _BINARY = (".mat", ".tfrecord", ".tfrecords", ".parquet", ".h5", ".hdf5", ".pkl", ".npz", ".arrow")
+_PACKED = (".json.gz", ".xml.gz", ".csv.gz", ".txt.gz")
 _WORDS = (
     b"bbox", b"xmin", b"x_min", b"shapes", b"annotation", b"boundingbox", b"bounding_box", b"labelname", b"category",
     b"polygon", b"objects", b"names:",
@@ -78,7 +79,7 @@ def _splits_below(path: Path, root: Path) -> frozenset[str]:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    return places.files_below(folder, *_TEXTS, *_BINARY)
+    return places.files_below(folder, *_TEXTS, *_BINARY, *_PACKED)
 
 
 def _told(folder: Path, files_left: Sequence[Path], read: str = "") -> list[Problem]:
@@ -101,7 +102,8 @@ def _told(folder: Path, files_left: Sequence[Path], read: str = "") -> list[Prob
 
 def _may_be_label(file: Path, folder: Path, stems: set[str]) -> bool:
     inner = [part.casefold() for part in file.relative_to(folder).parts[:-1]]
-    named = file.stem in stems or file.suffix.lower() in _BINARY or any(part.startswith(_FOLDERS) for part in inner)
+    named = file.stem in stems or file.name.lower().endswith((*_BINARY, *_PACKED))
+    named = named or any(part.startswith(_FOLDERS) for part in inner)
     return named or _speaks_of_boxes(file) or _names_images(file, stems)
 
 
@@ -115,7 +117,10 @@ def _holds_boxes(file: Path, stems: set[str]) -> bool:
     return any(word in start for word in _BOXES)
 
 
-_BOXES = (b'"bbox"', b"<bndbox", b'"shapes"', b"<polygon", b"xmin", b"x_min", b'"rectanglelabels"', b"shape_attributes")
+_BOXES = (
+    b'"bbox"', b"<bndbox", b'"shapes"', b'"classtitle"', b"<polygon", b"xmin", b"x_min", b'"rectanglelabels"',
+    b"shape_attributes",
+)  # fmt: skip
 
 
 def _names_images(file: Path, stems: set[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import unicodedata
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from acclimate.errors import AcclimateError
 from acclimate.run import locked, writing_folder
 
 _SPLIT = "train"
+_LONGEST = 230
+"""Bytes of a stem; a number and an ending fit behind it on every file system."""
 
 
 def write(images: LabelledSet, format_: str, out: Path, *, drafts: bool = False) -> tuple[Problem, ...]:
@@ -61,18 +64,29 @@ def _written(images: LabelledSet, format_: str, out: Path, drafts: bool) -> tupl
 
 
 def file_names(images: Sequence[LabelledImage]) -> list[str]:
-    """A file name for each image, with a stem that no other has: label files are named by it."""
+    """A file name for each image, with a stem that no other has: label files are named by it.
+
+    It is the image's own where every format can hold that: text without line ends, separators or spaces around it,
+    which is no hidden file's name.
+    """
     names = []
     taken: set[str] = set()
     for image in images:
-        stem, number = image.path.stem, 1
-        # Capitals make no difference on some file systems.
-        while stem.casefold() in taken:
+        own = _plain(image.path.stem)
+        stem, number = own, 1
+        # Capitals, and how an accent is written, make no difference on some file systems.
+        while (key := unicodedata.normalize("NFC", stem).casefold()) in taken:
             number += 1
-            stem = f"{image.path.stem}_{number}"
-        taken.add(stem.casefold())
+            stem = f"{own}_{number}"
+        taken.add(key)
         names.append(stem + image.path.suffix)
     return names
+
+
+def _plain(name: str) -> str:
+    shown = "".join(sign if sign.isprintable() and sign not in "/\\" else "_" for sign in name).strip()
+    shown = f"_{shown[1:]}" if shown.startswith(".") else shown or "_"
+    return shown.encode()[:_LONGEST].decode(errors="ignore")
 
 
 def _class(images: LabelledSet, label: int) -> str:
@@ -155,7 +169,12 @@ def _cvat(images: LabelledSet, names: Sequence[str], out: Path) -> list[str]:
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
-    for key, value in (("name", images.name), ("size", str(len(images))), ("mode", "annotation"), ("overlap", "0")):
+    for key, value in (
+        ("name", _plain(images.name)),
+        ("size", str(len(images))),
+        ("mode", "annotation"),
+        ("overlap", "0"),
+    ):
         ElementTree.SubElement(task, key).text = value
     labels = ElementTree.SubElement(task, "labels")
     for name in images.classes:

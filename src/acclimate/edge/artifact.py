@@ -377,8 +377,9 @@ def refuse_newer(file: Path, values: Mapping[str, Any], known: int) -> None:
     """
     version = values.get("format")
     if isinstance(version, int) and version > known:
+        writer = str(values.get("version") or "unknown")[:40]
         raise AcclimateError(
-            f"{file}: format {version} was written by a newer acclimate ({values.get('version') or 'unknown'}); "
+            f"{file}: format {str(version)[:20]} was written by a newer acclimate ({writer}); "
             f"this one reads up to format {known}: update acclimate on this machine"
         )
 

@@ -8,9 +8,10 @@ the longest lull that there has been and that ended by itself.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from typing import Any, Literal
+
+from acclimate.run import parsed
 
 WINDOW = 64
 """Frames whose mean count says how much is found now."""
@@ -120,7 +121,7 @@ class Counts:
     def take_up(self, text: str) -> bool:
         """Go on from what `as_json` gave; False where it is damaged."""
         try:
-            values = json.loads(text)
+            values = parsed(text)
             frames, own = int(values["frames"]), float(values["rate"])
             longest = (float(values["longest_lull"]["frames"]), float(values["longest_lull"]["seconds"]))
         except (ValueError, KeyError, TypeError, OverflowError):

@@ -356,11 +356,13 @@ def _scaled(image: NDArray[Any], limits: tuple[float, float]) -> Image:
     kind: type[np.floating[Any]] = np.float32 if image.dtype.itemsize <= 2 else np.float64
     scaled = np.empty(image.shape, np.uint8)
     rows = max(1, _ROWS_AT_ONCE // max(1, image[0].size))
-    for start in range(0, len(image), rows):
-        values: NDArray[np.floating[Any]] = image[start : start + rows].astype(kind)
-        values -= low
-        values *= 255.0 / (high - low)
-        scaled[start : start + rows] = np.rint(np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, len(image), rows):
+            values: NDArray[np.floating[Any]] = image[start : start + rows].astype(kind)
+            values -= low
+            values *= 255.0 / (high - low)
+            whole = np.rint(np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255))
+            scaled[start : start + rows] = whole
     return scaled
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from acclimate.run import writing
+from acclimate.run import parsed, writing
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _last_line(tail: bytes) -> tuple[dict[str, Any] | None, int]:
         before = tail.rfind(b"\n", 0, end - 1) + 1
         if tail[end - 1 : end] == b"\n":
             with contextlib.suppress(ValueError):
-                value = json.loads(tail[before:end])
+                value = parsed(tail[before:end])
                 if isinstance(value, dict):
                     return value, end
         end = before

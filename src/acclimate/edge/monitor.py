@@ -10,7 +10,6 @@ are not, taken together.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import math
 from collections import deque
@@ -28,6 +27,7 @@ from acclimate.edge.images import read_image
 from acclimate.edge.population import Population, independent
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
+from acclimate.run import parsed
 from acclimate.structures import Detections, Image
 
 log = logging.getLogger(__name__)
@@ -448,10 +448,10 @@ class Adjustment:
     def take_up(self, text: str) -> bool:
         """Go on from what `as_json` gave, inside the bounds; False where it is damaged or of another artifact."""
         try:
-            values = json.loads(text)
+            values = parsed(text)
             thresholds = np.array([float(values["thresholds"][name]) for name in self._classes])
             mean = np.array([float(values["mean"][name]) for name in FEATURES])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return False
         if not (np.isfinite(thresholds).all() and np.isfinite(mean).all()):
             return False

@@ -13,7 +13,6 @@ import http.client
 import importlib
 import json
 import logging
-import os
 import re
 import ssl
 import threading
@@ -21,11 +20,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from acclimate.edge.credentials import masked
+from acclimate.edge.credentials import masked, secret
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 
@@ -101,7 +99,7 @@ class Webhook(Receiver):
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", parts.port
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "User-Agent": "acclimate"}
-        if token := _secret(self.TOKEN):
+        if token := secret(self.TOKEN):
             self._headers["Authorization"] = f"Bearer {token}"
         self._connection: http.client.HTTPConnection | None = None
 
@@ -169,7 +167,7 @@ class Mqtt(Receiver):
         self._client.on_connect = self._told
         self._client.connect_timeout = TIMEOUT_S
         if parts.username:
-            password = unquote(parts.password) if parts.password else _secret(self.PASSWORD) or None
+            password = unquote(parts.password) if parts.password else secret(self.PASSWORD) or None
             self._client.username_pw_set(unquote(parts.username), password)
         if parts.scheme == "mqtts":
             self._client.tls_set()
@@ -327,21 +325,3 @@ def _parts(address: str, option: str, example: str, schemes: Sequence[str]) -> A
     if not usable:
         raise AcclimateError(f"{option} {masked(address)}: give an address such as {example}")
     return parts
-
-
-def _secret(variable: str) -> str:
-    """What a variable of the environment holds, or the first line of the file that VARIABLE_FILE names.
-
-    Raises:
-        AcclimateError: the file cannot be read.
-    """
-    if value := os.environ.get(variable, ""):
-        return value
-    file = os.environ.get(f"{variable}_FILE", "")
-    if not file:
-        return ""
-    try:
-        return (Path(file).read_text().splitlines() or [""])[0]
-    except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or "it is no text"
-        raise AcclimateError(f"{variable}_FILE: {file}: cannot be read ({said})") from None

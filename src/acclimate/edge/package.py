@@ -33,11 +33,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from acclimate import __version__
 from acclimate.edge.artifact import Artifact, refuse_newer
@@ -93,11 +93,11 @@ class PackageManifest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format: int = 1
-    artifact: str
+    format: Annotated[int, Field(ge=1, strict=True)] = 1
+    artifact: str = Field(max_length=255)
     """Name of the artifact inside."""
-    runtime: str
-    precision: str
+    runtime: str = Field(max_length=100)
+    precision: str = Field(max_length=100)
     files: dict[str, str]
     """Path in the package -> SHA-256, in the package's order."""
     version: str = __version__
@@ -181,7 +181,7 @@ def unpack(file: Path, folder: Path, expected: Expected = "") -> Package:
                 if not _same(stream, again):
                     raise AcclimateError(f"{file}: is not as it was packed; copy the package again")
         _check_lines(file, fresh)
-        Artifact.open(fresh / _ARTIFACT)
+        _check_artifact(file, fresh, package.manifest)
     return package
 
 
@@ -307,6 +307,19 @@ def _check_lines(file: Path, folder: Path) -> None:
         raise AcclimateError(f"{file}: {_LOCK}: {wrong[0][:100]!r} is not NAME==VERSION; do not install from it")
 
 
+def _check_artifact(file: Path, folder: Path, listed: PackageManifest) -> None:
+    """Refuse a package whose artifact is damaged, or is another than it says."""
+    inside = folder / _ARTIFACT
+    try:
+        artifact = Artifact.open(inside).manifest
+    except AcclimateError as error:
+        # The folder is there for a moment only; what is at fault is the package.
+        said = str(error).replace(f"{inside}/", "").replace(str(inside), _ARTIFACT.rstrip("/"))
+        raise AcclimateError(f"{file}: {said}") from None
+    if (artifact.name, artifact.runtime, artifact.precision) != (listed.artifact, listed.runtime, listed.precision):
+        raise AcclimateError(f"{file}: holds another artifact than it says; `acclimate package` makes a package anew")
+
+
 def _extract(file: Path, archive: zipfile.ZipFile, folder: Path, expected: Expected) -> Package:
     """Write the files that the list names, each with the digest that it names; nothing is written outside `folder`."""
     entries = {entry.filename: entry for entry in archive.infolist()}
@@ -359,6 +372,10 @@ def _manifest(file: Path, listed: bytes) -> PackageManifest:
     for name in (_LOCK, _MAIN):
         if name not in manifest.files:
             raise AcclimateError(f"{file}: {name} is missing; `acclimate package` makes a package with it")
+    for name in manifest.files:
+        # Beside the program, Python would take a file for a module of that name, whoever asks for one.
+        if name not in {_LOCK, _MAIN} and not name.startswith(_ARTIFACT):
+            raise AcclimateError(f"{file}: holds {name!r}, as no package does; `acclimate package` makes one")
     return manifest
 
 

@@ -24,10 +24,10 @@ from acclimate.edge.engines import engine
 from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, read_reduced, to_input, turned
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
-from acclimate.edge.tiles import Piece, together, windows
+from acclimate.edge.tiles import Piece, cut, together
 from acclimate.errors import AcclimateError
 from acclimate.progress import counting
-from acclimate.run import locked, write_text, writing
+from acclimate.run import json_lines, locked, write_text, writing
 from acclimate.structures import Detections, Image
 
 
@@ -166,11 +166,7 @@ class Predictor:
         if full is not None and full != image.shape[:2]:
             canvas, placed = self.prepare(image, full)
             return [Piece(canvas, placed, (0, 0, full[1], full[0]), full)]
-        found = []
-        for left, top, right, bottom in windows(image.shape[0], image.shape[1], self.manifest.tiles):
-            canvas, placed = self.prepare(image[top:bottom, left:right])
-            found.append(Piece(canvas, placed, (left, top, right, bottom), (image.shape[0], image.shape[1])))
-        return found
+        return cut(image, self.manifest.tiles, self.prepare)
 
     def answers(self, pieces: Sequence[Piece]) -> list[list[NDArray[Any]]]:
         """The network's raw outputs, (1, ...) each, for every piece; see `run`."""
@@ -307,7 +303,7 @@ def _predict_images(
         key: entry
         for key, entry in done.items()
         if "problem" not in entry
-        and entry["stamp"] == _stamp(Path(key))
+        and entry.get("stamp") == _stamp(Path(key))
         and (not drawn or ("picture" in entry and (out / entry["picture"]).is_file()))
     }
     lines = [json.dumps(header), *(json.dumps(entry) for entry in kept.values())]
@@ -485,17 +481,10 @@ def _picture_names(paths: Sequence[Path], source: Path) -> dict[Path, str]:
 
 def _resume(file: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entries that an earlier call with the same header left, by file; a line cut short is left out."""
-    entries: dict[str, dict[str, Any]] = {}
-    if not file.is_file():
-        return entries
-    first, *rest = file.read_text(errors="replace").splitlines() or [""]
-    with contextlib.suppress(json.JSONDecodeError):
-        if json.loads(first) != header:
-            return entries
-        for line in rest:
-            entry = json.loads(line)
-            entries[entry["file"]] = entry
-    return entries
+    lines = json_lines(file)
+    if next(lines, None) != header:
+        return {}
+    return {entry["file"]: entry for entry in lines if isinstance(entry.get("file"), str)}
 
 
 def _stamp(path: Path) -> list[int]:

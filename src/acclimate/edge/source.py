@@ -122,10 +122,13 @@ class Source:
             reading: how files become pictures; a video is turned, or left as it is stored, likewise.
 
         Raises:
-            AcclimateError: `once` of a source that has no end, or of a path that is not there; or a file that is there
-                and is no source.
+            AcclimateError: `once` of a source that has no end, or of a path that is not there; a file that is there and
+                is no source; or an address with spaces.
         """
         self.where, self.kind = where, kind_of(where)
+        if self.kind == "stream" and re.search(r"\s", where):
+            # Nor may it be shown: there is no telling a password from what is around it.
+            raise AcclimateError(f"--source {where.partition('://')[0]}://...: an address has no spaces; write %20")
         self._files = _files(where) if self.kind == "files" else []
         if once and self.kind in {"camera", "stream"}:
             raise AcclimateError(f"{masked(where)}: a {self.kind} has no end; leave out --once")

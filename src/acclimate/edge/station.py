@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,23 @@ class Folder:
     @property
     def mark(self) -> tuple[Mark | None, int]:
         """Where an earlier process was in a folder of images, and before its clock was set back."""
-        last = self.detections.last
-        if not last or "changed_ns" not in last or "file" not in last:
+        last = self.detections.last or {}
+        changed, file = _whole(last, "changed_ns"), last.get("file")
+        if changed is None or not isinstance(file, str):
             return None, 0
-        return (int(last["changed_ns"]), str(last["file"])), int(last.get("until_ns", 0))
+        return (changed, file), _whole(last, "until_ns") or 0
+
+    @property
+    def frames(self) -> int:
+        """How many frames earlier processes have counted."""
+        last = _whole(self.detections.last or {}, "frame")
+        return 0 if last is None else last + 1
+
+
+def _whole(line: Mapping[str, Any], key: str) -> int | None:
+    """A whole number of a line that may be damaged."""
+    value = line.get(key)
+    return value if type(value) is int else None
 
 
 class Station:
@@ -166,9 +179,8 @@ class Station:
         self._predictor, self._out, self._outboxes = predictor, folder.path, outboxes
         self._detections, self._events = folder.detections, folder.events
         self._shown = manifest.show_threshold if manner.threshold is None else manner.threshold
-        last = self._detections.last
         self.resumed = folder.mark[0] is not None
-        self._number = int(last["frame"]) + 1 if last and "frame" in last else 0
+        self._number = folder.frames
         self._regions = regions
         self._kept = regions.kept(THUMBNAIL) if regions else None
         if self._kept is not None and not self._kept.any():

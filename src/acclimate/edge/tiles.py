@@ -7,8 +7,9 @@ border cuts is worth less than any that is whole, whatever its score: the neighb
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from acclimate.boxes.iou import area, pairwise, shared
 from acclimate.edge.artifact import Tiles
 from acclimate.edge.images import Letterbox
 from acclimate.errors import AcclimateError
-from acclimate.structures import Detections
+from acclimate.structures import Detections, Image
 
 MOST = 256
 """Tiles of one picture."""
@@ -34,8 +35,8 @@ Window = tuple[int, int, int, int]
 class Piece:
     """One input of the network: a canvas, and what of the picture it shows."""
 
-    canvas: NDArray[np.float32]
-    """(1, 3, H, W), 0..255."""
+    canvas: NDArray[Any]
+    """As whoever cut the picture has prepared it: on the device (1, 3, H, W) float32, 0..255."""
     placed: Letterbox
     window: Window
     picture: tuple[int, int]
@@ -80,6 +81,25 @@ def windows(height: int, width: int, tiles: Tiles | None) -> list[Window]:
         for left in columns
     ]
     return [whole, *cut] if tiles.whole else cut
+
+
+def cut(image: Image, tiles: Tiles | None, prepare: Callable[[Image], tuple[NDArray[Any], Letterbox]]) -> list[Piece]:
+    """What the network sees of a picture: all of it, or the tiles that it is cut into.
+
+    Args:
+        image: (H, W, 3).
+        tiles: None cuts nothing.
+        prepare: from a part of it to a canvas, and how to go back.
+
+    Raises:
+        AcclimateError: see `windows`.
+    """
+    height, width = image.shape[:2]
+    found = []
+    for left, top, right, bottom in windows(height, width, tiles):
+        canvas, placed = prepare(image[top:bottom, left:right])
+        found.append(Piece(canvas, placed, (left, top, right, bottom), (height, width)))
+    return found
 
 
 def together(pieces: Sequence[Piece], found: Sequence[Detections], iou: float, most: int) -> Detections:

@@ -87,7 +87,7 @@ class Video:
     def __iter__(self) -> Iterator[tuple[float, Image]]:
         """Each frame's time in seconds from the start, rising, and the frame, (H, W, 3) RGB.
 
-        To be gone through once. Frames of one video may differ in size.
+        To be gone through once. OpenCV's FFmpeg scales frames of another size to the first one's.
         """
         frame, last = self._first, 0.0
         while True:

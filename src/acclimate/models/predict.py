@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from acclimate.boxes.fusion import mirrored
+from acclimate.edge.artifact import Tiles
 from acclimate.edge.engines import Network
-from acclimate.edge.images import Letterbox, Reading, letterbox, read_image
+from acclimate.edge.images import Reading, letterbox, read_image
+from acclimate.edge.tiles import Piece, cut, together
 from acclimate.errors import AcclimateError
 from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.masks import paste
-from acclimate.structures import Detections, Image, View
+from acclimate.structures import Detections, View
 
 if TYPE_CHECKING:
     from acclimate.models.two_stage import TwoStageDetector
@@ -49,6 +52,7 @@ def predict(
     *,
     report: Callable[[str], None] = log.warning,
     view: View = PLAIN,
+    tiles: Tiles | None = None,
 ) -> list[Detections | None]:
     """What an eager detector finds, in the order of `paths` and the pixels of the original images; None for an image
     that cannot be read.
@@ -62,6 +66,7 @@ def predict(
         batch_size: images a forward pass.
         report: called with each problem.
         view: how they are looked at.
+        tiles: how they are cut before the detector sees them, as on the device (`edge.tiles`).
 
     Raises:
         AcclimateError: the view has another scale than 1, and the detector's boxes are made for one size.
@@ -70,14 +75,30 @@ def predict(
     size = _canvas(detector, view.scale)
     detections: list[Detections | None] = []
     with evaluating(detector):
-        for batch in _read_ahead(paths, size, detector.spec.reading, batch_size, view.flip):
-            canvases = torch.from_numpy(np.stack([canvas for canvas, _, _ in batch])).to(device)
-            found = detector.decode(detector(canvases.permute(0, 3, 1, 2).float()), size)
-            for one, (_, placed, problem) in zip(found, batch, strict=True):
-                if problem:
-                    report(problem)
-                detections.append(None if placed is None else _upright(placed.to_image(one), placed, view.flip))
+        # The pieces of one picture may be very many.
+        for batch in _read_ahead(paths, size, detector.spec.reading, 1 if tiles else batch_size, view.flip, tiles):
+            pieces = [piece for seen in batch for piece in seen.pieces]
+            found: list[Detections] = []
+            for start in range(0, len(pieces), batch_size):
+                some = np.stack([piece.canvas for piece in pieces[start : start + batch_size]])
+                canvases = torch.from_numpy(some).to(device)
+                found += detector.decode(detector(canvases.permute(0, 3, 1, 2).float()), size)
+            placed = [piece.placed.to_image(one) for piece, one in zip(pieces, found, strict=True)]
+            for seen in batch:
+                own, placed = placed[: len(seen.pieces)], placed[len(seen.pieces) :]
+                if seen.problem:
+                    report(seen.problem)
+                detections.append(_united(detector, seen.pieces, own, view.flip) if own else None)
     return detections
+
+
+def _united(detector: Detector, pieces: Sequence[Piece], found: Sequence[Detections], flip: bool) -> Detections:
+    """What was found in all pieces of a picture, in its pixels as it is stored."""
+    whole = found[0]
+    if len(pieces) > 1:
+        options = detector.decode_options()
+        whole = together(pieces, found, options.nms_iou, options.max_detections)
+    return mirrored(whole, float(pieces[0].picture[1])) if flip else whole
 
 
 Masked = tuple[Detections, list[dict[str, Any]]]
@@ -105,12 +126,12 @@ def predict_masks(
     found: list[Masked | None] = []
     with evaluating(detector):
         for batch in _read_ahead(paths, detector.spec.image_size, detector.spec.reading, 1, False):
-            canvas, placed, problem = batch[0]
-            if placed is None:
-                report(problem)
+            if not batch[0].pieces:
+                report(batch[0].problem)
                 found.append(None)
                 continue
-            image = torch.from_numpy(canvas).to(device).permute(2, 0, 1)[None].float()
+            placed = batch[0].pieces[0].placed
+            image = torch.from_numpy(batch[0].pieces[0].canvas).to(device).permute(2, 0, 1)[None].float()
             features = detector.features(image)
             seen = detector.decode(detector.head(features))[0]
             shapes = detector.masks(features, [seen])[0]
@@ -137,32 +158,40 @@ def _canvas(detector: Detector, scale: float) -> tuple[int, int]:
     return height, width
 
 
-def _upright(found: Detections, placed: Letterbox, flip: bool) -> Detections:
-    return mirrored(found, float(placed.width)) if flip else found
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is seen of an image: canvases (H, W, 3) uint8, none where it cannot be read, and why."""
 
-
-_Placed = tuple[Image, Letterbox | None, str]
-"""A canvas, how the image was put on it, and the problem where it could not be read."""
+    pieces: list[Piece]
+    problem: str = ""
 
 
 def _read_ahead(
-    paths: Sequence[Path], size: tuple[int, int], reading: Reading, batch_size: int, flip: bool
-) -> Iterator[list[_Placed]]:
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    reading: Reading,
+    batch_size: int,
+    flip: bool,
+    tiles: Tiles | None = None,
+) -> Iterator[list[_Seen]]:
+    def read(batch: Sequence[Path]) -> list[_Seen]:
+        return [_seen(path, size, reading, flip, tiles) for path in batch]
+
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with ThreadPoolExecutor(1) as reader:
-        coming: deque[Future[list[_Placed]]] = deque()
+        coming: deque[Future[list[_Seen]]] = deque()
         for batch in batches:
-            coming.append(reader.submit(lambda paths: [_place(path, size, reading, flip) for path in paths], batch))
+            coming.append(reader.submit(read, batch))
             if len(coming) > 1:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
 
-def _place(path: Path, size: tuple[int, int], reading: Reading, flip: bool) -> _Placed:
+def _seen(path: Path, size: tuple[int, int], reading: Reading, flip: bool, tiles: Tiles | None) -> _Seen:
     try:
         image = read_image(path, reading)
-        canvas, placed = letterbox(np.ascontiguousarray(image[:, ::-1]) if flip else image, size)
+        image = np.ascontiguousarray(image[:, ::-1]) if flip else image
+        return _Seen(cut(image, tiles, lambda part: letterbox(part, size)))
     except AcclimateError as error:
-        return np.zeros((*size, 3), np.uint8), None, str(error)
-    return canvas, placed, ""
+        return _Seen([], str(error))

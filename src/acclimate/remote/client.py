@@ -20,7 +20,7 @@ from acclimate.edge.bench import Bench
 from acclimate.errors import AcclimateError
 from acclimate.remote import worker
 from acclimate.remote.identity import Address
-from acclimate.run import file_digest
+from acclimate.run import file_digest, parsed
 from acclimate.structures import Detections
 
 TRIES = 5
@@ -236,7 +236,7 @@ class Remote:
 
     def _facts(self, status: int, data: bytes) -> dict[str, Any]:
         try:
-            facts = json.loads(data)
+            facts = parsed(data)
         except ValueError:
             facts = None
         if not isinstance(facts, dict):

@@ -14,7 +14,7 @@ import simplejpeg
 from acclimate.config import FIELD_OF_VIEW, ScenesConfig
 from acclimate.data import weather
 from acclimate.errors import AcclimateError, OtherInputsError
-from acclimate.run import digest, locked, write_bytes, write_text, writing
+from acclimate.run import digest, locked, parsed, write_bytes, write_text, writing
 from acclimate.scenes.render import CLASSES, VERSION, Camera, changed_camera, render
 
 GENERATOR = "acclimate.data.scenes"
@@ -173,7 +173,7 @@ def _coco(info: dict[str, Any], records: Sequence[dict[str, Any]], size: tuple[i
 
 def _read_info(index: Path) -> Any:
     try:
-        return json.loads(index.read_text()).get("info")
+        return parsed(index.read_text()).get("info")
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -195,7 +195,7 @@ def _resume(out: Path, partial: Path, info: dict[str, Any]) -> list[dict[str, An
         if partial.exists():
             for line in partial.read_text().splitlines():
                 try:
-                    lines.append(json.loads(line))
+                    lines.append(parsed(line))
                 except ValueError:
                     break
             if lines and lines[0] != info:

@@ -29,7 +29,7 @@ from acclimate.errors import AcclimateError
 from acclimate.models.dense import DenseDetector
 from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.statistics import recalibrate
-from acclimate.run import writing
+from acclimate.run import json_lines, writing
 from acclimate.select.budget import Cost, Table, Width
 from acclimate.select.record import Candidate, Hindsight, Try
 from acclimate.verification.judge import within
@@ -321,9 +321,8 @@ class Ledger:
         """`identity` stands for whatever the distances depend on: weights, images, statistics."""
         self._file, self._identity = file, identity
         self._known: dict[Width, float] = {}
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                values = json.loads(line)
+        for values in json_lines(file):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 if values["identity"] == identity:
                     self._known[tuple(values["width"])] = float(values["upem"])
 

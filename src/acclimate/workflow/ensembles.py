@@ -1,4 +1,4 @@
-"""The verb evaluate, of an ensemble: several runs, or several views of the images, as one detector.
+"""The verb evaluate, of an ensemble: several runs, several views of the images, or tiles of them, as one detector.
 
 Its boxes come from all members and become one set by weighted boxes fusion, by NMS or by soft-NMS. An ensemble is a
 measurement, and no artifact is made of it: it costs as much as its members together.
@@ -18,6 +18,8 @@ from acclimate import stages
 from acclimate.boxes.fusion import fuse
 from acclimate.boxes.soft_nms import Suppression, decay, soft_nms
 from acclimate.config import DataConfig
+from acclimate.edge.artifact import Tiles
+from acclimate.edge.tiles import tiles_of
 from acclimate.errors import AcclimateError
 from acclimate.run import Evaluation, Role, counted, locked
 from acclimate.structures import Detections, View
@@ -38,11 +40,19 @@ class Looks:
     views: tuple[View, ...] = (View(),)
     suppression: Suppression | None = None
     """Within each member; None leaves each detector's own."""
+    tiles: Tiles | None = None
+    """How each member cuts the images before it sees them."""
 
     @classmethod
-    def of(cls, fuse: str, views: Sequence[str], suppression: str | None) -> Self:
+    def of(cls, fuse: str, views: Sequence[str], suppression: str | None, tiles: str = "") -> Self:
         """From words: a view is `flip`, a scale such as `1.25`, or both with a comma between. The images as they are
         come first, always.
+
+        Args:
+            fuse: how boxes become one set.
+            views: further ones.
+            suppression: within each member; None leaves each detector's own.
+            tiles: as `tiles_of` reads them; empty for none.
 
         Raises:
             AcclimateError: a word that means nothing.
@@ -54,13 +64,16 @@ class Looks:
             if value not in known:
                 raise AcclimateError(f"{option} {value}: is one of {', '.join(known)}")
         looked = dict.fromkeys([View(), *map(_view, views)])
-        return cls(cast(Fusion, fuse), tuple(looked), cast("Suppression | None", suppression))
+        cut = tiles_of(tiles) if tiles else None
+        return cls(cast(Fusion, fuse), tuple(looked), cast("Suppression | None", suppression), cut)
 
     def told(self, members: int) -> str:
         """What was done, as part of a file's name."""
         flips, scales = any(view.flip for view in self.views), {view.scale for view in self.views} - {1.0}
         parts = [self.fuse if members * len(self.views) > 1 else "", f"{members}-runs" if members > 1 else ""]
         parts += ["flip" if flips else "", *(f"{scale:g}x" for scale in sorted(scales)), self.suppression or ""]
+        if self.tiles is not None:
+            parts += ["tiles", "{}x{}".format(*self.tiles.size), f"{self.tiles.overlap:g}"]
         return "-".join(part for part in parts if part)
 
 
@@ -73,7 +86,7 @@ def evaluate_together(
     *,
     console: Console | None = None,
 ) -> Evaluation:
-    """AP of several runs, or several views, as one detector; saved as ensembles/NAME-HOW.json of the first run.
+    """AP of several runs, several views, or tiles, as one detector; saved as ensembles/NAME-HOW.json of the first run.
 
     The runs' own evaluations stay what they are.
 
@@ -103,7 +116,7 @@ def evaluate_together(
         if truth is None:
             truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
         refuse_tested(stages.labelled_frames(run), truth.paths, name)
-        members += [predictions_of(detector, truth, name, view=view) for view in looks.views]
+        members += [predictions_of(detector, truth, name, view=view, tiles=looks.tiles) for view in looks.views]
     assert truth is not None
     together = [united(image, looks.fuse) for image in zip(*members, strict=True)]
     how = looks.told(len(runs))

@@ -146,11 +146,15 @@ def convert(
         What was left out, in reading and in writing.
 
     Raises:
-        AcclimateError: the set cannot be read or has no labels, the format is unknown, or `out` holds something.
+        AcclimateError: the set cannot be read or has no labels, the format is unknown, or `out` holds something or lies
+            in the set.
     """
     from acclimate.data import formats, inspect, write
 
-    images = formats.read(source if isinstance(source, DataConfig) else DataConfig(path=Path(source)))
+    config = source if isinstance(source, DataConfig) else DataConfig(path=Path(source))
+    if config.path.is_dir() and Path(out).resolve().is_relative_to(config.path.resolve()):
+        raise AcclimateError(f"{out}: lies in {config.path}, and would become a part of it; choose another folder")
+    images = formats.read(config)
     problems = (*images.problems, *write.write(images, format_, Path(out)))
     if console is not None:
         inspect.print_problems(problems, console)

@@ -95,7 +95,14 @@ def read(
         raise AcclimateError(f"{path}: no such file or folder")
     with _collector_paused():
         format_, raw = _found(config, masks)
-        return assemble(config, raw, format_, classes, masks, reading)
+        asked = (config.model_dump_json(), None if classes is None else tuple(classes), masks, reading)
+        known = raw.assembled.get(asked)
+        if known is None or not raw.headers.still(sample.path for sample in raw.samples):
+            known = raw.assembled[asked] = assemble(config, raw, format_, classes, masks, reading)
+        raw.assembled.move_to_end(asked)
+        while len(raw.assembled) > looked.ASSEMBLED:
+            raw.assembled.popitem(last=False)
+        return known
 
 
 def _found(config: DataConfig, masks: bool) -> tuple[str, Raw]:

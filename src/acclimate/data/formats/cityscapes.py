@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
@@ -83,11 +81,13 @@ def _polygons(sample: int, file: Path, items: Sequence[Any], raw: Raw) -> None:
             name = label.removesuffix("group")
             if name not in CLASSES or item.get("deleted"):
                 continue
-            points = np.asarray(item["polygon"], np.float64).reshape(-1, 2)
-            box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-        except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
+            points = files.points(item["polygon"])
+        except (AttributeError, TypeError, KeyError):
+            points = None
+        if points is None or not len(points):
             raw.problem(where, "no label or polygon; left out")
             continue
+        box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
         raw.add(sample, name, box, number, ignore=name != label)
 
 

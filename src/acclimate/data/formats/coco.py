@@ -30,6 +30,8 @@ _TAKEN = object()
 """What stands in place of an annotation whose numbers were taken."""
 _OVER, _ENOUGH = 0.1, 10_000
 """A sound index has no such part of its boxes over the border; so many of them tell."""
+_FARTHEST = 1e9
+"""No corner of a polygon is so far out."""
 _SAMPLE = 32
 """So many file names decide which folder they are relative to."""
 
@@ -202,7 +204,7 @@ class _Annotations:
         for number, part in self._parts.items():
             try:
                 left, top, width, height = (float(value) for value in part)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 name = "full_bbox" if self._full else "visible_bbox"
                 self._raw.problem(self._raw.locate("", self._place(number)), f"{name} is not four numbers; not used")
                 continue
@@ -223,12 +225,9 @@ class _Annotations:
             return ()
         outline = []
         for listed in segmentation:
-            try:
-                polygon = np.array(listed, np.float32).reshape(-1, 2)
-            except (TypeError, ValueError):
-                polygon = np.zeros((0, 2), np.float32)
-            if len(polygon) >= 3 and np.isfinite(polygon).all():
-                outline.append(polygon)
+            polygon = files.points(listed)
+            if polygon is not None and len(polygon) >= 3 and (np.abs(polygon) < _FARTHEST).all():
+                outline.append(polygon.astype(np.float32))
             else:
                 self._raw.problem(where, "a polygon is not a list of at least three x, y; left out")
         return tuple(outline)
@@ -236,11 +235,11 @@ class _Annotations:
 
 def _extent(segmentation: Any) -> list[float] | None:
     """x, y, width and height of what polygons cover; None where there are none."""
-    try:
-        points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation])
-    except (TypeError, ValueError):
+    if not isinstance(segmentation, list) or not segmentation:
         return None
-    return [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()] if len(points) else None
+    polygons = [points for polygon in segmentation if (points := files.points(polygon)) is not None]
+    corners = np.concatenate(polygons) if len(polygons) == len(segmentation) else np.zeros((0, 2))
+    return [*corners.min(axis=0).tolist(), *np.ptp(corners, axis=0).tolist()] if len(corners) else None
 
 
 def _tell_repeated(ids: list[Any], raw: Raw) -> None:
@@ -311,13 +310,19 @@ def _categories(file: Path, categories: list[Any], used: Collection[Any], raw: R
         and all(parents[other] == name for other in names if other != identity)
     }
     names = {identity: name for identity, name in names.items() if identity not in projects}
-    raw.classes = tuple(dict.fromkeys(names.values()))
+    raw.declare(file, list(names.values()))
     return names
+
+
+def _file_name(image: dict[str, Any]) -> str:
+    """What an image is called; LVIS has its address alone. Empty where there is neither."""
+    name = image.get("file_name") or image.get("coco_url")
+    return "" if name is None else str(name)
 
 
 def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dict[Any, int]:
     """The number of each image id's sample; -1 where the image is left out."""
-    named = [str(image["file_name"]) for image in images if isinstance(image, dict) and "file_name" in image]
+    named = [name for image in images if isinstance(image, dict) and (name := _file_name(image))]
     folders = _folders(file, named, config, raw)
     below = [config.images] if config.images is not None else _set_folders(file)
     resolver = places.Images(folders, below, split=f"{config.split or ''} {file.stem} {file.parent.name}")
@@ -326,9 +331,11 @@ def _samples(file: Path, images: list[Any], config: DataConfig, raw: Raw) -> dic
     prefix = f"{file}: image "
     for number, image in enumerate(images):
         try:
-            identity, name = image["id"], str(image["file_name"])
+            identity, name = image["id"], _file_name(image)
             twice = identity in samples
         except (TypeError, KeyError):
+            name = ""
+        if not name:
             raw.problem(f"{file}: images[{number}]", "has no id or file_name; left out")
             continue
         where = f"{prefix}{identity}"

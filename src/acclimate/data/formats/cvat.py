@@ -40,14 +40,8 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     (file,) = own or found
     tree = files.xml_of(file)
     raw = Raw(config.path.stem, locate=lambda where, place: f"{where}: shape {place}")
-    raw.classes = (
-        tuple(
-            dict.fromkeys(
-                name for node in tree.iterfind(".//labels/label") if (name := (node.findtext("name") or "").strip())
-            )
-        )
-        or None
-    )
+    if labels := [node.findtext("name") or "" for node in tree.iterfind(".//labels/label")]:
+        raw.declare(file, list(dict.fromkeys(labels)))
     root = config.images or file.parent
     resolver = places.Images([root, root / "images"], [root], split=config.split or "")
     for image in tree.iter("image"):
@@ -69,15 +63,18 @@ def _shape(sample: int, shape: ElementTree.Element, number: int, raw: Raw) -> No
         return
     if shape.tag == "box":
         box = files.numbers([shape.get(key) or "" for key in ("xtl", "ytl", "xbr", "ybr")])
-        if files.numbers([shape.get("rotation") or "0"]) != [0]:
-            raw.problem(where, f"{label}: a turned box; read as if it were upright")
+    elif shape.tag == "ellipse":
+        parts = files.numbers([shape.get(key) or "" for key in ("cx", "cy", "rx", "ry")])
+        box = [parts[0] - parts[2], parts[1] - parts[3], parts[0] + parts[2], parts[1] + parts[3]] if parts else None
     elif shape.tag == "polygon":
         points = files.numbers((shape.get("points") or "").replace(";", " ").replace(",", " ").split()) or []
         box = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])] if len(points) >= 6 else None
     else:
-        raw.problem(where, f"{label}: a {shape.tag} has no box that is read; left out")
+        raw.problem(where, f"{label}: {shape.tag} has no box that is read; left out")
         return
     if box is None:
         raw.problem(where, f"{label}: no box of four numbers; left out")
         return
+    if files.numbers([shape.get("rotation") or "0"]) != [0]:
+        raw.problem(where, f"{label}: a turned {shape.tag}; read as if it were upright")
     raw.add(sample, label, box, number)

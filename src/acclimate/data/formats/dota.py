@@ -14,14 +14,15 @@ FILES = "DOTA's labelTxt"
 
 
 def find(path: Path) -> bool:
-    """A folder labelTxt (or labelTxt-v1.0 and the like), in the folder or in that of a split."""
+    """A folder labelTxt (or labelTxt-v1.0 and the like; MMRotate's annfiles), in the folder or in that of a split."""
     return places.is_dir(path) and (
         _labels(path) is not None or any(_labels(inner) for inner in places.folders_in(path))
     )
 
 
 def _labels(root: Path) -> Path | None:
-    return next((folder for folder in places.folders_in(root) if folder.name.casefold().startswith("labeltxt")), None)
+    there = places.folders_in(root)
+    return next((folder for folder in there if folder.name.casefold().startswith(("labeltxt", "annfiles"))), None)
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
@@ -42,16 +43,17 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     for file in places.files_below(labels, ".txt"):
         sample = raw.sample(resolver.find(file.stem) or images / f"{file.stem}.png", file)
         for number, line in files.lines(files.text(file) or ""):
-            if line.split(":")[0] in {"imagesource", "gsd"}:
+            if line.split(":")[0].strip("'\" ") in {"imagesource", "gsd"}:
                 continue
             words = line.replace(",", " ").split()
-            corners = files.numbers(words[:8])
-            if corners is None or len(words) not in {9, 10}:
+            corners, rest = files.numbers(words[:8]), words[8:]
+            if corners is None or not rest or files.finite(rest[0]):
                 raw.problem(f"{file}:{number}", f"not a DOTA label: {line[:60]!r}; left out")
                 continue
-            difficult = words[9] if len(words) == 10 else None
-            ignore = raw.flag(files.flag(difficult), f"{file}:{number}", "difficult", difficult)
+            # A class may be of several words; what is no flag behind it belongs to it.
+            ignore = files.flag(rest[-1]) if len(rest) > 1 else None
+            name = " ".join(rest if ignore is None else rest[:-1])
             xs, ys = corners[::2], corners[1::2]
-            raw.add(sample, words[8], (min(xs), min(ys), max(xs), max(ys)), number, ignore)
+            raw.add(sample, name, (min(xs), min(ys), max(xs), max(ys)), number, bool(ignore))
     places.tell_unlabelled(raw, images, [])
     return raw

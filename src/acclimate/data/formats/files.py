@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from acclimate.data.formats.looked import current
 from acclimate.errors import AcclimateError
 
@@ -117,6 +120,17 @@ def numbers(words: list[str]) -> list[float] | None:
         return None
 
 
+def points(value: Any) -> NDArray[np.float64] | None:
+    """Points (N, 2) of a JSON file's list of pairs, or of x and y in turn; None where it is neither."""
+    try:
+        found = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if found.ndim == 1 and len(found) % 2 == 0:
+        return found.reshape(-1, 2)
+    return found if found.ndim == 2 and found.shape[1] == 2 else None
+
+
 def finite(word: str) -> bool:
     """Whether a word is a finite number."""
     try:
@@ -158,7 +172,7 @@ def of_image(raw: Raw, file: Path, take: Callable[[Any], T], lacks: str) -> T | 
     Args:
         raw: hears of the image that is left out.
         file: the file.
-        take: raises TypeError, KeyError, ValueError or OverflowError where the file is of another kind.
+        take: raises AttributeError, TypeError, KeyError, ValueError or OverflowError where the file is of another kind.
         lacks: what it then lacks.
 
     Returns:
@@ -168,7 +182,7 @@ def of_image(raw: Raw, file: Path, take: Callable[[Any], T], lacks: str) -> T | 
         return take(json_of(file))
     except AcclimateError:
         raw.problem(file, "damaged JSON; the image is left out")
-    except (TypeError, KeyError, ValueError, OverflowError):
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
         raw.problem(file, f"no {lacks}; the image is left out")
     return None
 

@@ -50,11 +50,13 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     names = [str(file.relative_to(labels).with_suffix("")) for file in places.files_below(labels, ".txt")]
     listed = split is not None and split not in {root.name, labels.name}
     if listed:
-        lists = [base / part / f"{config.split}.txt" for base in (root, root.parent) for part in ("ImageSets", ".")]
-        text = next((text for text in map(files.text, lists) if text is not None), None)
-        if text is None:
-            raise AcclimateError(f"{config.path}: split {config.split!r} is neither a folder nor a list ({lists[0]})")
-        names = [line for _, line in files.lines(text)]
+        folders = [base / part for base in (root, root.parent) for part in ("ImageSets", ".")]
+        lines = places.split_list(folders, split or "")
+        if lines is None:
+            where = folders[0] / f"{split}.txt"
+            raise AcclimateError(f"{config.path}: split {split!r} is neither a folder nor a list ({where})")
+        listed_files = [places.label_of(labels, line, ".txt") for line in lines]
+        names = [str(file.relative_to(labels).with_suffix("")) for file in listed_files]
     resolver = places.Images([images], split=config.split or "")
     for name in names:
         file = labels / f"{name}.txt"
@@ -135,11 +137,11 @@ def _likely(values: list[float]) -> bool:
 def _root(path: Path, split: str | None) -> tuple[Path, Path, Path] | None:
     """(root, labels, images) in KITTI's own names."""
     candidates = [path / split] if split else []
-    candidates += [path, path / "training"]
+    candidates += [path, *filter(None, [places.folder_in(path, "training")])]
     for root in candidates:
         for labels, images in _FOLDERS:
-            if places.is_dir(root / labels):
-                return root, root / labels, root / images
+            if (own := places.folder_in(root, labels)) is not None:
+                return root, own, places.folder_in(root, images) or root / images
     return None
 
 

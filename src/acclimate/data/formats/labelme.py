@@ -77,10 +77,10 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
 
 def _shape(sample: int, shape: Any, number: int, raw: Raw) -> None:
     where = raw.locate(raw.samples[sample].where, number)
-    try:
-        label, kind = str(shape["label"]), str(shape.get("shape_type") or "polygon")
-        points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
-    except (AttributeError, TypeError, KeyError, ValueError):
+    content = shape if isinstance(shape, dict) else {}
+    label, kind = content.get("label"), str(content.get("shape_type") or "polygon")
+    points = files.points(content.get("points"))
+    if not isinstance(label, str | int | float) or points is None:
         raw.problem(where, "no label or points; left out")
         return
     if kind not in _BOXED or len(points) < 2:
@@ -90,4 +90,8 @@ def _shape(sample: int, shape: Any, number: int, raw: Raw) -> None:
         # Its centre, and a point of its edge.
         radius = math.hypot(*(points[1] - points[0]))
         points = np.array([points[0] - radius, points[0] + radius])
-    raw.add(sample, label, [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], number)
+    # X-AnyLabeling has a flag of its own for it, others one of the user's.
+    flags = content.get("flags")
+    written = content.get("difficult") or (flags.get("difficult") if isinstance(flags, dict) else None)
+    difficult = raw.flag(files.flag(written), where, "difficult", written)
+    raw.add(sample, str(label), [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], number, difficult)

@@ -92,7 +92,7 @@ def _task(task: dict[str, Any], where: str, raw: Raw, resolver: places.Images, r
         value = _dict(one.get("value"))
         at = raw.locate(where, place)
         names = _list(value.get("rectanglelabels"))
-        if not names:
+        if not names or not isinstance(names[0], str):
             raw.problem(at, f"a {one.get('type', 'result')} is no rectangle with a label; left out")
             continue
         box = files.numbers([str(value.get(key)) for key in ("x", "y", "width", "height")])
@@ -102,7 +102,7 @@ def _task(task: dict[str, Any], where: str, raw: Raw, resolver: places.Images, r
         if value.get("rotation"):
             raw.problem(at, f"{names[0]}: a turned box; read as if it were upright")
         left, top, width, height = (part / 100 for part in box)
-        raw.add(sample, str(names[0]), [left, top, left + width, top + height], place)
+        raw.add(sample, names[0], [left, top, left + width, top + height], place)
 
 
 def _names(address: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ import stat
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +27,8 @@ from typing import Any, TypeVar, cast
 
 from acclimate.edge.headers import Header, read_header_of
 
-SETS = 8
-"""So many are kept, the last that were asked for."""
+SETS, ASSEMBLED = 8, 2
+"""So many are kept, the last that were asked for; and of each so many forms, as a detector's classes make another."""
 _MOMENT_NS, _COARSE_NS = 50_000_000, 2_100_000_000
 """Ages below which a time of change proves nothing: of a clock that ticks in milliseconds, and of one in seconds."""
 _SMALL, _SMALL_FILES = 1 << 20, 512
@@ -117,6 +117,15 @@ class Headers:
         if _old(now := _stamp_of(status)):
             self._known[name], self._stamps[name] = header, _packed(now)
         return header
+
+    def still(self, paths: Iterable[Path]) -> bool:
+        """Whether the headers of all of `paths` were read, and no file has changed since."""
+        stamps = self._stamps
+        for path in paths:
+            known, now = stamps.get(str(path)), stamp(path)
+            if known is None or now is None or _packed(now) != known:
+                return False
+        return True
 
 
 _FIVE = struct.Struct("<5Q").pack

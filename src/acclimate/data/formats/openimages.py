@@ -56,7 +56,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     resolver = places.Images(folders, [config.images or root], split=split)
     samples: dict[str, int | None] = {}
     missing = 0
-    for number, row in enumerate(csv.DictReader(io.StringIO(files.text(table) or "", newline="")), 2):
+    for number, row in _rows(table):
         where = f"{table}:{number}"
         identity, label = row.get("ImageID") or "", row.get("LabelName") or ""
         box = files.numbers([row.get(key) or "" for key in ("XMin", "YMin", "XMax", "YMax")])
@@ -81,6 +81,19 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     return raw
 
 
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """The rows of a table by their columns, and the line in which each ends.
+
+    Raises:
+        AcclimateError: a quotation mark is never closed, or a field is longer than any.
+    """
+    reader = csv.DictReader(io.StringIO(files.text(table) or "", newline=""), strict=True)
+    try:
+        yield from ((reader.line_num, row) for row in reader)
+    except csv.Error as error:
+        raise AcclimateError(f"{table}:{reader.line_num + 1}: damaged CSV ({error}); copy the file again") from None
+
+
 def _chosen(root: Path, split: str | None) -> Path:
     tables = every = _boxes(_tables(root))
     if split is not None:
@@ -100,7 +113,7 @@ def _descriptions(root: Path) -> dict[str, str]:
     """Class names by machine id, from class-descriptions*.csv or FiftyOne's classes.csv."""
     for file in _tables(root):
         if file.stem.startswith(("class-descriptions", "classes", "oidv")) and not set(_COLUMNS) <= set(_header(file)):
-            rows = csv.reader(io.StringIO(files.text(file) or "", newline=""))
+            rows = map(next, map(csv.reader, ([line] for _, line in files.lines(files.text(file) or ""))))
             names = {row[0].strip(): row[1].strip() for row in rows if len(row) >= 2}
             names.pop("LabelName", None)
             if names:
@@ -115,14 +128,17 @@ def _hierarchy(root: Path) -> dict[str, set[str]]:
     for file in (file for place in inner for file in places.files_in(place, ".json")):
         if "hierarchy" in file.stem.casefold() and files.mentions(file, b'"LabelName"'):
             above: dict[str, set[str]] = {}
-            _descend(files.json_of(file), (), above)
+            tree = files.json_of(file)
+            _descend(tree if isinstance(tree, dict) else {}, (), above)
             return above
     return {}
 
 
-def _descend(node: Any, ancestors: tuple[str, ...], above: dict[str, set[str]]) -> None:
-    for child in node.get("Subcategory", ()) if isinstance(node, dict) else ():
-        name = str(child.get("LabelName"))
+def _descend(node: dict[str, Any], ancestors: tuple[str, ...], above: dict[str, set[str]]) -> None:
+    children = node.get("Subcategory")
+    for child in children if isinstance(children, list) else ():
+        if not isinstance(child, dict) or not isinstance(name := child.get("LabelName"), str):
+            continue
         # A class may stand under several others.
         above.setdefault(name, set()).update(ancestors)
         _descend(child, (*ancestors, name), above)

@@ -301,6 +301,40 @@ def _agreement(path: str, parts: list[str]) -> int:
     return count
 
 
+def split_list(folders: Iterable[Path], split: str) -> list[str] | None:
+    """The lines of a split's list, such as train.txt, in the first of the folders that has one; None where none has."""
+    some = list(folders)
+    named = [folder / f"{split}.txt" for folder in some]
+    alike = [file for folder in some for file in files_in(folder, ".txt") if same_split(split, file.stem)]
+    for file in (*named, *alike):
+        if (content := text(file)) is not None:
+            return [line for _, line in lines(content)]
+    return None
+
+
+def label_of(labels: Path, line: str, suffix: str) -> Path:
+    """The label file that a line of a split's list means, below `labels`.
+
+    It may name the image or the label, with or without its ending and its folders, in either kind of separator; names
+    may hold spaces. A second column, of the lists of one class, says whether the class is in the image; in others it is
+    the label file itself.
+    """
+    written = [line, re.sub(r"\s+(-1|0|1)$", "", line)]
+    last = line.split()[-1]
+    written += [last] if last.lower().endswith(suffix) else []
+    tried: dict[str, list[Path]] = {}
+    for name in written:
+        parts = [part for part in re.split(r"[\\/]", name) if part not in {"", ".", ".."}] or ["-"]
+        ended = parts[-1].lower().endswith((*SUFFIXES, suffix))
+        owns = [parts[-1], *([parts[-1].rpartition(".")[0]] if ended else [])]
+        tried[name] = [
+            labels.joinpath(*parts[start:-1], f"{own}{suffix}") for own in owns for start in range(len(parts))
+        ]
+    # A name without a file is told as it is written, its column left off.
+    there = (file for files in tried.values() for file in files if is_file(file))
+    return next(there, tried[written[1]][0])
+
+
 def tell_unlabelled(raw: Raw, folder: Path, labels: Iterable[Path]) -> None:
     """Images of a folder that none of `labels` speaks of are left out, and that is told, once."""
     spoken = {str(sample.path) for sample in raw.samples}

@@ -9,7 +9,9 @@ Box conventions: pixel i covers [i, i + 1), so a box is its left, top, right and
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from array import array
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +112,13 @@ class UnlabelledSet:
         return len(self.paths)
 
 
+def class_name(written: str) -> str:
+    """A class's name without what nobody sees and no table tells apart: spaces of any kind and number are one, marks of
+    no width go, and an accent is part of its letter."""
+    shown = "".join(sign for sign in written if sign.isprintable() or sign.isspace())
+    return " ".join(unicodedata.normalize("NFC", shown).split())
+
+
 def image_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
     """(height, width) in pixels of the picture that reading a file gives, from its header.
 
@@ -146,6 +155,8 @@ class Raw:
     outlined: bool = False
     """Whether outlines were read."""
     headers: Headers = field(default_factory=Headers)
+    assembled: OrderedDict[tuple[Any, ...], LabelledSet] = field(default_factory=OrderedDict)
+    """The last sets that were made of it, by what was asked of them."""
     _names: dict[str, int] = field(default_factory=dict)
     _owners: array[int] = field(default_factory=lambda: array("q"))
     _kinds: array[int] = field(default_factory=lambda: array("q"))
@@ -158,6 +169,14 @@ class Raw:
 
     def problem(self, where: str | Path, what: str) -> None:
         self.problems.append(Problem(str(where), what))
+
+    def declare(self, where: Path, names: Sequence[str]) -> None:
+        """Take the classes that an index lists, in its order; one that it lists twice is one class, and told."""
+        counts = Counter(map(class_name, names))
+        self.classes = tuple(counts)
+        for name, count in counts.items():
+            if count > 1:
+                self.problem(where, f"lists the class {name!r} {count} times; it is read as one")
 
     def sample(
         self, path: Path, where: str | Path, size: tuple[int, int] | None = None, fractions: bool = False
@@ -261,6 +280,8 @@ class _Objects:
     kinds: NDArray[np.int64]
     boxes: NDArray[np.float64]
     ignore: NDArray[np.bool_]
+    nameless: NDArray[np.bool_]
+    """Whether its class has no name."""
 
 
 @dataclass(slots=True)
@@ -295,13 +316,22 @@ def assemble(
             "model.two_stage.masks = false and leave augment.copy_paste at 0"
         )
     frames = _frames(raw, config.orientation)
+    written = [class_name(name) for name in raw._names]
+    names = list(dict.fromkeys(written))
+    number = {name: index for index, name in enumerate(names)}
+    kind_of = np.array([number[name] for name in written], np.int64)
+    kinds = np.frombuffer(raw._kinds, np.int64)
+    kinds = kind_of[kinds] if len(kinds) else kinds
     found = _Objects(
         np.frombuffer(raw._owners, np.int64),
-        np.frombuffer(raw._kinds, np.int64),
+        kinds,
         np.frombuffer(raw._boxes, np.float64).reshape(-1, 4).copy(),
         np.frombuffer(raw._ignored, np.bool_),
+        kinds == number.get("", -1),
     )
-    names = list(raw._names)
+    if found.nameless.any():
+        where = raw.whereabouts(int(found.nameless.argmax()))
+        raw.problem(where, f"its class has no name; left out ({found.nameless.sum()} boxes, the first here)")
     usable = _usable(raw, names, found, frames)
     counts = np.bincount(found.kinds[usable], minlength=len(names))
     mapping = _map_classes(config, raw, {name: int(n) for name, n in zip(names, counts, strict=True) if n}, classes)
@@ -373,7 +403,14 @@ def _frames(raw: Raw, asked: Orientation) -> list[_Frame | None]:
                 raw.problem(sample.where, f"image {sample.path}: {message.split(';')[0]}; left out")
         headers.append(header)
     there = [(number, header) for number, header in enumerate(headers) if header is not None]
-    written = orientation.frames([raw.samples[n].size for n, _ in there], [header for _, header in there], asked)
+    sizes, kept = [raw.samples[n].size for n, _ in there], [header for _, header in there]
+    written = orientation.frames(sizes, kept, asked)
+    if count := orientation.undecided(sizes, kept):
+        raw.problem(
+            raw.samples[0].where,
+            f"of images that are stored turned, some have their size as seen and some as stored; {count} square or "
+            "upside-down ones follow the more, and may be read in the other; check their boxes",
+        )
     frames: list[_Frame | None] = [None] * len(headers)
     for (number, header), frame in zip(there, written, strict=True):
         if frame is not None:
@@ -395,7 +432,7 @@ def _usable(raw: Raw, names: Sequence[str], found: _Objects, frames: Sequence[_F
         return np.zeros(0, np.int64)
     sizes = np.array([(0, 0) if frame is None else frame.header.size(frame.written) for frame in frames], np.float64)
     limits = sizes[found.owners][:, [1, 0, 1, 0]]
-    kept = limits[:, 0] > 0
+    kept = (limits[:, 0] > 0) & ~found.nameless
     fractions = np.array([sample.fractions for sample in raw.samples], np.bool_)[found.owners]
     boxes = found.boxes
     boxes[fractions] *= limits[fractions]
@@ -542,13 +579,14 @@ class _Mapping:
 
 
 def _map_classes(config: DataConfig, raw: Raw, counts: Mapping[str, int], classes: Sequence[str] | None) -> _Mapping:
-    names = [*(raw.classes or ()), *sorted(set(counts) - set(raw.classes or ()))]
+    declared = [name for name in raw.classes or () if name]
+    names = [*declared, *sorted(set(counts) - set(declared))]
     ignored, dropped, renamed = set(), set(), {}
     for name in names:
         ours = config.classes.get(name, name)
         if {name, ours} & set(config.drop):
             dropped.add(name)
-        elif {name, ours} & set(config.ignore) or ours == IGNORED_NAME:
+        elif {name, ours} & set(config.ignore) or ours.casefold() == IGNORED_NAME.casefold():
             ignored.add(name)
         else:
             renamed[name] = ours
@@ -558,6 +596,11 @@ def _map_classes(config: DataConfig, raw: Raw, counts: Mapping[str, int], classe
                 raw.problem(config.path, f"{key} names {name!r}, which is no class of this set")
     if classes is None:
         own = tuple(dict.fromkeys(renamed.values()))
+        alike: dict[str, str] = {}
+        for name in own:
+            if (first := alike.setdefault(name.casefold(), name)) != name:
+                told = f"the classes {first!r} and {name!r} differ in capitals alone; to make them one: classes = "
+                raw.problem(config.path, f'{told}{{ "{name}" = "{first}" }}')
         return _Mapping(own, {name: own.index(ours) for name, ours in renamed.items()}, ignored, dropped)
 
     known = {name: label for label, name in enumerate(classes)}

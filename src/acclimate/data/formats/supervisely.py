@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from acclimate.config import DataConfig
 from acclimate.data.formats import files, places
 from acclimate.data.formats.raw import Raw
@@ -17,15 +15,14 @@ FILES = "Supervisely's ann and img"
 
 def find(path: Path) -> bool:
     """A folder with ann/ and img/, or a project with meta.json whose data sets have them."""
-    return places.is_dir(path) and bool(_sets(path))
+    return places.is_dir(path) and bool(_sets(path, deep=1))
 
 
-def _sets(path: Path) -> list[Path]:
-    return [
-        folder
-        for folder in (path, *places.folders_in(path))
-        if places.is_dir(folder / "ann") and places.is_dir(folder / "img")
-    ]
+def _sets(path: Path, deep: int = 8) -> list[Path]:
+    """The data sets at a path and below it, as one may lie in another."""
+    own = [path] if places.is_dir(path / "ann") and places.is_dir(path / "img") else []
+    inner = [folder for folder in places.folders_in(path) if folder.name not in {"ann", "img"}] if deep else []
+    return [*own, *(one for folder in inner for one in _sets(folder, deep - 1))]
 
 
 def read(config: DataConfig, masks: bool = False) -> Raw:
@@ -44,7 +41,7 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
         images = config.images or folder / "img"
         resolver = places.Images([images])
         for file in places.files_below(folder / "ann", ".json"):
-            if (taken := files.of_image(raw, file, _taken, "size and objects")) is None:
+            if (taken := files.of_image(raw, file, _taken, "objects")) is None:
                 continue
             size, items = taken
             # a.jpg.json belongs to a.jpg; the old form, a.json, to any image a.
@@ -54,22 +51,21 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     return raw
 
 
-def _taken(content: Any) -> tuple[tuple[int, int], list[Any]]:
-    return (int(content["size"]["height"]), int(content["size"]["width"])), list(content["objects"])
+def _taken(content: Any) -> tuple[tuple[int, int] | None, list[Any]]:
+    size = content.get("size") or {}
+    return files.size(size.get("height"), size.get("width")), list(content["objects"])
 
 
 def _object(sample: int, item: Any, number: int, raw: Raw) -> None:
     where = raw.locate(raw.samples[sample].where, number)
-    try:
-        name, kind = str(item["classTitle"]), str(item.get("geometryType", "polygon"))
-    except (AttributeError, TypeError, KeyError):
+    name = item.get("classTitle") if isinstance(item, dict) else None
+    if not isinstance(name, str):
         raw.problem(where, "no classTitle; left out")
         return
-    try:
-        points = np.asarray(item["points"]["exterior"], np.float64).reshape(-1, 2)
-    except (TypeError, KeyError, ValueError):
-        points = np.zeros((0, 2))
-    if kind not in {"rectangle", "polygon"} or len(points) < 2:
+    kind = str(item.get("geometryType") or "polygon")
+    outer = item.get("points")
+    points = files.points(outer.get("exterior")) if isinstance(outer, dict) else None
+    if kind not in {"rectangle", "polygon"} or points is None or len(points) < 2:
         raw.problem(where, f"{name}: a {kind} has no box that is read; left out")
         return
     raw.add(sample, name, [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], number)

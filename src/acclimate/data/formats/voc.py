@@ -77,7 +77,11 @@ def read(config: DataConfig, masks: bool = False) -> Raw:
     labels, chosen = _chosen(root, config.split)
     beside = labels if _labels_in(labels) and places.images_in(labels) else None
     folder = config.images or beside or places.folder_in(root, *_IMAGES) or labels
-    entries = places.files_below(labels, ".xml") if chosen is None else [_label(labels, name) for name in chosen]
+    entries = (
+        places.files_below(labels, ".xml")
+        if chosen is None
+        else [places.label_of(labels, name, ".xml") for name in chosen]
+    )
     resolver = places.Images([folder], [folder], split=config.split or "")
     for file in entries:
         try:
@@ -100,7 +104,7 @@ def _image(
 ) -> None:
     size = files.size(tree.findtext("size/height"), tree.findtext("size/width"))
     own = str(file.relative_to(labels).with_suffix("")) if file.is_relative_to(labels) else file.stem
-    written = (tree.findtext("filename") or "").strip()
+    written = (tree.findtext("filename") or tree.findtext("path") or "").strip()
     by_name = resolver.find(own)
     stem = re.split(r"[\\/]", written)[-1].rsplit(".", 1)[0] if "." in written else written
     by_tag = resolver.find(written) if written and (by_name is None or stem != file.stem) else by_name
@@ -142,24 +146,13 @@ def _chosen(root: Path, split: str | None) -> tuple[Path, list[str] | None]:
                 raise AcclimateError(f"{root}: several splits ({names}); set `split`")
             return splits[0], None
         return labels or root, None
-    lists = places.folder_in(root, "ImageSets") or root / "ImageSets"
-    lists = places.folder_in(lists, "Main") or lists / "Main"
-    content = files.text(lists / f"{split}.txt")
-    if content is not None:
-        return labels or root, [line for _, line in files.lines(content)]
+    above = places.folder_in(root, "ImageSets") or root / "ImageSets"
+    lists = places.folder_in(above, "Main") or above / "Main"
+    if (listed := places.split_list((lists, above, root), split)) is not None:
+        return labels or root, listed
     inside = [folder for base in (root, labels) if base is not None for folder in places.folders_in(base)]
     for folder in inside:
         if places.same_split(split, folder.name) and places.files_below(folder, ".xml"):
             return folder, None
     there = sorted({file.stem for file in places.files_in(lists, ".txt")} | {folder.name for folder in splits})
     raise AcclimateError(f"{lists}: no list {split}.txt (there: {', '.join(there) or 'none'}); set `split`")
-
-
-def _label(labels: Path, line: str) -> Path:
-    """The label file that a line of a split's list means. A second column, of the lists of one class, says whether the
-    class is in the image; a name may hold spaces."""
-    names = [line, re.sub(r"\s+(-1|0|1)$", "", line)]
-    names += [re.sub(r"\.(xml|jpe?g|png|bmp|tiff?|webp)$", "", name, flags=re.IGNORECASE) for name in names]
-    tried = [labels / f"{name}.xml".replace("\\", "/") for name in dict.fromkeys(names)]
-    # A name without a file is told as it is written, its column left off.
-    return next((file for file in tried if places.is_file(file)), tried[1] if len(tried) > 1 else tried[0])

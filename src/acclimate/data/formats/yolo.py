@@ -1,11 +1,13 @@
 """YOLO: one text file an image, a line an object: its class's number, then its box in fractions of the image.
 
 As data.yaml describes it (Ultralytics, Roboflow), and with the classes in a plain list: CVAT's YOLO 1.1 (obj.data,
-obj.names) and Label Studio's, LabelImg's (classes.txt). Rows may have a confidence, key points (pose) or be polygons.
+obj.names), Darknet's (any .names, Roboflow's _darknet.labels) and Label Studio's, LabelImg's (classes.txt). Rows may
+have a confidence, key points (pose) or be polygons.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -23,7 +25,7 @@ from acclimate.errors import AcclimateError
 
 FILES = "a YOLO data.yaml or classes.txt"
 
-_NAME_LISTS = ("obj.names", "classes.txt")
+_NAME_LISTS = ("obj.names", "classes.txt", "_darknet.labels")
 _SEEN = 50
 """So many label files are looked into to know what a folder holds."""
 
@@ -52,8 +54,8 @@ def _read_yaml(index: Path, config: DataConfig) -> Raw:
     content = content if isinstance(content, dict) else {}
     split = config.split or "train"
     raw = Raw(f"{index.parent.name}/{split}")
-    names = _names(index, content.get("names"))
-    raw.classes = tuple(dict.fromkeys(names.values()))
+    names = _names(index, content.get("names"), raw)
+    raw.declare(index, list(names.values()))
     if files.finite(count := str(content.get("nc", ""))) and float(count) != len(names):
         raw.problem(index, f"nc is {count}, and `names` has {len(names)}; `names` counts")
     roots = [index.parent]
@@ -135,11 +137,10 @@ def _holds(folder: Path, inner: Path) -> bool:
 
 def _read_plain(root: Path, names_file: Path, config: DataConfig) -> Raw:
     """A set whose classes stand in a list, a line each: no file says where its images are."""
-    names = dict(enumerate(line for _, line in files.lines(files.text(names_file) or "")))
     split = config.split or "train"
-    raw = Raw(
-        f"{root.name}/{config.split}" if config.split else root.name, classes=tuple(dict.fromkeys(names.values()))
-    )
+    raw = Raw(f"{root.name}/{config.split}" if config.split else root.name)
+    names = dict(enumerate(_listed_names(names_file, raw)))
+    raw.declare(names_file, list(names.values()))
     lists = [file for file in places.files_in(root, ".txt") if places.same_split(split, file.stem)]
     folders = [
         folder
@@ -162,10 +163,19 @@ def _read_plain(root: Path, names_file: Path, config: DataConfig) -> Raw:
     return raw
 
 
-def _names(index: Path, written: Any) -> dict[int, str]:
+def _listed_names(file: Path, raw: Raw) -> list[str]:
+    """The classes of a list, a line each."""
+    content = files.text(file) or ""
+    names = [line for _, line in files.lines(content)]
+    if len(names) < len(content.rstrip().splitlines()):
+        raw.problem(file, "has blank lines among the classes; they are passed over, and count for no number")
+    return names
+
+
+def _names(index: Path, written: Any, raw: Raw) -> dict[int, str]:
     """The class of each number."""
     if isinstance(written, str) and places.is_file(index.parent / written):
-        written = [line for _, line in files.lines(files.text(index.parent / written) or "")]
+        written = _listed_names(index.parent / written, raw)
     if isinstance(written, list):
         written = {str(number): name for number, name in enumerate(written)}
     try:
@@ -203,7 +213,9 @@ def _names_file(folder: Path) -> Path | None:
         return None
     inner = [folder, *places.folders_in(folder)]
     inner += [below for place in inner[1:] for below in places.folders_in(place)]
-    found = next((place / name for name in _NAME_LISTS for place in inner if places.is_file(place / name)), None)
+    known = (place / name for name in _NAME_LISTS for place in inner if places.is_file(place / name))
+    others = (file for place in inner for file in places.files_in(place, ".names"))
+    found = next(itertools.chain(known, others), None)
     if found is None:
         return None
     rows = (
