@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from rich.console import Console
 
 from acclimate.cli import _status
@@ -54,6 +56,16 @@ def test_nothing_passes_unmeasured() -> None:
     assert verdict(judge(Measured(size_mb=3), Budget(size_mb=2))) == "failed", "a broken limit says more"
     assert verdict(judge(Measured(size_mb=1, ap50_drop=0.0), Budget(size_mb=2))) == "passed"
     assert parse_budget("size_mb=2,max_ap50_drop=none").max_ap50_drop is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"median_ms": math.nan}, {"median_ms": -1.0}, {"median_ms": math.inf}, {"threads": 10**400}, {"threads": -1}],
+)
+def test_what_no_process_can_have_measured_is_no_measurement(told: dict[str, Any]) -> None:
+    """Of a device that tells it, or a damaged file: a NaN is below no limit and above none."""
+    with pytest.raises(ValidationError):
+        bench(**told)
 
 
 @given(st.floats(1e-3, 1e6))

@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from acclimate.edge.energy import Meter
 from acclimate.edge.images import read_image
@@ -27,32 +28,40 @@ from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.structures import Image
 
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Amount = Annotated[float, Field(ge=0, le=1e9)]
+
 
 class Bench(BaseModel):
-    """What one process measured. Times are of one image in memory: decoding a file is not part of them."""
+    """What one process measured. Times are of one image in memory: decoding a file is not part of them.
 
-    threads: int
-    images: int
+    A device may be another machine, and a file may be damaged: what no process can have measured is none.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    threads: Count
+    images: Count
     """Different images used; 0 means generated noise, for want of images."""
-    runs: int
-    median_ms: float
-    p95_ms: float
-    iqr_ms: float
+    runs: Count
+    median_ms: Amount
+    p95_ms: Amount
+    iqr_ms: Amount
     """Distance between the quartiles."""
-    cpu_ms: float
+    cpu_ms: Amount
     """Processor time an image, mean over the runs and sum over the threads; far below the median on a busy machine."""
-    parts: dict[str, float]
+    parts: dict[str, Amount]
     """Medians in ms: `prepare` (letterbox, layout), `network`, `finish` (decoding, NMS)."""
-    load_ms: float
+    load_ms: Amount
     """From the start of loading to the first detections."""
-    peak_memory_mb: float
+    peak_memory_mb: Amount
     """Largest resident memory of the process, in 10^6 bytes, with the interpreter and all libraries."""
-    idle_memory_mb: float
+    idle_memory_mb: Amount
     """The same before the artifact was loaded."""
-    waited_ms: float | None = None
+    waited_ms: Amount | None = None
     """Time an image that threads were ready to run and others had the processor, mean over the runs and sum over the
     threads; None where the system does not tell."""
-    energy_mj: float | None = None
+    energy_mj: Amount | None = None
     """Of the processor packages for one image, with whatever else ran; None where the machine does not tell."""
 
 
