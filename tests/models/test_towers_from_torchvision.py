@@ -21,13 +21,14 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from acclimate.config import ModelConfig
+from acclimate.edge.decode import decode
 from acclimate.edge.images import letterbox, read_image
 from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
 from acclimate.models import detector as detectors
 from acclimate.models import fcos, retinanet
-from acclimate.models.towers import TowerDetector
+from acclimate.models.towers import TowerDetector, column_names
 from acclimate.models.transfer import with_classes
 from acclimate.structures import Annotations, Detections
 
@@ -110,6 +111,16 @@ def from_torchvision(
     if isinstance(model, FCOS):
         return fcos.from_torchvision(model, size, classes)
     return retinanet.from_torchvision(model, size, classes)
+
+
+def new(kind: str) -> TowerDetector:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(
+        {"kind": kind, "image_size": (64, 96), "backbone": "lcnet_050", "weights": "none", "channels": 16, "depth": 1}
+    )
+    built = detectors.build(detectors.specify(config, ["car", "person"]))
+    assert isinstance(built, TowerDetector)
+    return built
 
 
 def detected(theirs: dict[str, Tensor]) -> Detections:
@@ -206,7 +217,7 @@ def test_an_ignored_box_teaches_nothing(name: str, made: Callable[[str], Made]) 
     nothing = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
     whole = Annotations(np.float32([[-400, -400, 600, 600]]), np.array([-1]), np.array([True]))
     background = one.ours.losses(features, [nothing])["class"]
-    assert background.item() > 1
+    assert background.item() > 0.5
     assert all(value.item() == 0 for value in one.ours.losses(features, [whole]).values())
 
 
@@ -229,14 +240,33 @@ def test_a_teacher_of_the_same_scores_asks_for_nothing_more(name: str, made: Cal
     assert all(bool(gradient.any()) for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", NAMES[:2])
-def test_what_is_exported_detects_the_same(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+def exported(detector: TowerDetector, images: Tensor, folder: Path) -> list[Detections]:
+    """What ONNX Runtime finds on images (B, 3, H, W) in 0..1."""
+    artifact = exporter("onnx").export(detector, folder, "fp32")
+    manifest, predictor = artifact.manifest, Predictor.load(folder)
+    assert manifest.decode == detector.decode_options()
+    outputs = [predictor.run(image[None].numpy() * 255) for image in images]
+    return [decode(one, manifest.decode, manifest.image_size)[0] for one in outputs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_exported_detects_as_torchvision(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made(name)
-    artifact = exporter("onnx").export(one.ours, tmp_path / "onnx", "fp32")
-    assert artifact.manifest.decode == one.ours.decode_options()
-    predictor = Predictor.load(artifact.folder)
-    found = [predictor.decode(predictor.run(image[None].numpy() * 255))[0] for image in one.images]
-    compare(one.expected, found)
+    compare(one.expected, exported(one.ours, one.images, tmp_path / "onnx"))
+
+
+@pytest.mark.parametrize("kind", ["fcos", pytest.param("retinanet", marks=pytest.mark.slow)])
+def test_what_is_exported_detects_the_same(kind: str, tmp_path: Path) -> None:
+    detector = new(kind).eval()
+    with torch.no_grad():
+        for layer in (detector.classify, detector.regress):
+            layer.weight.normal_(std=0.3)
+        detector.classify.bias.fill_(-1)
+        detector.regress.bias.fill_(0.5)
+    images = torch.rand(2, 3, *detector.spec.image_size)
+    with torch.inference_mode():
+        compare(detector.decode(detector(images * 255)), exported(detector, images, tmp_path / "onnx"))
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
@@ -258,25 +288,26 @@ def test_classes_are_picked_by_name(name: str, made: Callable[[str], Made]) -> N
     torch.testing.assert_close(ours, all_of_them[..., [3, 1]])
 
 
-@pytest.mark.parametrize("name", NAMES[:2])
+@pytest.mark.parametrize("name", NAMES[1:2])
 def test_the_first_column_is_the_background_unless_it_has_a_name(name: str, made: Callable[[str], Made]) -> None:
     one = made(name)
     without = from_torchvision(one.theirs, classes=["b", "c", "d"])
-    assert from_torchvision(one.theirs, classes=None).spec.classes == ("class 1", "class 2", "class 3")
     with torch.inference_mode():
         torch.testing.assert_close(without(one.images * 255)[0], one.ours(one.images * 255)[0][..., 1:])
+
+
+def test_columns_get_names() -> None:
+    assert column_names(4, None) == ("class 1", "class 2", "class 3")
+    assert column_names(91, None)[:2] == ("person", "bicycle")
+    assert column_names(1, ["cell"]) == ("cell",)
     for names in (["a", "b"], [*CLASSES, "e"]):
         with pytest.raises(AcclimateError, match=f"3 classes, and {len(names)} names"):
-            from_torchvision(one.theirs, classes=names)
+            column_names(4, names)
 
 
 @pytest.mark.parametrize("kind", ["fcos", "retinanet"])
 def test_a_new_one_is_built_from_options_and_trains(kind: str) -> None:
-    torch.manual_seed(0)
-    config = ModelConfig.model_validate(
-        {"kind": kind, "image_size": (64, 96), "backbone": "lcnet_050", "weights": "none", "channels": 16, "depth": 1}
-    )
-    made = detectors.build(detectors.specify(config, ["car", "person"]))
+    made = new(kind)
     images = torch.rand(2, 3, 64, 96) * 255
     box = Annotations(np.float32([[20, 20, 80, 60]]), np.array([1]), np.array([False]))
     features = made.train().features(images)

@@ -28,6 +28,7 @@ from acclimate.models.towers import (
     TowerDetectorSpec,
     TowerSpec,
     carried,
+    groups,
     level_priors,
     predictor,
     with_added,
@@ -60,7 +61,8 @@ class FCOSDetector(TowerDetector):
     @classmethod
     def own_spec(cls, common: DetectorSpec) -> TowerSpec:
         cells = [[(float(stride), float(stride))] for stride in with_added(common.strides)]
-        return TowerSpec(priors=level_priors(common.image_size, common.strides, cells))
+        priors = level_priors(common.image_size, common.strides, cells)
+        return TowerSpec(priors=priors, tower_groups=groups(common.channels))
 
     @property
     def loss_kinds(self) -> Mapping[str, LossKind]:

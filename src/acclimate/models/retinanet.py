@@ -30,6 +30,7 @@ from acclimate.models.towers import (
     TowerSpec,
     carried,
     cells_of,
+    groups,
     level_priors,
     with_added,
 )
@@ -55,7 +56,8 @@ class RetinaNetDetector(TowerDetector):
     def own_spec(cls, common: DetectorSpec) -> TowerSpec:
         sides = [tuple(int(4 * stride * scale) for scale in SCALES) for stride in with_added(common.strides)]
         cells = cells_of(AnchorGenerator(tuple(sides), (RATIOS,) * len(sides)))
-        return TowerSpec(priors=level_priors(common.image_size, common.strides, cells), nms_iou=0.5)
+        priors = level_priors(common.image_size, common.strides, cells)
+        return TowerSpec(priors=priors, tower_groups=groups(common.channels), nms_iou=0.5)
 
     def located(self, level: Tensor) -> tuple[Tensor, ...]:
         """Offsets (B, A_l, 4)."""

@@ -38,8 +38,8 @@ from acclimate.models.two_stage import Pyramid, anchor_rows, body_name, category
 
 PRIOR = 0.01
 """Score of every class at the start (Lin et al., section 4.1)."""
-GROUPS = 32
-"""Of the towers' normalisation, where there is one, as far as they divide the channels."""
+GROUP = 8
+"""Channels that the towers normalise together, as published for 256 of them (Wu and He 2018)."""
 BACKGROUND, IGNORED = -1, -2
 """What a place answers for that is no object: background, or nothing at all."""
 
@@ -55,7 +55,8 @@ class TowerSpec(BaseModel):
     """Modules of torchvision's backbone that give the levels; empty for a backbone of timm's."""
     added_to: Literal["pyramid", "backbone"] = "pyramid"
     """Whose coarsest level the added ones are made of."""
-    tower_norm: Literal["none", "group"] = "group"
+    tower_groups: int = 0
+    """Of the group normalisation behind the towers' convolutions; 0 for none."""
     tower_bias: bool = True
     """Of the towers' convolutions."""
     box_loss: Literal["l1", "giou"] = "giou"
@@ -229,6 +230,11 @@ def with_added(strides: Sequence[int]) -> tuple[int, ...]:
     return (*strides, 2 * strides[-1], 4 * strides[-1])
 
 
+def groups(channels: int) -> int:
+    """How many groups of about `GROUP` channels there are."""
+    return math.gcd(channels, max(1, channels // GROUP))
+
+
 def level_priors(
     image_size: tuple[int, int], strides: Sequence[int], sizes: Sequence[Sequence[tuple[float, float]]]
 ) -> tuple[Priors, ...]:
@@ -258,8 +264,8 @@ def _tower(channels: int, depth: int, options: TowerSpec) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers.append(predictor(channels, channels, bias=options.tower_bias))
-        if options.tower_norm == "group":
-            layers.append(nn.GroupNorm(math.gcd(GROUPS, channels), channels))
+        if options.tower_groups:
+            layers.append(nn.GroupNorm(options.tower_groups, channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 
@@ -314,8 +320,8 @@ def carried(
     tower = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
     known = all(isinstance(layer, nn.Conv2d | nn.ReLU | nn.GroupNorm) for layer in layers)
-    if not tower or not known or any(norm.num_groups != GROUPS for norm in norms):
-        raise AcclimateError(f"from_torchvision: takes towers of convolutions, normalised in {GROUPS} groups or not")
+    if not tower or not known or len(norms) not in {0, len(tower)}:
+        raise AcclimateError("from_torchvision: takes towers of convolutions, with group normalisation or without")
     spec = TowerDetectorSpec(
         kind=family.kind,
         classes=names,
@@ -329,7 +335,7 @@ def carried(
             priors=level_priors(image_size, strides, cells),
             modules=modules,
             added_to="pyramid" if backbone.fpn.extra_blocks.use_P5 else "backbone",
-            tower_norm="group" if norms else "none",
+            tower_groups=norms[0].num_groups if norms else 0,
             tower_bias=tower[0].bias is not None,
             score_threshold=model.score_thresh,
             nms_iou=model.nms_thresh,
