@@ -55,7 +55,12 @@ def small(name: str, columns: int = len(CLASSES)) -> RetinaNet | FCOS:
 
 def named(name: str) -> RetinaNet | FCOS:
     model: RetinaNet | FCOS = getattr(detection, name)(
-        weights=None, weights_backbone=None, num_classes=len(CLASSES), topk_candidates=200
+        weights=None,
+        weights_backbone=None,
+        num_classes=len(CLASSES),
+        topk_candidates=100,
+        # No limit that holds, as torchvision's counts boxes without any area too.
+        detections_per_img=1000,
     )
     return model
 
