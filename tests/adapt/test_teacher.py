@@ -165,6 +165,8 @@ def test_boxes_move_by_their_own_share() -> None:
 FAMILIES = {
     "dense": ({}, {"box"}, {"class"}),
     "ssd": ({"ssd": SsdConfig(extra=1)}, {"box"}, {"class"}),
+    "fcos": ({}, {"box"}, {"class", "quality"}),
+    "retinanet": ({}, {"box"}, {"class"}),
     "two-stage": (
         {"two_stage": TwoStageConfig(proposals=8, hidden=16, masks=True)},
         {"proposal_box", "roi_box"},

@@ -148,6 +148,8 @@ REFERENCE = Reference(
         ({"decode": {"strides": [8], "candidates": 10**9}}, "decode.candidates: "),
         ({"decode": {"strides": [8], "class_candidates": 5}}, "decode.class_candidates: belongs to ssd"),
         ({"decode": {"kind": "ssd"}, "output_names": ["logits", "offsets"]}, "decode.priors: "),
+        ({"decode": {"kind": "retinanet"}, "output_names": ["logits", "offsets"]}, "decode.priors: "),
+        ({"decode": {"strides": [8], "level_candidates": 9}}, "decode.level_candidates: "),
         ({"reference": {**REFERENCE, "mean": [0]}}, "reference: its tables are not of its 2 features"),
         ({"reference": {**REFERENCE, "rates": [1, 2, 3]}}, "reference.rates: 3 rates for 1 classes"),
         ({"reference": {**REFERENCE, "log_distance": [0, 0]}}, "reference.log_distance: "),

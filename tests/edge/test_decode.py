@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -311,6 +312,43 @@ def test_ssd_outputs_of_other_default_boxes_are_refused() -> None:
     for outputs in ([logits[:, :9], offsets[:, :9]], [logits, offsets[:, :9]]):
         with pytest.raises(AcclimateError, match="186 default boxes; export the artifact again"):
             decode(outputs, Decode(kind="ssd", priors=PRIORS), SIZE)
+
+
+def raw_levels(kind: Literal["retinanet", "fcos"]) -> tuple[list[np.ndarray], Decode]:
+    priors = PRIORS if kind == "retinanet" else tuple(p.model_copy(update={"sizes": p.sizes[:1]}) for p in PRIORS)
+    count = len(default_boxes(priors))
+    rng = np.random.default_rng(0)
+    outputs = [rng.normal(-1, 2, (2, count, 3)), rng.uniform(0.1, 1, (2, count, 4)), rng.normal(0, 1, (2, count, 1))]
+    listed = [output.astype(np.float32) for output in outputs[: 2 if kind == "retinanet" else 3]]
+    return listed, Decode(kind=kind, priors=priors, level_candidates=9, candidates=400, nms_iou=1.0)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_each_level_has_its_own_limit(kind: Literal["retinanet", "fcos"]) -> None:
+    outputs, options = raw_levels(kind)
+    scores = torch.from_numpy(outputs[0]).sigmoid()
+    if kind == "fcos":
+        scores = (scores * torch.from_numpy(outputs[2]).sigmoid()).sqrt()
+    ends = np.cumsum([level.rows * level.columns * len(level.sizes) for level in options.priors])
+    for one, expected in zip(decode(outputs, options, SIZE), scores, strict=True):
+        parts = torch.tensor_split(expected, [int(end) for end in ends[:-1]])
+        best = torch.cat([part.flatten().topk(9).values for part in parts]).sort(descending=True).values
+        np.testing.assert_allclose(one.scores, best[: len(one)].numpy(), rtol=1e-5)
+        assert len(one) == len(best)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_outputs_of_levels_that_are_not_finite_are_no_detections(kind: Literal["retinanet", "fcos"]) -> None:
+    outputs, options = raw_levels(kind)
+    for index in range(len(outputs)):
+        for bad in (np.nan, np.inf, -np.inf):
+            broken = [output.copy() for output in outputs]
+            broken[index][:] = bad
+            for found in decode(broken, options, SIZE):
+                assert np.isfinite(found.boxes).all()
+                assert np.isfinite(found.scores).all()
+        with pytest.raises(AcclimateError, match=r"default boxes; export the\s+artifact again"):
+            decode([*outputs[:index], outputs[index][:, :4], *outputs[index + 1 :]], options, SIZE)
 
 
 def queries(seed: int, count: int = 40, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

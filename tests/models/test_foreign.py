@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.ops import FrozenBatchNorm2d
 
 from acclimate.errors import AcclimateError
-from acclimate.models import foreign, ssd, two_stage
+from acclimate.models import fcos, foreign, retinanet, ssd, two_stage
 from acclimate.models.detector import Detector
 
 LITE = "ssdlite320_mobilenet_v3_large"
@@ -70,6 +70,31 @@ def test_a_checkpoint_with_frozen_normalisations_is_the_model(tmp_path: Path) ->
     equal(ours, two_stage.from_torchvision(model, (320, 320)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family"), [("retinanet_resnet50_fpn", retinanet), ("fcos_resnet50_fpn", fcos)], ids=["retinanet", "fcos"]
+)
+def test_a_checkpoint_of_a_pyramid_with_towers_is_the_model(name: str, family: Any, tmp_path: Path) -> None:
+    """As published: frozen normalisations, and of RetinaNet the towers' layers by their earlier names."""
+    torch.manual_seed(0)
+    model: Any = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=4).eval()
+    foreign._freeze_norms(model, {}, 0.0 if name.startswith("retinanet") else 1e-5)
+    for module in model.backbone.body.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.uniform_(1e-4, 1e-3)
+    state = model.state_dict()
+    if name.startswith("retinanet"):
+        state = {re.sub(r"conv\.(\d)\.0\.", lambda m: f"conv.{2 * int(m[1])}.", key): v for key, v in state.items()}
+        assert "head.regression_head.conv.6.bias" in state
+    torch.save(dict(state), tmp_path / "theirs.pth")
+    size = (64, 96)
+    for names in (None, ("a", "b", "c"), ("a", "b", "c", "d")):
+        equal(
+            foreign.from_file(tmp_path / "theirs.pth", image_size=size, classes=names),
+            family.from_torchvision(model, size, names),
+        )
+
+
 def refused(make: Callable[[Path], object], tmp_path: Path, **options: Any) -> str:
     file = tmp_path / "checkpoint.pth"
     torch.save(make(tmp_path), file)
@@ -82,8 +107,21 @@ def refused(make: Callable[[Path], object], tmp_path: Path, **options: Any) -> s
 @pytest.mark.parametrize(
     ("make", "options", "said"),
     [
-        (lambda _: {"head.classification_head.cls_logits.weight": torch.zeros(1)}, {}, "a RetinaNet of torchvision's"),
-        (lambda _: {"head.regression_head.bbox_ctrness.weight": torch.zeros(1)}, {}, "an? FCOS of torchvision's"),
+        (
+            lambda _: {"head.classification_head.cls_logits.weight": torch.zeros(1)},
+            {},
+            r"is no retinanet_resnet50_fpn of torchvision's",
+        ),
+        (
+            lambda _: {"head.regression_head.bbox_ctrness.weight": torch.zeros(1)},
+            {},
+            r"is no fcos_resnet50_fpn of torchvision's",
+        ),
+        (
+            lambda _: {"head.classification_head.cls_logits.weight": torch.zeros(1)},
+            {"model": "fcos_resnet50_fpn"},
+            r"is no fcos_resnet50_fpn of torchvision's",
+        ),
         (lambda _: {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, {}, "Keypoint"),
         (lambda _: {"fc.weight": torch.zeros(1)}, {}, "none of torchvision's detectors"),
         (lambda _: {"epoch": 1}, {}, "no table of named tensors"),

@@ -16,6 +16,8 @@ KINDS = {
     "dense": {"kind": "dense"},
     "ssd": {"kind": "ssd", "ssd": {"extra": 1}},
     "ssdlite": {"kind": "ssd", "ssd": {"extra": 1, "lite": True}},
+    "fcos": {"kind": "fcos"},
+    "retinanet": {"kind": "retinanet"},
     "two-stage": {"kind": "two-stage", "two_stage": {"proposals": 8, "hidden": 16, "masks": True}},
     "disentangled": {"kind": "two-stage", "two_stage": {"proposals": 8, "hidden": 16, "head": "disentangled"}},
 }
@@ -45,7 +47,7 @@ def made(kind: str, seed: int) -> Detector:
 
 def per_class(detector: Detector, raw: tuple[torch.Tensor, ...], name: str) -> list[torch.Tensor]:
     """What the raw outputs say of a class: its logits, and its offsets where each class has some."""
-    row = detector.spec.classes.index(name) + (detector.spec.kind != "dense")
+    row = detector.spec.classes.index(name) + (detector.spec.kind in {"ssd", "two-stage"})
     own = [raw[0][..., row]]
     return [*own, raw[1][..., row, :]] if detector.spec.kind == "two-stage" else [*own, raw[1]]
 
@@ -87,6 +89,7 @@ def test_a_job_starts_from_a_run(kind: str, tmp_path: Path) -> None:
         ({"backbone": "lcnet_075"}, "backbone is lcnet_050 there and lcnet_075 here"),
         ({"kind": "ssd", "ssd": {"extra": 1}}, "kind is dense there and ssd here"),
         ({"norm": "group"}, "norm is batch there and group here"),
+        ({"conv": "shuffle"}, "conv differs"),
     ],
 )
 def test_another_architecture_is_refused_before_anything_is_read(

@@ -18,7 +18,7 @@ from acclimate.config.kinds.zoom import ZoomConfig
 from acclimate.config.losses import LossConfig
 from acclimate.config.options import Added, Canvas, Options, Stride
 
-KINDS = ("dense", "two-stage", "ssd", "slimmable", "supernet", "transformers", "zoom")
+KINDS = ("dense", "two-stage", "ssd", "slimmable", "supernet", "transformers", "zoom", "fcos", "retinanet")
 """The kinds of detectors. What a kind is, is the class of that kind in `models/NAME.py`, with `_` for `-`; its options,
 where it has any, are the field of that name of `ModelConfig`."""
 

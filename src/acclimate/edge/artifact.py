@@ -90,30 +90,42 @@ class Decode(BaseModel):
 
     `boxes`: outputs `logits` (1, A, C) and `boxes` (1, A, 4), xyxy pixels of the canvas; score = sigmoid(logit).
     `strides` has no meaning.
+
+    `retinanet`: outputs `logits` (1, A, C) and `offsets` (1, A, 4), A default boxes as of `ssd`, but for the first
+    centre of a level, which is the corner of the canvas; score = sigmoid(logit), and the offsets (a, b, c, d) move a
+    default box to the centre x + w a, y + h b and the size w exp(c), h exp(d), with the limit of `two-stage`.
+
+    `fcos`: outputs `logits` (1, A, C), `distances` (1, A, 4) and `quality` (1, A, 1), A default boxes as of
+    `retinanet`; score = sqrt(sigmoid(logit) * sigmoid(quality)), and the distances are those of the box's left, top,
+    right and bottom side from the centre of the default box, in its widths and heights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["dense", "two-stage", "ssd", "queries", "boxes"] = "dense"
+    kind: Literal["dense", "two-stage", "ssd", "queries", "boxes", "retinanet", "fcos"] = "dense"
     strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(default=(), max_length=16)
     priors: tuple[Priors, ...] = Field(default=(), max_length=32)
-    """Of `ssd` alone."""
+    """Of `ssd`, `retinanet` and `fcos`."""
     score_threshold: Share = 0.01
     nms_iou: Share = 0.6
     candidates: int = Field(default=400, ge=1, le=100_000)
     """Before NMS, the best (location, class) pairs that are looked at."""
     class_candidates: int | None = Field(default=None, ge=1, le=100_000)
     """Of `ssd` alone: of these, the most of one class; None has no such limit."""
+    level_candidates: int | None = Field(default=None, ge=1, le=100_000)
+    """Of `retinanet` and `fcos`: of `candidates`, the most of one level; None has no such limit."""
     max_detections: int = Field(default=100, ge=1, le=10_000)
     suppression: Suppression = "nms"
     """What becomes of a box that overlaps a better one of its class by more than `nms_iou` (`boxes/soft_nms.py`)."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """NMS is not written, so that devices with an earlier version read what they can run."""
+        """What was added later is not written where it is not used, so that devices with an earlier version read what
+        they can run."""
         values: dict[str, Any] = write(self)
-        if values.get("suppression") == "nms":
-            del values["suppression"]
+        for name, unused in (("suppression", "nms"), ("level_candidates", None)):
+            if name in values and values[name] == unused:
+                del values[name]
         return values
 
 
@@ -337,8 +349,13 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "ssd": ("logits", "offsets"),
     "queries": ("logits", "boxes"),
     "boxes": ("logits", "boxes"),
+    "retinanet": ("logits", "offsets"),
+    "fcos": ("logits", "distances", "quality"),
 }
 """The outputs of each kind of `Decode`, in its order."""
+
+WITH_PRIORS = ("ssd", "retinanet", "fcos")
+"""The kinds of `Decode` whose boxes are relative to default ones."""
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -453,12 +470,17 @@ def _contradictions(manifest: ArtifactManifest) -> Iterator[str]:
             yield f"decode.strides: {options.strides[-1]} is more than the canvas of {height} x {width} pixels"
         elif locations.count((height, width), options.strides) > MOST_LOCATIONS:
             yield f"decode.strides: {list(options.strides)} give a canvas of {height} x {width} too many locations"
-    if (options.kind == "ssd") != bool(options.priors):
-        yield f"decode.priors: default boxes belong to ssd, and to ssd alone, not to {options.kind}"
+    if (options.kind in WITH_PRIORS) != bool(options.priors):
+        named = ", ".join(WITH_PRIORS)
+        yield f"decode.priors: default boxes belong to {named}, and to these alone, not to {options.kind}"
+    if options.kind == "fcos" and any(len(level.sizes) > 1 for level in options.priors):
+        yield "decode.priors: fcos has one default box a cell"
     if sum(level.rows * level.columns * len(level.sizes) for level in options.priors) > MOST_LOCATIONS:
         yield f"decode.priors: are more than {MOST_LOCATIONS} default boxes"
     if options.class_candidates is not None and options.kind != "ssd":
         yield f"decode.class_candidates: belongs to ssd alone, not to {options.kind}"
+    if options.level_candidates is not None and options.kind not in {"retinanet", "fcos"}:
+        yield f"decode.level_candidates: belongs to retinanet and fcos, not to {options.kind}"
     if (reference := manifest.reference) is not None:
         count = len(reference.features)
         tables = (reference.mean, reference.spread, reference.correlation, *reference.correlation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, cast
 
 import cv2
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from acclimate.boxes.iou import area
 from acclimate.boxes.locations import centres as location_centres
-from acclimate.boxes.offsets import clip
+from acclimate.boxes.offsets import RPN_WEIGHTS, clip
 from acclimate.boxes.offsets import decode as moved_by
 from acclimate.boxes.soft_nms import decay, soft_nms
 from acclimate.edge.artifact import Decode, Priors
@@ -48,6 +49,8 @@ def decode(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[i
         return _decode_queries(outputs, options, image_size)
     if options.kind == "boxes":
         return _decode_boxes(outputs, options, image_size)
+    if options.kind in {"retinanet", "fcos"}:
+        return _decode_levels(outputs, options, image_size)
     logits, distances = outputs
     centres, strides = location_centres(image_size, options.strides)
     expected = len(strides)
@@ -123,12 +126,15 @@ def _decode_two_stage(
 
 
 @lru_cache(maxsize=8)
-def default_boxes(priors: tuple[Priors, ...]) -> NDArray[np.float32]:
-    """The default boxes (A, 4) of all levels, xyxy pixels, in the order of `Decode`; they may reach over the border."""
+def default_boxes(priors: tuple[Priors, ...], first: float = 0.5) -> NDArray[np.float32]:
+    """The default boxes (A, 4) of all levels, xyxy pixels, in the order of `Decode`; they may reach over the border.
+
+    `first` is how far the first centre is from the corner, in steps.
+    """
     boxes = []
     for level in priors:
         y, x = np.mgrid[: level.rows, : level.columns].reshape(2, -1)
-        centres = np.stack([x + 0.5, y + 0.5], axis=1) * (level.step[1], level.step[0])
+        centres = np.stack([x + first, y + first], axis=1) * (level.step[1], level.step[0])
         half = np.array(level.sizes) / 2
         corners = [centres[:, None] - half, centres[:, None] + half]
         boxes.append(np.concatenate(corners, axis=2).reshape(-1, 4))
@@ -161,6 +167,54 @@ def _decode_ssd(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tu
         moved = moved_by(moves[able[row]].astype(np.float32), priors[able[row]])
         found.append(_finish(moved, scores, labels, options, image_size))
     return found
+
+
+def _decode_levels(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
+    """Of `retinanet`, and of `fcos`, which has a quality beside: the best of each level, then of all."""
+    logits, moves, *quality = outputs
+    priors = default_boxes(options.priors, 0.0)
+    alike = all(
+        output.shape == (logits.shape[0], len(priors), width)
+        for output, width in zip((moves, *quality), (4, 1), strict=False)
+    )
+    if logits.ndim != 3 or logits.shape[1] != len(priors) or not alike:
+        shapes = ", ".join(str(output.shape) for output in outputs)
+        raise AcclimateError(
+            f"the network's outputs have shapes {shapes}, but the artifact has {len(priors)} default boxes; export the "
+            "artifact again"
+        )
+    ends = np.cumsum([level.rows * level.columns * len(level.sizes) for level in options.priors])
+    # A quality is 1 at most, so few places need their sigmoids.
+    lowest = np.float32(_logit(options.score_threshold ** (2 if quality else 1)))
+    found = []
+    for i, one in enumerate(logits):
+        with np.errstate(all="ignore"):
+            able = np.flatnonzero(one.max(axis=1) >= lowest)
+            scores = _sigmoid(one[able])
+            if quality:
+                scores = np.sqrt(scores * _sigmoid(quality[0][i][able]))
+        bounds = [0, *np.searchsorted(able, ends)]
+        limit = options.level_candidates or options.candidates
+        best = [
+            (begin * scores.shape[1] + index, values)
+            for begin, end in pairwise(bounds)
+            for index, values in [_best(scores[begin:end].ravel(), options.score_threshold, limit)]
+        ]
+        index, values = (np.concatenate(part) for part in zip(*best, strict=True))
+        order = np.lexsort((index, -values))[: options.candidates]
+        row, labels = np.divmod(index[order], scores.shape[1])
+        own, change = priors[able[row]], moves[i][able[row]].astype(np.float32)
+        boxes = _by_sides(change, own) if quality else moved_by(change, own, RPN_WEIGHTS)
+        found.append(_finish(boxes, values[order], labels, options, image_size))
+    return found
+
+
+def _by_sides(distances: NDArray[np.float32], priors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes (N, 4) whose sides are as far from the centres of the priors (N, 4), in their widths and heights."""
+    with np.errstate(all="ignore"):
+        size = priors[:, 2:] - priors[:, :2]
+        centre = priors[:, :2] + size / 2
+        return np.concatenate([centre - distances[:, :2] * size, centre + distances[:, 2:] * size], axis=1)
 
 
 def _decode_queries(outputs: Sequence[NDArray[Any]], options: Decode, image_size: tuple[int, int]) -> list[Detections]:
@@ -279,6 +333,11 @@ def _first_kept(
         left = np.concatenate([kept, np.arange(tried, len(boxes))])
         kept = left[nms(boxes[left], scores[left], labels[left], options.nms_iou)]
     return kept[: options.max_detections]
+
+
+def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float32]:
+    probabilities: NDArray[np.float32] = (1 / (1 + np.exp(-logits.astype(np.float32)))).astype(np.float32)
+    return probabilities
 
 
 def _logit(probability: float) -> float:

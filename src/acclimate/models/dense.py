@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss, roi_align
+from torchvision.ops import generalized_box_iou_loss
 
 from acclimate.boxes import tensors
 from acclimate.edge.artifact import Decode
 from acclimate.errors import AcclimateError
+from acclimate.models import pooling
 from acclimate.models.backbones import Backbone, load_weights
 from acclimate.models.blocks import CONTEXTS, CONVOLUTIONS
 from acclimate.models.channels import Channels, cut, follow, sort
@@ -270,17 +271,7 @@ class DenseDetector(Detector):
 
     def instances(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Average-pooled RoIAlign features; the level is the one whose stride is nearest to a quarter of the side."""
-        # Coordinates stay in full precision: in bfloat16 a pixel far from the origin is lost.
-        flat = torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)]).to(features[0].device).float()
-        side = ((flat[:, 3] - flat[:, 1]) * (flat[:, 4] - flat[:, 2])).clamp(min=1).sqrt()
-        strides = flat.new_tensor(self.spec.strides)
-        level = (side[:, None] / (4 * strides)).log().abs().argmin(1)
-        out = flat.new_zeros(len(flat), features[0].shape[1])
-        for i, stride in enumerate(self.spec.strides):
-            rows = (level == i).nonzero()[:, 0]
-            pooled = roi_align(features[i].float(), flat[rows], 7, 1 / stride, 2, aligned=True).mean((2, 3))
-            out = out.index_copy(0, rows, pooled)
-        return out
+        return pooling.by_side(features, self.spec.strides, boxes)
 
 
 def _name_within(body: nn.Module, name: str) -> str:

@@ -7,21 +7,22 @@ from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FrozenBatchNorm2d
 
 from acclimate.errors import AcclimateError
-from acclimate.models import checkpoint, ssd, two_stage
+from acclimate.models import checkpoint, fcos, retinanet, ssd, two_stage
 from acclimate.models.detector import Detector
 
 MODELS = (
     "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "ssd300_vgg16",
-    "ssdlite320_mobilenet_v3_large",
+    "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn",
 )  # fmt: skip
 """torchvision's detectors that are carried over."""
 
-_WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
+_WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 """Whose published weights torchvision runs with an epsilon of 0 in the frozen normalisation."""
 
 
@@ -35,7 +36,8 @@ def from_file(
         model: one of `MODELS`; by default told by the tensors.
         image_size: (height, width) of the canvas; by default a square of the shorter side that torchvision scales to.
             An SSD's canvas is torchvision's.
-        classes: their names, without the background; see `from_torchvision`.
+        classes: their names, without the background; see `from_torchvision`. A RetinaNet and an FCOS have a column
+            of scores for the background too, which may have a name where it was trained as a class.
 
     Raises:
         AcclimateError: the file is no such checkpoint, the model is none of `MODELS`, or the canvas does not fit.
@@ -48,7 +50,7 @@ def from_file(
         made: Any = torchvision.models.get_model(
             name, weights=None, weights_backbone=None, num_classes=_count(state, name)
         )
-        if "rcnn" in name:
+        if not name.startswith("ssd"):
             _freeze_norms(made, state, 0.0 if name in _WITHOUT_EPSILON else 1e-5)
         made.load_state_dict(state)
     except (KeyError, RuntimeError, ZeroDivisionError) as error:
@@ -67,6 +69,10 @@ def from_file(
         image_size = (side, side)
     if any(side < 1 or side % 32 for side in image_size):
         raise AcclimateError(f"model.image_size: {image_size[0]} x {image_size[1]} is not a multiple of 32")
+    if isinstance(made, RetinaNet):
+        return retinanet.from_torchvision(made, image_size, classes)
+    if isinstance(made, FCOS):
+        return fcos.from_torchvision(made, image_size, classes)
     return two_stage.from_torchvision(made, image_size, classes)
 
 
@@ -85,12 +91,10 @@ def _recognised(state: dict[str, Tensor], file: Path) -> str:
     listed = ", ".join(MODELS)
     if any(key.startswith("roi_heads.keypoint") for key in state):
         raise AcclimateError(f"{file}: a Keypoint R-CNN, which is not carried over; these are: {listed}")
-    if has("head.regression_head.bbox_ctrness.weight", "head.classification_head.cls_logits.weight"):
-        kind = "an FCOS" if has("head.regression_head.bbox_ctrness.weight") else "a RetinaNet"
-        raise AcclimateError(
-            f"{file}: {kind} of torchvision's, which is not carried over; these are: {listed}. Train a dense "
-            "detector instead, or distil into one"
-        )
+    if has("head.regression_head.bbox_ctrness.weight"):
+        return "fcos_resnet50_fpn"
+    if has("head.classification_head.cls_logits.weight"):
+        return "retinanet_resnet50_fpn" + ("_v2" if has("head.classification_head.conv.0.1.weight") else "")
     if has("roi_heads.box_predictor.cls_score.weight"):
         if has("backbone.body.0.0.weight"):
             if "320" in file.stem:
@@ -114,6 +118,8 @@ def _count(state: dict[str, Tensor], name: str) -> int:
     """How many classes the checkpoint has, the background among them."""
     if "rcnn" in name:
         return len(state["roi_heads.box_predictor.cls_score.bias"])
+    if name.startswith(("retinanet", "fcos")):
+        return len(state["head.classification_head.cls_logits.bias"]) // (9 if name.startswith("retinanet") else 1)
     if name.startswith("ssdlite"):
         return len(state["head.classification_head.module_list.0.1.bias"]) // 6
     return len(state["head.classification_head.module_list.0.bias"]) // 4

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -78,6 +79,26 @@ def side_by_side(levels: Sequence[tuple[Tensor, int]], boxes: Sequence[Tensor]) 
     rois = [box.to(levels[0][0].device, torch.float32) for box in boxes]
     pooled = [roi_align(level.float(), rois, 7, 1 / stride, 2, aligned=True).mean((2, 3)) for level, stride in levels]
     return torch.cat(pooled, 1)
+
+
+def by_side(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor]) -> Tensor:
+    """Average-pooled RoIAlign features (N, C) of one level a box: whose stride is nearest to a quarter of its side.
+
+    Args:
+        features: maps (B, C, H_l, W_l).
+        strides: of the levels, pixels.
+        boxes: of each image, (N_b, 4) xyxy in pixels; N is their number over the batch.
+    """
+    # Coordinates stay in full precision: in bfloat16 a pixel far from the origin is lost.
+    flat = torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)]).to(features[0].device).float()
+    side = ((flat[:, 3] - flat[:, 1]) * (flat[:, 4] - flat[:, 2])).clamp(min=1).sqrt()
+    level = (side[:, None] / (4 * flat.new_tensor(strides))).log().abs().argmin(1)
+    out = flat.new_zeros(len(flat), features[0].shape[1])
+    for i, stride in enumerate(strides):
+        rows = (level == i).nonzero()[:, 0]
+        pooled = roi_align(features[i].float(), flat[rows], 7, 1 / stride, 2, aligned=True).mean((2, 3))
+        out = out.index_copy(0, rows, pooled)
+    return out
 
 
 def canonical_side(image_size: tuple[int, int]) -> float:

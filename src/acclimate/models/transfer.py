@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _TOLD = ("kind", "backbone", "strides", "channels", "depth", "norm", "widths")
 """Fields of a specification that explain why weights do not fit."""
+_OF_KINDS = ("two_stage", "ssd", "towers", "conv", "context")
+"""And those that not every kind has, or that say it in many words."""
 
 
 def begin(config: ModelConfig, spec: DetectorSpec) -> Detector:
@@ -132,6 +134,6 @@ def _differs(own: DetectorSpec, other: DetectorSpec, key: str) -> AcclimateError
         if getattr(own, name) != getattr(other, name)
     ]
     if not told:
-        told = [f"{name} differs" for name in ("two_stage", "ssd") if getattr(own, name) != getattr(other, name)]
+        told = [f"{name} differs" for name in _OF_KINDS if getattr(own, name, None) != getattr(other, name, None)]
     where = "; ".join(told) or f"they differ at {key}"
     return AcclimateError(f"its detector has another architecture: {where}; set the options under [model] alike")

@@ -584,7 +584,7 @@ def from_torchvision(
     if tuple(heads.box_coder.weights) != ROI_WEIGHTS or heads.box_roi_pool.output_size != (BINS, BINS):
         raise AcclimateError(f"from_torchvision: takes offsets in {ROI_WEIGHTS} and {BINS} x {BINS} bins")
     modules = tuple(backbone.body.return_layers)
-    name = _named(backbone.body)
+    name = body_name(backbone.body)
     strides = Trunk(name, modules).strides
     anchors = rpn.anchor_generator
     if len(set(anchors.aspect_ratios)) > 1 or len({len(sizes) for sizes in anchors.sizes}) > 1:
@@ -684,7 +684,7 @@ def copy_tensors(module: nn.Module, *theirs: nn.Module) -> None:
     module.load_state_dict(state, strict=False)
 
 
-def _named(body: nn.Module) -> str:
+def body_name(body: nn.Module) -> str:
     """torchvision's name of a backbone, by the shapes of its tensors."""
     shapes = {key: value.shape for key, value in body.state_dict().items()}
     for name in BACKBONES:

@@ -195,6 +195,9 @@ def _detector(checkpoint: Path, config: Config, given: Sequence[tuple[str, str]]
     if given and not any(ours for _, ours in given):
         names = tuple(theirs for theirs, _ in given)
         if foreign.known_names(len(detector.spec.classes)) is None:
+            if detector.spec.kind in {"retinanet", "fcos"} and len(names) == len(detector.spec.classes) + 1:
+                # Trained without a background: what torchvision keeps for it is a class too.
+                return foreign.from_file(checkpoint, model, size, names), file_digest(checkpoint)
             if len(names) != len(detector.spec.classes):
                 raise AcclimateError(
                     f"--classes: {checkpoint} has {len(detector.spec.classes)} classes without names, and "
