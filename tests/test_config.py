@@ -247,7 +247,7 @@ def test_overrides_say_the_same_as_a_file(counts: dict[str, int], rate: float) -
         (["budget.threads=99999"], "budget.threads: "),
         (["scenes.out=x", "scenes.size=[100000,10]"], "scenes.size.0: "),
         (["train.lr=" + "[" * 5000], "train.lr: "),
-        (["train.steps=true"], "train.steps: Input should be a valid integer"),
+        (["train.steps=true"], "train.steps: Input should be a valid integer, not true"),
         (["train.workers=false"], "train.workers: Input should be a valid integer"),
         (["budget.latency_ms=true"], "budget.latency_ms: Input should be a valid number"),
     ],

@@ -74,7 +74,7 @@ def test_boxes_move_with_the_pixels(
     x1, y1 = round(x0 + 0.3 * width), round(y0 + 0.3 * height)
     image = np.zeros((height, width, 3), np.uint8)
     image[y0:y1, x0:x1] = 255
-    config = AugmentConfig(flip=flips[0], vertical_flip=flips[1], scale=(0.6, 1.4), translate=0.1)
+    config = AugmentConfig(flip=float(flips[0]), vertical_flip=float(flips[1]), scale=(0.6, 1.4), translate=0.1)
     canvas, moved = geometry(image, annotated((x0, y0, x1, y1)), canvas_size, config, np.random.default_rng(seed))
     assert canvas.shape == (*canvas_size, 3)
     assert canvas.dtype == np.uint8
@@ -88,7 +88,7 @@ def test_boxes_move_with_the_pixels(
 @given(seed=st.integers(0, 10_000), flip=st.booleans())
 def test_a_flip_mirrors_pixels_and_boxes(seed: int, flip: bool) -> None:
     image = photo(seed=seed)
-    config = AugmentConfig(flip=flip, vertical_flip=not flip, scale=(1, 1), translate=0)
+    config = AugmentConfig(flip=float(flip), vertical_flip=float(not flip), scale=(1, 1), translate=0)
     canvas, moved = geometry(image, annotated((10, 20, 40, 60)), (120, 160), config, np.random.default_rng(seed))
     np.testing.assert_array_equal(canvas, image[:, ::-1] if flip else image[::-1])
     np.testing.assert_allclose(moved.boxes, [[120, 20, 150, 60]] if flip else [[10, 60, 40, 100]], atol=1e-4)
@@ -104,7 +104,7 @@ def test_outlines_move_with_the_pixels(seed: int, corners: int, flips: tuple[boo
     box = Annotations(
         np.concatenate([polygon.min(0), polygon.max(0)])[None], np.zeros(1, np.int64), np.zeros(1, bool), ((polygon,),)
     )
-    config = AugmentConfig(flip=flips[0], vertical_flip=flips[1], scale=(0.6, 1.4), translate=0.3)
+    config = AugmentConfig(flip=float(flips[0]), vertical_flip=float(flips[1]), scale=(0.6, 1.4), translate=0.3)
     canvas, moved = geometry(image, box, (96, 128), config, rng)
     assume(len(moved))
     outline = moved.outlines[0]

@@ -344,7 +344,7 @@ def run_bench(artifact: Path, paths: list[Path], *options: str) -> subprocess.Co
         "import sys\n"
         "for name in ('torch', 'onnx', 'timm'): sys.modules[name] = None\n"
         "import runpy; sys.argv[0] = 'bench'\n"
-        "runpy.run_module('acclimate.edge.bench', run_name='__main__')\n"
+        "runpy.run_module('acclimate.edge.bench', run_name='__main__', alter_sys=True)\n"
     )
     return subprocess.run(
         [sys.executable, "-c", program, str(artifact), "--runs", "12", "--warmup", "2", *options],

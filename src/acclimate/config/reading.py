@@ -112,6 +112,8 @@ def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
     if item["type"] != "extra_forbidden":
         # What a validator raises; pydantic says of what type it was.
         message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] in {"int_parsing", "float_parsing"}:
+            message = f"{message.partition(', unable')[0]}, not {str(item['input'])[:20]}"
         return f"{key}: {message}" if key else message
     siblings = _fields(model, [str(part) for part in item["loc"][:-1]])
     close = difflib.get_close_matches(str(item["loc"][-1]), siblings, n=1)
