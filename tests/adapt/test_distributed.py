@@ -169,7 +169,8 @@ def test_two_processes_stop_together(config: Path, tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 300
-        while not (out / "metrics.jsonl").is_file() and started.poll() is None and time.monotonic() < deadline:
+        log = out / "metrics.jsonl"
+        while not (log.is_file() and log.stat().st_size) and started.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         psutil.Process(started.pid).children()[0].send_signal(signal.SIGINT)
         output, _ = started.communicate(timeout=300)
