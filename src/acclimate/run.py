@@ -356,20 +356,13 @@ class Run:
             file.write(start + json.dumps(values).encode() + b"\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All logged lines in order; a last line that a kill cut short is left out.
-
-        Raises:
-            AcclimateError: the file cannot be read.
-        """
-        return list(self._lines())
+        """All logged lines in order; a last line that a kill cut short is left out."""
+        return list(json_lines(self.path / "metrics.jsonl"))
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run logs every step once."""
-        kept = [line for line in self._lines() if line.get("step", 0) <= step]
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        return json_lines(self.path / "metrics.jsonl")
 
     def evaluations(self) -> list[Evaluation]:
         """What was measured on labelled sets, in the order of the files' names.
@@ -661,20 +654,15 @@ def read_json(path: Path) -> Any:
         AcclimateError: it is missing, cannot be read or is not JSON.
     """
     try:
-        return parsed(_text(path))
-    except ValueError as error:
-        raise AcclimateError(f"{path}: damaged JSON ({error})") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
+        return parsed(path.read_text())
     except FileNotFoundError:
         raise AcclimateError(f"{path}: no such file") from None
     except OSError as error:
         raise AcclimateError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise AcclimateError(f"{path}: damaged ({error}); delete it and repeat the verb") from None
+    except ValueError as error:
+        raise AcclimateError(f"{path}: damaged JSON ({error})") from None
 
 
 def read_as(model: type[_Model], file: Path, way_out: str = "delete it and repeat the verb") -> _Model:

@@ -21,7 +21,6 @@ import contextlib
 import errno
 import hashlib
 import hmac
-import json
 import logging
 import re
 import shutil
@@ -44,7 +43,7 @@ from acclimate.edge.artifact import Artifact, refuse_newer
 from acclimate.edge.signing import LENGTH, Signed, check_key, sign, signed_by
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
-from acclimate.run import file_digest, write_bytes, writing_folder
+from acclimate.run import file_digest, parsed, write_bytes, writing_folder
 
 log = logging.getLogger(__name__)
 
@@ -363,11 +362,11 @@ def _extract(file: Path, archive: zipfile.ZipFile, folder: Path, expected: Expec
 
 def _manifest(file: Path, listed: bytes) -> PackageManifest:
     try:
-        values = json.loads(listed)
+        values = parsed(listed)
         if isinstance(values, dict):
             refuse_newer(file, values, FORMAT)
         manifest = PackageManifest.model_validate(values)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise AcclimateError(f"{file}: its {_LIST} is damaged; copy the package again") from None
     for name in (_LOCK, _MAIN):
         if name not in manifest.files:

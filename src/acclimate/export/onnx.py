@@ -87,8 +87,10 @@ class OnnxGraph:
         self._prepared = single.with_name("prepared.onnx")
         with quiet():
             quant_pre_process(single, self._prepared, skip_symbolic_shape=True)
-        _copy_shared_weights(self._prepared)
-        nodes, inputs, outputs = _nodes(onnx.load(self._prepared).graph, modules(single))
+        prepared = onnx.load(self._prepared)
+        _copy_shared_weights(prepared.graph)
+        onnx.save(prepared, self._prepared)
+        nodes, inputs, outputs = _nodes(prepared.graph, modules(single))
         self._layers = Layers(nodes, inputs, outputs)
         kept = set(self._layers.kept)
         made = (node.module for name, node in nodes.items() if node.layer and node.learned and name not in kept)
@@ -130,18 +132,17 @@ def quantised_modules(frozen: Detector) -> tuple[str, ...]:
         return Onnx().quantise(frozen, (), Path(scratch)).modules
 
 
-def _copy_shared_weights(file: Path) -> None:
-    """Give each layer of an ONNX file weights of its own.
+def _copy_shared_weights(graph: Any) -> None:
+    """Give each layer of an ONNX graph weights of its own.
 
     Heads that look at several levels share them. ONNX Runtime then refuses to make them unsigned where a processor
     without VNNI needs that (its new tensor has the old one's name and is there already), and sums saturate.
     """
     import onnx
 
-    model = onnx.load(file)
-    weights = {value.name: value for value in model.graph.initializer}
+    weights = {value.name: value for value in graph.initializer}
     taken: set[str] = set()
-    for node in model.graph.node:
+    for node in graph.node:
         if node.op_type not in LAYERS:
             continue
         for place, name in enumerate(node.input):
@@ -149,9 +150,8 @@ def _copy_shared_weights(file: Path) -> None:
                 copy = onnx.TensorProto()
                 copy.CopyFrom(weights[name])
                 copy.name = node.input[place] = f"{name}/{node.name}"
-                model.graph.initializer.append(copy)
+                graph.initializer.append(copy)
             taken.add(name)
-    onnx.save(model, file)
 
 
 class _Reader:
