@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm
 import torch
@@ -16,6 +16,9 @@ from acclimate.models import checkpoint, normalisations, shufflenet, torchvision
 from acclimate.models import weights as pretrained
 from acclimate.models.plain_vit import PlainVisionTransformer, is_plain
 from acclimate.models.torchvision_features import PREFIX, TorchvisionFeatures
+
+if TYPE_CHECKING:
+    from acclimate.models.detector import DetectorSpec
 
 OWN_MODELS = shufflenet.NAMES
 """What is registered with timm beside its own models."""
@@ -268,6 +271,23 @@ def _fold_batch_norm(body: nn.Module) -> None:
             parent, _, child = names[old].rpartition(".")
             setattr(body.get_submodule(parent), child, new)
     body.train(training)
+
+
+def started(
+    spec: DetectorSpec, weights: Path | Literal["auto", "none"], modules: tuple[str, ...] = ()
+) -> tuple[Backbone, str]:
+    """The backbone that a specification asks for, and where its weights came from: what the specification says where
+    `weights` is "none", as they are still to be loaded.
+
+    Raises:
+        AcclimateError: it is unknown, lacks a level, or the weights do not fit.
+    """
+    backbone = Backbone(
+        spec.backbone, spec.strides, spec.norm, spec.freeze, modules, spec.output_stride, spec.drop_path
+    )
+    start = load_weights(backbone, spec.backbone, weights) if weights != "none" else spec.start
+    backbone.settle(spec.folded)
+    return backbone, start
 
 
 def load_weights(backbone: Backbone, name: str, weights: Path | Literal["auto", "none"]) -> str:

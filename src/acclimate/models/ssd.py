@@ -31,7 +31,7 @@ from acclimate.edge.decode import default_boxes
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models import pooling
-from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, load_weights
+from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, started
 from acclimate.models.dense import share_of_total, to_tensors
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.models.losses import hardest, iou_loss, repelled, softmax_loss
@@ -108,16 +108,7 @@ class SSDDetector(Detector):
             self.backbone: Backbone | _Extractor = _Extractor(spec.backbone)
             channels = [level.shape[1] for level in _probe(spec.backbone, spec.image_size)]
         else:
-            self.backbone = Backbone(
-                spec.backbone,
-                spec.strides,
-                spec.norm,
-                spec.freeze,
-                output_stride=spec.output_stride,
-                drop_path=spec.drop_path,
-            )
-            start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
-            self.backbone.settle(spec.folded)
+            self.backbone, start = started(spec, weights)
             self.spec = spec.model_copy(update={"start": start})
             channels = [*self.backbone.channels, *[spec.channels] * (len(options.priors) - len(spec.strides))]
         self._normalise_by(options.mean or self.backbone.mean, options.std or self.backbone.std)

@@ -30,7 +30,7 @@ from acclimate.edge.decode import default_boxes
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
 from acclimate.models import pooling
-from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
+from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Trunk, started
 from acclimate.models.dense import share_of_total
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec
 from acclimate.models.losses import quality_focal_loss
@@ -115,11 +115,7 @@ class TowerDetector(Detector):
         """
         super().__init__()
         self.options = options = spec.towers
-        self.backbone = Backbone(
-            spec.backbone, spec.strides, spec.norm, spec.freeze, options.modules, spec.output_stride, spec.drop_path
-        )
-        start = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
-        self.backbone.settle(spec.folded)
+        self.backbone, start = started(spec, weights, options.modules)
         self.spec = spec.model_copy(update={"start": start})
         self._normalise_by(self.backbone.mean, self.backbone.std)
         channels, each = spec.channels, len(options.priors[0].sizes)

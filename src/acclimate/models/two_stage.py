@@ -32,7 +32,7 @@ from acclimate.config import ModelConfig
 from acclimate.edge.artifact import Decode
 from acclimate.edge.images import DEFAULT, Reading
 from acclimate.errors import AcclimateError
-from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, load_weights
+from acclimate.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk, started
 from acclimate.models.detector import ClassRows, Detector, DetectorSpec, LossKind
 from acclimate.models.losses import hard_examples, hardest
 from acclimate.models.masks import BINS as MASK_BINS
@@ -200,20 +200,8 @@ class TwoStageDetector(Detector):
         head = _head_class(options.head)
         self.backbones = nn.ModuleList()
         self.pyramids = nn.ModuleList()
-        start = spec.start
         for _ in range(head.pyramids):
-            backbone = Backbone(
-                spec.backbone,
-                spec.strides,
-                spec.norm,
-                spec.freeze,
-                options.modules,
-                spec.output_stride,
-                spec.drop_path,
-            )
-            if weights != "none":
-                start = load_weights(backbone, spec.backbone, weights)
-            backbone.settle(spec.folded)
+            backbone, start = started(spec, weights, options.modules)
             self.backbones.append(backbone)
             self.pyramids.append(Pyramid(backbone.channels, spec.channels, options.pyramid_norm))
         self.spec = spec.model_copy(update={"start": start})
