@@ -51,6 +51,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import cv2
 import faults_foreign
 import rows
 from acclimate import __version__, cli, locks, machine
@@ -509,6 +510,7 @@ def run(
     import torch
 
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # a forked process that resizes the pool waits for threads that it does not have
     verbs: dict[str, list[tuple[str, str]]] = {}
     for kind, name in trials:
         verbs.setdefault(name, []).append((kind, name))
