@@ -52,6 +52,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import cv2
+
 import faults_foreign
 import rows
 from acclimate import __version__, cli, locks, machine
