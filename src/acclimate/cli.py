@@ -21,6 +21,7 @@ from acclimate import __version__
 from acclimate.edge.credentials import masked
 from acclimate.errors import AcclimateError, WaitingError
 from acclimate.installation import hint
+from acclimate.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from acclimate.config import Budget, DataConfig
@@ -54,9 +55,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_out = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+_out = Terminal(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 """Of several processes of torchrun, the first one speaks."""
-_err = Console(stderr=True, soft_wrap=True)
+_err = Terminal(stderr=True, soft_wrap=True)
 
 Unlabelled = Annotated[Path, typer.Option(help="a folder of unlabelled target images")]
 RunFolder = Annotated[Path, typer.Option(help="the run folder to write")]
@@ -1243,8 +1244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     # An address may be given to any verb, if only by mistake; and a name may hold what a terminal obeys.
-    line = masked(" ".join(message.splitlines()))
-    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    line = printable(masked(" ".join(message.splitlines())))
     _err.print(f"error: {line}", style="red", markup=False, highlight=False)
     return 2
 

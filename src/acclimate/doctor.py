@@ -23,6 +23,7 @@ from rich.table import Table
 
 from acclimate import __version__, machine
 from acclimate.installation import hint, required
+from acclimate.terminal import Terminal
 
 State = Literal["ok", "warn", "absent", "missing", "unseen"]
 Area = Literal["machine", "device", "training", "runtimes", "extras"]
@@ -102,7 +103,7 @@ def required_missing(checks: Sequence[Check]) -> bool:
 
 def show(checks: Sequence[Check], console: Console | None = None) -> None:
     """Print the diagnosis as a table, and below it what can be done, one line each, to be copied whole."""
-    console = console or Console()
+    console = console or Terminal()
     marks = {
         "ok": "[green]ok[/]",
         "warn": "[yellow]warn[/]",

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from acclimate import machine
+from acclimate.terminal import Terminal
 
 KEPT_S = 1.0
 """A stage that took less time, and counted nothing, was done before: it says nothing about how fast this machine is."""
@@ -222,7 +223,7 @@ def _display(console: Console) -> Progress:
     return Progress(title, BarColumn(), _Count(), note, _Left(), console=console)
 
 
-class Logged(Console):
+class Logged(Terminal):
     """A console whose lines go into a file as well, each with the time; and so do warnings of the package.
 
     The file is written from `begin` on, with what was said before, so that what is refused at once leaves no trace.
@@ -244,7 +245,7 @@ class Logged(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
         text = io.StringIO()
-        Console(file=text, width=200, soft_wrap=True).print(*objects, **options)
+        Terminal(file=text, width=200, soft_wrap=True).print(*objects, **options)
         self.note(text.getvalue())
 
     def note(self, text: str) -> None:

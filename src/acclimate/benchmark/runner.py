@@ -28,6 +28,7 @@ from acclimate.config import DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.run import Evaluation, Run, locked, write_text
+from acclimate.terminal import Terminal
 
 if TYPE_CHECKING:
     from acclimate.models.detector import Detector
@@ -520,7 +521,7 @@ def _on_ray(text: str) -> str | None:
     task = Task.from_json(text)
     task.run.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file(task), "a") as log:
-        return attempt(task, Console(file=log, width=120))
+        return attempt(task, Terminal(file=log, width=120))
 
 
 def log_file(task: Task) -> Path:

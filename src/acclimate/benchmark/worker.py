@@ -10,10 +10,9 @@ import signal
 import sys
 import threading
 
-from rich.console import Console
-
 from acclimate.benchmark.runner import attempt
 from acclimate.benchmark.suite import Task
+from acclimate.terminal import Terminal
 
 
 def main() -> int:
@@ -23,7 +22,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    console = Console(width=120, soft_wrap=True)
+    console = Terminal(width=120, soft_wrap=True)
     try:
         error = attempt(task, console)
     except KeyboardInterrupt as stop:
