@@ -143,6 +143,48 @@ def test_an_error_shows_no_password_and_nothing_that_a_terminal_obeys(capsys: py
     assert capsys.readouterr().err == "error: rtsp:/cam/\\x1b[2J\\udc80: no such file or folder\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: the disk is full (No space left on device); ",
+        ),
+        (
+            OSError(errno.EDQUOT, "Quota exceeded", "runs/a"),
+            "error: runs/a: the disk is full (Quota exceeded); ",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "let TMPDIR name a folder",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "runs/a"),
+            "runs/a: cannot be used (Read-only file system)",
+        ),
+        (OSError(errno.EIO, "Input/output error", "runs/a"), "runs/a: cannot be used (Input/output error)"),
+    ],
+)
+def test_a_place_that_fails_anywhere_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, said: str
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert cli.main(["verify", "artifact"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_that_is_no_matter_of_a_place_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "lost")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(FileNotFoundError, match="lost"):
+        cli.main(["verify", "artifact"])
+
+
 def test_a_missing_path_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "empty").mkdir()
     for arguments, said in (

@@ -1222,10 +1222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # A path that may not be looked at is met wherever a verb first asks what is there.
-        if error.filename is None or error.errno not in {errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}:
+        reason = _unusable(error)
+        if not reason:
             raise
-        return _fail(f"{error.filename}: cannot be used ({error.strerror}); choose another path")
+        return _fail(reason)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _TRAIN_ONLY:
@@ -1240,6 +1240,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "acclimate"
         return _fail(f"{error.format_message()} ({command} --help shows how)")
+
+
+def _unusable(error: OSError) -> str:
+    """What is wrong with a place, where that is what the error says; else empty.
+
+    A path that may not be looked at is met wherever a verb first asks what is there; and a disk may be full, that of
+    the temporary files too, wherever something is written.
+    """
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        way = "make room, or let TMPDIR name a folder that has some, and repeat the command; what was finished is kept"
+        return f"{where}the disk is full ({error.strerror}); {way}"
+    if error.filename is None:
+        # Of tempfile, when it has tried to write in each folder that it knows.
+        none = error.errno == errno.ENOENT and "temporary directory" in (error.strerror or "")
+        return f"{error.strerror}; let TMPDIR name a folder with room that may be written to" if none else ""
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO}:
+        return f"{where}cannot be used ({error.strerror}); choose another path"
+    return ""
 
 
 def _fail(message: str) -> int:
