@@ -83,22 +83,44 @@ def _omdet() -> tuple[Any, Any]:
     return config, OmDetTurboProcessor(images, pieces)
 
 
+def _sam() -> tuple[Any, Any]:
+    from transformers import Sam3Config, Sam3ImageProcessor, Sam3Processor
+
+    pieces = _pieces()
+    part = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": {**part, "model_type": "sam3_vit_model", "num_hidden_layers": 2, "image_size": 112,
+                                "patch_size": 14, "window_size": 4, "global_attn_indexes": [1],
+                                "pretrain_image_size": 56},
+            "fpn_hidden_size": 16, "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        text_config={**_CLIP, "model_type": "clip_text_model", "vocab_size": len(pieces), "projection_dim": 16,
+                     "max_position_embeddings": 32, "eos_token_id": len(pieces) - 1},
+        geometry_encoder_config={**part, "num_layers": 1}, detr_encoder_config={**part, "num_layers": 1},
+        detr_decoder_config={**part, "num_layers": 1, "num_queries": 12},
+        mask_decoder_config={"hidden_size": 16, "num_attention_heads": 2},
+    )  # fmt: skip
+    return config, Sam3Processor(Sam3ImageProcessor(size={"height": 112, "width": 112}), pieces)
+
+
 MADE: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "grounding-dino": lambda: _grounding("grounding-dino"),
     "mm-grounding-dino": lambda: _grounding("mm-grounding-dino"),
     "owlv2": _owl,
     "omdet-turbo": _omdet,
+    "sam3": _sam,
 }
 """Family, as `config.json` calls it -> its configuration and processor."""
 
 
 def write(family: str, folder: Path, seed: int = 0) -> Path:
     """A checkpoint folder with such a model."""
-    from transformers import AutoModelForZeroShotObjectDetection
+    from transformers import AutoModelForZeroShotObjectDetection, Sam3Model
 
     config, processor = MADE[family]()
     torch.manual_seed(seed)
-    model = AutoModelForZeroShotObjectDetection.from_config(config)
+    model = Sam3Model(config) if family == "sam3" else AutoModelForZeroShotObjectDetection.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "class_embed" in name and name.endswith("bias"):

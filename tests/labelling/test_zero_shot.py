@@ -92,6 +92,24 @@ def test_a_class_of_owl_has_the_score_of_its_prompt(written: Callable[[str], Pat
     assert together
 
 
+def test_sam_is_asked_for_each_class_as_the_library_asks(written: Callable[[str], Path], image: Image) -> None:
+    from PIL import Image as Pillow
+    from transformers import Sam3Model, Sam3Processor
+
+    processor = Sam3Processor.from_pretrained(written("sam3"))
+    model = Sam3Model.from_pretrained(written("sam3")).eval()
+    found = ZeroShot(str(written("sam3")), PROMPTS).detect(image)
+    for place, prompt in enumerate(PROMPTS.values()):
+        inputs = processor(images=Pillow.fromarray(image), text=prompt, return_tensors="pt")
+        with torch.inference_mode():
+            (theirs,) = processor.post_process_object_detection(model(**inputs), LOWEST, [(60, 90)])
+        best = theirs["scores"].argmax()
+        ours = found.boxes[found.labels == place]
+        assert 0 < len(ours) <= len(theirs["scores"])
+        assert best_of(found)[place] == pytest.approx(float(theirs["scores"][best]), abs=1e-4)
+        np.testing.assert_allclose(ours[0], theirs["boxes"][best].numpy().clip(0, [90, 60, 90, 60]), atol=0.1)
+
+
 def test_images_are_labelled_in_their_own_pixels(written: Callable[[str], Path], image: Image, tmp_path: Path) -> None:
     from PIL import Image as Pillow
 

@@ -1,8 +1,10 @@
 """Detectors of `transformers` that know no classes but words, as labellers: a prompt for each class.
 
-Grounding DINO (Liu et al., ECCV 2024), MM Grounding DINO (Zhao et al. 2024), OWLv2 (Minderer et al., NeurIPS 2023) and
-OmDet-Turbo (Zhao et al. 2024). Their pre- and post-processing are the library's own. Grounding DINO's matches words and
+Grounding DINO (Liu et al., ECCV 2024), MM Grounding DINO (Zhao et al. 2024), OWLv2 (Minderer et al., NeurIPS 2023),
+OmDet-Turbo (Zhao et al. 2024) and SAM 3 (Carion et al. 2025), of which the boxes are taken. Their pre- and
+post-processing are the library's own. Grounding DINO's matches words and
 not classes: the score of a class is the best of its prompt's words, and every box has one of each class.
+SAM 3 is asked for one class after the other, on features that are computed once.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ FAMILIES = {
     "mm-grounding-dino": "MM Grounding DINO",
     "owlv2": "OWLv2",
     "omdet-turbo": "OmDet-Turbo",
+    "sam3": "SAM 3",
 }
 """`model_type` of the library's configurations -> the family."""
 LOWEST = 0.05
@@ -64,9 +67,8 @@ class ZeroShot:
         try:
             with detectors.quiet():
                 self._processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
-                model = library.AutoModelForZeroShotObjectDetection.from_pretrained(
-                    folder, local_files_only=True, dtype=torch.float32
-                )
+                kind = library.Sam3Model if family == "sam3" else library.AutoModelForZeroShotObjectDetection
+                model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         except Exception as error:  # the library and its readers raise many unrelated types
             raise AcclimateError(f"{checkpoint}: cannot be loaded ({detectors.reason(error)})") from None
         self._device = device or torch.device("cpu")
@@ -75,13 +77,15 @@ class ZeroShot:
     @torch.inference_mode()
     def detect(self, image: Image) -> Detections:
         """What it finds in an image (H, W, 3), RGB."""
-        grounded = "grounding-dino" in self._family
-        text: Any = " ".join(f"{prompt}." for prompt in self._prompts) if grounded else [self._prompts]
         # The processors know channels first from channels last, but for images of three rows.
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        size = [image.shape[:2]]
+        if self._family == "sam3":
+            return _finished(*self._by_class(pixels, size), size[0])
+        grounded = "grounding-dino" in self._family
+        text: Any = " ".join(f"{prompt}." for prompt in self._prompts) if grounded else [self._prompts]
         inputs = self._processor(images=pixels, text=text, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
-        size = [image.shape[:2]]
         if grounded:
             boxes, scores, labels = self._of_words(output, text, size[0])
         elif self._family == "owlv2":
@@ -95,6 +99,20 @@ class ZeroShot:
             boxes, scores = (found[0][key].cpu().numpy() for key in ("boxes", "scores"))
             labels = np.array([int(text) for text in found[0]["text_labels"]], np.int64)
         return _finished(boxes, scores, labels, size[0])
+
+    def _by_class(self, pixels: torch.Tensor, size: list[tuple[int, int]]) -> tuple[Any, Any, Any]:
+        """Boxes, scores and labels of SAM 3, whose answer is about one prompt."""
+        inputs = self._processor(images=pixels, return_tensors="pt").to(self._device)
+        seen = self._model.get_vision_features(inputs.pixel_values)
+        parts = []
+        for label, prompt in enumerate(self._prompts):
+            words = self._processor(text=prompt, return_tensors="pt").to(self._device)
+            output = self._model(vision_embeds=seen, **words)
+            (found,) = self._processor.post_process_object_detection(output, threshold=LOWEST, target_sizes=size)
+            boxes, scores = (found[key].cpu().numpy() for key in ("boxes", "scores"))
+            parts.append((boxes, scores, np.full(len(scores), label)))
+        boxes, scores, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return boxes, scores, labels
 
     def _of_words(self, output: Any, text: str, size: tuple[int, int]) -> tuple[Any, Any, Any]:
         """Boxes, scores and labels of Grounding DINO: every box with its score of each class."""
