@@ -32,6 +32,7 @@ from acclimate.edge.watch import watch
 from acclimate.errors import AcclimateError
 from acclimate.export import exporter
 from acclimate.run import file_digest
+from acclimate.verification import record
 
 LOCK = ["numpy==2.0.0", "onnxruntime==1.0.0"]
 
@@ -367,6 +368,31 @@ def test_verification_of_a_package_lies_beside_it(artifact: Path, tmp_path: Path
     written = json.loads((tmp_path / "site.verification.json").read_text())
     assert written["latency"]["median_ms"] == result.latency.median_ms
     assert not (artifact / "verification.json").exists()
+
+
+@pytest.mark.parametrize("full", ["temporary files", "package"])
+def test_a_full_disk_loses_no_verification_of_a_package(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    workflow.package(artifact, tmp_path / "site.zip")
+    save = record.save
+
+    def limited(file: Path, verification: record.Verification) -> Path:
+        if (file.parent == tmp_path) == (full == "package"):
+            raise AcclimateError(f"{file.parent}: the disk is full")
+        return save(file, verification)
+
+    monkeypatch.setattr(record, "save", limited)
+    result = workflow.verify(tmp_path / "site.zip")
+    assert result.latency is not None
+    written = tmp_path / "site.verification.json"
+    told = [note for note in result.notes if "not stored" in note]
+    if full == "package":
+        assert told == [f"this verification was not stored: {tmp_path}: the disk is full"]
+        assert not written.exists()
+    else:
+        assert not told
+        assert record.load(written) == result
 
 
 @pytest.fixture(scope="module")

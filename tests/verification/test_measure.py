@@ -22,7 +22,7 @@ from acclimate.export import base, exporter
 from acclimate.models import detector as detectors
 from acclimate.run import Manifest, Run
 from acclimate.structures import Detections
-from acclimate.verification import measure
+from acclimate.verification import measure, record
 from acclimate.verification.measure import EvaluationSet, Material, Scope, contents, source_only
 from acclimate.verification.parity import pairs
 from acclimate.verification.record import Verification, load, save, saved, stored, verifications
@@ -651,7 +651,7 @@ def test_what_cannot_be_stored_is_said_and_told_all_the_same(
     def full(*given: object) -> None:
         raise AcclimateError("the disk is full")
 
-    monkeypatch.setattr(measure, "save", full)
+    monkeypatch.setattr(record, "save", full)
     result = verify(folder, [], Budget(size_mb=10))
     assert result.notes[-1] == "this verification was not stored: the disk is full"
 

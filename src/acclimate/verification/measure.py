@@ -32,7 +32,7 @@ from acclimate.run import Evaluation, Run, file_digest, listed
 from acclimate.structures import Detections
 from acclimate.verification import parity as parities
 from acclimate.verification.judge import disturbance, within
-from acclimate.verification.record import Accuracy, Parity, Role, Verification, save, saved, stored, where
+from acclimate.verification.record import Accuracy, Parity, Role, Verification, kept, saved, stored, where
 
 if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
@@ -313,12 +313,7 @@ def verify(
         machine=dict(device.machine),
         notes=tuple(dict.fromkeys(said)),
     )
-    try:
-        save(file, verification)
-    except AcclimateError as error:
-        note = f"this verification was not stored: {error}"
-        return verification.model_copy(update={"notes": (*verification.notes, note)})
-    return verification
+    return kept(file, verification)
 
 
 def _evaluated(detector: Detector, test: EvaluationSet) -> Evaluation:

@@ -266,6 +266,9 @@ class Verification(BaseModel):
                         yield f"{told} ({100 * change.difference:+.1f}{chance})"
 
 
+_NOT_STORED = "this verification was not stored"
+
+
 def save(file: Path, verification: Verification) -> Path:
     """Write a verification, to the file that `saved` names.
 
@@ -273,6 +276,17 @@ def save(file: Path, verification: Verification) -> Path:
         AcclimateError: it cannot be written.
     """
     return write_text(file, verification.model_dump_json(indent=1) + "\n")
+
+
+def kept(file: Path, verification: Verification) -> Verification:
+    """Write a verification; where it cannot be written it says so itself, as what was measured is to be told."""
+    notes = tuple(note for note in verification.notes if not note.startswith(_NOT_STORED))
+    verification = verification.model_copy(update={"notes": notes})
+    try:
+        save(file, verification)
+    except AcclimateError as error:
+        return verification.model_copy(update={"notes": (*notes, f"{_NOT_STORED}: {error}")})
+    return verification
 
 
 def saved(artifact: Path, machine: Mapping[str, str] | None = None) -> Path:

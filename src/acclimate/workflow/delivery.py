@@ -19,7 +19,7 @@ from acclimate.config import Budget, DataConfig
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.progress import counting
-from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked, writing
+from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked
 
 if TYPE_CHECKING:
     from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision, Running
@@ -370,7 +370,7 @@ def verify(
     from acclimate.edge.artifact import Artifact
     from acclimate.edge.package import opened
     from acclimate.verification import measure
-    from acclimate.verification.record import saved, verifications
+    from acclimate.verification.record import kept, saved, verifications
 
     with contextlib.ExitStack() as stack:
         artifact = stack.enter_context(stages.measured_in(Path(artifact), "verify", console))
@@ -387,8 +387,7 @@ def verify(
         scope = measure.Scope(anew, all_threads)
         result = measure.verify(loaded, material, budget, scope=scope, device=remote, eager=eager, console=console)
         if packed is not None:
-            with writing(packed.parent):
-                shutil.copyfile(saved(folder, result.machine), saved(packed, result.machine))
+            result = kept(saved(packed, result.machine), result)
     return result
 
 
