@@ -201,18 +201,18 @@ def test_many_writers_lose_no_row_and_write_one_header(tmp_path: Path) -> None:
     file = tmp_path / "rows" / "results.csv"
 
     def add(method: str) -> None:
-        for seed in range(20):
+        for seed in range(10):
             table.append(file, [row("a->b", seed, method, 0.5), row("a->b", seed, method, 0.6, "chosen")])
 
-    threads = [threading.Thread(target=add, args=(f"m{number}",)) for number in range(8)]
+    threads = [threading.Thread(target=add, args=(f"m{number}",)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     found = table.read(file)
-    assert len(found) == 8 * 20 * 2
+    assert len(found) == 4 * 10 * 2
     assert file.read_text().count("checkpoint") == 1
-    assert [one["checkpoint"] for one in found[::2]] == ["last"] * 160
+    assert [one["checkpoint"] for one in found[::2]] == ["last"] * 40
     assert list(file.parent.iterdir()) == [file]
 
 

@@ -555,6 +555,12 @@ def listed(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
+def discard_state(run: Run) -> None:
+    """Remove what only a resume needs, or what is left of it: a finished run has no use for it."""
+    for name in ("state", "state.old", "state.new"):
+        shutil.rmtree(run.path / name, ignore_errors=True)
+
+
 _LEFT = re.compile(r"\..+\.tmp")
 _LEFT_BY_EARLIER_VERSIONS = re.compile(r"\.[A-Za-z0-9]+-(fp32|fp16|int8)(\.old)?\.[a-z0-9_]{8}")
 

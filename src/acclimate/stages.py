@@ -25,7 +25,19 @@ from acclimate.config import Added, Config, Options, parse
 from acclimate.errors import AcclimateError, OtherInputsError
 from acclimate.inputs import FILE, Inputs, differences, size_of
 from acclimate.locks import HeldError
-from acclimate.run import Manifest, Notes, Run, Session, SetNotes, digest, exchange, listed, locked, writing
+from acclimate.run import (
+    Manifest,
+    Notes,
+    Run,
+    Session,
+    SetNotes,
+    digest,
+    discard_state,
+    exchange,
+    listed,
+    locked,
+    writing,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,6 +106,8 @@ def done(found: Run | None, console: Console | None) -> bool:
     if found is None or not found.done:
         return False
     finished(found.path)
+    # A process that was killed as it finished may have left it.
+    discard_state(found)
     if console is not None:
         console.print(f"{found.path}: done; nothing to do", markup=False, highlight=False)
     return True
@@ -141,7 +155,7 @@ def running(run: Run, acc: Accelerator, config: Config, facts: Notes) -> Iterato
     """
     import torch
 
-    from acclimate.adapt.engine import discard_state, reached
+    from acclimate.adapt.engine import reached
 
     began = time.monotonic()
     if acc.is_main_process:

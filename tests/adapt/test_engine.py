@@ -25,7 +25,7 @@ from toy_training import Restless, ToyDetector, ToyLoader, schedule, train
 
 from acclimate import run as runs
 from acclimate.adapt import engine
-from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, discard_state, fit
+from acclimate.adapt.engine import accelerator, checkpoint, checkpoints, fit
 from acclimate.adapt.objective import Objective, Step, Term, View
 from acclimate.adapt.optimisers import parameter_groups, rate
 from acclimate.adapt.supervised import Supervised
@@ -91,7 +91,7 @@ def test_a_run_leaves_its_metrics_and_checkpoints(uninterrupted: Run) -> None:
     assert first["loss"] == pytest.approx(parts)
     assert first.keys() >= {"lr", "gradient_norm", "images_per_s"}
     assert (uninterrupted.path / "state" / "step.json").is_file()
-    discard_state(uninterrupted)
+    runs.discard_state(uninterrupted)
     assert sorted(path.name for path in uninterrupted.path.iterdir()) == ["checkpoints", "metrics.jsonl", "run.json"]
 
 

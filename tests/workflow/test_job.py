@@ -630,6 +630,15 @@ def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path, job: workflow.Job
     assert (run.path / "model.safetensors").read_bytes() == (job.source.path / "model.safetensors").read_bytes()
 
 
+def test_what_a_kill_at_the_end_left_goes_with_the_next_call(data: Path, tmp_path: Path, job: workflow.Job) -> None:
+    config = tiny_config(data, tmp_path)
+    shutil.copytree(job.source.path, tmp_path / "source")
+    (tmp_path / "source" / "state").mkdir()
+    (tmp_path / "source" / "state" / "optimizer.bin").write_bytes(b"")
+    workflow.train(config, tmp_path / "source")
+    assert not (tmp_path / "source" / "state").exists()
+
+
 def _nudged(annotations: Annotations) -> Annotations:
     return annotations.with_boxes(annotations.boxes + np.float32(0.5))
 

@@ -210,12 +210,6 @@ def reached(run: Run) -> int:
     return 0 if state is None else int(state[1]["step"])
 
 
-def discard_state(run: Run) -> None:
-    """Remove what only a resume needs; a finished run has no use for it."""
-    for name in ("state", "state.old", "state.new"):
-        shutil.rmtree(run.path / name, ignore_errors=True)
-
-
 def _agreed(acc: Accelerator, losses: dict[str, float], stop: bool) -> tuple[dict[str, float], bool]:
     """Mean losses over the processes, and whether any of them is to stop.
 

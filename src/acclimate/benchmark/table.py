@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import os
 import statistics
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from acclimate import locks
 from acclimate.benchmark.suite import Suite
 from acclimate.errors import AcclimateError
 from acclimate.run import write_bytes, writing
@@ -44,26 +43,21 @@ def read(file: Path) -> list[Row]:
 
 
 def append(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows in one system call, so that processes may share the file and a kill leaves all of them or none.
+    """Add rows in one system call, one process after the other; a kill leaves all of them or none.
 
     Raises:
         AcclimateError: the file cannot be written.
     """
-    with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    added = _text([[str(row[field]) for field in FIELDS] for row in rows])
+    with locks.held(file, "benchmark", wait=True), writing(file.parent):
         if not file.exists():
-            # Linking the header into place fails where another process was first.
-            header = write_bytes(
-                file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.header"), _text([FIELDS])
-            )
-            with contextlib.suppress(FileExistsError):
-                os.link(header, file)
-            header.unlink()
+            write_bytes(file, _text([FIELDS]) + added)
+            return
         with open(file, "ab+", buffering=0) as opened:
             size = opened.seek(0, os.SEEK_END)
             opened.seek(max(0, size - 1))
             whole = opened.read(1) in {b"", b"\n"}
-            opened.write((b"" if whole else b"\n") + _text([[str(row[field]) for field in FIELDS] for row in rows]))
+            opened.write((b"" if whole else b"\n") + added)
 
 
 def _text(lines: Iterable[Sequence[str]]) -> bytes:
