@@ -112,9 +112,16 @@ def config(**options: Any) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    "options", [{"conv": conv} for conv in blocks.CONVOLUTIONS if conv != "depthwise"] + [{"context": "strip"}], ids=str
+    "options",
+    [
+        *({"conv": conv} for conv in (*blocks.CONVOLUTIONS, "ordinary") if conv != "depthwise"),
+        {"context": "strip"},
+        {"shared_tower": True},
+        {"conv": "ordinary", "shared_tower": True},
+    ],
+    ids=str,
 )
-def test_every_layer_of_a_detector_with_such_blocks_learns(options: dict[str, str]) -> None:
+def test_every_layer_of_a_detector_with_such_blocks_learns(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     detector, plain = (build(specify(config(**one), ["a", "b"])) for one in (options, {}))
     assert macs(detector) != macs(plain)
@@ -141,3 +148,40 @@ def test_blocks_are_refused_where_they_cannot_be() -> None:
         specify(config(kind="slimmable", conv="pyramid"), ["a"])
     with pytest.raises(AcclimateError, match=r"model\.context: a ssd detector has no such blocks"):
         specify(config(kind="ssd", context="strip"), ["a"])
+    with pytest.raises(AcclimateError, match=r"model\.shared_tower: a ssd detector has no such blocks"):
+        specify(config(kind="ssd", shared_tower=True), ["a"])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_ordinary_convolutions_are_counted_by_their_formula(shared: bool) -> None:
+    """Of pyramid and head: a 3x3 convolution over 16 channels for each block, at each of 8x8 + 4x4 + 2x2 places."""
+    places, block, predictions = 64 + 16 + 4, 9 * 16 * 16, 16 * (2 + 4)
+    detector = build(specify(config(conv="ordinary", shared_tower=shared, depth=2), ["a", "b"]))
+    less = build(specify(config(conv="ordinary", shared_tower=shared, depth=0), ["a", "b"]))
+    assert macs(detector) - macs(less) == places * block * (2 if shared else 4)
+    assert macs(less) - macs(build(specify(config(depth=0), ["a", "b"]))) == places * (block - 9 * 16 - 16 * 16)
+    assert macs(less) > places * (block + predictions)
+
+
+def test_one_tower_is_read_by_both_predictions() -> None:
+    torch.manual_seed(0)
+    detector = build(specify(config(shared_tower=True), ["a", "b"])).eval()
+    levels = [noise(1, 16, 8 // 2**i, 8 // 2**i) for i in range(3)]
+    logits, distances = detector.head(levels)
+    level = detector.class_tower[0](levels[0], 0)
+    torch.testing.assert_close(logits[:, :64], detector.classify(level).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(distances[:, :64], detector.regress(level).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("options", [{"conv": "ordinary"}, {"conv": "ordinary", "shared_tower": True}], ids=str)
+def test_ordinary_convolutions_can_be_narrowed(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    spec = specify(config(kind="slimmable", backbone="tf_efficientnet_lite0", **options), ["a", "b"])
+    bank = build(spec).eval()
+    whole = macs(bank)
+    bank.set_width(0.5)  # type: ignore[attr-defined]
+    image = noise(1, 3, 64, 64)
+    plain = bank.plain().eval()
+    assert macs(plain) == macs(bank) < 0.5 * whole
+    for own, cut in zip(bank(image), plain(image), strict=True):
+        torch.testing.assert_close(own, cut, rtol=1e-3, atol=1e-3)

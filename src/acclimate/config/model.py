@@ -56,11 +56,14 @@ class ModelConfig(Options):
     depth: int | None = Field(default=None, ge=0, le=8)
     """Convolution blocks in each tower of the head; by default the size's."""
     conv: Annotated[
-        Literal["depthwise", "shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale"],
+        Literal["depthwise", "ordinary", "shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale"],
         Added("depthwise"),
     ] = "depthwise"
-    """The spatial convolution of the pyramid and the head, for `kind = "dense"`: `depthwise`, ShuffleNet's unit
+    """The spatial convolution of the pyramid and the head, for `kind = "dense"`: `depthwise`, with a pointwise one
+    behind it as behind all but the next; an `ordinary` one over all channels, where INT8 gains most; ShuffleNet's unit
     (`shuffle`), a self-calibrated one, PyConv (`pyramid`), HetConv (`heterogeneous`) or PSConv (`poly-scale`)."""
+    shared_tower: Annotated[bool, Added(False)] = False
+    """Whether the head has one tower for classes and boxes together, for `kind = "dense"`, rather than one for each."""
     context: Annotated[Literal["strip"] | None, Added(None)] = None
     """What each level of the pyramid passes besides, for `kind = "dense"`: `strip` gates it by its pooled rows and
     columns."""

@@ -53,6 +53,26 @@ class _Separable(nn.Module):
         return F.relu(self.second[level](self.pointwise(x)))
 
 
+class _Ordinary(nn.Module):
+    """A 3x3 convolution over all channels with one normalisation a level; the convolution is shared."""
+
+    def __init__(self, channels: int, levels: int, norm: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(normalisation(norm, channels) for _ in range(levels))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        return F.relu(self.norms[level](self.conv(x)))
+
+
+def _block(spec: DetectorSpec) -> nn.Module:
+    """What smooths the levels of the pyramid, and what the towers are made of."""
+    levels = len(spec.strides)
+    if spec.conv == "ordinary":
+        return _Ordinary(spec.channels, levels, spec.norm)
+    return _Separable(spec.channels, levels, spec.norm, spec.conv)
+
+
 class DenseDetector(Detector):
     """See the module. Raw outputs: logits (B, A, C) and side distances (B, A, 4), as `edge.artifact.Decode` says."""
 
@@ -80,14 +100,15 @@ class DenseDetector(Detector):
         from_where = load_weights(self.backbone, spec.backbone, weights) if weights != "none" else spec.start
         self.spec = spec.model_copy(update={"start": from_where})
         self._normalise_by(self.backbone.mean, self.backbone.std)
-        channels, levels, norm = spec.channels, len(spec.strides), spec.norm
+        channels, norm = spec.channels, spec.norm
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), normalisation(norm, channels))
             for c in self.backbone.channels
         )
-        self.smooth = _Separable(channels, levels, norm, spec.conv)
-        self.class_tower = nn.ModuleList(_Separable(channels, levels, norm, spec.conv) for _ in range(spec.depth))
-        self.box_tower = nn.ModuleList(_Separable(channels, levels, norm, spec.conv) for _ in range(spec.depth))
+        self.smooth = _block(spec)
+        # Where one tower serves both, it is the classes'.
+        self.class_tower = nn.ModuleList(_block(spec) for _ in range(spec.depth))
+        self.box_tower = nn.ModuleList(_block(spec) for _ in range(0 if spec.shared_tower else spec.depth))
         if spec.context is not None:
             self.context = CONTEXTS[spec.context](channels)
         if norm == "moving":
@@ -156,6 +177,8 @@ class DenseDetector(Detector):
                 c = block(c, i)
             for block in self.box_tower:
                 b = block(b, i)
+            if self.spec.shared_tower:
+                b = c
             logits.append(self.classify(c).flatten(2))
             distances.append(self.regress(b).flatten(2))
         return torch.cat(logits, 2).transpose(1, 2), torch.cat(distances, 2).transpose(1, 2)

@@ -60,6 +60,8 @@ class DetectorSpec(BaseModel):
     """From which on the backbone's convolutions are dilated in place of being strided, pixels."""
     conv: str = "depthwise"
     """The spatial convolution of the pyramid and the head, `models.blocks.CONVOLUTIONS`."""
+    shared_tower: bool = False
+    """Whether one tower of the head serves classes and boxes."""
     drop_path: float = 0.0
     """The rate at which the deepest of timm's blocks drops itself in training."""
     context: str | None = None
@@ -183,8 +185,10 @@ class Detector(nn.Module, ABC):
             )
         if list(strides) != sorted(set(strides)):
             raise AcclimateError(f"model.strides: {list(strides)} must rise")
-        if not cls.has_blocks and (config.conv != "depthwise" or config.context is not None):
-            key = "conv" if config.conv != "depthwise" else "context"
+        blocks = {"conv": "depthwise", "context": None, "shared_tower": False}
+        asked = [key for key, usual in blocks.items() if getattr(config, key) != usual]
+        if asked and not cls.has_blocks:
+            key = asked[0]
             raise AcclimateError(f"model.{key}: a {config.kind} detector has no such blocks; take model.kind=dense")
         if not classes:
             raise AcclimateError("source: the data set names no class, so there is nothing to detect")
@@ -201,6 +205,7 @@ class Detector(nn.Module, ABC):
             output_stride=config.output_stride,
             drop_path=config.drop_path,
             conv=config.conv,
+            shared_tower=config.shared_tower,
             context=config.context,
             reading=reading,
             folded=config.norm != "frozen",
