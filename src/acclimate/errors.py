@@ -27,6 +27,10 @@ class OtherInputsError(AcclimateError):
         self.wanted = wanted
 
 
+class WritingError(AcclimateError):
+    """A file or folder could not be written: nothing is wrong with what was asked for, and the same call may do it."""
+
+
 class WaitingError(AcclimateError):
     """A person has to do something before the same call can go on; the command line exits with status 4."""
 

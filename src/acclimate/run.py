@@ -41,7 +41,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from acclimate import __version__, locks, machine
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, WritingError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 Role = Literal["source", "target"]
@@ -390,15 +390,15 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a failed write below `path` into one clear line.
 
     Raises:
-        AcclimateError: the disk is full, read-only, broken or not ours to write, or `path` cannot be made or has gone.
+        WritingError: the disk is full, read-only, broken or not ours to write, or `path` cannot be made or has gone.
     """
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise AcclimateError(f"{path}: the disk is full; free some space and run the same command again") from None
+            raise WritingError(f"{path}: the disk is full; free some space and run the same command again") from None
         if error.errno in _REFUSED or (error.errno == errno.ENOENT and _concerns(path, error.filename)):
-            raise AcclimateError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+            raise WritingError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
         raise
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ import tiny_job
 from acclimate import workflow
 from acclimate.cli import main
 from acclimate.config import Config, load
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, WritingError
 from acclimate.locks import HeldError
-from acclimate.run import Manifest, Run, read_json
+from acclimate.run import Manifest, Run, read_json, writing
 from acclimate.workflow import tuning
 from another_process import another_process
 
@@ -36,12 +38,15 @@ class Known:
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.stop_at = -1
+        self.stop_at = self.full_at = -1
 
     def __call__(self, config: Config, source: Run, options: Mapping[str, Any], *_: Any) -> tuple[float, str]:
         self.seen.append(dict(options))
         if len(self.seen) == self.stop_at:
             raise KeyboardInterrupt
+        if len(self.seen) == self.full_at:
+            with writing(source.path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if options["schedule.lr"] > 0.09:
             raise AcclimateError("the loss is nan")
         return 1 - abs(math.log10(options["schedule.lr"]) + 3) / 4 + 0.5 * (
@@ -93,6 +98,32 @@ def test_a_stopped_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> 
     longer = workflow.tune(job(tmp_path, trials=22))
     assert longer.trials[:20] == done.trials
     assert len(known.seen) == 23
+
+
+def test_a_disk_that_is_full_ends_the_search_and_fails_no_trial(known: Known, tmp_path: Path) -> None:
+    known.full_at = 3
+    with pytest.raises(WritingError, match="the disk is full"):
+        workflow.tune(job(tmp_path, trials=4))
+    journal = tmp_path / "out" / tuning.FOLDER / "study.log"
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["study.log"]
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    done = workflow.tune(job(tmp_path, trials=4))
+    assert known.seen[3] == known.seen[2]
+    assert [trial.problem for trial in done.trials] == [""] * 4
+
+
+def test_a_full_disk_under_the_journal_is_one_line(
+    known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.storages.journal import JournalFileBackend
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    with pytest.raises(WritingError, match=r"out/tune: the disk is full; free some space"):
+        workflow.tune(job(tmp_path))
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(known: Known, tmp_path: Path) -> None:

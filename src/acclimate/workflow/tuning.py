@@ -13,7 +13,7 @@ from rich.console import Console
 
 from acclimate import stages
 from acclimate.config import Config, RangeConfig, merge, parse
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, WritingError
 from acclimate.installation import hint
 from acclimate.run import Run, digest, locked, write_text, writing
 from acclimate.training.adapt import adapt
@@ -90,15 +90,24 @@ def tune(config: Config, *, oracle: bool = False, console: Console | None = None
         raise AcclimateError("tune --oracle: needs labels of the target; name target_test in the job")
     for name in config.tune.ranges:
         _value(config, name)
-    with locked(config.out / FOLDER, "tune"):
+    with locked(config.out / FOLDER, "tune"), writing(config.out / FOLDER):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         return _tune(config, oracle, console)
 
 
 def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
     import optuna
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     from optuna.trial import TrialState
+
+    class Held(JournalFileOpenLock):
+        """The lock of the folder is enough; one of the journal's own would outlive a process that is killed."""
+
+        def acquire(self) -> bool:
+            return True
+
+        def release(self) -> None:
+            pass
 
     assert config.tune is not None
     say = console.print if console is not None else lambda *_, **__: None
@@ -113,15 +122,15 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
     name = digest(
         rule, ranges, source.manifest.digest, config.model_copy(update={"tune": None}).model_dump(mode="json")
     )
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        backend = JournalFileBackend(str(folder / "study.log"))
-        study = optuna.create_study(
-            study_name=name,
-            storage=optuna.storages.JournalStorage(backend),
-            direction="maximize",
-            load_if_exists=True,
-        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _cut(folder / "study.log")
+    backend = JournalFileBackend(str(folder / "study.log"), Held(str(folder / "study.log")))
+    study = optuna.create_study(
+        study_name=name,
+        storage=optuna.storages.JournalStorage(backend),
+        direction="maximize",
+        load_if_exists=True,
+    )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         # It was under way when a process ended; its run goes on under the same options.
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -139,6 +148,8 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
         say(f"trial {done + 1} of {config.tune.trials}: {_told(options)}", markup=False, highlight=False)
         try:
             score, rule_said = _score(config, source, options, run, oracle, console)
+        except WritingError:
+            raise
         except AcclimateError as error:
             asked.set_user_attr("problem", str(error))
             study.tell(asked, state=TrialState.FAIL)
@@ -148,6 +159,13 @@ def _tune(config: Config, oracle: bool, console: Console | None) -> Tuned:
         study.tell(asked, score)
         say(f"  {rule_said} {score:.4f}", markup=False, highlight=False)
     return _kept(study, folder, rule, oracle, console)
+
+
+def _cut(journal: Path) -> None:
+    """Cut a last line that a full disk, or a kill, left short: what comes behind it could not be read."""
+    if journal.exists():
+        with open(journal, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
