@@ -826,6 +826,9 @@ def watch(
             min=0, max=1, help="share of the usual boxes a frame below which a lull becomes an alarm; 0: never"
         ),
     ] = 0.2,
+    track: Annotated[
+        bool, typer.Option("--track", help="give each box the number of its track, and count the tracks")
+    ] = False,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acclimate.boxes import iou
+from acclimate.edge.tracks import Links, Track
 from acclimate.errors import AcclimateError
 from acclimate.structures import Detections
 
@@ -24,61 +23,10 @@ Kind = Literal["gru", "lstm", "lstm-peephole", "lstm-coupled", "lstm-peephole-co
 KINDS: tuple[Kind, ...] = ("gru", "lstm", "lstm-peephole", "lstm-coupled", "lstm-peephole-coupled")
 FEATURES = 2
 """Of a track in a frame: its score's logit, and whether it was seen."""
-OVERLAP = 0.3
-"""The IoU from which a box goes on with a track of its class."""
-PATIENCE = 3
-"""Frames that a track goes on for unseen."""
 _LEAST = 1e-4
 """Of a score, so that its logit is finite."""
 
 Array = NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class Track:
-    """Boxes of one object, as far as can be told.
-
-    Attributes:
-        number: of the track, in the order in which they began.
-        label: index into the detector's classes.
-        box: (4,), the last one seen, xyxy pixels.
-        score: of the last box seen.
-        missed: frames since then.
-        state: (2, H), of the cell.
-    """
-
-    number: int
-    label: int
-    box: Array
-    score: float
-    missed: int = 0
-    state: Array = field(default_factory=lambda: np.zeros((2, 0), np.float32))
-
-
-class Links:
-    """The tracks of one stream of frames."""
-
-    def __init__(self) -> None:
-        self.tracks: list[Track] = []
-        self._count = 0
-
-    def step(self, found: Detections) -> list[Track]:
-        """Go on by a frame: the tracks that are seen in it or were lately, best detections linked first."""
-        for track in self.tracks:
-            track.missed += 1
-        free = list(self.tracks)
-        for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True):
-            own = [track for track in free if track.label == label]
-            overlaps = iou.pairwise(box[None], np.stack([track.box for track in own]))[0] if own else np.zeros(1)
-            if own and overlaps.max() >= OVERLAP:
-                track = own[int(overlaps.argmax())]
-                free = [one for one in free if one is not track]
-                track.box, track.score, track.missed = box, float(score), 0
-            else:
-                self.tracks.append(Track(self._count, int(label), box, float(score)))
-                self._count += 1
-        self.tracks = [track for track in self.tracks if track.missed <= PATIENCE]
-        return self.tracks
 
 
 def features(track: Track) -> Array:

@@ -39,6 +39,7 @@ from acclimate.edge.predict import Predictor, as_json
 from acclimate.edge.regions import LARGE, Regions
 from acclimate.edge.source import Frame, Mark, Source
 from acclimate.edge.timeline import Timeline
+from acclimate.edge.tracks import Links
 from acclimate.errors import AcclimateError
 from acclimate.installation import hint
 from acclimate.run import listed, read_json, write_bytes, write_text
@@ -56,6 +57,8 @@ COUNTED = "counts.json"
 KNOWN = (LEARNT, ADJUSTED, COUNTED)
 """What a device has found out by itself."""
 
+PATIENCE = 15
+"""Frames that a track goes on for unseen."""
 GONE_S = 5.0
 """A camera, stream or video that gave nothing for so long counts as gone."""
 ALARM_FOLDERS = 20
@@ -84,6 +87,7 @@ class Summary:
         alarms: of drift.
         collapses: alarms as hardly anything was found.
         collected: frames in the folder of those worth sending home.
+        tracks: begun, with those of earlier processes; 0 where boxes are not joined.
         seconds: from the first frame to the end.
     """
 
@@ -96,6 +100,7 @@ class Summary:
     alarms: int
     collapses: int
     collected: int
+    tracks: int
     seconds: float
 
 
@@ -108,6 +113,7 @@ class Manner:
     learn: int = 200
     adjust: bool = False
     collapse: float = 0.2
+    track: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,11 @@ class Folder:
         if changed is None or not isinstance(file, str):
             return None, 0
         return (changed, file), _whole(last, "until_ns") or 0
+
+    @property
+    def tracks(self) -> int:
+        """How many tracks earlier processes have begun."""
+        return _whole(self.detections.last or {}, "tracks") or 0
 
     @property
     def frames(self) -> int:
@@ -185,6 +196,7 @@ class Station:
         self._kept = regions.kept(THUMBNAIL) if regions else None
         if self._kept is not None and not self._kept.any():
             raise AcclimateError("--leave-out leaves nothing of the frame")
+        self._links = Links(begun=folder.tracks, patience=PATIENCE, follow=True) if manner.track else None
         self._frames = 0
         self._size: tuple[int, int] | None = None
         self._where = masked(source.where)
@@ -235,8 +247,13 @@ class Station:
         features = np.concatenate([look(frame.image, self._kept), answer(found, manifest.show_threshold)])
         usual = found.above(manifest.show_threshold)
         self._reading = self._monitor.update(features, np.bincount(usual.labels, minlength=len(manifest.classes)))
-        shown = found[found.scores >= self._thresholds()[found.labels]]
+        sure = found.scores >= self._thresholds()[found.labels]
+        shown = found[sure]
         self._found = as_json(shown, manifest.classes)
+        if self._links is not None:
+            self._links.step(found, sure)
+            numbers = [number for number, of_one in zip(self._links.numbers, sure, strict=True) if of_one]
+            self._found = [one | {"track": number} for one, number in zip(self._found, numbers, strict=True)]
         self._time = _stamp(frame.taken)
         score = self._reading.score
         line: dict[str, Any] = {"frame": self._number, "time": self._time}
@@ -252,6 +269,7 @@ class Station:
             "width": frame.image.shape[1],
             "height": frame.image.shape[0],
             "drift": None if score is None else round(score, 3),
+            **({} if self._links is None else {"tracks": self._links.begun}),
             "detections": self._found,
         }
         self._detections.write(line)
@@ -341,6 +359,7 @@ class Station:
             alarms=self._monitor.alarms,
             collapses=self._counts.alarms,
             collected=len(self._collection),
+            tracks=self._links.begun if self._links is not None else 0,
             seconds=round(time.monotonic() - self._began, 1) if self._began else 0.0,
         )
         self._tell("stopped", **asdict(summary))

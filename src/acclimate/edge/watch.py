@@ -56,6 +56,7 @@ def watch(
     adjust: bool = False,
     reset: bool = False,
     collapse: float = 0.2,
+    track: bool = False,
     leave_out: Sequence[str] = (),
     running: Running = AS_IT_SAYS,
     webhook: str = "",
@@ -73,7 +74,8 @@ def watch(
     - `detections.jsonl`, a line a frame: `frame` (a number that goes on over restarts), `time` (UTC), `width`,
       `height`, `drift` (the score; null while a reference is learnt) and `detections` as `predict` writes them; of a
       folder's images also `file` and `changed_ns` (and `until_ns` while a clock is set back), of pictures `file`, of a
-      video `time_s`. Older lines are in `detections.000001.jsonl` and so on.
+      video `time_s`. With `track` each detection has the number of its `track`, and the line `tracks`, how many have
+      begun so far. Older lines are in `detections.000001.jsonl` and so on.
     - `events.jsonl`, likewise: `started`, `stopped`, `there`, `gone`, `size`, `learnt`, `alarm`, `over`, `collapsed`,
       `found`, `adjusted`.
     - `alarms/TIME/`: `alarm.json` and frames before and after it.
@@ -106,6 +108,7 @@ def watch(
         adjust: let thresholds and the mean of the reference follow the site; see `edge.monitor.Adjustment`.
         reset: first forget what was learnt, adjusted and counted.
         collapse: share of the usual number of boxes below which it is an alarm in the end; 0 is never.
+        track: join the boxes of successive frames to tracks; see `edge.tracks`.
         leave_out: regions that do not count, for boxes and for drift; see `regions_of`.
         running: what is to be otherwise than the artifact says.
         webhook: where events are sent; see `edge.outbox.Webhook`.
@@ -129,7 +132,7 @@ def watch(
     regions = regions_of(leave_out, wheres)
     receivers: list[Receiver] = [*map(Webhook, [webhook] if webhook else []), *map(Mqtt, [mqtt] if mqtt else [])]
     predictor = Predictor.load(Path(artifact), threads, expected, running=running)
-    manner = Manner(threshold, keep, learn, adjust, collapse)
+    manner = Manner(threshold, keep, learn, adjust, collapse, track)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(out, "watch"))
         outboxes = [stack.enter_context(Outbox(receiver, detections=send_detections)) for receiver in receivers]
@@ -284,9 +287,10 @@ def _total(summaries: Sequence[Summary]) -> Summary:
 
 def _say(console: Console, summary: Summary) -> None:
     lost = f", {summary.unwritten} lines could not be written" if summary.unwritten else ""
+    tracks = f"{summary.tracks} tracks, " if summary.tracks else ""
     collapses = f", {summary.collapses} as hardly anything was found" if summary.collapses else ""
     console.print(
         f"{summary.frames} frames in {summary.seconds:.0f} s ({summary.dropped} dropped), {summary.lines} lines{lost}, "
-        f"{summary.alarms} drift alarms{collapses}, {summary.collected} frames to send home",
+        f"{tracks}{summary.alarms} drift alarms{collapses}, {summary.collected} frames to send home",
         highlight=False,
     )

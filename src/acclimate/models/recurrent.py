@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acclimate.boxes import iou
-from acclimate.edge.smoothing import FEATURES, Kind, Links, Smoother, features
+from acclimate.edge.smoothing import FEATURES, Kind, Smoother, features
+from acclimate.edge.tracks import Links
 from acclimate.errors import AcclimateError
 from acclimate.structures import Annotations, Detections
 
