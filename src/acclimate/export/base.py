@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import cv2
 import numpy as np
 
-from acclimate import __version__
 from acclimate.edge import engines
 from acclimate.edge.artifact import (
     Artifact,
@@ -200,21 +199,11 @@ class Exporter(abc.ABC):
     def _manifest(
         self, folder: Path, frozen: Detector, precision: Precision, calibration: Calibration | None
     ) -> ArtifactManifest:
+        from acclimate.models.predict import manifest_of
+
         run = folder.parent.parent
-        return ArtifactManifest(
-            name=folder.name,
-            runtime=self.name,
-            precision=precision,
-            classes=frozen.spec.classes,
-            image_size=frozen.spec.image_size,
-            orientation=frozen.spec.reading.orientation,
-            intensity=frozen.spec.reading.intensity,
-            input_name=INPUT,
-            output_names=frozen.output_names,
-            decode=frozen.decode_options(),
-            calibration=calibration,
-            source_run=str(run) if (run / "run.json").is_file() else "",
-            version=__version__,
+        return manifest_of(frozen, folder.name, self.name, precision).model_copy(
+            update={"calibration": calibration, "source_run": str(run) if (run / "run.json").is_file() else ""}
         )
 
     def _network(self, folder: Path, manifest: ArtifactManifest) -> Network:
@@ -345,6 +334,7 @@ def complexity(frozen: Detector, made_with: tuple[str, ...] = ()) -> Notes:
         macs_m=round(counter.get_total_flops() / 2e6, 3),
         parameters=sum(parameter.numel() for parameter in frozen.parameters()),
         made_with=made_with,
+        eager_only=("masks",) if frozen.spec.has_masks else (),
     )
 
 
