@@ -164,8 +164,11 @@ def test_from_adaptation_to_an_int8_artifact(compressed: str, tmp_path: Path) ->
 
     whole, made = load(start.path), load(run.path)
     graph = onnx.load(artifact.file(".onnx")).graph
-    layers = [node for node in graph.node if node.op_type == "Conv"]
-    groups = [next(each.i for each in node.attribute if each.name == "group") for node in layers]
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    rounded = [
+        node for node in graph.node if node.op_type == "Conv" and makers.get(node.input[1]) == "DequantizeLinear"
+    ]
+    groups = [next(each.i for each in node.attribute if each.name == "group") for node in rounded]
     if compressed == "pruning.keep":
         assert artifact.manifest.notes.macs_m < 0.5 * macs(whole) / 1e6  # type: ignore[operator]
         assert artifact.manifest.notes.parameters == sum(one.numel() for one in frozen_copy(made).parameters())

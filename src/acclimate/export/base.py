@@ -351,14 +351,18 @@ def check_same(name: str, run: Network, frozen: Detector, precision: Precision =
         precision: to what.
 
     Raises:
-        AcclimateError: an output differs.
+        AcclimateError: an output differs, or there is none.
     """
     import torch
 
     image = np.random.default_rng(0).uniform(0, 255, (1, 3, *frozen.spec.image_size)).astype(np.float32)
     with torch.inference_mode():
         expected = [output.numpy() for output in frozen(torch.from_numpy(image))]
-    for output, ours, theirs in zip(frozen.output_names, run(image), expected, strict=True):
+    try:
+        outputs = run(image)
+    except AcclimateError:
+        raise AcclimateError(f"{name} does not run what is converted of this detector; use another runtime") from None
+    for output, ours, theirs in zip(frozen.output_names, outputs, expected, strict=True):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 0.05 * max(1.0, np.abs(theirs).max()):
             where, way_out = ("", "") if precision == "fp32" else (f" in {precision}", "export fp32, or ")
             raise AcclimateError(
