@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import BaseModel, Field
+from typer.main import get_command
 
-from acclimate.config import Config
+from acclimate import cli
+from acclimate.config import Config, parse
+from acclimate.config.reading import merge
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = re.compile(r"<!-- options: ([\w. ]+) -->")
@@ -80,3 +83,30 @@ def test_what_an_option_may_be_is_told_by_its_type_and_bounds(options: Any) -> N
         "either": 'number or `"auto"`',
         "several": "list of numbers above 0, up to 1",
     }
+
+
+def test_the_study_notes_name_what_is_there() -> None:
+    """At least forty techniques; every key of theirs is one and takes the value, every file and every flag is there."""
+    rows = re.findall(r"^\| (?!technique)[^-].*\|$", (REPOSITORY / "docs" / "study-notes.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 40
+    commands: Any = get_command(cli.app)
+    for row in rows:
+        cells = [re.findall(r"`([^`]+)`", cell) for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        values: dict[str, Any] = {}
+        for text in cells[1]:
+            words = text.removeprefix("acclimate ").split()
+            if (verb := commands.commands.get(words[0])) is not None:
+                known = {flag for parameter in verb.params for flag in parameter.opts}
+                assert {word for word in words if word.startswith("--")} <= known, text
+            key, _, value = text.partition(" = ")
+            if (section := key.partition(".")[0]) in Config.model_fields and key != section:
+                options: Any = Config.model_fields[section].annotation
+                for name in key.split(".")[1:]:
+                    assert name in options.model_fields, text
+                    options = options.model_fields[name].annotation
+                    options = next((one for one in get_args(options) if hasattr(one, "model_fields")), options)
+                values = merge(values, [f"{key}={value}"]) if value else values
+        for section, given in values.items():
+            parse(Config.model_fields[section].annotation, given, where=row)  # type: ignore[arg-type]
+        for text in cells[2]:
+            assert not text.endswith((".py", "/")) or (REPOSITORY / "src" / "acclimate" / text).exists(), text

@@ -729,7 +729,7 @@ def agent(
 
 @app.command()
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package")],
+    artifact: Annotated[Path, typer.Argument(help="an artifact's folder, or a package; with --masks, a run")],
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES_OR_VIDEO", help="an image, a folder, a list, a pattern or a video")
     ],
@@ -744,6 +744,9 @@ def predict(
         bool, typer.Option("--suggested", help="the score of each class that the artifact suggests")
     ] = False,
     pictures: Annotated[bool, typer.Option(help="write pictures, or the video, with boxes drawn in")] = True,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="detect with a run's detector in PyTorch, and give and draw its masks too")
+    ] = False,
     tiles: Tiling = "",
     provider: Provided = "",
     reduced: Reduced = False,
@@ -752,14 +755,14 @@ def predict(
     require_signature: Signer = None,
     as_json: AsJson = None,
 ) -> None:
-    """Detect in images or a video: JSON and annotated pictures. Needs no torch."""
+    """Detect in images or a video: JSON and annotated pictures. Needs no torch but for masks."""
     from acclimate import workflow
     from acclimate.run import next_free, read_json
 
     file = workflow.predict(
         artifact, images, out if out is not None else next_free(Path("runs/predict")), threshold=threshold,
-        suggested=suggested, pictures=pictures, running=_running(tiles, provider, reduced), threads=threads,
-        expected=_expected(digest, require_signature), console=_console(as_json),
+        suggested=suggested, pictures=pictures, masks=masks, running=_running(tiles, provider, reduced),
+        threads=threads, expected=_expected(digest, require_signature), console=_console(as_json),
     )  # fmt: skip
     if as_json is not None:
         _write_json(as_json, read_json(file))

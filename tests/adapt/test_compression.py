@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from acclimate import workflow
 from acclimate.adapt.groupable import Groupable
 from acclimate.adapt.methods import method
 from acclimate.adapt.objective import Objective
 from acclimate.adapt.prior import entropy
-from acclimate.config import AdaptConfig
+from acclimate.config import AdaptConfig, Config
+from acclimate.data import formats
 from acclimate.data.formats import LabelledSet
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.images import read_image
+from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
+from acclimate.export.base import frozen_copy
 from acclimate.models.dense import DenseDetector
 from acclimate.models.deploy import deploy
-from acclimate.models.detector import DetectorSpec, build
+from acclimate.models.detector import DetectorSpec, build, load, save, specify
 from acclimate.models.groupable import GatheredConv2d
+from acclimate.models.predict import network
 from acclimate.models.pruning import prune
 from acclimate.models.slimmable import macs
+from acclimate.run import Manifest, Run
+from acclimate.scenes.sets import generate
 from acclimate.structures import Annotations, Batch
+from tiny_job import settings
 
 
 def detector(**options: Any) -> DenseDetector:
@@ -125,3 +137,48 @@ def test_the_prior_of_few_objects_is_the_entropy_of_normalised_scores() -> None:
     made = method(AdaptConfig.model_validate({"teacher": None, "prior": 0.5}), whole, NOTHING)
     losses = Objective(whole, made.terms, 0.9, warm=False)(batch(), None, 0.0)
     assert 0 < losses["prior/entropy"] < 0.5 * math.log(100)
+
+
+@pytest.mark.parametrize("compressed", ["pruning.keep", "groupable.groups"])
+def test_from_adaptation_to_an_int8_artifact(compressed: str, tmp_path: Path) -> None:
+    """A few steps from a run that was never trained: the artifact is as small, and computes the same."""
+    for seed, name in enumerate(("source", "target")):
+        generate(tmp_path / name, 4, (64, 96), seed)
+    images = tmp_path / "target" / "images"
+    values = settings(tmp_path, tmp_path / "job")
+    small = {"backbone": "test_efficientnet", "strides": [8, 16], "channels": 16, "depth": 1}
+    values |= {"source": {"path": str(tmp_path / "source")}, "target": str(images), "model": values["model"] | small}
+    config = Config.model_validate(
+        {k: v for k, v in values.items() if k not in {"source_test", "target_test", "oracle"}}
+    )
+    torch.manual_seed(0)
+    start = Run.create(tmp_path / "start", Manifest(verb="train"))
+    save(build(specify(config.model, formats.read(config.source).classes)), start.path)
+    start.write("config.json", config)
+    start.finish("done")
+    value = {"pruning.keep": "0.5", "groupable.groups": "2"}[compressed]
+    few = ["schedule.steps=4", "schedule.batch_size=2", "schedule.workers=0", "schedule.lr=1e-2"]
+    overrides = [f"adapt.{compressed}={value}", "adapt.supervised=1", *few]
+    run = workflow.adapt(start.path, images, tmp_path / "adapted", overrides)
+    artifact = Artifact.open(workflow.export(run.path, precision="int8", images=4))
+
+    whole, made = load(start.path), load(run.path)
+    graph = onnx.load(artifact.file(".onnx")).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    rounded = [
+        node for node in graph.node if node.op_type == "Conv" and makers.get(node.input[1]) == "DequantizeLinear"
+    ]
+    groups = [next(each.i for each in node.attribute if each.name == "group") for node in rounded]
+    if compressed == "pruning.keep":
+        assert artifact.manifest.notes.macs_m < 0.5 * macs(whole) / 1e6  # type: ignore[operator]
+        assert artifact.manifest.notes.parameters == sum(one.numel() for one in frozen_copy(made).parameters())
+    else:
+        settled = [name for name, part in frozen_copy(made).named_modules() if isinstance(part, GatheredConv2d)]
+        assert len(settled) > 3
+        assert groups.count(2) >= len(settled)
+        assert artifact.manifest.notes.macs_m < macs(whole) / 1e6  # type: ignore[operator]
+    reference, predictor = network(made), Predictor(artifact)
+    for path in sorted(images.iterdir()):
+        canvas, _ = predictor.prepare(read_image(path))
+        for ours, theirs in zip(predictor.run(canvas), reference(canvas), strict=True):
+            assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.95

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -105,6 +106,12 @@ def test_a_conversion_that_computes_something_else_is_refused() -> None:
         base.check_same("engine", lambda images: [right(images)[0] * 1.2, right(images)[1]], frozen)
     with pytest.raises(AcclimateError, match="engine computes distances of this detector wrongly"):
         base.check_same("engine", lambda images: [right(images)[0], right(images)[1] * np.nan], frozen)
+
+    def fails(images: object) -> NoReturn:
+        raise AcclimateError("its memory may have run out")
+
+    with pytest.raises(AcclimateError, match="engine does not run what is converted of this detector; use another"):
+        base.check_same("engine", fails, frozen)
 
 
 def test_int8_is_refused(tmp_path: Path) -> None:

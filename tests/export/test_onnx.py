@@ -274,6 +274,31 @@ def test_int8_leaves_coordinates_alone() -> None:
     assert set(kept_in_float(*_nodes(graph))) == {"first", "choice", "pixels", "pooling", "last"}
 
 
+def test_int8_leaves_the_places_of_samples_alone() -> None:
+    """From the layers that they come from; what looks at the sampled picture is quantised."""
+    float_type, helper = onnx.TensorProto.FLOAT, onnx.helper
+    filters = [("a", (4, 3, 1, 1)), ("b", (4, 4, 1, 1)), ("two", (2, 4, 1, 1)), ("scale", (1,))]
+    steps = [
+        ("Conv", "first", ["images", "a"], ["stem"]),
+        ("Conv", "second", ["stem", "b"], ["map"]),
+        ("Conv", "where", ["map", "two"], ["offsets"]),
+        ("Mul", "grid", ["offsets", "scale"], ["channels_first"]),
+        ("Transpose", "turned", ["channels_first"], ["places"]),
+        ("GridSample", "sampler", ["map", "places"], ["sampled"]),
+        ("Relu", "relu", ["sampled"], ["positive"]),
+        ("Conv", "third", ["positive", "b"], ["deep"]),
+        ("Conv", "last", ["deep", "b"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, outputs, name=name) for kind, name, inputs, outputs in steps],
+        "sampled",
+        [helper.make_tensor_value_info("images", float_type, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", float_type, [1, 4, 8, 8])],
+        [helper.make_tensor(name, float_type, dims, np.zeros(dims).flatten()) for name, dims in filters],
+    )
+    assert set(kept_in_float(*_nodes(graph))) == {"first", "where", "grid", "turned", "last"}
+
+
 def test_blocks_take_everything_that_is_not_kept() -> None:
     """A stem that is kept, two layers of one module whose results are joined, and an end that is kept."""
     order = [("stem", []), ("relu", ["stem"]), ("one", ["relu"]), ("two", ["relu"]), ("join", ["one", "two"]),

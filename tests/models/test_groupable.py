@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,3 +63,18 @@ def test_other_convolutions_stay() -> None:
         uneven.weight[2:, :2] = 0
     for layer in (nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, groups=2), uneven):
         assert groupable.groups_of(layer) is None
+
+
+def test_openvino_computes_it(tmp_path: Path) -> None:
+    """Whose converter takes a gather behind a grouped convolution into the weights as if they had no groups."""
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    layer, groups = nn.Conv2d(16, 16, 1), (np.tile(np.arange(2), 8), np.repeat(np.arange(2), 8))
+    with torch.no_grad():
+        layer.weight *= torch.from_numpy(np.equal.outer(*groups))[:, :, None, None]
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    deploy(network)
+    x, file = torch.rand(1, 3, 8, 8), tmp_path / "model.onnx"
+    torch.onnx.export(network, (x,), str(file), dynamo=True, external_data=False, verbose=False)
+    computed = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
+    np.testing.assert_allclose(computed, network(x).detach().numpy(), atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from test_two_stage import lively, make
 
+from acclimate import workflow
 from acclimate.data.formats import LabelledImage, LabelledSet
+from acclimate.edge import video
+from acclimate.edge.artifact import Running, Tiles
 from acclimate.edge.draw import draw
+from acclimate.edge.images import read_image
+from acclimate.errors import AcclimateError
 from acclimate.evaluate import mask_average_precision
+from acclimate.export.base import complexity, frozen_copy
+from acclimate.models import detector as detectors
 from acclimate.models.predict import predict_masks
+from acclimate.run import Manifest, Run
 from acclimate.structures import Annotations, Detections
 
 
@@ -78,3 +87,62 @@ def test_mask_ap_is_pycocotools(tmp_path: Path) -> None:
 
 def encoded(outline: tuple[np.ndarray, ...], height: int, width: int) -> dict[str, object]:  # type: ignore[type-arg]
     return coco_mask.merge(coco_mask.frPyObjects([polygon.ravel().tolist() for polygon in outline], height, width))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run whose detector has masks, though nothing was trained."""
+    made = Run.create(tmp_path / "run", Manifest(verb="train"))
+    detectors.save(lively(make(masks=True)), made.path)
+    made.write("config.json", {})
+    made.finish("done")
+    return made.path
+
+
+def test_predict_draws_the_masks_of_a_run(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    # Not of the canvas's shape, so that a border is around the picture.
+    picture = tmp_path / "pictures" / "0.png"
+    picture.parent.mkdir()
+    cv2.imwrite(str(picture), rng.integers(0, 255, (60, 120, 3), np.uint8))
+    film = video.Writer(tmp_path / "film.mp4", 5.0, (60, 120))
+    with film:
+        film.write(rng.integers(0, 255, (60, 120, 3), np.uint8), 0.0)
+    found = json.loads(workflow.predict(run, picture.parent, tmp_path / "out", threshold=0.3, masks=True).read_text())
+    (expected,) = predict_masks(detectors.load(run), [picture])  # type: ignore[arg-type]
+    assert expected is not None
+    (image,) = found["images"]
+    shown = [one for one, score in zip(expected[1], expected[0].scores, strict=True) if score >= 0.3]
+    assert [one["mask"] for one in image["detections"]] == shown
+    assert len(shown) > 0
+    assert found["artifact"]["runtime"] == "torch"
+    for one in image["detections"]:
+        pixels = coco_mask.decode(one["mask"])
+        assert pixels.shape == (60, 120)
+        rows, columns = pixels.nonzero()
+        x1, y1, x2, y2 = one["box"]
+        inside = (columns >= x1 - 2) & (columns <= x2 + 2) & (rows >= y1 - 2) & (rows <= y2 + 2)
+        assert inside.all()
+    # Boxes alone are drawn otherwise.
+    plain = draw(read_image(picture), expected[0].above(0.3), ("car", "person", "dog"))
+    drawn = read_image(tmp_path / "out" / image["picture"])
+    assert np.abs(drawn.astype(int) - plain).mean() > 3
+    frames = json.loads(workflow.predict(run, tmp_path / "film.mp4", tmp_path / "film", masks=True).read_text())
+    assert all("mask" in one for frame in frames["frames"] for one in frame["detections"])
+
+
+def test_what_has_no_masks_says_so(run: Path, tmp_path: Path) -> None:
+    picture, out = tmp_path / "0.png", tmp_path / "out"
+    cv2.imwrite(str(picture), np.zeros((60, 120, 3), np.uint8))
+    assert complexity(frozen_copy(detectors.load(run))).eager_only == ("masks",)
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "artifact.json").write_text("{}")
+    with pytest.raises(AcclimateError, match="an artifact gives no masks; name the run"):
+        workflow.predict(tmp_path / "artifact", picture, out, masks=True)
+    tiled = Running(tiles=Tiles(size=(32, 32)))
+    with pytest.raises(AcclimateError, match="leave out --tiles and --provider"):
+        workflow.predict(run, picture, out, masks=True, running=tiled)
+    detectors.save(lively(make()), run)
+    assert complexity(frozen_copy(detectors.load(run))).eager_only == ()
+    with pytest.raises(AcclimateError, match=r"its detector has no masks; train one with model\.two_stage\.masks"):
+        workflow.predict(run, picture, out, masks=True)

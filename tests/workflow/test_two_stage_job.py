@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from acclimate import workflow
 from acclimate.config import Budget, Config, DataConfig
@@ -53,6 +55,11 @@ def test_from_training_to_a_verified_artifact(head: str, tmp_path: Path) -> None
     verified = workflow.verify(artifact, [truth], Budget.model_validate(LOOSE))
     assert verified.passed
     assert set(verified.accuracy) == {"target_test"}
+
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    workflow.predict(artifact, data / "fog-test" / "images", tmp_path / "found", console=console)
+    assert said.getvalue().count("predict RUN --masks") == 1
 
     loaded = detectors.load(adapted.path)
     assert isinstance(loaded, TwoStageDetector)

@@ -195,6 +195,8 @@ class Notes(BaseModel):
     """Digest of what it was exported from: weights, options, contents of the calibration images, `made_with`."""
     made_with: tuple[str, ...] = ()
     """Packages that exported it, with their versions."""
+    eager_only: tuple[str, ...] = ()
+    """What its run's detector finds in PyTorch and no artifact gives: "masks", or nothing."""
 
 
 class Sensitivity(BaseModel):

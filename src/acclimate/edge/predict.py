@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast, overload
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast, overload
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from acclimate.edge import pipeline, video
 from acclimate.edge.artifact import OUTPUTS, Artifact, ArtifactManifest, Running
 from acclimate.edge.decode import decode
 from acclimate.edge.draw import draw
-from acclimate.edge.engines import engine
+from acclimate.edge.engines import Network, engine
 from acclimate.edge.images import Letterbox, Reading, letterbox, read_image, read_reduced, to_input, turned
 from acclimate.edge.listing import images_of, is_image_name
 from acclimate.edge.package import Expected, opened
@@ -49,6 +50,19 @@ _ORIENTATION = 0x0112
 
 Lowest: TypeAlias = float | dict[str, float]
 """The lowest score that is reported: of all, or of each class in the artifact's order."""
+
+
+class Mask(NamedTuple):
+    """Which pixels of a picture belong to an object.
+
+    Attributes:
+        pixels: (H, W) bool.
+        run_lengths: the same as COCO writes it, `size` and `counts`.
+    """
+
+    pixels: NDArray[np.bool_]
+    run_lengths: dict[str, Any]
+
 
 RESULTS = "detections.json"
 AS_IT_SAYS = Running()
@@ -80,8 +94,11 @@ class Predictor:
             raise AcclimateError(f"threads: {threads}, but this machine has {cores} cores; choose 1 to {cores}")
         self.artifact, self.threads = artifact, threads
         self.manifest = artifact.manifest
-        self._network = engine(self.manifest.runtime).load(artifact, threads)
+        self._network = self._loaded()
         self._try_out()
+
+    def _loaded(self) -> Network:
+        return engine(self.manifest.runtime).load(self.artifact, self.threads)
 
     def _try_out(self) -> None:
         """Refuse a network that does not fit its manifest now rather than at the first image."""
@@ -177,6 +194,15 @@ class Predictor:
         found = [self.finish(outputs, piece.placed) for piece, outputs in zip(pieces, answers, strict=True)]
         return together(pieces, found, self.manifest.decode.nms_iou, self.manifest.decode.max_detections)
 
+    def masks(self, pieces: Sequence[Piece], found: Detections) -> list[Mask]:
+        """The mask of each detection in a picture's pixels; none at all where only boxes are known, as to an artifact.
+
+        Args:
+            pieces: of the picture that it was found in.
+            found: in the picture's pixels.
+        """
+        return []
+
     def prepare(self, image: Image, full: tuple[int, int] | None = None) -> tuple[NDArray[np.float32], Letterbox]:
         """The network's input (1, 3, H, W) for an image, and how to go back; `full` as of `pieces`."""
         canvas, placed = letterbox(image, self.manifest.image_size, self.manifest.fill, full)
@@ -240,7 +266,8 @@ def predict_folder(
     - for a video `video` (`file`, `width`, `height`, `fps`, `picture`) and `frames`: a list of `frame`, `time_s`,
       `detections`.
 
-    A detection is `box` (xyxy pixels of the original image), `label`, `name` and `score`. An image that cannot be read
+    A detection is `box` (xyxy pixels of the original image), `label`, `name` and `score`, and where the predictor gives
+    masks `mask` (`size` and `counts`, COCO's run lengths). An image that cannot be read
     becomes a problem and the rest goes on. Interrupted, it keeps what is done (`detections.jsonl`, a line an image);
     called again with the same artifact and threshold it goes on there. A video starts anew.
 
@@ -366,15 +393,28 @@ def _result(predictor: Predictor, job: _Job, out: Path, pictures: Mapping[Path, 
         return {"file": str(job.path), "problem": job.problem}
     (height, width), classes = job.full, predictor.manifest.classes
     detections = predictor.gather(job.pieces, job.answers).above(_by_class(lowest))
+    masks = predictor.masks(job.pieces, detections)
     entry: dict[str, Any] = {"file": str(job.path), "stamp": _stamp(job.path), "width": width, "height": height}
     if picture := pictures.get(job.path, ""):
         scale = np.array([job.image.shape[1] / width, job.image.shape[0] / height] * 2, np.float32)
         shown = Detections(detections.boxes * scale, detections.labels, detections.scores)
         target = out / picture
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(simplejpeg.encode_jpeg(draw(job.image, shown, classes), quality=90, colorspace="RGB"))
+        annotated = draw(job.image, shown, classes, _sized(masks, job.image))
+        target.write_bytes(simplejpeg.encode_jpeg(annotated, quality=90, colorspace="RGB"))
         entry["picture"] = picture
-    return entry | {"detections": as_json(detections, classes)}
+    return entry | {"detections": as_json(detections, classes, masks)}
+
+
+def _sized(masks: Sequence[Mask], image: Image) -> list[NDArray[Any]]:
+    """The pixels of masks of a picture, as large as `image`, which may be of a reduced scale."""
+    height, width = image.shape[:2]
+    return [
+        one.pixels
+        if one.pixels.shape == (height, width)
+        else cv2.resize(one.pixels.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        for one in masks
+    ]
 
 
 def _predict_video(
@@ -402,19 +442,20 @@ def _predict_video(
                     lambda read: (*read, predictor.pieces(read[1])),
                     lambda job: (*job, predictor.answers(job[2])),
                 ],
-                lambda job: (job[0], job[1], predictor.gather(job[2], job[3]).above(_by_class(lowest))),
+                lambda job: (*job[:3], predictor.gather(job[2], job[3]).above(_by_class(lowest))),
                 pipeline.ahead(predictor.threads),
             )
             with contextlib.closing(coming):
-                for time_s, frame, detections in _shown(coming, console, reader.frames):
+                for time_s, frame, pieces, detections in _shown(coming, console, reader.frames):
+                    masks = predictor.masks(pieces, detections)
                     if (height_width := frame.shape[:2]) not in sizes:
                         sizes.add(height_width)
                         told = f"{height_width[1]} x {height_width[0]}"
                         told = f"{source}: from frame {len(frames)} on frames have {told} pixels"
                         problems.append({"file": str(source), "problem": told})
                     if writer is not None:
-                        writer.write(draw(frame, detections, classes), time_s)
-                    found = as_json(detections, classes)
+                        writer.write(draw(frame, detections, classes, _sized(masks, frame)), time_s)
+                    found = as_json(detections, classes, masks)
                     frames.append({"frame": len(frames), "time_s": round(time_s, 4), "detections": found})
             if missing := reader.missing():
                 problems.append({"file": str(source), "problem": f"{source}: {missing}"})
@@ -442,9 +483,10 @@ def _header(predictor: Predictor, source: Path, lowest: Lowest) -> dict[str, Any
     }
 
 
-def as_json(detections: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Detections as all JSON of the device has them: `box` (xyxy pixels), `label`, `name` and `score`."""
-    return [
+def as_json(detections: Detections, classes: Sequence[str], masks: Sequence[Mask] = ()) -> list[dict[str, Any]]:
+    """Detections as all JSON of the device has them: `box` (xyxy pixels), `label`, `name` and `score`; and `mask`,
+    where there are `masks`."""
+    listed: list[dict[str, Any]] = [
         {
             "box": [round(float(value), 2) for value in box],
             "label": int(label),
@@ -453,6 +495,7 @@ def as_json(detections: Detections, classes: Sequence[str]) -> list[dict[str, An
         }
         for box, label, score in zip(detections.boxes, detections.labels, detections.scores, strict=True)
     ]
+    return [one | {"mask": mask.run_lengths} for one, mask in zip(listed, masks, strict=True)] if masks else listed
 
 
 def _is_video(source: Path) -> bool:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import cv2
 import numpy as np
 
-from acclimate import __version__
 from acclimate.edge import engines
 from acclimate.edge.artifact import (
     Artifact,
@@ -200,21 +199,11 @@ class Exporter(abc.ABC):
     def _manifest(
         self, folder: Path, frozen: Detector, precision: Precision, calibration: Calibration | None
     ) -> ArtifactManifest:
+        from acclimate.models.predict import manifest_of
+
         run = folder.parent.parent
-        return ArtifactManifest(
-            name=folder.name,
-            runtime=self.name,
-            precision=precision,
-            classes=frozen.spec.classes,
-            image_size=frozen.spec.image_size,
-            orientation=frozen.spec.reading.orientation,
-            intensity=frozen.spec.reading.intensity,
-            input_name=INPUT,
-            output_names=frozen.output_names,
-            decode=frozen.decode_options(),
-            calibration=calibration,
-            source_run=str(run) if (run / "run.json").is_file() else "",
-            version=__version__,
+        return manifest_of(frozen, folder.name, self.name, precision).model_copy(
+            update={"calibration": calibration, "source_run": str(run) if (run / "run.json").is_file() else ""}
         )
 
     def _network(self, folder: Path, manifest: ArtifactManifest) -> Network:
@@ -345,6 +334,7 @@ def complexity(frozen: Detector, made_with: tuple[str, ...] = ()) -> Notes:
         macs_m=round(counter.get_total_flops() / 2e6, 3),
         parameters=sum(parameter.numel() for parameter in frozen.parameters()),
         made_with=made_with,
+        eager_only=("masks",) if frozen.spec.has_masks else (),
     )
 
 
@@ -361,14 +351,18 @@ def check_same(name: str, run: Network, frozen: Detector, precision: Precision =
         precision: to what.
 
     Raises:
-        AcclimateError: an output differs.
+        AcclimateError: an output differs, or there is none.
     """
     import torch
 
     image = np.random.default_rng(0).uniform(0, 255, (1, 3, *frozen.spec.image_size)).astype(np.float32)
     with torch.inference_mode():
         expected = [output.numpy() for output in frozen(torch.from_numpy(image))]
-    for output, ours, theirs in zip(frozen.output_names, run(image), expected, strict=True):
+    try:
+        outputs = run(image)
+    except AcclimateError:
+        raise AcclimateError(f"{name} does not run what is converted of this detector; use another runtime") from None
+    for output, ours, theirs in zip(frozen.output_names, outputs, expected, strict=True):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 0.05 * max(1.0, np.abs(theirs).max()):
             where, way_out = ("", "") if precision == "fp32" else (f" in {precision}", "export fp32, or ")
             raise AcclimateError(

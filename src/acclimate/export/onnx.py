@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OPSET = 18
 LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
 """Operations that may have weights."""
+SAMPLERS = frozenset({"GridSample"})
+"""Operations whose second input says where they look at their first."""
 
 
 class Onnx(Exporter):
@@ -192,6 +194,7 @@ def _nodes(
             layer=node.op_type in LAYERS,
             learned=not learned.isdisjoint(node.input),
             chooses=node.op_type == "TopK",
+            places=tuple(maker[name] for name in node.input[1:] if name in maker and node.op_type in SAMPLERS),
             module=(known or {}).get(node.name, ""),
             before=[maker[name] for name in node.input if name in maker],
         )

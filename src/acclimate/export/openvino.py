@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from acclimate.edge.engines.openvino import package, unreported
 from acclimate.edge.images import to_input
 from acclimate.export.base import Exporter, Precision, quiet
-from acclimate.export.onnx import modules, write_graph
+from acclimate.export.onnx import SAMPLERS, modules, write_graph
 from acclimate.export.quantise import Layers, Node
 from acclimate.structures import Image
 
@@ -117,11 +117,13 @@ def _nodes(model: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]
     nodes = {}
     for name, operation in operations.items():
         sources = [value.get_source_output().get_node() for value in operation.inputs()]
+        places = sources[1:] if operation.get_type_name() in SAMPLERS else []
         nodes[name] = Node(
             layer=operation.get_type_name() in LAYERS,
             learned=any(source.get_type_name() == "Constant" for source in sources),
             chooses=operation.get_type_name() == "TopK",
-            before=[source.get_friendly_name() for source in sources if source.get_type_name() != "Constant"],
+            places=tuple(_computed(places)),
+            before=_computed(sources),
             after=[
                 user.get_node().get_friendly_name()
                 for value in operation.outputs()
@@ -132,3 +134,8 @@ def _nodes(model: Any) -> tuple[Mapping[str, Node], Sequence[str], Sequence[str]
         [node.get_friendly_name() for node in ends] for ends in (model.get_parameters(), model.get_results())
     )
     return nodes, inputs, outputs
+
+
+def _computed(sources: Sequence[Any]) -> list[str]:
+    """The names of those that are no constants."""
+    return [source.get_friendly_name() for source in sources if source.get_type_name() != "Constant"]

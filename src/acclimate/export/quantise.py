@@ -20,6 +20,7 @@ class Node:
         layer: whether it is a convolution or a matrix product.
         learned: whether one of its inputs is a constant.
         chooses: whether it picks the best of many, as a two-stage detector picks proposals.
+        places: names of the operations that say where it samples another one's result; empty where it samples nothing.
         module: the part of the detector that a layer comes from, which those of several levels share; empty if unknown.
         before: names of the operations whose results it takes.
         after: names of the operations that take its results.
@@ -28,6 +29,7 @@ class Node:
     layer: bool = False
     learned: bool = False
     chooses: bool = False
+    places: tuple[str, ...] = ()
     module: str = ""
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
@@ -36,8 +38,9 @@ class Node:
 def kept_in_float(nodes: Mapping[str, Node], inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:
     """Names of the operations from the input to the first layers, and from the last layers to the outputs.
 
-    In a two-stage detector also what is done with the coordinates of the chosen boxes, from their choice to the layers
-    of the second stage.
+    Also what is done with coordinates: in a two-stage detector from the choice of boxes to the layers of the second
+    stage, and wherever something is sampled, from the last layers to the places. 256 levels over a canvas are pixels
+    apart.
 
     Args:
         nodes: the operations by name.
@@ -50,7 +53,8 @@ def kept_in_float(nodes: Mapping[str, Node], inputs: Iterable[str], outputs: Ite
     ends = _reached(outputs, before, layers) | _reached(inputs, after, layers)
     learned = {name for name in layers if nodes[name].learned}
     coordinates = _reached([name for name, node in nodes.items() if node.chooses], after, learned) - learned
-    return sorted(ends | coordinates)
+    sampled = _reached([name for node in nodes.values() for name in node.places], before, layers)
+    return sorted(ends | coordinates | sampled)
 
 
 def _reached(starts: Iterable[str], onward: Mapping[str, Sequence[str]], last: Collection[str]) -> set[str]:

@@ -147,8 +147,9 @@ class GatheredConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
-        made: Tensor = self.conv(x.index_select(1, self.inputs)).index_select(1, self.outputs)
-        return made
+        made: Tensor = self.conv(x.index_select(1, self.inputs))
+        # Flat, as OpenVINO 2026.4 takes a gather behind a grouped convolution into its weights, wrongly.
+        return made.flatten(2).index_select(1, self.outputs).view_as(made)
 
 
 def group(module: nn.Module) -> None:

@@ -105,7 +105,7 @@ class HybridMaskHead(nn.Module):
 
     Chen et al. 2019 (Hybrid Task Cascade), sections 3.1 and 3.2: interleaved execution and mask information flow; what
     a branch's convolutions have found comes through a 1x1 convolution to the features of the next one. Their semantic
-    branch needs a set whose every pixel has a class.
+    branch, which learns a class for every pixel, is left out.
     """
 
     def __init__(self, setting: Setting, norm: Literal["none", "batch"] = "none") -> None:

@@ -8,20 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from acclimate import __version__
 from acclimate.boxes.fusion import mirrored
-from acclimate.edge.artifact import Tiles
+from acclimate.edge.artifact import Artifact, ArtifactManifest, Running, Tiles
 from acclimate.edge.engines import Network
-from acclimate.edge.images import Reading, letterbox, read_image
+from acclimate.edge.images import Letterbox, Reading, letterbox, read_image
+from acclimate.edge.predict import AS_IT_SAYS, Mask, Predictor
 from acclimate.edge.tiles import Piece, cut, together
 from acclimate.errors import AcclimateError
+from acclimate.models import detector as models
 from acclimate.models.detector import Detector, device_of, evaluating
 from acclimate.models.masks import paste
+from acclimate.run import file_digest
 from acclimate.structures import Detections, View
 
 if TYPE_CHECKING:
@@ -120,8 +125,6 @@ def predict_masks(
     Raises:
         AcclimateError: the detector has no mask branch.
     """
-    from hotcoco import mask as coco
-
     device = device_of(detector)
     found: list[Masked | None] = []
     with evaluating(detector):
@@ -133,15 +136,99 @@ def predict_masks(
             placed = batch[0].pieces[0].placed
             image = torch.from_numpy(batch[0].pieces[0].canvas).to(device).permute(2, 0, 1)[None].float()
             features = detector.features(image)
-            seen = detector.decode(detector.head(features))[0]
-            shapes = detector.masks(features, [seen])[0]
-            # Boxes that lie in the border around the image go, and their masks with them.
-            inside = np.all(seen.boxes[:, :2] / placed.scale < (placed.width, placed.height), axis=1)
-            on_image, shapes = placed.to_image(seen[inside]), shapes[inside]
-            size = placed.height, placed.width
-            pasted = (paste(shapes[i : i + 1], on_image.boxes[i : i + 1], size)[0] >= 0.5 for i in range(len(on_image)))
-            found.append((on_image, [coco.encode(np.asfortranarray(one)) for one in pasted]))
+            on_image = placed.to_image(detector.decode(detector.head(features))[0])
+            found.append((on_image, [one.run_lengths for one in _masks(detector, features, on_image, placed)]))
     return found
+
+
+def _masks(detector: TwoStageDetector, features: Sequence[Tensor], found: Detections, placed: Letterbox) -> list[Mask]:
+    """The masks of what was found in a picture, in its pixels, by the features (1, C, H_l, W_l) of its canvas.
+
+    A mask spans its box, so it is asked for the box as it is in the picture: one that reaches into the border around
+    it is cut there.
+    """
+    from hotcoco import mask as coco
+
+    scaled = Detections(found.boxes * np.float32(placed.scale), found.labels, found.scores)
+    size, masks = (placed.height, placed.width), []
+    for shape, box in zip(detector.masks(features, [scaled])[0], found.boxes, strict=True):
+        pixels = paste(shape[None], box[None], size)[0] >= 0.5
+        written = coco.encode(np.asfortranarray(pixels))
+        masks.append(Mask(pixels, {"size": list(written["size"]), "counts": written["counts"].decode()}))
+    return masks
+
+
+def having_masks(detector: Detector, run: Path) -> TwoStageDetector:
+    """The detector of a run, where it has a mask branch.
+
+    Raises:
+        AcclimateError: it has none.
+    """
+    if not detector.spec.has_masks:
+        raise AcclimateError(f"{run}: its detector has no masks; train one with model.two_stage.masks = true")
+    return cast("TwoStageDetector", detector)
+
+
+def manifest_of(
+    detector: Detector, name: str, runtime: str, precision: Literal["fp32", "fp16", "int8"]
+) -> ArtifactManifest:
+    """What an artifact says of its detector, without the files that it consists of.
+
+    Args:
+        detector: as it is exported.
+        name: of the artifact.
+        runtime: what computes.
+        precision: of weights and activations.
+    """
+    spec = detector.spec
+    return ArtifactManifest(
+        name=name,
+        runtime=runtime,
+        precision=precision,
+        classes=spec.classes,
+        image_size=spec.image_size,
+        orientation=spec.reading.orientation,
+        intensity=spec.reading.intensity,
+        output_names=detector.output_names,
+        decode=detector.decode_options(),
+        version=__version__,
+    )
+
+
+class RunPredictor(Predictor):
+    """A run's detector in PyTorch in the place of an artifact's network, which gives no masks: this one does."""
+
+    def __init__(self, run: Path, threads: int = 1, running: Running = AS_IT_SAYS) -> None:
+        """Load the detector of a finished run, on the accelerator where there is one.
+
+        Args:
+            run: its folder.
+            threads: as of `Predictor`; the detector has those of the process.
+            running: what is to be otherwise than the specification says.
+
+        Raises:
+            AcclimateError: the detector has no masks, or cannot be loaded; or pictures are to be cut into tiles, of
+                which each would have masks of its own, or another provider than PyTorch is to compute.
+        """
+        if running.tiles is not None or running.provider is not None:
+            raise AcclimateError(
+                f"{run}: masks are those of whole pictures, made by PyTorch; leave out --tiles and --provider"
+            )
+        self._detector = having_masks(models.to_device(models.load(run)), run)
+        manifest = manifest_of(self._detector, run.name, "torch", "fp32")
+        files = {"model.safetensors": file_digest(run / "model.safetensors")}
+        super().__init__(Artifact(run, running.of(manifest.model_copy(update={"files": files}))), threads)
+
+    def _loaded(self) -> Network:
+        return network(self._detector)
+
+    def masks(self, pieces: Sequence[Piece], found: Detections) -> list[Mask]:
+        """See `Predictor.masks`."""
+        if not len(found):
+            return []
+        with torch.inference_mode():
+            features = self._detector.features(torch.from_numpy(pieces[0].canvas).to(device_of(self._detector)))
+            return _masks(self._detector, features, found, pieces[0].placed)
 
 
 def _canvas(detector: Detector, scale: float) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from acclimate.run import Evaluation, Role, Run, digest, file_digest, locked
 if TYPE_CHECKING:
     from acclimate.edge.artifact import Artifact, ArtifactManifest, MixedPrecision, Running
     from acclimate.edge.package import Expected, Package
+    from acclimate.edge.predict import Predictor
     from acclimate.remote.client import Remote
     from acclimate.remote.identity import Address
     from acclimate.select.mixed import Agreement
@@ -582,37 +583,56 @@ def predict(
     threshold: float | None = None,
     suggested: bool = False,
     pictures: bool = True,
+    masks: bool = False,
     running: Running | None = None,
     threads: int = 1,
     expected: Expected = "",
     console: Console | None = None,
 ) -> Path:
     """Detect with an artifact or a package in an image, a folder, a list or a video; returns the JSON file. Needs no
-    torch.
+    torch but for masks.
 
     See `edge.predict.predict_folder` for what is in it; `edge.predict.Predictor` detects in one image at a time.
 
     Args:
-        artifact: an artifact's folder, or a package.
+        artifact: an artifact's folder, or a package; with `masks`, a finished run.
         images: an image, a folder, a list or a video.
         out: the folder to write.
         threshold: lowest score that is reported; by default the artifact's.
         suggested: whether the artifact's suggested thresholds, class by class, take its place.
         pictures: write annotated pictures too.
+        masks: detect with the run's detector in PyTorch, and give the mask of each object too.
         running: what is to be otherwise than the artifact says.
         threads: of the runtime.
         expected: what a package must be; see `edge.package.unpack`.
         console: where progress goes.
 
     Raises:
-        AcclimateError: the artifact cannot be used, there is no image, or `out` cannot be written.
+        AcclimateError: the artifact or run cannot be used, there is no image, or `out` cannot be written.
     """
     from acclimate.edge.package import opened
     from acclimate.edge.predict import AS_IT_SAYS, Predictor, predict_folder
 
     with opened(Path(artifact), expected) as folder:
-        predictor = Predictor.load(folder, threads, running=running or AS_IT_SAYS)
+        if masks:
+            predictor: Predictor = _with_masks(folder, threads, running or AS_IT_SAYS)
+        else:
+            predictor = Predictor.load(folder, threads, running=running or AS_IT_SAYS)
+            if console is not None and "masks" in predictor.manifest.notes.eager_only:
+                console.print(
+                    f"{artifact}: boxes alone, as artifacts carry no masks; predict RUN --masks draws those of its run",
+                    markup=False, highlight=False,
+                )  # fmt: skip
         return predict_folder(
             predictor, Path(images), Path(out), threshold=threshold, suggested=suggested, pictures=pictures,
             console=console,
         )  # fmt: skip
+
+
+def _with_masks(run: Path, threads: int, running: Running) -> Predictor:
+    if (run / "artifact.json").is_file():
+        raise AcclimateError(f"{run}: an artifact gives no masks; name the run that it was exported from")
+    stages.finished(run)
+    from acclimate.models.predict import RunPredictor
+
+    return RunPredictor(run, threads, running)

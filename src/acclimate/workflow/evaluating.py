@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from acclimate.data.formats import LabelledSet
     from acclimate.models.detector import Detector
     from acclimate.models.slimmable import SlimmableDetector
-    from acclimate.models.two_stage import TwoStageDetector
 
 
 def evaluate(
@@ -61,18 +60,17 @@ def _evaluate(
     from acclimate.data.labelled import refuse_tested
     from acclimate.evaluate import average_precision, evaluate_detector, mask_average_precision, predictions_of
     from acclimate.models import detector as models
-    from acclimate.models.predict import predict_masks
+    from acclimate.models.predict import having_masks, predict_masks
     from acclimate.select.score import rank
 
     detector = models.to_device(models.load(run.path))
-    if masks and not detector.spec.has_masks:
-        raise AcclimateError(f"{run.path}: its detector has no masks; train one with model.two_stage.masks = true")
+    with_masks = having_masks(detector, run.path) if masks else None
     truth = formats.read(data, detector.spec.classes, masks=masks, reading=detector.spec.reading)
     refuse_tested(stages.labelled_frames(run), truth.paths, name)
     found = predictions_of(detector, truth, name)
     result = average_precision(found, truth, data=name, role=role)
-    if masks:
-        shapes = predict_masks(cast("TwoStageDetector", detector), truth.paths)
+    if with_masks is not None:
+        shapes = predict_masks(with_masks, truth.paths)
         if truth.classes != detector.spec.classes:
             raise AcclimateError(f"{name}: masks are measured of a set with the detector's own classes")
         ap, ap50 = mask_average_precision(shapes, truth)
