@@ -36,7 +36,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "TSD": {"kind": "two-stage", "two_stage": {"head": "disentangled"}},
     "slimmable, extracted": {"kind": "slimmable", "backbone": "mobilenetv4_conv_small_050"},
 }
-RUNTIMES = ["onnx", "openvino", "ncnn", "litert"]
+RUNTIMES = ["onnx", "openvino", "ncnn", "litert", "executorch"]
 START, END = "<!-- what runs where -->\n", "<!-- end -->\n"
 
 

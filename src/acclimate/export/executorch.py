@@ -20,14 +20,11 @@ from acclimate.export.quantise import Layers, Node
 from acclimate.structures import Image
 
 if TYPE_CHECKING:
-    import torch
-    from torch import fx
+    from torch import Tensor, fx
 
     from acclimate.models.detector import Detector
 
-LAYERS = frozenset(
-    {"conv1d", "conv2d", "conv_transpose2d", "convolution", "linear", "matmul", "mm", "bmm", "addmm"}
-)
+LAYERS = frozenset({"conv1d", "conv2d", "conv_transpose2d", "convolution", "linear", "matmul", "mm", "bmm", "addmm"})
 
 
 class ExecuTorch(Exporter):
@@ -63,7 +60,8 @@ def program(frozen: Detector) -> fx.GraphModule:
 
     with quiet(), torch.no_grad():
         graph: fx.GraphModule = torch.export.export(frozen, (torch.zeros(1, 3, *frozen.spec.image_size),)).module()
-        for place, norm in enumerate(graph.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)):
+        norms = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
+        for place, norm in enumerate(norms):
             layer = norm.args[0]
             if layer.target == torch.ops.aten.conv2d.default and len(layer.users) == 1:
                 _fold(graph, layer, norm, f"folded_{place}")
@@ -74,31 +72,53 @@ def program(frozen: Detector) -> fx.GraphModule:
 
 def _fold(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node, name: str) -> None:
     """Give a convolution the weights and the bias with which it needs no BatchNorm, as parameters called `name`..."""
-    import torch
     from torch.nn.utils.fusion import fuse_conv_bn_weights
-
-    def value(node: Any) -> Any:
-        return None if node is None else operator.attrgetter(node.target)(graph)
 
     inputs, weight, bias, *options = (*layer.args, None)[: max(3, len(layer.args))]
     _, scale, shift, mean, variance, _, _, epsilon, *_ = norm.args
-    made = []
-    for part, values in zip(
-        ("weight", "bias"),
-        fuse_conv_bn_weights(
-            value(weight), value(bias), value(mean), value(variance), epsilon, value(scale), value(shift)
-        ),
-        strict=True,
-    ):
-        graph.register_parameter(f"{name}_{part}", torch.nn.Parameter(values, requires_grad=False))
-        with graph.graph.inserting_before(layer):
-            node = graph.graph.get_attr(f"{name}_{part}")
-        # The quantiser asks every node what it is.
-        node.meta["val"] = layer.meta["val"].fake_mode.from_tensor(values, static_shapes=True)
-        made.append(node)
-    layer.args = (inputs, *made, *options)
+    values = [_value(graph, part) for part in (weight, bias, mean, variance, epsilon, scale, shift)]
+    folded = zip(("weight", "bias"), fuse_conv_bn_weights(*values), strict=True)
+    layer.args = (inputs, *(_constant(graph, layer, f"{name}_{part}", made) for part, made in folded), *options)
     norm.replace_all_uses_with(layer)
     graph.graph.erase_node(norm)
+
+
+def _value(graph: fx.GraphModule, node: Any) -> Any:
+    """What a node of a constant stands for; what is no node as it is."""
+    return operator.attrgetter(node.target)(graph) if hasattr(node, "target") else node
+
+
+def _constant(graph: fx.GraphModule, layer: fx.Node, name: str, values: Tensor) -> fx.Node:
+    """A node of a new constant, before the layer that is to use it."""
+    graph.register_buffer(name, values.detach())
+    with graph.graph.inserting_before(layer):
+        node = graph.graph.get_attr(name)
+    # The quantiser asks every node what it is.
+    node.meta["val"] = layer.meta["val"].fake_mode.from_tensor(values, static_shapes=True)
+    return node
+
+
+def _unshared(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy in which every layer has weights of its own: in INT8, XNNPACK refuses those of several levels.
+
+    A bias has the scale of the layer's input, which is another on each.
+    """
+    made = copy.deepcopy(graph)
+    seen: set[Any] = set()
+    for layer in [node for node in made.graph.nodes if _kind(node) in LAYERS]:
+        for place, source in enumerate(layer.all_input_nodes):
+            if source.op == "get_attr" and source.target in seen:
+                values = _value(made, source).clone()
+                layer.replace_input_with(source, _constant(made, layer, f"{layer.name}_{place}", values))
+            seen.add(source.target)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made
+
+
+def _kind(node: fx.Node) -> str:
+    """What an operation is called, without its variant; empty where a node is none."""
+    return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
 
 
 def lower(graph: fx.GraphModule, size: tuple[int, int], outputs: Sequence[str], file: Path) -> None:
@@ -153,8 +173,8 @@ class ExecuTorchGraph:
             outputs: what its outputs are called.
             canvases: calibration images, (H, W, 3) uint8, RGB.
         """
-        self._graph, self._size, self._outputs, self._canvases = graph, size, outputs, canvases
-        self._layers = Layers(*_nodes(graph))
+        self._graph, self._size, self._outputs, self._canvases = _unshared(graph), size, outputs, canvases
+        self._layers = Layers(*_nodes(self._graph))
 
     @property
     def layers(self) -> Sequence[str]:
@@ -188,11 +208,10 @@ def _nodes(graph: fx.GraphModule) -> tuple[Mapping[str, Node], Sequence[str], Se
     for node in graph.graph.nodes:
         if node.op not in {"placeholder", "call_function"}:
             continue
-        kind = getattr(node.target, "__name__", "").split(".")[0]
         nodes[node.name] = Node(
-            layer=kind in LAYERS,
+            layer=_kind(node) in LAYERS,
             learned=any(source.op == "get_attr" for source in node.all_input_nodes),
-            chooses=kind == "topk",
+            chooses=_kind(node) == "topk",
             module=next(reversed(node.meta.get("nn_module_stack", {"": ("",)}).values()))[0],
             before=[source.name for source in node.all_input_nodes if source.op != "get_attr"],
             after=[user.name for user in node.users if user.op != "output"],

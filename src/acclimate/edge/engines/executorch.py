@@ -16,7 +16,7 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,24 +76,30 @@ class ExecuTorch(Engine):
                 prefix = told(kind, "")
                 check_named(file, kind, wanted, [name.removeprefix(prefix) for name in methods if prefix in name])
             places = [int(runtime.load(program, told("output", name))([])[0]) for name in manifest.output_names]
+
+        def load(inputs: Sequence[NDArray[Any]]) -> Method:
+            """The network, after it has run: what there is no kernel for is told before that by one of them alone."""
+            with _said() as said:
+                try:
+                    made = runtime.load(program, METHOD)
+                    made(inputs)
+                except runtime.errors as error:
+                    why = said() or reason(error)
+                    raise AcclimateError(
+                        f"{file}: ExecuTorch cannot run it ({why}); use another runtime or precision"
+                    ) from None
+            return made
+
         method: Method | None = None
-        made = 0
+        loaded = 0
 
         def run(images: NDArray[np.float32]) -> list[NDArray[Any]]:
-            nonlocal method, made
+            nonlocal method, loaded
+            inputs = [np.ascontiguousarray(images)]
             with _POOL.of(runtime, threads) as pool:
-                try:
-                    if method is None or made != pool:
-                        with _said() as said:
-                            try:
-                                method, made = runtime.load(program, METHOD), pool
-                            except runtime.errors as error:
-                                raise RuntimeError(said() or reason(error)) from None
-                    found = method([np.ascontiguousarray(images)])
-                except (RuntimeError, *runtime.errors) as error:
-                    raise AcclimateError(
-                        f"{file}: ExecuTorch cannot run it ({reason(error)}); use another runtime or precision"
-                    ) from None
+                if method is None or loaded != pool:
+                    method, loaded = load(inputs), pool
+                found = method(inputs)
             return [found[place] for place in places]
 
         return run
@@ -123,7 +129,7 @@ class _Light(_Runtime):
 
     def __init__(self) -> None:
         self._module = importlib.import_module("executorch_numpy_runtime")
-        self.errors = (self._module.ExecuTorchError,)
+        self.errors = (cast(type[Exception], self._module.ExecuTorchError),)
 
     def methods(self, program: bytes) -> list[str]:
         return list(self._module.Runtime.get().load_program(program).method_names)
@@ -150,7 +156,7 @@ class _Light(_Runtime):
 class _Whole(_Runtime):
     """With torch, which takes the arrays and gives them."""
 
-    errors = (RuntimeError,)
+    errors: tuple[type[Exception], ...] = (RuntimeError,)
 
     def __init__(self) -> None:
         self._library = importlib.import_module("executorch.extension.pybindings.portable_lib")
