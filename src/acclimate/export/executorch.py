@@ -134,8 +134,10 @@ def lower(graph: fx.GraphModule, size: tuple[int, int], outputs: Sequence[str], 
         AcclimateError: an operation is not carried.
     """
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
 
     names = {told("input", INPUT): 0, **{told("output", name): place for place, name in enumerate(outputs)}}
     try:
@@ -187,8 +189,10 @@ class ExecuTorchGraph:
     def quantised(self, in_float: Collection[str] = ()) -> fx.GraphModule:
         """The graph with INT8 layers, those of `in_float` left in fp32."""
         import torch
-        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        with quiet():
+            from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         kept = set(self._layers.left(in_float))
         quantiser = xnnpack.XNNPACKQuantizer()

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, cast
@@ -43,9 +44,10 @@ class ExecuTorch(Engine):
 
     name: ClassVar[str] = "executorch"
     packages: ClassVar[tuple[str, ...]] = (
-        ("executorch",)
-        if importlib.util.find_spec("executorch_numpy_runtime") is None and importlib.util.find_spec("executorch")
-        else ("executorch_numpy_runtime",)
+        ("executorch_numpy_runtime",)
+        if importlib.util.find_spec("executorch_numpy_runtime")
+        or (sys.version_info >= (3, 12) and not importlib.util.find_spec("executorch"))
+        else ("executorch",)
     )
     extra: ClassVar[str] = "executorch"
 
@@ -74,7 +76,9 @@ class ExecuTorch(Engine):
                 raise AcclimateError(f"{file}: ExecuTorch does not accept it ({said() or reason(error)})") from None
             for kind, wanted in (("input", (manifest.input_name,)), ("output", manifest.output_names)):
                 prefix = told(kind, "")
-                check_named(file, kind, wanted, [name.removeprefix(prefix) for name in methods if prefix in name])
+                check_named(
+                    file, kind, wanted, [name.removeprefix(prefix) for name in methods if name.startswith(prefix)]
+                )
             places = [int(runtime.load(program, told("output", name))([])[0]) for name in manifest.output_names]
 
         def load(inputs: Sequence[NDArray[Any]]) -> Method:
@@ -159,8 +163,10 @@ class _Whole(_Runtime):
     errors: tuple[type[Exception], ...] = (RuntimeError,)
 
     def __init__(self) -> None:
-        self._library = importlib.import_module("executorch.extension.pybindings.portable_lib")
-        self._runtime = importlib.import_module("executorch.runtime").Runtime.get()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # It calls itself experimental.
+            self._library = importlib.import_module("executorch.extension.pybindings.portable_lib")
+            self._runtime = importlib.import_module("executorch.runtime").Runtime.get()
         self._torch = sys.modules["torch"]
 
     def methods(self, program: bytes) -> list[str]:
