@@ -193,13 +193,18 @@ class ExecuTorchGraph:
         with quiet():
             from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 
         kept = set(self._layers.left(in_float))
+        graph = copy.deepcopy(self._graph)
+        for node in graph.graph.nodes:
+            if node.name in kept:
+                # Its filter does not keep a concatenation, or what only moves values; a note that is there does.
+                node.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=True)
         quantiser = xnnpack.XNNPACKQuantizer()
         quantiser.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
-        quantiser.set_filter_function(lambda node: node.name not in kept)
         with quiet(), torch.no_grad():
-            observed = prepare_pt2e(copy.deepcopy(self._graph), quantiser)
+            observed = prepare_pt2e(graph, quantiser)
             for canvas in self._canvases:
                 observed(torch.from_numpy(to_input(canvas)))
             made: fx.GraphModule = convert_pt2e(observed)
