@@ -5,9 +5,10 @@ What XNNPACK does not carry is left to ExecuTorch's own kernels, operation by op
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,7 +59,7 @@ def program(frozen: Detector) -> fx.GraphModule:
     """
     import torch
 
-    with quiet(), torch.no_grad():
+    with _carried():
         graph: fx.GraphModule = torch.export.export(frozen, (torch.zeros(1, 3, *frozen.spec.image_size),)).module()
         norms = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
         for place, norm in enumerate(norms):
@@ -140,17 +141,31 @@ def lower(graph: fx.GraphModule, size: tuple[int, int], outputs: Sequence[str], 
         from executorch.exir import to_edge_transform_and_lower
 
     names = {told("input", INPUT): 0, **{told("output", name): place for place, name in enumerate(outputs)}}
+    with _carried():
+        exported = torch.export.export(graph, (torch.zeros(1, 3, *size),))
+        for node in exported.graph.nodes:
+            # Every pass would copy where each node came from, which takes longer than most of what they do.
+            node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
+        edge = to_edge_transform_and_lower(
+            {METHOD: exported}, partitioner=[XnnpackPartitioner()], constant_methods=names
+        )
+        made = edge.to_executorch().buffer
+    file.write_bytes(made)
+
+
+@contextlib.contextmanager
+def _carried() -> Iterator[None]:
+    """Convert without a word, and say in one line what is not carried.
+
+    Raises:
+        AcclimateError: in place of the errors of many unrelated types that converters raise about operations.
+    """
+    import torch
+
     try:
         with quiet(), torch.no_grad():
-            exported = torch.export.export(graph, (torch.zeros(1, 3, *size),))
-            for node in exported.graph.nodes:
-                # Every pass would copy where each node came from, which takes most of the time.
-                node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
-            edge = to_edge_transform_and_lower(
-                {METHOD: exported}, partitioner=[XnnpackPartitioner()], constant_methods=names
-            )
-            file.write_bytes(edge.to_executorch().buffer)
-    except Exception as error:  # of many unrelated types, all about an operation that is not carried
+            yield
+    except Exception as error:
         raise AcclimateError(
             f"executorch: it does not carry this detector ({type(error).__name__}: {reason(error)[:200]}); "
             "use another runtime"
@@ -203,7 +218,7 @@ class ExecuTorchGraph:
                 node.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=True)
         quantiser = xnnpack.XNNPACKQuantizer()
         quantiser.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
-        with quiet(), torch.no_grad():
+        with _carried():
             observed = prepare_pt2e(graph, quantiser)
             for canvas in self._canvases:
                 observed(torch.from_numpy(to_input(canvas)))
