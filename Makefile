@@ -19,7 +19,7 @@ MODULES := src tests $(wildcard benchmarks docs examples)
 PYTEST := $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: help environment litert fleet browser broker test lint format site docs docs-test demo clean
+.PHONY: help environment litert executorch fleet browser broker test lint format site docs docs-test demo clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -62,6 +62,9 @@ litert: $(READY) ## LiteRT's converter, 1.3 GB in an environment of its own
 	@VIRTUAL_ENV=$(CURDIR)/.venv/litert $(BIN)/uv pip install --quiet --compile-bytecode --override .venv/litert/borrowed.txt litert-torch==$(LITERT_VERSION)
 	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	$(BIN)/python -c "$$purelib" >"$$(.venv/litert/bin/python -c "$$purelib")/borrowed.pth"
+
+executorch: $(READY) ## ExecuTorch and what exports for it, 0.2 GB, into .venv
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[executorch,executorch-export]'
 
 fleet: $(READY) ## Ray, for benchmarks on many machines, into .venv
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -b constraints.txt -e '.[fleet]'

@@ -15,6 +15,10 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "tests/export/test_litert.py::test_it_is_the_detector_on_images",
         "tests/export/test_litert.py::test_int8_finds_what_fp32_finds_and_layers_can_stay_in_float",
     ),
+    "ExecuTorch": (
+        "tests/export/test_executorch.py::test_it_is_the_detector_on_images",
+        "tests/export/test_executorch.py::test_int8_differs_from_fp32_where_layers_are_quantised",
+    ),
     "OpenVINO": ("tests/export/test_openvino.py",),
     "ncnn": ("tests/export/test_ncnn.py",),
     "detectors of transformers": ("tests/models/test_transformers.py",),

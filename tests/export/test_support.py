@@ -47,10 +47,12 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "RetinaNet, first version": {"kind": "retinanet"},
     "FCOS": {"kind": "fcos"},
 }
-RUNTIMES = ["onnx", "openvino", "ncnn", "litert"]
+RUNTIMES = ["onnx", "openvino", "ncnn", "litert", "executorch"]
+SLOW_RUNTIMES = ("litert", "executorch")
+"""Their converters take longer than all the rest."""
 NOT_TRIED = "not tried"
-WITH_LITERT = ("dense", "SSD", "Faster R-CNN", "TSD", "slimmable, extracted")
-"""Kinds that go through the converter of LiteRT too, which takes longer than all the rest."""
+WITH_ALL = ("dense", "SSD", "Faster R-CNN", "TSD", "slimmable, extracted")
+"""Kinds that go through those converters too."""
 START, END = "<!-- what runs where -->\n", "<!-- end -->\n"
 
 
@@ -153,7 +155,7 @@ def test_the_table_is_true(
     for module in (onnx, openvino, ncnn):
         monkeypatch.setattr(module, "write_graph", lambda frozen, file: shutil.copy(written, file))
     converted = tmp_path / "graph.tflite"
-    if kind in WITH_LITERT and not exporter("litert").missing():
+    if kind in WITH_ALL and not exporter("litert").missing():
         try:
             litert._convert(base.frozen_copy(detector), converted)
         except AcclimateError as error:
@@ -167,7 +169,7 @@ def test_the_table_is_true(
                 shutil.copy(converted, file)
 
         monkeypatch.setattr(litert, "_convert", convert)
-    tried = RUNTIMES if kind in WITH_LITERT else [name for name in RUNTIMES if name != "litert"]
+    tried = RUNTIMES if kind in WITH_ALL else [name for name in RUNTIMES if name not in SLOW_RUNTIMES]
     found = [cell(name, detector, paths, tmp_path) if name in tried else NOT_TRIED for name in RUNTIMES]
     if os.environ.get("ACCLIMATE_WRITE_SUPPORT"):
         write(Path(__file__).parents[2] / "docs" / "concepts" / "runtimes.md", kind, found)

@@ -20,7 +20,7 @@ class ExportConfig(Options):
     """Which artifacts are made, from which calibration images, and how near INT8 has to be to fp32."""
 
     runtime: str = "onnx"
-    """What the artifacts run on: `onnx`, `openvino`, `ncnn` or `litert`."""
+    """What the artifacts run on: `onnx`, `openvino`, `ncnn`, `litert` or `executorch`."""
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(default=("fp32", "int8"), min_length=1)
     """Which artifacts `run` makes, as far as the runtime carries them."""
     calibration_images: int = Field(default=128, ge=1, le=1_000_000)

@@ -97,6 +97,8 @@ class Exporter(abc.ABC):
     """The reason, for whoever asks for another one."""
     packages: ClassVar[tuple[str, ...]]
     """Modules that exporting imports beside torch and the engine's own."""
+    extra: ClassVar[str] = ""
+    """The extra of acclimate that installs them where neither `train` nor the engine's does."""
     compared: ClassVar[bool] = False
     """Whether a floating-point network is held against the detector, as its converter half knows some operations."""
 
@@ -186,7 +188,7 @@ class Exporter(abc.ABC):
     def missing(self) -> str:
         """What is not installed of what exporting needs, in one line; empty where nothing is."""
         engine = engines.engine(self.name)
-        extra = ",".join(["train", *([engine.extra] if engine.extra else [])])
+        extra = ",".join(filter(None, ("train", engine.extra, self.extra)))
         return not_installed(self.name, list(dict.fromkeys(("torch", *self.packages, *engine.packages))), extra)
 
     def made_with(self) -> tuple[str, ...]:

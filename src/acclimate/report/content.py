@@ -32,6 +32,9 @@ Kind = Literal["source", "baseline", "adapted", "artifact", "oracle"]
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=BaseModel)
 _NAMES = {"source": "Source-only", "baseline": "Source-only", "adapted": "Adapted", "oracle": "Oracle"}
+_RUNTIMES = {
+    "onnx": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "litert": "LiteRT", "executorch": "ExecuTorch"
+}  # fmt: skip
 _GENERIC = {"test", "val", "valid", "validation", "train", "images", "annotations", "labels", "instances", "data"}
 
 
@@ -110,8 +113,7 @@ class Artifact:
     @property
     def title(self) -> str:
         """What it is called on the page, "INT8 (ONNX Runtime)"."""
-        runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "ncnn", "litert": "LiteRT"}
-        title = f"{self.precision.upper()} ({runtime.get(self.runtime, self.runtime or 'runtime not named')})"
+        title = f"{self.precision.upper()} ({_RUNTIMES.get(self.runtime, self.runtime or 'runtime not named')})"
         return f"{title} on {self.device}" if self.device else title
 
 

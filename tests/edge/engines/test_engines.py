@@ -20,8 +20,10 @@ from acclimate.export import EXPORTERS, exporter
 from acclimate.installation import hint
 from acclimate.run import file_digest
 
-TRAINING = ("torch", "onnx", "timm", "onnxscript", "nncf", "pnnx", "litert_torch")
-EVERY = [pytest.param(name, marks=[pytest.mark.slow] if name == "litert" else []) for name in engines.ENGINES]
+TRAINING = ("torch", "onnx", "timm", "onnxscript", "nncf", "pnnx", "litert_torch", "torchao")
+SLOW = {"litert", "executorch"}
+"""Converters that take seconds for the smallest network."""
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in engines.ENGINES]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,8 @@ def test_what_is_exported_can_be_loaded_and_what_is_loaded_exported() -> None:
 
 
 def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(AcclimateError, match=r"unknown runtime 'tflite' \(known: litert, ncnn, onnx, openvino\)"):
+    known = "executorch, litert, ncnn, onnx, openvino"
+    with pytest.raises(AcclimateError, match=rf"unknown runtime 'tflite' \(known: {known}\)"):
         engines.engine("tflite")
 
 
@@ -101,7 +104,10 @@ def test_the_version_names_the_package_that_pip_knows() -> None:
 @pytest.mark.parametrize("artifact", EVERY, indirect=True)
 def test_loading_needs_its_own_package_alone(artifact: Artifact) -> None:
     """And nobody is told of it: OpenVINO reports its use unless the package for that is absent."""
-    own = engines.engine(artifact.manifest.runtime).packages
+    engine = engines.engine(artifact.manifest.runtime)
+    own = engine.packages
+    if "torch" in engine.distributions():
+        pytest.skip("its runtime without torch is for Python 3.12 and newer")
     others = [package for name in engines.ENGINES for package in engines.engine(name).packages if package not in own]
     program = (
         "import sys\n"
@@ -143,7 +149,8 @@ def test_a_damaged_file_is_one_line(artifact: Artifact, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"nothing")
     files = {name: file_digest(tmp_path / name) for name in artifact.manifest.files}
     damaged = Artifact(tmp_path, artifact.manifest.model_copy(update={"files": files}))
-    with pytest.raises(AcclimateError, match=r"model\.\w+: (ONNX Runtime|OpenVINO|ncnn|LiteRT) does not accept") as it:
+    said = r"model\.\w+: (ONNX Runtime|OpenVINO|ncnn|LiteRT|ExecuTorch) does not accept"
+    with pytest.raises(AcclimateError, match=said) as it:
         load(damaged)
     assert "\n" not in str(it.value)
 
@@ -201,6 +208,30 @@ def test_ncnn_runs_on_the_threads_that_are_asked_for(artifact: Artifact, monkeyp
     for threads in (1, 2):
         load(artifact, threads)
         assert made[-1].opt.num_threads == threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("artifact", ["executorch"], indirect=True)
+def test_executorch_runs_each_network_on_the_threads_that_it_asked_for(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads are one pool a process, which a network that was loaded before must not use once it is another."""
+    from acclimate.edge.engines import executorch
+
+    monkeypatch.setattr(executorch, "_POOL", executorch._Pool())
+    asked: list[int] = []
+    for runtime in (executorch._Light, executorch._Whole):
+        real = runtime.set_threads
+        monkeypatch.setattr(
+            runtime, "set_threads", lambda self, threads, real=real: (asked.append(threads), real(self, threads))
+        )
+    image = np.random.default_rng(0).uniform(0, 255, (1, 3, *squares.CANVAS)).astype(np.float32)
+    one, two = load(artifact, 1), load(artifact, 2)
+    expected = one(image)
+    for run in (two, two, one, two):
+        for ours, theirs in zip(run(image), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert asked == [1, 2, 1, 2, 1, 2]
 
 
 def test_litert_runs_on_the_threads_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
