@@ -75,6 +75,7 @@ EXTRAS = {
     "transformers": "detectors and zero-shot labellers of Hugging Face",
     "docs": "building the documentation's site",
     "mqtt": "events of watch sent by MQTT",
+    "executorch-export": "exporting for ExecuTorch",
 }
 """Extras that no area of their own lists, and what each is for."""
 
