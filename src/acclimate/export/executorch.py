@@ -126,6 +126,11 @@ def _kind(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
 
 
+def _clips(node: fx.Node) -> bool:
+    """Whether it clips what a layer returns, as a ReLU6 does."""
+    return _kind(node).rstrip("_") in {"hardtanh", "relu6", "clamp"} and _kind(node.args[0]) in LAYERS
+
+
 def lower(graph: fx.GraphModule, size: tuple[int, int], outputs: Sequence[str], file: Path) -> None:
     """Write a graph, in fp32 or quantised, as a .pte file.
 
@@ -220,7 +225,23 @@ class ExecuTorchGraph:
             if node.name in kept:
                 # Its filter does not keep a concatenation, or what only moves values; a note that is there does.
                 node.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=True)
-        quantiser = xnnpack.XNNPACKQuantizer()
+
+        class Quantiser(xnnpack.XNNPACKQuantizer):  # type: ignore[misc]
+            """XNNPACK's, which gives a layer and the ReLU behind it one range, and here a ReLU6 as well.
+
+            It knows no other clipping. What lies above 6 would take most of the 256 levels, and be cut off after.
+            """
+
+            def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+                clipped = {node: node.target for node in model.graph.nodes if _clips(node)}
+                for node in clipped:
+                    node.target = torch.ops.aten.relu.default
+                annotated: fx.GraphModule = super().annotate(model)
+                for node, target in clipped.items():
+                    node.target = target
+                return annotated
+
+        quantiser = Quantiser()
         quantiser.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
         with _carried():
             observed = prepare_pt2e(graph, quantiser)
