@@ -52,6 +52,25 @@ def methods_tables() -> Iterator[str]:
     yield from results.tables(suite, results.read(HERE / "methods.csv"))
 
 
+def techniques_tables() -> Iterator[str]:
+    for name in ("craft", "heads"):
+        yield from results.tables(suites.load(name), results.read(HERE / f"suite_{name}.csv"))
+        yield ""
+
+
+def head_tables() -> Iterator[str]:
+    yield from results.tables(suites.load(HERE / "head.toml"), results.read(HERE / "head.csv"))
+    yield "\nLatency of the presets:\n"
+    yield from table(
+        rows.read(HERE / "head_latency.csv"),
+        {
+            "size": "size", "head": "head", "precision": "precision", "macs_m": "MACs (M)", "latency_ms": "ms",
+            "ratio_median": "times depthwise", "ratio_min": "lowest", "ratio_max": "highest",
+            "speed_up": "times its fp32",
+        },
+    )  # fmt: skip
+
+
 def training_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "training.csv"),
@@ -180,8 +199,10 @@ TABLES = {
     "latency": latency_table,
     "edge": edge_table,
     "front": front.tables,
+    "head": head_tables,
     "backbones": backbones.table,
     "craft": craft.table,
+    "techniques": techniques_tables,
     "suppression": suppression_table,
     "tsd": tsd_table,
     "drift": drift_table,
