@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.data.formats import LabelledImage, LabelledSet
-from acclimate.edge.artifact import Decode
+from acclimate.edge import engines
+from acclimate.edge.artifact import Artifact, Decode
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.predict import Predictor
 from acclimate.export import exporter
 from acclimate.export.base import Precision
 from acclimate.models import detector as detectors
 from acclimate.models.detector import Detector, DetectorSpec
+from acclimate.models.predict import network
 from acclimate.run import Manifest, Run
 from acclimate.structures import Annotations
 
@@ -142,3 +146,18 @@ def exported(root: Path, images: int, *precisions: Precision) -> tuple[Run, Labe
     for precision in precisions:
         exporter(RUNTIME).export(detector, run.path / "artifacts" / f"{RUNTIME}-{precision}", precision, scenes.paths)
     return run, scenes
+
+
+def check_parity(artifact: Artifact, folder: Path) -> None:
+    """An fp32 artifact has the detector's outputs on images, and finds the squares; scenes are written to `folder`."""
+    reference, run = network(SquareDetector().eval()), engines.engine(artifact.manifest.runtime).load(artifact, 1)
+    predictor = Predictor(artifact)
+    for labelled in write_scenes(folder, 6).images:
+        image = read_image(labelled.path)
+        canvas = to_input(letterbox(image, CANVAS)[0])
+        for ours, theirs in zip(run(canvas), reference(canvas), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        found = predictor(image).above(0.5)
+        order, expected = (np.lexsort(boxes.T) for boxes in (found.boxes, labelled.annotations.boxes))
+        np.testing.assert_allclose(found.boxes[order], labelled.annotations.boxes[expected], atol=0.1)
+        np.testing.assert_array_equal(found.labels[order], labelled.annotations.labels[expected])

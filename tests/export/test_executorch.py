@@ -15,10 +15,8 @@ import coloured_squares as squares
 from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import letterbox, read_image, to_input
-from acclimate.edge.predict import Predictor
 from acclimate.errors import AcclimateError
 from acclimate.export import base, executorch, exporter
-from acclimate.models.predict import network
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +29,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.mark.slow
 def test_it_is_the_detector_on_images(artifact: Artifact, tmp_path: Path) -> None:
-    reference, run = network(squares.SquareDetector().eval()), engines.engine("executorch").load(artifact, 1)
-    predictor = Predictor(artifact)
-    for labelled in squares.write_scenes(tmp_path / "scenes", 6).images:
-        image = read_image(labelled.path)
-        canvas = to_input(letterbox(image, squares.CANVAS)[0])
-        for ours, theirs in zip(run(canvas), reference(canvas), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
-        found = predictor(image).above(0.5)
-        order, expected = (np.lexsort(boxes.T) for boxes in (found.boxes, labelled.annotations.boxes))
-        np.testing.assert_allclose(found.boxes[order], labelled.annotations.boxes[expected], atol=0.1)
-        np.testing.assert_array_equal(found.labels[order], labelled.annotations.labels[expected])
+    squares.check_parity(artifact, tmp_path / "scenes")
 
 
 @pytest.mark.slow
