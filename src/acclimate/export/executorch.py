@@ -128,7 +128,8 @@ def _kind(node: fx.Node) -> str:
 
 def _clips(node: fx.Node) -> bool:
     """Whether it clips what a layer returns, as a ReLU6 does."""
-    return _kind(node).rstrip("_") in {"hardtanh", "relu6", "clamp"} and _kind(node.args[0]) in LAYERS
+    clips = _kind(node).rstrip("_") in {"hardtanh", "relu6", "clamp"}
+    return clips and _kind(node.all_input_nodes[0]) in LAYERS
 
 
 def lower(graph: fx.GraphModule, size: tuple[int, int], outputs: Sequence[str], file: Path) -> None:
