@@ -200,10 +200,12 @@ def test_a_broker_gets_events_and_detections_even_if_it_was_away(
         client = paho.Client(paho.CallbackAPIVersion.VERSION2)
         client.username_pw_set("me", "p:w")
         client.on_connect = lambda client, *_: client.subscribe("site/#", qos=1)
+        subscribed: list[object] = []
+        client.on_subscribe = lambda *arguments: subscribed.append(arguments)
         client.on_message = lambda client, data, message: got.append((message.topic, message.payload))
         client.connect("127.0.0.1", port)
         client.loop_start()
-        until(client.is_connected)
+        until(lambda: bool(subscribed))
         return client
 
     with contextlib.ExitStack() as stack:
@@ -214,7 +216,7 @@ def test_a_broker_gets_events_and_detections_even_if_it_was_away(
             client = listen()
             box.put(Message("detections", "gate", {"frame": 7, "detections": []}))
             until(lambda: box.sent == 2)
-            until(lambda: ("site/status", b"online") in got)
+            until(lambda: ("site/status", b"online") in got and "site/gate/detections" in dict(got))
             client.disconnect()
             client.loop_stop()
         box.put(event(1))

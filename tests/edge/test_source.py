@@ -27,7 +27,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def put_image(file: Path, value: int) -> None:
     """Write an image of one grey as programs that care do: whole, under another name, then renamed."""
-    temporary = file.with_suffix(".part.png")
+    temporary = file.with_name(f".{file.name}")
     assert cv2.imwrite(str(temporary), np.full((8, 8, 3), value, np.uint8))
     temporary.rename(file)
 
