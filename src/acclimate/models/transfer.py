@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TOLD = ("kind", "backbone", "strides", "channels", "depth", "norm", "widths")
 """Fields of a specification that explain why weights do not fit."""
-_OF_KINDS = ("two_stage", "ssd", "towers", "conv", "context")
+_OF_KINDS = ("two_stage", "ssd", "towers", "conv", "shared_tower", "context")
 """And those that not every kind has, or that say it in many words."""
 
 
