@@ -1,6 +1,7 @@
 """Adaptation on real shifts: source-only, adapted and two oracles, by seed and pair, appended to adaptation.csv.
 
     python benchmarks/adaptation.py --pairs blood carla --seeds 0 1 2
+    python benchmarks/adaptation.py --conv depthwise     # the head that was the default before
     python benchmarks/adaptation.py --summary
 
 Every training is a run folder below runs/adaptation and is taken up where it stopped; a pair and seed whose rows are
@@ -49,6 +50,8 @@ NO_GAP = 0.02
 METHODS = ("source-only", "adapted", "weather", "oracle", "oracle-both")
 """`weather` is `adapted` with source images under the target's weather, as often as `WEATHER` says."""
 WEATHER = 0.5
+CONV = "ordinary"
+"""`model.conv` of what is trained unless told otherwise."""
 FEW = 50
 """A class with fewer boxes than this in the source cannot be learned there; `shared` columns leave it out."""
 
@@ -155,7 +158,26 @@ def target_list(family: str, domain: str, folder: Path = RUNS) -> Path:
     return file
 
 
-def config(pair: str, seed: int) -> Config:
+@dataclass(frozen=True)
+class Case:
+    """What is trained: on a pair, from a seed, with a convolution of pyramid and head."""
+
+    pair: str
+    seed: int
+    conv: str = CONV
+
+    def folder(self, *name: str) -> Path:
+        """Of a run of it."""
+        own = () if self.conv == CONV else (self.conv,)
+        return RUNS / "-".join((PAIRS[self.pair][0], *name, *own, str(self.seed)))
+
+    @property
+    def start(self) -> Path:
+        """Its source training."""
+        return self.folder(PAIRS[self.pair][1])
+
+
+def config(pair: str, seed: int, conv: str = CONV) -> Config:
     family, source, target = PAIRS[pair]
     setting = SETTINGS[family]
     common: dict[str, Any] = {"batch_size": setting.batch, "workers": 1, "warmup": 50}
@@ -163,7 +185,7 @@ def config(pair: str, seed: int) -> Config:
         seed=seed,
         source=data(family, source, "train"),
         oracle=data(family, target, "train"),
-        model=setting.model,
+        model=setting.model.model_copy(update={"conv": conv}),
         augment=setting.augment,
         train=ScheduleConfig(**common, steps=setting.steps, lr=setting.lr, ema=0.995, checkpoint_every=setting.steps),
         schedule=ScheduleConfig(
@@ -173,41 +195,43 @@ def config(pair: str, seed: int) -> Config:
     )
 
 
-def run_pair(pair: str, seed: int, methods: Sequence[str], console: Console) -> None:
-    """The runs of one pair and seed. Source-only is trained on for as long as adaptation takes; so are the oracles."""
-    done = {row["method"] for row in rows.read(CSV) if (row["pair"], row["seed"]) == (pair, str(seed))}
+def run_case(case: Case, methods: Sequence[str], console: Console) -> None:
+    """The runs of one case. Source-only is trained on for as long as adaptation takes; so are the oracles."""
+    done = {row["method"] for row in rows.read(CSV) if _case(row) == case}
     methods = [method for method in methods if method not in done]
     if not methods:
         return
-    family, source, target = PAIRS[pair]
-    settings = config(pair, seed)
+    family, source, target = PAIRS[case.pair]
+    settings = config(case.pair, case.seed, case.conv)
     if family == "scenes":
         generate(console)
-    start = RUNS / f"{family}-{source}-{seed}"
-    workflow.train(settings, start, console=console)
+    workflow.train(settings, case.start, console=console)
     if "source-only" in methods:
         alone = settings.model_copy(
             update={"adapt": AdaptConfig(teacher=None), "augment": settings.augment.model_copy(update={"style": 0.0})}
         )
-        own = target_list(family, source)
-        run = workflow.adapt(start, own, RUNS / f"{family}-{source}-only-{seed}", config=alone, console=console)
-        record(pair, seed, "source-only", "last", run, *evaluate(run, pair))
+        own, out = target_list(family, source), case.folder(f"{source}-only")
+        run = workflow.adapt(case.start, own, out, config=alone, console=console)
+        record(case, "source-only", "last", run, *evaluate(run, case.pair))
     weather = settings.model_copy(update={"augment": settings.augment.model_copy(update={"weather": WEATHER})})
-    for method, changed, name in (("adapted", settings, ""), ("weather", weather, "-weather")):
+    for method, changed, name in (("adapted", settings, ()), ("weather", weather, ("weather",))):
         if method in methods:
-            images = target_list(family, target)
-            out = RUNS / f"{family}-{source}-{target}{name}-{seed}"
-            record_adapted(pair, seed, method, workflow.adapt(start, images, out, config=changed, console=console))
+            images, out = target_list(family, target), case.folder(source, target, *name)
+            record_adapted(case, method, workflow.adapt(case.start, images, out, config=changed, console=console))
     longer = settings.train.model_copy(update={"steps": SETTINGS[family].total, "checkpoint_every": 10**6})
     for method, labelled in (("oracle", settings.oracle), ("oracle-both", both(family, source, target))):
         if method in methods:
             run = workflow.train(
                 settings.model_copy(update={"train": longer, "oracle": labelled}),
-                RUNS / f"{family}-{source}-{target}-{method}-{seed}",
+                case.folder(source, target, method),
                 role="oracle",
                 console=console,
             )
-            record(pair, seed, method, "last", run, *evaluate(run, pair))
+            record(case, method, "last", run, *evaluate(run, case.pair))
+
+
+def _case(row: dict[str, str]) -> Case:
+    return Case(row["pair"], int(row["seed"]), row["conv"])
 
 
 def generate(console: Console) -> None:
@@ -272,12 +296,12 @@ def evaluate(
     return found[0], found[1] if source else None
 
 
-def record_adapted(pair: str, seed: int, method: str, run: Run) -> None:
+def record_adapted(case: Case, method: str, run: Run) -> None:
     """Three rows: the last checkpoint, the one chosen without labels, and the best in hindsight."""
     selection = run.selection()
     assert selection is not None
     files = checkpoints(run)
-    hindsight = {step: evaluate(run, pair, file, source=False)[0].ap50 for step, file in files.items()}
+    hindsight = {step: evaluate(run, case.pair, file, source=False)[0].ap50 for step, file in files.items()}
     selection = rank(selection, hindsight)
     run.write("selection.json", selection)
     steps = {
@@ -285,14 +309,13 @@ def record_adapted(pair: str, seed: int, method: str, run: Run) -> None:
         "chosen": selection.chosen_step,
         "hindsight": max(hindsight, key=lambda s: hindsight[s]),
     }
-    scored = {step: evaluate(run, pair, files[step]) for step in set(steps.values())}
+    scored = {step: evaluate(run, case.pair, files[step]) for step in set(steps.values())}
     for name, step in steps.items():
-        record(pair, seed, method, name, run, *scored[step], step=step, taus=selection.rank_correlation)
+        record(case, method, name, run, *scored[step], step=step, taus=selection.rank_correlation)
 
 
 def record(
-    pair: str,
-    seed: int,
+    case: Case,
     method: str,
     checkpoint: str,
     run: Run,
@@ -301,17 +324,17 @@ def record(
     step: int | None = None,
     taus: dict[str, float] | None = None,
 ) -> None:
-    family, domain, _ = PAIRS[pair]
-    setting = SETTINGS[family]
+    setting = SETTINGS[PAIRS[case.pair][0]]
     health = [line["dead_channels"] for line in run.metrics() if "dead_channels" in line][-10:]
-    counts = Run.open(RUNS / f"{family}-{domain}-{seed}").manifest.notes.class_boxes
+    counts = Run.open(case.start).manifest.notes.class_boxes
     learnable = [c.ap50 for name, c in target.classes.items() if counts.get(name, 0) >= FEW and c.ap50 is not None]
     taus = taus or {}
     rows.append(
         CSV,
         {
-            "pair": pair,
-            "seed": seed,
+            "pair": case.pair,
+            "seed": case.seed,
+            "conv": case.conv,
             "method": method,
             "checkpoint": checkpoint,
             "target_ap50": f"{target.ap50:.4f}",
@@ -336,10 +359,17 @@ def record(
     )
 
 
-def recorded(pair: str, method: str, checkpoint: str = "last") -> dict[str, dict[str, str]]:
-    """The rows of a pair's method at one of its checkpoints, by seed."""
-    wanted = (pair, method, checkpoint)
-    return {row["seed"]: row for row in rows.read(CSV) if (row["pair"], row["method"], row["checkpoint"]) == wanted}
+def recorded(pair: str, conv: str, method: str, checkpoint: str = "last") -> dict[str, dict[str, str]]:
+    """The rows of a pair's method at one of its checkpoints, with a head of that convolution, by seed."""
+    wanted = (pair, conv, method, checkpoint)
+    keys = ("pair", "conv", "method", "checkpoint")
+    return {row["seed"]: row for row in rows.read(CSV) if tuple(row[key] for key in keys) == wanted}
+
+
+def measured() -> list[tuple[str, str]]:
+    """The pairs and convolutions that have rows, in the order of the pairs."""
+    found = {(row["pair"], row["conv"]) for row in rows.read(CSV)}
+    return sorted(found, key=lambda one: (list(PAIRS).index(one[0]), one[1] != CONV, one[1]))
 
 
 def mean_and_interval(values: Sequence[float]) -> str:
@@ -354,18 +384,18 @@ def mean_and_interval(values: Sequence[float]) -> str:
 def summary(column: str = "target_ap50") -> Iterator[str]:
     """A table in Markdown: means over seeds, the paired gains with their intervals, and the shares of the gap."""
     yield (
-        "| pair | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | weather, chosen | oracle "
-        "| oracle, both | gain, chosen | gain, weather | gap | closed, chosen | closed, weather |"
+        "| pair | head | seeds | source-only | adapted, last | adapted, chosen | best in hindsight | weather, chosen "
+        "| oracle | oracle, both | gain, chosen | gain, weather | gap | closed, chosen | closed, weather |"
     )
-    yield "|" + "---|" * 14
+    yield "|" + "---|" * 15
     closed: dict[str, list[float]] = {"chosen": [], "weather": []}
-    for pair in PAIRS:
+    for pair, conv in measured():
         columns = {
-            "source-only": recorded(pair, "source-only"),
-            **{name: recorded(pair, "adapted", name) for name in ("last", "chosen", "hindsight")},
-            "weather": recorded(pair, "weather", "chosen"),
-            "oracle": recorded(pair, "oracle"),
-            "both": recorded(pair, "oracle-both"),
+            "source-only": recorded(pair, conv, "source-only"),
+            **{name: recorded(pair, conv, "adapted", name) for name in ("last", "chosen", "hindsight")},
+            "weather": recorded(pair, conv, "weather", "chosen"),
+            "oracle": recorded(pair, conv, "oracle"),
+            "both": recorded(pair, conv, "oracle-both"),
         }
         points = {name: {seed: float(row[column]) for seed, row in found.items()} for name, found in columns.items()}
         seeds = sorted(points["source-only"].keys() & points["chosen"].keys())
@@ -381,8 +411,9 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
         gains = {
             name: {seed: points[name][seed] - alone[seed] for seed in seeds if seed in points[name]} for name in closed
         }
-        bounded = [seed for seed in seeds if seed in points["oracle"] and seed in points["both"]]
-        rooms = {seed: max(points["oracle"][seed], points["both"][seed]) - alone[seed] for seed in bounded}
+        oracles = (points["oracle"], points["both"])
+        bounded = [seed for seed in seeds if any(seed in found for found in oracles)]
+        rooms = {seed: max(found[seed] for found in oracles if seed in found) - alone[seed] for seed in bounded}
         room = statistics.mean(rooms.values()) if rooms else 0.0
         shares = []
         for name, found in gains.items():
@@ -395,7 +426,7 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
             shares.append(f"{100 * share:.0f} %")
         told = [mean_and_interval(list(found.values())) if found else "-" for found in gains.values()]
         gap = f"{100 * room:.1f}" if rooms else "-"
-        yield f"| {' | '.join([pair, str(len(seeds)), *cells, *told, gap, *shares])} |"
+        yield f"| {' | '.join([pair, conv, str(len(seeds)), *cells, *told, gap, *shares])} |"
     for name, known in closed.items():
         if known:
             yield (
@@ -408,20 +439,20 @@ def source_summary() -> Iterator[str]:
     """What adaptation costs on the source, how alive the networks are, and what the label-free choice is worth."""
     scores = sorted({part.split("=")[0] for row in rows.read(CSV) for part in row["taus"].split()})
     yield (
-        "| pair | source, source-only | source, adapted | dead channels, source-only | adapted | regret of the choice |"
-        + "".join(f" tau of {name} |" for name in scores)
+        "| pair | head | source, source-only | source, adapted | dead channels, source-only | adapted "
+        "| regret of the choice |" + "".join(f" tau of {name} |" for name in scores)
     )
-    yield "|" + "---|" * (6 + len(scores))
+    yield "|" + "---|" * (7 + len(scores))
 
     def mean(found: dict[str, dict[str, str]], key: str) -> str:
         known = [100 * float(row[key]) for row in found.values() if row[key]]
         return f"{statistics.mean(known):.1f}" if known else "-"
 
-    for pair in PAIRS:
+    for pair, conv in measured():
         alone, chosen, best = (
-            recorded(pair, "source-only"),
-            recorded(pair, "adapted", "chosen"),
-            recorded(pair, "adapted", "hindsight"),
+            recorded(pair, conv, "source-only"),
+            recorded(pair, conv, "adapted", "chosen"),
+            recorded(pair, conv, "adapted", "hindsight"),
         )
         if not alone or not chosen:
             continue
@@ -438,7 +469,7 @@ def source_summary() -> Iterator[str]:
             mean(chosen, "dead_channels") + " %", f"{regret:.1f}",
             *(f"{statistics.mean(found):+.2f}" if found else "-" for found in taus.values()),
         ]  # fmt: skip
-        yield f"| {pair} | {' | '.join(cells)} |"
+        yield f"| {pair} | {conv} | {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -453,6 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=list(METHODS),
         choices=list(METHODS),
     )
+    parser.add_argument("--conv", default=CONV, help="model.conv of what is trained")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="print the table of what is in the CSV")
     options = parser.parse_args(arguments)
@@ -466,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     for seed in options.seeds:
         for pair in wanted:
-            run_pair(pair, seed, options.methods, console)
+            run_case(Case(pair, seed, options.conv), options.methods, console)
             console.print(f"{pair} seed {seed} done after {(time.monotonic() - began) / 60:.0f} minutes")
 
 

@@ -51,7 +51,7 @@ RUNTIMES = ("onnx", "openvino")
 def config(name: str, side: int, kind: str = "dense") -> ModelConfig:
     values = {
         "kind": kind, "backbone": name, "weights": "none", "channels": 32, "depth": 1, "image_size": [side, side],
-        "strides": STRIDES.get(name, [8, 16, 32]),
+        "strides": STRIDES.get(name, [8, 16, 32]), "conv": "depthwise",
     }  # fmt: skip
     return ModelConfig.model_validate(values)
 

@@ -1,6 +1,6 @@
 """What suppression has to act on: the cosine of each convolution's gradient and weight in an adaptation.
 
-    python benchmarks/adaptation.py --pairs 'raabin->bccd' --seeds 0     # trains what this starts from
+    python benchmarks/adaptation.py --pairs 'raabin->bccd' --seeds 0 --conv depthwise     # trains what this starts from
     python benchmarks/cosines.py
 
 Adapts for a few steps from one laboratory's blood cells to another's, with the backbone's BatchNorm held as the source
@@ -30,8 +30,8 @@ STEPS = 8
 
 def measure(form: str, granularity: str) -> None:
     """Adapt with one form and granularity and append its rows."""
-    family, source, target = adaptation.PAIRS[PAIR]
-    config = adaptation.config(PAIR, 0)
+    family, _, target = adaptation.PAIRS[PAIR]
+    config = adaptation.config(PAIR, 0, "depthwise")
     suppression = SuppressionConfig.model_validate({"form": form, "granularity": granularity})
     schedule = {"steps": STEPS, "warmup": 0, "log_every": 1, "checkpoint_every": STEPS}
     config = config.model_copy(
@@ -40,7 +40,7 @@ def measure(form: str, granularity: str) -> None:
             "schedule": config.schedule.model_copy(update=schedule),
         }
     )
-    start = adaptation.RUNS / f"{family}-{source}-0"
+    start = adaptation.Case(PAIR, 0, "depthwise").start
     with tempfile.TemporaryDirectory() as folder:
         run = workflow.adapt(start, adaptation.target_list(family, target), Path(folder) / "run", config=config)
         steps = [line["suppression"] for line in run.metrics() if "suppression" in line]

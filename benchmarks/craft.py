@@ -47,7 +47,13 @@ FRAMES = 30
 
 
 def detector(**options: Any) -> Detector:
-    values = {"backbone": "tf_efficientnet_lite0", "weights": "none", "size": "nano", "image_size": [320, 320]}
+    values = {
+        "backbone": "tf_efficientnet_lite0",
+        "weights": "none",
+        "size": "nano",
+        "image_size": [320, 320],
+        "conv": "depthwise",
+    }
     torch.manual_seed(0)
     return build(specify(ModelConfig.model_validate({**values, "strides": [8, 16], **options}), ["a", "b"]))
 

@@ -173,7 +173,7 @@ class Task:
         """Train a model for `steps`; an adaptation takes as many as the plan says."""
         setting = adaptation.SETTINGS[self.family]
         shape = {name: getattr(setting.model, name) for name in ("strides", "channels", "depth")}
-        shape["image_size"] = self.plan.image_size
+        shape |= {"image_size": self.plan.image_size, "conv": "depthwise"}
         common: dict[str, Any] = {"batch_size": setting.batch, "workers": 1, "log_every": 10}
         if model["norm"] == "batch" and model.get("kind") != "slimmable":
             # A ResNet takes half the time where processors have bfloat16. A depthwise student alone loses a tenth by

@@ -90,7 +90,7 @@ def pair_of(name: str, folder: Path) -> Pair:
 
 def artifact(pair: Pair, folder: Path, steps: int) -> Predictor:
     schedule = ScheduleConfig(steps=steps, batch_size=8, warmup=20, checkpoint_every=steps, log_every=50, workers=1)
-    model = ModelConfig(size="nano", image_size=pair.image_size, weights="none")
+    model = ModelConfig(size="nano", conv="depthwise", image_size=pair.image_size, weights="none")
     run = workflow.train(Config(source=pair.train, model=model, train=schedule), folder / "run")
     return Predictor.load(workflow.export(run.path, precision="fp32"))
 

@@ -62,7 +62,7 @@ def trained(backbone: str, weights: str, seed: int, options: argparse.Namespace,
     config = Config(
         seed=seed,
         source=adaptation.data(FAMILY, DOMAIN, "train"),
-        model=setting.model.model_copy(update={"backbone": backbone, "weights": weights, **own}),
+        model=setting.model.model_copy(update={"backbone": backbone, "weights": weights, "conv": "depthwise", **own}),
         augment=setting.augment,
         train=ScheduleConfig(
             steps=options.steps,

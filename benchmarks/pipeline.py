@@ -184,7 +184,7 @@ def main() -> None:
         folder = Path(scratch)
         config = Config(
             source=train,
-            model=ModelConfig(size="nano", image_size=(192, 256), weights="none"),
+            model=ModelConfig(size="nano", conv="depthwise", image_size=(192, 256), weights="none"),
             train=ScheduleConfig(steps=options.steps, batch_size=8),
         )
         workflow.train(config, out, console=Console())

@@ -80,7 +80,7 @@ def run(pair: str, source: str, way: str, console: Console) -> None:
     if (pair, source, way) in known:
         return
     family, domain, target = adaptation.PAIRS[pair]
-    base = adaptation.config(pair, SEED).model_dump(mode="json")
+    base = adaptation.config(pair, SEED, "depthwise").model_dump(mode="json")
     first = parse(Config, merge(base, SOURCES[source]), where=source)
     start = RUNS / f"{family}-{domain}-{source}"
     trained = workflow.train(first, start, console=console)

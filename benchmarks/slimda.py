@@ -97,7 +97,7 @@ class Experiment:
         settings = adaptation.config(pair, seed)
         model = settings.model.model_copy(
             update={
-                "kind": "slimmable", "norm": "batch", "freeze": 0,
+                "kind": "slimmable", "norm": "batch", "freeze": 0, "conv": "depthwise",
                 "slimmable": SlimmableConfig(choices=plan.widths, models=MODELS),
             }
         )  # fmt: skip

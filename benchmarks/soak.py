@@ -114,7 +114,7 @@ def artifact(folder: Path) -> Path:
     """A detector that learnt for some steps; how well does not matter here."""
     data = sets.generate(folder / "scenes", 60, SIZE, 0)
     schedule = ScheduleConfig(steps=30, batch_size=4, warmup=5, checkpoint_every=30, log_every=10, workers=0)
-    model = ModelConfig(size="nano", backbone="lcnet_050", image_size=SIZE, weights="none")
+    model = ModelConfig(size="nano", backbone="lcnet_050", conv="depthwise", image_size=SIZE, weights="none")
     run = workflow.train(Config(source={"path": data}, model=model, train=schedule), folder / "run")
     return workflow.export(run.path, precision="fp32")
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,9 +34,10 @@ from acclimate.scenes import sets
 
 CSV = Path(__file__).with_suffix(".csv")
 BATCH = 4
+COMMON: dict[str, Any] = {"image_size": (224, 224), "weights": "none", "norm": "frozen", "conv": "depthwise"}
 MODELS = {
-    "tiny 224": ModelConfig(size="tiny", image_size=(224, 224), weights="none", norm="frozen"),
-    "resnet18 224": ModelConfig(size="tiny", backbone="resnet18", image_size=(224, 224), weights="none", norm="frozen"),
+    "tiny 224": ModelConfig(**COMMON),
+    "resnet18 224": ModelConfig(**COMMON, backbone="resnet18"),
 }
 FORMS = {
     "gradient": SuppressionConfig(),

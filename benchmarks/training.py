@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,11 +32,12 @@ from acclimate.run import Manifest, Run
 from acclimate.scenes import sets
 
 CSV = Path(__file__).with_suffix(".csv")
+COMMON: dict[str, Any] = {"weights": "none", "conv": "depthwise"}
 MODELS = {
-    "nano 224": ModelConfig(size="nano", image_size=(224, 224), weights="none"),
-    "tiny 224": ModelConfig(size="tiny", image_size=(224, 224), weights="none"),
-    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), weights="none"),
-    "tiny 224 frozen norm": ModelConfig(size="tiny", image_size=(224, 224), weights="none", norm="frozen"),
+    "nano 224": ModelConfig(size="nano", image_size=(224, 224), **COMMON),
+    "tiny 224": ModelConfig(size="tiny", image_size=(224, 224), **COMMON),
+    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), **COMMON),
+    "tiny 224 frozen norm": ModelConfig(size="tiny", image_size=(224, 224), **COMMON, norm="frozen"),
 }
 
 

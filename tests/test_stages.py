@@ -16,17 +16,18 @@ EARLIER = Path(__file__).with_name("earlier_config.json")
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("kind", "since", "expected"),
     [
-        ("dense", "51e257adcda2a02e"),
-        ("two-stage", "61dc6973473cdc61"),
-        ("ssd", "7a81dc780f249d9b"),
-        ("slimmable", "f027e7f8d5db3160"),
+        ("dense", ["model.conv=depthwise"], "51e257adcda2a02e"),
+        ("two-stage", [], "61dc6973473cdc61"),
+        ("ssd", [], "7a81dc780f249d9b"),
+        ("slimmable", ["model.conv=depthwise"], "f027e7f8d5db3160"),
     ],
 )
-def test_digests_of_runs_that_were_made_before_stay(kind: str, expected: str) -> None:
-    """An option that is added changes none of them: mark it `Annotated[..., Added(what was done before)]`."""
-    config = load(EARLIER, [f"model.kind={kind}"])
+def test_digests_of_runs_that_were_made_before_stay(kind: str, since: list[str], expected: str) -> None:
+    """An option that is added changes none of them: mark it `Annotated[..., Added(what was done before)]`. Where its
+    default does something else, `since` says what was done."""
+    config = load(EARLIER, [f"model.kind={kind}", *since])
     assert digest(plain(config, "seed", "model", "augment", "train", "adapt", "schedule")) == expected
 
 

@@ -368,6 +368,8 @@ def plain(config: Config, *sections: str) -> dict[str, Any]:
         for name, options in config.model.of_kinds.items():
             if options is not config.model.own:
                 values["model"].pop(name, None)
+        if not config.model.has_blocks:
+            values["model"].pop("conv", None)
     for section in values.values():
         if isinstance(section, dict):
             for key in ("workers", "cache_mb", "log_every"):

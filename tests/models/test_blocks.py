@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acclimate.config import ModelConfig
+from acclimate.config import KINDS, ModelConfig
 from acclimate.errors import AcclimateError
 from acclimate.models import blocks
 from acclimate.models.detector import build, specify
@@ -108,7 +108,7 @@ def test_shufflenet_computes_as_much_as_its_paper_says(groups: int) -> None:
 
 def config(**options: Any) -> ModelConfig:
     values = {"backbone": "test_efficientnet", "image_size": (64, 64), "channels": 16, "depth": 1, "weights": "none"}
-    return ModelConfig.model_validate({**values, **options})
+    return ModelConfig.model_validate({"conv": "depthwise", **values, **options})
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,16 @@ def test_blocks_are_refused_where_they_cannot_be() -> None:
         specify(config(kind="ssd", context="strip"), ["a"])
     with pytest.raises(AcclimateError, match=r"model\.shared_tower: a ssd detector has no such blocks"):
         specify(config(kind="ssd", shared_tower=True), ["a"])
+
+
+def test_ordinary_convolutions_are_the_default_of_kinds_that_have_blocks() -> None:
+    for kind in KINDS:
+        if kind != "transformers":
+            backbone = None if kind == "supernet" else "tf_efficientnet_lite0"
+            made = specify(config(kind=kind, conv=None, backbone=backbone, image_size=(320, 320)), ["a"])
+            assert made.conv == ("ordinary" if kind in ("dense", "slimmable", "supernet", "zoom") else "depthwise")
+    zoomed = build(specify(config(kind="zoom", conv=None, image_size=(128, 128)), ["a"]))
+    assert zoomed.inner.spec.conv == "ordinary"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("shared", [False, True])

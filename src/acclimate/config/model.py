@@ -56,12 +56,13 @@ class ModelConfig(Options):
     depth: int | None = Field(default=None, ge=0, le=8)
     """Convolution blocks in each tower of the head; by default the size's."""
     conv: Annotated[
-        Literal["depthwise", "ordinary", "shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale"],
+        Literal["ordinary", "depthwise", "shuffle", "self-calibrated", "pyramid", "heterogeneous", "poly-scale"] | None,
         Added("depthwise"),
-    ] = "depthwise"
-    """The spatial convolution of the pyramid and the head, for `kind = "dense"`: `depthwise`, with a pointwise one
-    behind it as behind all but the next; an `ordinary` one over all channels, where INT8 gains most; ShuffleNet's unit
-    (`shuffle`), a self-calibrated one, PyConv (`pyramid`), HetConv (`heterogeneous`) or PSConv (`poly-scale`)."""
+    ] = None
+    """The spatial convolution of the pyramid and the head, for the kinds that are made of such blocks (`dense`, banks
+    of it, `zoom`): an `ordinary` one over all channels, the default; `depthwise`, with a pointwise one behind it as
+    behind all that follow; ShuffleNet's unit (`shuffle`), a self-calibrated one, PyConv (`pyramid`), HetConv
+    (`heterogeneous`) or PSConv (`poly-scale`)."""
     shared_tower: Annotated[bool, Added(False)] = False
     """Whether the head has one tower for classes and boxes together, for `kind = "dense"`, rather than one for each."""
     context: Annotated[Literal["strip"] | None, Added(None)] = None
@@ -104,6 +105,11 @@ class ModelConfig(Options):
         """The sections that one kind alone looks at, by name."""
         values = ((name, getattr(self, name)) for name in type(self).model_fields)
         return {name: value for name, value in values if isinstance(value, KindOptions)}
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its pyramid and head are made of the blocks that `conv`, `shared_tower` and `context` choose."""
+        return self.kind in ("dense", "slimmable", "supernet", "zoom")
 
     @property
     def has_masks(self) -> bool:

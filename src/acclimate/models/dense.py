@@ -81,7 +81,6 @@ class DenseDetector(Detector):
     imitates = True
     # A quality focal loss is small where student and teacher nearly agree.
     response = 5.0
-    has_blocks = True
     losses_known = (
         "cross-entropy", "focal", "quality-focal", "iou", "giou", "diou", "ciou", "smoothing", "negatives", "repulsion",
     )  # fmt: skip

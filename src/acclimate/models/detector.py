@@ -146,8 +146,6 @@ class Detector(nn.Module, ABC):
     convolutions alone does; otherwise its boxes are made for `spec.image_size`."""
     bank: ClassVar[bool] = False
     """Whether it holds many detectors, one of which `search` cuts out (`select.search.Bank`)."""
-    has_blocks: ClassVar[bool] = False
-    """Whether its pyramid and head are made of the blocks that `model.conv` and `model.context` choose among."""
     losses_known: ClassVar[tuple[str, ...]] = ()
     """What of `LossConfig.asked` its losses can be made of."""
     predictors: ClassVar[tuple[str, ...]] = ()
@@ -185,9 +183,9 @@ class Detector(nn.Module, ABC):
             )
         if list(strides) != sorted(set(strides)):
             raise AcclimateError(f"model.strides: {list(strides)} must rise")
-        blocks = {"conv": "depthwise", "context": None, "shared_tower": False}
-        asked = [key for key, usual in blocks.items() if getattr(config, key) != usual]
-        if asked and not cls.has_blocks:
+        blocks = {"conv": (None, "depthwise"), "context": (None,), "shared_tower": (False,)}
+        asked = [key for key, usual in blocks.items() if getattr(config, key) not in usual]
+        if asked and not config.has_blocks:
             key = asked[0]
             raise AcclimateError(f"model.{key}: a {config.kind} detector has no such blocks; take model.kind=dense")
         if not classes:
@@ -204,7 +202,7 @@ class Detector(nn.Module, ABC):
             freeze=config.freeze,
             output_stride=config.output_stride,
             drop_path=config.drop_path,
-            conv=config.conv,
+            conv=config.conv or ("ordinary" if config.has_blocks else "depthwise"),
             shared_tower=config.shared_tower,
             context=config.context,
             reading=reading,

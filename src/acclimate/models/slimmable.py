@@ -365,7 +365,7 @@ class SlimmableDetector(Slimmable, DenseDetector):
         if config.conv in _WHOLE:
             raise AcclimateError(
                 f"model.conv: a {config.conv} convolution moves or joins channels, so a leading part of them is no "
-                "narrower one; take depthwise or heterogeneous for model.kind=slimmable"
+                "narrower one; take ordinary, depthwise or heterogeneous for model.kind=slimmable"
             )
         common = super().specify(config, classes, reading)
         own = {"folded": True, "choices": config.slimmable.choices, "divisor": config.slimmable.divisor}
