@@ -42,7 +42,7 @@ FULL: dict[str, Any] = {
     "two_stage": {"proposals": 300, "hidden": 1024},
 }  # fmt: skip
 MODELS = {"light": LIGHT, "torchvision-sized": FULL}
-HEADS = ("sibling", "disentangled", "separate-fcs", "separate-backbone")
+HEADS = ("sibling", "disentangled", "disentangled-light", "separate-fcs", "separate-backbone")
 
 
 def build(options: dict[str, Any], head: str) -> models.Detector:

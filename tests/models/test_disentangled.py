@@ -25,6 +25,7 @@ from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.models.disentangled import (
     DisentangledHead,
+    LightDisentangledHead,
     SeparateBackboneHead,
     SeparateLayersHead,
     _points,
@@ -46,9 +47,11 @@ CHANNELS = 4
 def by(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`pool_moved`, whether or not a graph is being exported."""
 
-    def pooled(features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int]) -> Tensor:
+    def pooled(
+        features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], samples: int = 2
+    ) -> Tensor:
         level = levels(boxes, strides)
-        return sample(features, level, _points(features, boxes, offsets, strides, level))
+        return sample(features, level, _points(features, boxes, offsets, strides, level, samples))
 
     return pooled
 
@@ -69,10 +72,12 @@ def random_boxes(batch: int, count: int, seed: int = 0, dtype: torch.dtype = tor
     return torch.cat([low, low + size], -1)
 
 
-def operator(features: Sequence[Tensor], boxes: Tensor, level: Tensor) -> Tensor:
+def operator(features: Sequence[Tensor], boxes: Tensor, level: Tensor, bins: int = BINS, ratio: int = 2) -> Tensor:
     """torchvision's RoIAlign, box by box, from a given level."""
     rows = [
-        roi_align(features[one][image : image + 1], [boxes[image, i][None]], BINS, 1 / STRIDES[one], 2, aligned=False)
+        roi_align(
+            features[one][image : image + 1], [boxes[image, i][None]], bins, 1 / STRIDES[one], ratio, aligned=False
+        )
         for image in range(len(boxes))
         for i, one in enumerate(level[image].tolist())
     ]
@@ -106,6 +111,17 @@ def test_without_offsets_it_is_average_roi_pooling(seed: int) -> None:
     found = pool_moved(features, boxes, no_offsets(boxes), STRIDES)
     torch.testing.assert_close(found, operator(features, boxes, levels(boxes, STRIDES)), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found, pool(features, boxes, STRIDES, BINS), rtol=1e-3, atol=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 4, 7]), st.sampled_from([1, 2, 3]))
+def test_any_number_of_bins_and_samples_is_average_roi_pooling(seed: int, bins: int, samples: int) -> None:
+    features, boxes = pyramid(seed=seed), random_boxes(2, 5, seed)
+    offsets = boxes.new_zeros(*boxes.shape[:2], bins, bins, 2)
+    expected = operator(features, boxes, levels(boxes, STRIDES), bins, samples)
+    for sample in SAMPLERS:
+        found = sample(features, boxes, offsets, STRIDES, samples=samples)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -249,6 +265,36 @@ def test_where_nothing_moves_it_is_separate_layers() -> None:
     features, proposals = pyramid(), random_boxes(2, 4)
     for found, expected in zip(head(features, proposals), plain(features, proposals), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_where_nothing_moves_the_light_head_reads_fewer_bins_and_samples() -> None:
+    head = head_of(LightDisentangledHead)
+    for layers in (head.move_box, head.move_bins):
+        nn.init.zeros_(layers[2].weight)
+    features, proposals = pyramid(), random_boxes(2, 4)
+    logits, offsets, anchors = head(features, proposals)
+    level = levels(proposals, STRIDES)
+    hidden = head.class_layers(operator(features, proposals, level, bins=4).flatten(2))
+    torch.testing.assert_close(logits, head.classify(hidden), rtol=1e-3, atol=1e-3)
+    hidden = head.box_layers(operator(features, proposals, level, ratio=1).flatten(2))
+    assert hidden.shape[-1] == 8
+    torch.testing.assert_close(offsets.flatten(2), head.regress(hidden), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(anchors, proposals)
+
+
+def test_the_light_head_moves_by_means_of_the_proposals_bins() -> None:
+    head = head_of(LightDisentangledHead)
+    features, proposals = pyramid(), random_boxes(2, 4)
+    still = pool(features, proposals, STRIDES, BINS)
+    # The last row and column of seven have no neighbour.
+    blocks = [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
+    means = torch.stack([torch.stack([still[..., y, x].mean((-2, -1)) for x in blocks], -1) for y in blocks], -2)
+    box, bins = head.offsets(still, proposals)
+    hidden = head.shared(means.flatten(2))
+    size = proposals[..., 2:] - proposals[..., :2]
+    torch.testing.assert_close(box, 0.1 * head.move_box(hidden) * size)
+    torch.testing.assert_close(bins.flatten(2), 0.1 * head.move_bins(hidden) * size.repeat(1, 1, 16))
+    assert bins.any()
 
 
 def test_a_box_of_no_area_stays_one() -> None:
@@ -423,6 +469,7 @@ def detector(head: str, **two_stage: Any) -> Any:
 
 KINDS = {
     "disentangled": DisentangledHead,
+    "disentangled-light": LightDisentangledHead,
     "separate-fcs": SeparateLayersHead,
     "separate-backbone": SeparateBackboneHead,
 }
@@ -437,7 +484,9 @@ def test_one_word_of_configuration_chooses(head: str) -> None:
     assert (logits.shape, offsets.shape, boxes.shape) == ((2, 8, 3), (2, 8, 3, 4), (2, 8, 4))
 
 
-@pytest.mark.parametrize("head", ["disentangled", pytest.param("separate-backbone", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head", ["disentangled", "disentangled-light", pytest.param("separate-backbone", marks=pytest.mark.slow)]
+)
 def test_the_artifact_detects_what_the_detector_detects(head: str, tmp_path: Path) -> None:
     built = detector(head).eval()
     with torch.no_grad():
@@ -458,7 +507,7 @@ def test_the_artifact_detects_what_the_detector_detects(head: str, tmp_path: Pat
     np.testing.assert_allclose(from_artifact.boxes, eager.boxes, atol=0.1)
     graph = onnx.load(artifact.file(".onnx")).graph
     assert holds(graph, built.roi_head.class_layers[0].weight)
-    if head == "disentangled":
+    if head.startswith("disentangled"):
         assert not holds(graph, built.roi_head.sibling.layers[0].weight), "the sibling is exported"
 
 
@@ -499,7 +548,7 @@ def test_the_loss_falls(head: str) -> None:
     ]
     optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3)
     totals = []
-    for _ in range(20):
+    for _ in range(30):
         optimizer.zero_grad()
         losses = built.losses(built.features(images), targets)
         total = sum(losses.values())

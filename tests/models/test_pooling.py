@@ -108,7 +108,7 @@ def test_by_default_a_small_canvas_uses_its_levels(canvas: int, canonical: float
     assert chosen.canonical == 100
 
 
-@pytest.mark.parametrize("head", ["sibling", "disentangled", "separate-fcs", "separate-backbone"])
+@pytest.mark.parametrize("head", ["sibling", "disentangled", "disentangled-light", "separate-fcs", "separate-backbone"])
 def test_every_head_pools_by_the_detectors_levels(head: str) -> None:
     """A box of 40 px is read from stride 8 by the paper's rule and from stride 16 by a canonical side of 18; a detector
     saved before it could be told has the paper's."""

@@ -156,7 +156,7 @@ def test_peaks_are_local_maxima_and_come_best_first() -> None:
 
 
 @pytest.mark.parametrize("outlined", [True, False])
-@pytest.mark.parametrize("head", ["sibling", "disentangled", "separate-fcs", "separate-backbone"])
+@pytest.mark.parametrize("head", ["sibling", "disentangled", "disentangled-light", "separate-fcs", "separate-backbone"])
 def test_every_head_trains_every_parameter(head: str, outlined: bool) -> None:
     detector = make(head=head, masks=True)
     features = detector.features(IMAGES)

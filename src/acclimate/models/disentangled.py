@@ -8,6 +8,7 @@ proposal moved as a whole, the class at its bins moved one by one.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -42,6 +43,9 @@ MARGIN = 0.2
 
 FETCHED = 32
 """Boxes whose cells an exported graph holds at a time."""
+CACHED = 2**19
+"""Numbers that stay in a core's cache between two operators. Up to so many, ONNX Runtime sums weighted cells faster
+than it goes through one small product a bin."""
 
 
 class SeparateLayersHead(RoiHead):
@@ -63,7 +67,7 @@ class SeparateLayersHead(RoiHead):
         """What each task looks at, and what the box offsets are relative to.
 
         Returns:
-            (B, K, channels, BINS, BINS) for the class and for the box, and boxes (B, K, 4).
+            (B, K, channels, bins, bins) for the class and for the box, and boxes (B, K, 4).
         """
         found = self.pool(features, proposals)
         return found, found, proposals
@@ -113,6 +117,13 @@ class DisentangledHead(SeparateLayersHead):
         "constraint_box": "box",
     }
 
+    class_bins: ClassVar[int] = BINS
+    """Of what the class is read from, a side."""
+    offset_bins: ClassVar[int] = BINS
+    """Of the proposal's features that the offsets are read from, a side."""
+    box_samples: ClassVar[int] = SAMPLES
+    """Of a bin of the moved proposal, a side."""
+
     @classmethod
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
         return {"margin": options.constraint}
@@ -127,9 +138,9 @@ class DisentangledHead(SeparateLayersHead):
         """
         super().__init__(setting, layers)
         self.margin = margin
-        self.shared = nn.Sequential(nn.Linear(setting.channels * BINS * BINS, SHARED), nn.ReLU())
+        self.shared = nn.Sequential(nn.Linear(setting.channels * self.offset_bins**2, SHARED), nn.ReLU())
         self.move_box = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2))
-        self.move_bins = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2 * BINS * BINS))
+        self.move_bins = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2 * self.class_bins**2))
         # As in the released code: Kaiming's with a = 1, a gain of 1, where a ReLU's would be sqrt(2). Through the three
         # layers that lead to an offset, the first offsets would be 2.8 times as large.
         for layer in (*self.shared, *self.move_box, *self.move_bins):
@@ -150,13 +161,17 @@ class DisentangledHead(SeparateLayersHead):
             proposals: (B, K, 4).
 
         Returns:
-            (B, K, 2) of the whole proposal, for the box; (B, K, BINS, BINS, 2) of its bins, for the class.
+            (B, K, 2) of the whole proposal, for the box; (B, K, class_bins, class_bins, 2) of its bins, for the class.
         """
-        shared = self.shared(still.flatten(2))
+        shared = self.shared(self._read(still).flatten(2))
         size = proposals[..., 2:] - proposals[..., :2]
         box = GAMMA * self.move_box(shared).to(size.dtype) * size
-        bins = self.move_bins(shared).to(size.dtype).unflatten(-1, (BINS, BINS, 2))
+        bins = self.move_bins(shared).to(size.dtype).unflatten(-1, (self.class_bins, self.class_bins, 2))
         return box, GAMMA * bins * size[:, :, None, None]
+
+    def _read(self, still: Tensor) -> Tensor:
+        """What the offsets are read from, (B, K, channels, offset_bins, offset_bins)."""
+        return still
 
     def losses(self, features: Sequence[Tensor], sample: Sample, truth: Sequence[Truth] = ()) -> dict[str, Tensor]:
         """The head's own losses, the sibling's, and the progressive constraint between them."""
@@ -187,12 +202,35 @@ class DisentangledHead(SeparateLayersHead):
         self, features: Sequence[Tensor], proposals: Tensor, still: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         box, bins = self.offsets(still, proposals)
-        whole = box[:, :, None, None].expand_as(bins)
-        both = pool_moved(
-            features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides, self.canonical
-        )
-        for_class, for_box = both.chunk(2, 1)
+        whole = box[:, :, None, None].expand(-1, -1, BINS, BINS, -1)
+        for_class = pool_moved(features, proposals, bins, self.strides, self.canonical)
+        for_box = pool_moved(features, proposals, whole, self.strides, self.canonical, self.box_samples)
         return for_class, for_box, proposals + box.repeat(1, 1, 2)
+
+
+class LightDisentangledHead(DisentangledHead):
+    """TSD for small devices (`disentangled-light`), where its two further poolings and its layers cost as much as a
+    good part of the network. None of this is in the paper.
+
+    The class is read from 4 x 4 bins, and so are the offsets (from means of the proposal's bins); a bin of the box is
+    one sample, in its middle, in place of four; and the layers of the box, which has no classes to tell apart, are half
+    as wide.
+    """
+
+    class_bins: ClassVar[int] = (BINS + 1) // 2
+    offset_bins: ClassVar[int] = (BINS + 1) // 2
+    box_samples: ClassVar[int] = 1
+
+    def __init__(self, setting: Setting, layers: int = 2, margin: float | None = MARGIN) -> None:
+        super().__init__(setting, layers, margin)
+        narrow = max(1, setting.hidden // 2)
+        self.class_layers = fully_connected(setting.channels, setting.hidden, layers, self.class_bins)
+        self.box_layers = fully_connected(setting.channels, narrow, layers)
+        self.regress = predictors(narrow, setting.classes)[1]
+
+    def _read(self, still: Tensor) -> Tensor:
+        means = F.avg_pool2d(still.flatten(0, 1), 2, ceil_mode=True, count_include_pad=False)
+        return means.reshape(*still.shape[:2], *means.shape[1:])
 
 
 def class_constraint(logits: Tensor, sibling: Tensor, labels: Tensor, margin: float) -> Tensor:
@@ -237,12 +275,13 @@ def pool_moved(
     offsets: Tensor,
     strides: Sequence[int],
     canonical: float = CANONICAL_SIDE,
+    samples: int = SAMPLES,
 ) -> Tensor:
     """RoIAlign whose bins are moved, each by its own offset (deformable RoI pooling, Dai et al., ICCV 2017).
 
-    Each bin is the average of SAMPLES x SAMPLES bilinear samples, so with no offset it is `pooling.pool`, and
-    torchvision's `roi_align(..., sampling_ratio=2, aligned=False)`. Gradients reach the features and the offsets. The
-    level is the one that suits the box where it was.
+    Each bin is the average of `samples` x `samples` bilinear samples, so with two and no offset it is `pooling.pool`,
+    and torchvision's `roi_align(..., sampling_ratio=samples, aligned=False)`. Gradients reach the features and the
+    offsets. The level is the one that suits the box where it was.
 
     Args:
         features: (B, C, H_l, W_l) a level, from fine to coarse.
@@ -250,36 +289,37 @@ def pool_moved(
         offsets: (B, K, size, size, 2) pixels, x and y; row and column of the bin.
         strides: of the levels, pixels.
         canonical: see `pooling.levels`.
+        samples: of a bin, a side.
 
     Returns:
         (B, K, C, size, size).
     """
     level = levels(boxes, strides, canonical)
     sample = _sample_by_gather if torch.compiler.is_exporting() else _sample_by_grid
-    return sample(features, level, _points(features, boxes, offsets, strides, level))
+    return sample(features, level, _points(features, boxes, offsets, strides, level, samples))
 
 
 Points = list[tuple[Tensor, Tensor]]
-"""In x and in y: where to sample, (B, K, size, size, SAMPLES), and whether that counts."""
+"""In x and in y: where to sample, (B, K, size, size, samples), and whether that counts."""
 
 
 def _points(
-    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], level: Tensor
+    features: Sequence[Tensor], boxes: Tensor, offsets: Tensor, strides: Sequence[int], level: Tensor, samples: int
 ) -> Points:
     """Where to sample, in x and in y; a bin's samples are all pairs of its x and its y.
 
     Returns:
-        For each axis, cells of the box's level, (B, K, size, size, SAMPLES), put on the border where they are beyond
+        For each axis, cells of the box's level, (B, K, size, size, samples), put on the border where they are beyond
         it; and whether they count, of the same shape.
     """
     size = offsets.shape[2]
     scale = (1 / boxes.new_tensor(strides))[level]
-    fractions = (torch.arange(size * SAMPLES, device=boxes.device, dtype=boxes.dtype) + 0.5) / (size * SAMPLES)
+    fractions = (torch.arange(size * samples, device=boxes.device, dtype=boxes.dtype) + 0.5) / (size * samples)
     found = []
     for axis in (0, 1):
         start = boxes[..., axis] * scale
         length = (boxes[..., axis + 2] * scale - start).clamp(min=1.0)
-        regular = (start[..., None] + length[..., None] * fractions).view(*boxes.shape[:2], size, SAMPLES)
+        regular = (start[..., None] + length[..., None] * fractions).view(*boxes.shape[:2], size, samples)
         regular = regular[:, :, :, None] if axis else regular[:, :, None]
         moved = regular + (offsets[..., axis] * scale[..., None, None])[..., None]
         cells = boxes.new_tensor([feature.shape[3 - axis] for feature in features])[level][:, :, None, None, None]
@@ -324,7 +364,7 @@ def _sample_by_gather(features: Sequence[Tensor], level: Tensor, points: Points)
         below = at.floor()
         part = (at - below).to(cells.dtype)
         near = below.long()
-        share = counts.to(cells.dtype) / SAMPLES
+        share = counts.to(cells.dtype) / counts.shape[-1]
         indices.append(torch.cat([near, (near + 1).minimum(last)], -1))
         weights.append(torch.cat([share * (1 - part), share * part], -1))
     starts = starts + total * torch.arange(batch, device=level.device).view(-1, 1, 1, 1, 1)
@@ -333,8 +373,17 @@ def _sample_by_gather(features: Sequence[Tensor], level: Tensor, points: Points)
     cells = cells.reshape(batch * total, channels)
     # A few boxes at a time, as what is fetched is sixteen times what is made of it.
     parts = zip(*(torch.split(each, FETCHED, 1) for each in (rows, weight)), strict=True)
-    found = torch.cat([(one[..., None, :] @ cells[row])[..., 0, :] for row, one in parts], 1)
+    weigh = _by_sum if FETCHED * channels * math.prod(weight.shape[2:]) <= CACHED else _by_product
+    found = torch.cat([weigh(cells[row], one) for row, one in parts], 1)
     return found.permute(0, 1, 4, 2, 3)
+
+
+def _by_product(cells: Tensor, weight: Tensor) -> Tensor:
+    return (weight[..., None, :] @ cells)[..., 0, :]
+
+
+def _by_sum(cells: Tensor, weight: Tensor) -> Tensor:
+    return (weight[..., None] * cells).sum(-2)
 
 
 def _decoded(offsets: Tensor, anchors: Tensor) -> Tensor:

@@ -282,9 +282,9 @@ class SiblingHead(RoiHead):
         return hidden.view(*boxes.shape[:2], self.outputs)
 
 
-def fully_connected(channels: int, hidden: int, layers: int) -> nn.Sequential:
-    """`layers` of width `hidden` with ReLU, on flat RoI features of `channels`."""
-    widths = [channels * BINS * BINS] + [hidden] * layers
+def fully_connected(channels: int, hidden: int, layers: int, bins: int = BINS) -> nn.Sequential:
+    """`layers` of width `hidden` with ReLU, on flat RoI features of `channels` in `bins` x `bins`."""
+    widths = [channels * bins * bins] + [hidden] * layers
     return nn.Sequential(
         *(module for before, after in itertools.pairwise(widths) for module in (nn.Linear(before, after), nn.ReLU()))
     )

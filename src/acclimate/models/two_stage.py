@@ -45,6 +45,7 @@ from acclimate.structures import Annotations, Detections
 HEADS = {
     "sibling": "acclimate.models.roi_heads:SiblingHead",
     "disentangled": "acclimate.models.disentangled:DisentangledHead",
+    "disentangled-light": "acclimate.models.disentangled:LightDisentangledHead",
     "separate-fcs": "acclimate.models.disentangled:SeparateLayersHead",
     "separate-backbone": "acclimate.models.disentangled:SeparateBackboneHead",
     "cascade": "acclimate.models.cascade:CascadeHead",

@@ -15,18 +15,20 @@ class TwoStageConfig(KindOptions):
     """The second stage of a Faster R-CNN (`models/two_stage.py`)."""
 
     head: Literal[
-        "sibling", "disentangled", "separate-fcs", "separate-backbone", "cascade", "bagged", "graph", "bi-box"
+        "sibling", "disentangled", "disentangled-light", "separate-fcs", "separate-backbone", "cascade", "bagged",
+        "graph", "bi-box",
     ] = "sibling"  # fmt: skip
-    """`sibling` is Faster R-CNN's, `disentangled` is TSD, and the `separate` ones are what its paper compares it
-    with; `cascade` has three stages (Cascade R-CNN), `bagged` several heads on bootstraps, `graph` reasons over the
-    boxes of an image (Universal-RCNN), `bi-box` also learns which part of an object is visible."""
+    """`sibling` is Faster R-CNN's, `disentangled` is TSD, `disentangled-light` one that costs less on the device, and
+    the `separate` ones are what its paper compares it with; `cascade` has three stages (Cascade R-CNN), `bagged`
+    several heads on bootstraps, `graph` reasons over the boxes of an image (Universal-RCNN), `bi-box` also learns which
+    part of an object is visible."""
     proposals: int = Field(default=64, ge=1, le=10_000)
     """Boxes an image that the second stage looks at, in training and on the device."""
     hidden: int = Field(default=256, ge=8, le=16_384)
     """Width of the second stage's fully connected layers (1024 in the papers)."""
     constraint: float | None = Field(default=None, gt=0, le=1)
-    """Only for `disentangled`: margin by which training holds the head to beat the sibling beside it (0.2 in the
-    paper)."""
+    """Only for the `disentangled` ones: margin by which training holds the head to beat the sibling beside it (0.2 in
+    the paper)."""
     select: Literal["peaks", "nms"] = "peaks"
     """How proposals are chosen: `peaks` of the objectness map, which every runtime carries, or `nms`, in eager mode
     alone."""
