@@ -22,7 +22,7 @@ import acclimate
 from acclimate import workflow
 from acclimate.edge.watch import watch
 
-SIZE = (192, 256)
+SIZE, FIELD_OF_VIEW = (128, 160), 30.0
 DEMO: dict[str, Any] = {
     "model": {
         "kind": "slimmable",
@@ -32,8 +32,8 @@ DEMO: dict[str, Any] = {
         "depth": 1,
         "slimmable": {"choices": [0.5, 0.75, 1.0], "models": 2},
     },
-    "train": {"steps": 280, "batch_size": 4, "lr": 1.5e-3, "warmup": 20, "ema": 0.99, "checkpoint_every": 280},
-    "schedule": {"steps": 90, "batch_size": 4, "lr": 1e-3, "warmup": 10, "ema": 0.97, "checkpoint_every": 30},
+    "train": {"steps": 400, "batch_size": 4, "lr": 3e-3, "warmup": 20, "ema": 0.99, "checkpoint_every": 400},
+    "schedule": {"steps": 150, "batch_size": 4, "lr": 1e-3, "warmup": 10, "ema": 0.98, "checkpoint_every": 50},
     "adapt": {"slim": {"models": 2}},
 }
 QUICK = {"steps": 4, "batch_size": 2, "warmup": 1, "ema": 0.9, "checkpoint_every": 2, "workers": 0}
@@ -60,15 +60,15 @@ def main(folder: Path, small: bool) -> None:
     size, images, tests = ((96, 128), 16, 4) if small else (SIZE, 300, 100)
 
     def scenes(name: str, count: int, seed: int, condition: str | None = None, strength: float = 1.0) -> Path:
-        made = workflow.scenes(folder / "scenes" / name, count, size, seed, condition, strength, console=console)
-        return made.path.parent
+        place, view = folder / "scenes" / name, {} if small else {"field_of_view": FIELD_OF_VIEW}
+        return workflow.scenes(place, count, size, seed, condition, strength, **view, console=console).path.parent
 
     # At the desk: labels of another camera, pictures of the site.
     labelled, site = scenes("pole", images, 0, "camera"), scenes("clear", images, 1) / "images"
     config = acclimate.Config.model_validate({"source": {"path": labelled}, **(SMALL if small else DEMO)})
     source = workflow.train(config, folder / "source", console=console)
     bank = workflow.slim(source.path, site, folder / "bank", console=console)
-    budget = acclimate.Budget(macs_m=5 if small else 260)
+    budget = acclimate.Budget(macs_m=5 if small else 115)
     found = workflow.search(bank.path, site, {"": budget}, folder / "clear", evaluations=8, console=console)
     if found.missed:
         raise SystemExit("; ".join(found.missed.values()))
@@ -91,7 +91,8 @@ def main(folder: Path, small: bool) -> None:
         console.print(f"alarm at frame {alarm['frame']}: what differs most is {moved}", highlight=False)
 
     # At the desk again: the collected frames are the target.
-    fog = workflow.adapt(clear.path, watched / "collected", folder / "fog", console=console)
+    weather = ["augment.weather=0.5"]
+    fog = workflow.adapt(clear.path, watched / "collected", folder / "fog", weather, console=console)
     workflow.export(fog.path, console=console)
     again = folder / "watched-again"
     watch(fog.artifacts()[0], str(frames), again, once=True, page=False, keep=60, console=console)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from acclimate.config import FIELD_OF_VIEW, ScenesConfig
 from acclimate.data import weather
@@ -21,6 +23,8 @@ GENERATOR = "acclimate.data.scenes"
 """What a set's index says that made it; only such a set is ours to move."""
 
 _JPEG_QUALITY = 92
+_OUTLINE_ERROR = 0.5
+"""By how much an outline may leave the border, samples: a quarter of a pixel."""
 
 
 def wanted(scenes: ScenesConfig, seed: int = 0) -> Iterator[tuple[str, str | None, int, int]]:
@@ -48,7 +52,8 @@ def generate(
     """Write a data set in COCO's format: `out/images/*.jpg` and `out/annotations.json`.
 
     A finished set of the same settings is left alone, an interrupted one goes on where it stopped. Boxes marked
-    `ignore` are written with `iscrowd` 1. `progress` is called with (images done, images in all).
+    `ignore` are written with `iscrowd` 1, and each object with the outlines of what is visible of it. `progress` is
+    called with (images done, images in all).
 
     Args:
         out: the set's folder; created.
@@ -139,15 +144,36 @@ def _write_scene(
         "labels": [int(v) for v in found.labels],
         "ignore": [int(v) for v in found.ignore],
         "whole": [[round(float(v), 2) for v in box] for box in scene.whole],
+        "outlines": [outlines(scene.instances == number + 1) for number in range(len(found))],
     }
+
+
+def outlines(seen: NDArray[np.bool_]) -> list[list[float]]:
+    """The borders of the parts of an object, as COCO's polygons x0, y0, x1, y1, ... in pixels of the image. Polygons
+    have no holes, so what is seen through a wheel is covered.
+
+    Args:
+        seen: (2H, 2W), whether a sample shows the object (`Scene.instances`).
+    """
+    # Each sample is four cells here, so that a border on either side of it has a place of its own.
+    cells = cv2.resize(seen.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    found = []
+    for contour in cv2.findContours(cells, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+        border = cv2.approxPolyDP(np.asarray((contour + 1) // 2, np.int32), _OUTLINE_ERROR, closed=True)
+        if len(border) >= 3:
+            found.append([float(v) for v in (border / 2).ravel()])
+    return found
 
 
 def _coco(info: dict[str, Any], records: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for number, record in enumerate(records):
-        # A record of an earlier version, of a set that goes on, says nothing of whole objects.
+        # A record of an earlier version, of a set that goes on, says nothing of whole objects and of outlines.
         wholes = record.get("whole", record["boxes"])
-        for box, label, ignore, whole in zip(record["boxes"], record["labels"], record["ignore"], wholes, strict=True):
+        borders = record.get("outlines", [[]] * len(wholes))
+        for box, label, ignore, whole, border in zip(
+            record["boxes"], record["labels"], record["ignore"], wholes, borders, strict=True
+        ):
             width, height = round(box[2] - box[0], 2), round(box[3] - box[1], 2)
             entries.append(
                 {
@@ -158,6 +184,7 @@ def _coco(info: dict[str, Any], records: Sequence[dict[str, Any]], size: tuple[i
                     "area": round(width * height, 2),
                     "iscrowd": ignore,
                     "full_bbox": [*whole[:2], round(whole[2] - whole[0], 2), round(whole[3] - whole[1], 2)],
+                    **({"segmentation": border} if border else {}),
                 }
             )
     return {
