@@ -1,6 +1,6 @@
 """Which label source teaches a small detector best on a new domain, appended to labellers.csv.
 
-    python benchmarks/labellers.py --pairs "raabin->bccd" "generated clear->fog" --seeds 0 1 2
+    python benchmarks/labellers.py --pairs "pbc->bccd" "generated clear->fog" --seeds 0 1 2
     python benchmarks/labellers.py --summary
 
 The student is an EfficientNet-Lite0 detector at a small input, trained on the source. It is adapted for the same number
@@ -44,8 +44,8 @@ from acclimate.run import Evaluation, Run
 HERE = Path(__file__).parent
 CSV = HERE / "labellers.csv"
 RUNS = HERE.parent / "runs" / "labellers"
-PAIRS = ("raabin->bccd", "generated clear->fog")
-SIZES = {"blood": (128, 128), "scenes": (128, 192)}
+PAIRS = ("pbc->bccd", "generated clear->fog")
+SIZES = {"blood": (128, 128), "scenes": (128, 160)}
 """Of the student's input: small, as the device is, and so that a pair and seed take some twenty minutes of a core."""
 STEPS, ADAPT_STEPS, BATCH = 500, 300, 4
 LARGE = 1.5

@@ -75,7 +75,7 @@ def training_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "training.csv"),
         {
-            "model": "model", "loader_threads": "loader threads", "bare_images_per_s": "bare, images/s",
+            "model": "model", "verb": "verb", "loader_threads": "loader threads", "bare_images_per_s": "bare, images/s",
             "loop_images_per_s": "loop, images/s", "ratio_median": "ratio", "ratio_min": "lowest",
             "ratio_max": "highest", "loading_share": "loading, share of a step",
         },

@@ -140,8 +140,10 @@ def fit(
                         with acc.autocast():
                             parts = model(source, target, (step - 1) / schedule.steps)
                         acc.backward(sum(parts.values()) / schedule.accumulate)
-                    for name, value in parts.items():
-                        losses[name] = losses.get(name, 0.0) + float(value.detach()) / schedule.accumulate
+                    # One copy from the device for all of them: each would wait for it.
+                    values = torch.stack([value.detach().float() for value in parts.values()]).tolist()
+                    for name, value in zip(parts, values, strict=True):
+                        losses[name] = losses.get(name, 0.0) + value / schedule.accumulate
                 acc.unscale_gradients()
                 logged = step % schedule.log_every == 0 or step == schedule.steps
                 for watcher in watchers if logged else ():
