@@ -28,7 +28,7 @@ import sysconfig
 import time
 import venv
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ from acclimate.export.openvino import OpenVinoGraph
 from acclimate.models import detector as models
 from acclimate.structures import Detections
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 CSV = HERE / "peers.csv"
 RUNS = HERE.parent / "runs" / "peers"
 FOREIGN = HERE / "peers_foreign.py"
@@ -305,7 +305,7 @@ class Ultralytics(Peer):
 
 @dataclass(frozen=True)
 class LibreYolo(Peer):
-    """MIT; its own command line."""
+    """MIT; its own command line, but for the export."""
 
     model: str = ""
     environment = Environment("libreyolo", ("libreyolo==1.6.0",))
@@ -322,12 +322,14 @@ class LibreYolo(Peer):
         return self.run(self.environment.program("libreyolo"), verb, *words, *flags, log=log)
 
     def graph(self, data: Data) -> Path:
-        if not (self.folder / "few").exists():
-            self.train(data, "few", self.few)
-        weights = self.folder / "few" / "weights" / "last.pt"
-        options = {"format": "onnx", "imgsz": SIDE, "device": "cpu", "no_simplify": True}
-        self._libreyolo("export", "export", model=weights, **options)
-        return self.folder / "weights" / "last.onnx"
+        # Its command line exports checkpoints alone, and a network with random weights has none.
+        assert self.environment is not None
+        out = self.folder / "graph"
+        kind = {"yolox-n": "LibreYOLOX n", "yolo9-t": "LibreYOLO9 t"}[self.model]
+        arguments = {"out": str(out), "classes": len(data.classes), "side": SIDE, "model": kind}
+        python = self.environment.program("python")
+        self.run(python, FOREIGN, "libreyolo", "graph", json.dumps(arguments), log="graph")
+        return next(out.glob("*.onnx"))
 
     def train(self, data: Data, split: str, length: int) -> float:
         source = data.yolo("few" if split == "few" else "train")
@@ -508,8 +510,16 @@ def counted(file: Path) -> tuple[float, float]:
     return sum(learned.values()) / 1e6, macs / 1e6
 
 
-def named(source: Path, file: Path) -> tuple[Path, list[str]]:
-    """A copy of an ONNX file whose input is called as acclimate's is and whose nodes have names; and its outputs."""
+def exported(peer: Peer, data: Data) -> tuple[Path, list[str]]:
+    """The peer's fp32 ONNX file, and its outputs; one that is there is kept."""
+    file = peer.folder / "named.onnx"
+    if not file.exists():
+        named(peer.graph(data), file)
+    return file, [output.name for output in onnx.load(file).graph.output]
+
+
+def named(source: Path, file: Path) -> None:
+    """A copy of an ONNX file whose input is called as acclimate's is and whose nodes have names."""
     model = onnx.load(source)
     theirs = model.graph.input[0].name
     model.graph.input[0].name = INPUT
@@ -519,34 +529,39 @@ def named(source: Path, file: Path) -> tuple[Path, list[str]]:
             if name == theirs:
                 node.input[place] = INPUT
     onnx.save(model, file)
-    return file, [output.name for output in model.graph.output]
 
 
 def variant(
     single: Path, outputs: Sequence[str], canvases: Sequence[Any], runtime: str, precision: str
 ) -> tuple[Callable[[], Any], float]:
-    """A call of a network on a runtime, on one thread, and the MB of its file; see the module for how it is made."""
+    """A call of a network on a runtime, on one thread, and the MB of its file; see the module for how it is made.
+
+    A file that is there and newer than the fp32 one is kept: quantising takes minutes.
+    """
     folder = single.parent / f"{runtime}-{precision}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    if runtime == "onnx":
-        if precision == "fp32":
-            shutil.copyfile(single, folder / "model.onnx")
+    ending = {"onnx": ".onnx", "openvino": ".xml"}[runtime]
+    file = folder / f"model{ending}"
+    if not file.exists() or file.stat().st_mtime < single.stat().st_mtime:
+        fresh = folder.with_name(f"{folder.name}-unfinished")
+        for stale in (fresh, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        fresh.mkdir()
+        if runtime == "onnx" and precision == "fp32":
+            shutil.copyfile(single, fresh / file.name)
+        elif runtime == "onnx":
+            OnnxGraph(single, canvases).write(fresh)
+        elif precision == "fp32":
+            package().save_model(package().convert_model(single), fresh / file.name, compress_to_fp16=False)
         else:
-            OnnxGraph(single, canvases).write(folder)
-    else:
-        model = package().convert_model(single)
-        if precision == "fp32":
-            package().save_model(model, folder / "model.xml", compress_to_fp16=False)
-        else:
-            OpenVinoGraph(model, {}, canvases).write(folder)
+            OpenVinoGraph(package().convert_model(single), {}, canvases).write(fresh)
+        fresh.rename(folder)
     artifact: Any = SimpleNamespace(
-        file=lambda ending: next(folder.glob(f"*{ending}")),
+        file=lambda ending: file,
         manifest=SimpleNamespace(input_name=INPUT, output_names=tuple(outputs), provider="cpu"),
     )
     call = partial(engine(runtime).open(artifact, 1), to_input(canvases[0]))
     call()
-    return call, sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    return call, sum(part.stat().st_size for part in folder.iterdir()) / 1e6
 
 
 def processor_ms(call: Callable[[], Any], runs: int) -> float:
@@ -600,11 +615,16 @@ def record(csv: Path, peer: Peer, what: str, **values: Any) -> None:
 
 
 def latency(peers: Sequence[Peer], data: Data, options: argparse.Namespace) -> None:
-    """Time all peers in turn and write their rows together; peers that have rows are not timed again."""
+    """Time all peers in turn and write their rows together.
+
+    Peers that have rows get no others; the reference is timed beside the rest whether it has rows or not.
+    """
     measured = {row["peer"] for row in rows.read(options.csv) if row["what"] == "latency"}
-    peers = [peer for peer in peers if peer.start == "random"]
-    if {peer.name for peer in peers} <= measured:
+    wanted = [peer for peer in peers if peer.start == "random" and peer.name not in measured]
+    if not wanted:
         return
+    beside = [peer for peer in PEERS if peer.name == REFERENCE and peer.start == "random" and peer not in wanted]
+    peers = beside + wanted
     canvases = [letterbox(read_image(path), (SIDE, SIDE))[0] for path in data.images[:CALIBRATION]]
     calls: dict[tuple[str, str, str], Callable[[], Any]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -612,7 +632,7 @@ def latency(peers: Sequence[Peer], data: Data, options: argparse.Namespace) -> N
     for peer in peers:
         print(peer.name, flush=True)
         try:
-            single, outputs = named(peer.graph(data), peer.folder / "named.onnx")
+            single, outputs = exported(peer, data)
             parameters, macs = counted(single)
             facts[peer.name] = {"parameters_m": f"{parameters:.2f}", "macs_m": f"{macs:.0f}"}
         except Exception as error:  # whatever a peer fails by is its row
@@ -626,7 +646,7 @@ def latency(peers: Sequence[Peer], data: Data, options: argparse.Namespace) -> N
             except Exception as error:  # likewise
                 reasons[key] = said(error)
     timed = [{key: processor_ms(call, options.runs) for key, call in calls.items()} for _ in range(options.rounds)]
-    for peer in peers:
+    for peer in wanted:
         for runtime, precision in VARIANTS:
             key = (peer.name, runtime, precision)
             values: dict[str, Any] = {"reason": reasons.get(key, "")}
@@ -673,6 +693,56 @@ def training(peers: Sequence[Peer], data: Data, options: argparse.Namespace) -> 
             values["reason"] = said(error)
         counts = {"classes": len(data.classes), "train_images": SETS["train"][0], "test_images": SETS["test"][0]}
         record(options.csv, peer, "training", **counts, **values)
+
+
+def tables(csv: Path = CSV) -> Iterator[str]:
+    """The page's tables in Markdown: each runtime and precision, fastest first; then what was learned."""
+    found = rows.read(csv)
+    for runtime, title in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
+        for precision in ("fp32", "int8"):
+            own = [
+                row
+                for row in found
+                if (row["what"], row["runtime"], row["precision"], row["reason"]) == ("latency", runtime, precision, "")
+            ]
+            yield f"{title}, {precision}:\n"
+            yield from _table(
+                sorted(own, key=lambda row: float(row["ratio_median"])),
+                {
+                    "peer": "network", "parameters_m": "weights (M)", "macs_m": "MACs (M)", "size_mb": "MB",
+                    "latency_ms": "ms", "ratio_median": f"times {REFERENCE}", "ratio_min": "lowest",
+                    "ratio_max": "highest", "speed_up": "times its fp32", "graph": "its graph gives",
+                },
+            )  # fmt: skip
+            yield ""
+    yield "After the same processor time of training, on generated scenes in clear weather:\n"
+    yield from _table(
+        sorted(
+            (row for row in found if row["what"] == "training" and not row["reason"]),
+            key=lambda row: -float(row["ap50"]),
+        ),
+        {
+            "peer": "network", "start": "start", "image_size": "canvas", "minutes": "minutes",
+            "processor_s": "seconds used", "length": "length", "unit": "of", "ap50": "AP50", "ap": "AP",
+        },
+    )  # fmt: skip
+    missing = [row for row in found if row["reason"]]
+    if missing:
+        yield "\nWhat could not be measured:\n"
+        yield from _table(
+            missing,
+            {"peer": "network", "what": "what", "runtime": "runtime", "precision": "precision", "reason": "why"},
+        )
+
+
+def _table(found: Sequence[Mapping[str, str]], columns: Mapping[str, str]) -> Iterator[str]:
+    if not found:
+        yield "No rows yet."
+        return
+    yield f"| {' | '.join(columns.values())} |"
+    yield "|" + "---|" * len(columns)
+    for row in found:
+        yield f"| {' | '.join(row[column] for column in columns)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

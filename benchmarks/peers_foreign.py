@@ -1,4 +1,6 @@
-"""What of the peers has no command line: RF-DETR in its own environment, torchvision's SSDLite in the project's.
+"""What the peers' command lines do not do, by their Python interfaces.
+
+RF-DETR and LibreYOLO in environments of their own, torchvision's SSDLite in the project's:
 
     runs/peers/env-rfdetr/bin/python benchmarks/peers_foreign.py rfdetr train '{"data": "...", ...}'
 
@@ -41,6 +43,18 @@ def _rfdetr(classes: int, side: int, weights: str | None) -> Any:
     from rfdetr import RFDETRNano
 
     return RFDETRNano(pretrain_weights=weights, num_classes=classes, resolution=side, device="cpu")
+
+
+def libreyolo_graph(out: str, classes: int, side: int, model: str) -> None:
+    """See `rfdetr_graph`; `model` is the name of a class and a size, as in "LibreYOLOX n"."""
+    import libreyolo
+
+    kind, size = model.split()
+    detector = getattr(libreyolo, kind)(None, size=size, nb_classes=classes, device="cpu")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    detector.export(
+        format="onnx", imgsz=side, device="cpu", simplify=False, output_path=str(Path(out) / "libreyolo.onnx")
+    )
 
 
 def ssdlite_graph(out: str, classes: int, side: int) -> None:
@@ -148,6 +162,7 @@ def _ssdlite(classes: int) -> Any:
 
 
 PROGRAMS = {
+    ("libreyolo", "graph"): libreyolo_graph,
     ("rfdetr", "graph"): rfdetr_graph,
     ("rfdetr", "train"): rfdetr_train,
     ("rfdetr", "boxes"): rfdetr_boxes,
