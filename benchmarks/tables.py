@@ -18,6 +18,7 @@ import faults
 import front
 import labellers
 import labels
+import peers
 import quantisation
 import recipe
 import rows
@@ -201,6 +202,7 @@ TABLES = {
     "front": front.tables,
     "head": head_tables,
     "backbones": backbones.table,
+    "peers": peers.tables,
     "craft": craft.table,
     "techniques": techniques_tables,
     "suppression": suppression_table,

@@ -15,11 +15,13 @@ import pytest
 import tomli_w
 from scipy.stats import ttest_1samp
 
+from acclimate.adapt.objective import Term
 from acclimate.benchmark import runner, table
 from acclimate.benchmark import suite as suites
 from acclimate.benchmark.suite import Place, Suite, Task
 from acclimate.cli import main
 from acclimate.errors import AcclimateError
+from acclimate.named import class_of
 from acclimate.run import Run, read_json
 from tiny_job import settings
 
@@ -74,6 +76,17 @@ def test_the_suites_that_ship_hold_together_and_the_published_numbers() -> None:
     for suite in loaded.values():
         tasks = planned(suite, Place.of(suite))
         assert len([task for task in tasks if task.method]) == len(suite.methods) * len(suite.pairs) * len(suite.seeds)
+
+
+@pytest.mark.parametrize("name", [*suites.shipped(), "dss", "head", "methods", "options"])
+def test_every_method_of_a_suite_has_something_to_train_by(name: str, repository: Path) -> None:
+    """Pruning, grouping and statistics prepare a detector and teach it nothing."""
+    suite = suites.load(name if name in suites.shipped() else repository / "benchmarks" / f"{name}.toml")
+    for method, chosen in suite.methods.items():
+        config = suites.configuration(suite, next(iter(suite.pairs)), method).adapt
+        makers = [class_of(f"acclimate.adapt.{one}", one) for one in config.methods]
+        taught = any(issubclass(maker, Term) and maker.views for maker in makers)
+        assert taught or chosen.role == "oracle", method
 
 
 def test_the_suite_of_the_repository_compares_what_its_comments_say(repository: Path) -> None:
