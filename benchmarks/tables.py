@@ -6,7 +6,8 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import adaptation
@@ -48,9 +49,9 @@ def adaptation_tables() -> Iterator[str]:
     yield from adaptation.source_summary()
 
 
-def methods_tables() -> Iterator[str]:
-    suite = suites.load(HERE / "methods.toml")
-    yield from results.tables(suite, results.read(HERE / "methods.csv"))
+def suite_tables(name: str) -> Iterator[str]:
+    """Of a suite that stands beside this file."""
+    yield from results.tables(suites.load(HERE / f"{name}.toml"), results.read(HERE / f"{name}.csv"))
 
 
 def techniques_tables() -> Iterator[str]:
@@ -60,7 +61,7 @@ def techniques_tables() -> Iterator[str]:
 
 
 def head_tables() -> Iterator[str]:
-    yield from results.tables(suites.load(HERE / "head.toml"), results.read(HERE / "head.csv"))
+    yield from suite_tables("head")
     yield "\nLatency of the presets:\n"
     yield from table(
         rows.read(HERE / "head_latency.csv"),
@@ -185,11 +186,12 @@ def soak_table() -> Iterator[str]:
     )  # fmt: skip
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "adaptation": adaptation_tables,
     "recipe": recipe.tables,
     "cosines": cosines.tables,
-    "methods": methods_tables,
+    "methods": partial(suite_tables, "methods"),
+    "dss": partial(suite_tables, "dss"),
     "slimda": slimda.tables,
     "slimda_digits": digits_tables,
     "labels": labels.summary,
