@@ -3,9 +3,10 @@
     python benchmarks/craft.py
     python benchmarks/craft.py --summary
 
-Counts alone: nothing is timed and no detector trained. Multiply-accumulates and parameters are those of what is
-exported of a one-stage detector at 320 pixels. The smoother's rows are of made tracks: an object that stands and is
-missed in a fifth of the frames, and boxes of nothing that last one frame each.
+Nothing is timed and no detector trained; ensembles are made of the runs of the suite `heads`, where they are.
+Multiply-accumulates and parameters are those of what is exported of a one-stage detector at 320 pixels. The smoother's
+rows are of made tracks: an object that stands and is missed in a fifth of the frames, and boxes of nothing that last
+one frame each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 import backbones
 import rows
-from acclimate.config import ModelConfig
+from acclimate.config import DataConfig, ModelConfig
 from acclimate.edge.smoothing import KINDS, Kind, Smoother, flicker
 from acclimate.models import groupable
 from acclimate.models.deploy import deploy
@@ -31,6 +32,7 @@ from acclimate.models.recurrent import train_smoother
 from acclimate.models.slimmable import macs
 from acclimate.models.supernet import SupernetDetector
 from acclimate.structures import Annotations, Detections
+from acclimate.workflow.ensembles import Looks, evaluate_together
 
 CSV = Path(__file__).with_suffix(".csv")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -161,6 +163,27 @@ def smoother(kind: Kind) -> dict[str, str]:
     return smoothed(f"smoother {kind}", train_smoother(training, kind, steps=200))
 
 
+HEADS = Path(__file__).parent.parent / "runs" / "heads"
+"""Where the suite `heads` puts its runs."""
+ENSEMBLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "evaluate dense": (("dense",), ()),
+    "evaluate iou": (("iou",), ()),
+    "evaluate dense iou --fuse wbf": (("dense", "iou"), ()),
+    "evaluate dense --view flip": (("dense",), ("flip",)),
+    "evaluate dense --view flip --view 1.25": (("dense",), ("flip", "1.25")),
+}
+"""What a row is of -> the methods of the suite whose detectors are taken, and the further views that they have."""
+
+
+def together(name: str) -> dict[str, str]:
+    """AP50 in points on the suite's test images in fog."""
+    methods, views = ENSEMBLES[name]
+    found = [next(HEADS.glob(f"clear-fog-{method}-????????-seed0")) for method in methods]
+    data = DataConfig(path=HEADS / "scenes" / "fog-test" / "annotations.json")
+    ap50 = evaluate_together(found, data, "craft", "target", Looks.of("wbf", views, None)).ap50
+    return {"what": name, "measure": "AP50", "value": f"{100 * ap50:.1f}", "parameters_m": ""}
+
+
 CASES: dict[str, Callable[[], dict[str, str]]] = {
     **{name: partial(with_options, name) for name in OPTIONS},
     "pruning, keep = 0.5": pruned,
@@ -193,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.summary:
         done = {row["what"] for row in rows.read(options.csv)}
-        for name, make in CASES.items():
+        ensembles = {name: partial(together, name) for name in ENSEMBLES} if HEADS.exists() else {}
+        for name, make in {**CASES, **ensembles}.items():
             if name not in done:
                 rows.append(options.csv, make())
                 print(name, flush=True)

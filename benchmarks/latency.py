@@ -35,12 +35,13 @@ from acclimate.scenes.render import CLASSES
 
 CSV = Path(__file__).with_suffix(".csv")
 SIDE = 1024
-LITE0 = {"backbone": "tf_efficientnet_lite0", "channels": 48, "depth": 1}
+COMMON: dict[str, Any] = {"weights": "none", "conv": "depthwise"}
+LITE0: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "channels": 48, "depth": 1}
 MODELS = {
-    "nano 320": ModelConfig(size="nano", image_size=(320, 320), weights="none"),
-    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), weights="none"),
-    "small 320": ModelConfig(size="small", image_size=(320, 320), weights="none"),
-    "lite0 256": ModelConfig(**LITE0, image_size=(256, 256), weights="none"),
+    "nano 320": ModelConfig(size="nano", image_size=(320, 320), **COMMON),
+    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), **COMMON),
+    "small 320": ModelConfig(size="small", image_size=(320, 320), **COMMON),
+    "lite0 256": ModelConfig(**LITE0, image_size=(256, 256), **COMMON),
 }
 
 

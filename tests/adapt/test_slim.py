@@ -489,13 +489,13 @@ def test_checkpoints_hold_the_third_head_and_every_width_deploys_it(tmp_path: Pa
     kept, own, third = bank.state_dict(), detector.state_dict(), slim.third.state_dict()
     for name, value in own.items():
         assert torch.equal(kept[name], third.get(name, value)), name
-    norm = "class_tower.0.first.0.running_mean"
-    for name in ("class_tower.0.pointwise.weight", "regress.bias", norm):
+    norm = "class_tower.0.norms.0.running_mean"
+    for name in ("class_tower.0.conv.weight", "regress.bias", norm):
         assert not torch.equal(third[name], own[name]), name
     assert isinstance(bank, SlimmableDetector)
     plain = bank.extract(0.5)
-    found = plain.get_parameter("class_tower.0.pointwise.weight")
-    assert torch.equal(found, third["class_tower.0.pointwise.weight"][: len(found), : found.shape[1]])
+    found = plain.get_parameter("class_tower.0.conv.weight")
+    assert torch.equal(found, third["class_tower.0.conv.weight"][: len(found), : found.shape[1]])
 
 
 def test_options_of_a_third_head_that_nothing_teaches_are_refused() -> None:

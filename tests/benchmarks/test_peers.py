@@ -112,6 +112,7 @@ def test_a_row_is_made_once_and_a_peer_that_fails_says_why(
 ) -> None:
     said: list[str] = []
     both = [Fake("good", calls=(said.append,)), Fake("bad", fails=True, calls=(said.append,))]
+    monkeypatch.setattr(peers, "RUNS", options.csv.parent)
     monkeypatch.setattr(peers, "average_precision", lambda *_, **__: SimpleNamespace(ap50=0.5, ap=0.25))
     data: Any = SimpleNamespace(classes=("a",), test=None, images=[])
     for _ in range(2):

@@ -203,8 +203,15 @@ class DisentangledHead(SeparateLayersHead):
     ) -> tuple[Tensor, Tensor, Tensor]:
         box, bins = self.offsets(still, proposals)
         whole = box[:, :, None, None].expand(-1, -1, BINS, BINS, -1)
-        for_class = pool_moved(features, proposals, bins, self.strides, self.canonical)
-        for_box = pool_moved(features, proposals, whole, self.strides, self.canonical, self.box_samples)
+        if (self.class_bins, SAMPLES) == (BINS, self.box_samples):
+            # At once, as the levels are put below each other only once then.
+            both = pool_moved(
+                features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides, self.canonical
+            )
+            for_class, for_box = both.chunk(2, 1)
+        else:
+            for_class = pool_moved(features, proposals, bins, self.strides, self.canonical)
+            for_box = pool_moved(features, proposals, whole, self.strides, self.canonical, self.box_samples)
         return for_class, for_box, proposals + box.repeat(1, 1, 2)
 
 

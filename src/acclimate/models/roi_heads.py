@@ -283,7 +283,14 @@ class SiblingHead(RoiHead):
 
 
 def fully_connected(channels: int, hidden: int, layers: int, bins: int = BINS) -> nn.Sequential:
-    """`layers` of width `hidden` with ReLU, on flat RoI features of `channels` in `bins` x `bins`."""
+    """Linear layers with ReLU, on flat RoI features.
+
+    Args:
+        channels: of the features.
+        hidden: width of each layer.
+        layers: how many.
+        bins: of the features, a side.
+    """
     widths = [channels * bins * bins] + [hidden] * layers
     return nn.Sequential(
         *(module for before, after in itertools.pairwise(widths) for module in (nn.Linear(before, after), nn.ReLU()))
