@@ -739,10 +739,7 @@ def _table(found: Sequence[Mapping[str, str]], columns: Mapping[str, str]) -> It
     if not found:
         yield "No rows yet."
         return
-    yield f"| {' | '.join(columns.values())} |"
-    yield "|" + "---|" * len(columns)
-    for row in found:
-        yield f"| {' | '.join(row[column] for column in columns)} |"
+    yield from rows.table(found, columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

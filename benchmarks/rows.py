@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +26,11 @@ def read(file: Path) -> list[dict[str, str]]:
         return []
     with open(file, newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def table(found: Iterable[Mapping[str, str]], columns: Mapping[str, str]) -> Iterator[str]:
+    """A Markdown table of some columns, under other names."""
+    yield f"| {' | '.join(columns.values())} |"
+    yield "|" + "---|" * len(columns)
+    for row in found:
+        yield f"| {' | '.join(row[column] for column in columns)} |"

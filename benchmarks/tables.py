@@ -27,17 +27,10 @@ import slimda
 import slimda_digits
 from acclimate.benchmark import suite as suites
 from acclimate.benchmark import table as results
+from rows import table
 
 HERE = Path(__file__).parent
 PAGES = HERE.parent / "docs" / "benchmarks"
-
-
-def table(found: list[dict[str, str]], columns: dict[str, str]) -> Iterator[str]:
-    """A Markdown table of some columns, under other names."""
-    yield f"| {' | '.join(columns.values())} |"
-    yield "|" + "---|" * len(columns)
-    for row in found:
-        yield f"| {' | '.join(row[column] for column in columns)} |"
 
 
 def adaptation_tables() -> Iterator[str]:

@@ -34,12 +34,11 @@ from acclimate.run import Manifest, Run
 from acclimate.scenes import sets
 
 CSV = Path(__file__).with_suffix(".csv")
-COMMON: dict[str, Any] = {"weights": "none"}
 MODELS = {
-    "nano 224": ModelConfig(size="nano", image_size=(224, 224), **COMMON),
-    "tiny 224": ModelConfig(size="tiny", image_size=(224, 224), **COMMON),
-    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), **COMMON),
-    "tiny 224 frozen norm": ModelConfig(size="tiny", image_size=(224, 224), **COMMON, norm="frozen"),
+    "nano 224": ModelConfig(size="nano", image_size=(224, 224), weights="none"),
+    "tiny 224": ModelConfig(size="tiny", image_size=(224, 224), weights="none"),
+    "tiny 320": ModelConfig(size="tiny", image_size=(320, 320), weights="none"),
+    "tiny 224 frozen norm": ModelConfig(size="tiny", image_size=(224, 224), weights="none", norm="frozen"),
 }
 
 
@@ -64,7 +63,6 @@ def bare_adaptation(student: models.Detector, teacher: models.Detector, loader: 
     source, target = loader.batch(0)
     assert source is not None
     assert target is not None
-    assert target.weak is not None
     assert source.targets is not None
     weak, *views = (
         images.contiguous(memory_format=torch.channels_last) for images in (target.weak, source.strong, target.strong)
@@ -113,22 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made = Path(temporary)
         source = formats.read(DataConfig(path=sets.generate(made / "clear", 48, (240, 320), 0)))
         target = formats.unlabelled(sets.generate(made / "fog", 48, (240, 320), 1, "fog").parent / "images")
-        for name, verb, workers in itertools.product(options.models, ("train", "adapt"), (0, 1)):
-            row = measured(name, verb, workers, source, target if verb == "adapt" else None, made / "run", options)
+        for name, shown, workers in itertools.product(options.models, (None, target), (0, 1)):
+            row = measured(name, workers, source, shown, made / "run", options)
             rows.append(CSV, row)
             print(row, flush=True)
 
 
 def measured(
     name: str,
-    verb: str,
     workers: int,
     source: formats.LabelledSet,
     target: formats.UnlabelledSet | None,
     folder: Path,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """The row of a model and a verb; with a target, an adaptation by the mean teacher."""
+    """The row of a model; with a target, an adaptation by the mean teacher."""
     schedule = ScheduleConfig(
         steps=options.steps, batch_size=8, warmup=0, log_every=options.steps, workers=workers,
         checkpoint_every=options.steps,
@@ -154,7 +151,7 @@ def measured(
     speed = [statistics.median(column) for column in zip(*pairs, strict=True)]
     return {
         "model": name,
-        "verb": verb,
+        "verb": "train" if target is None else "adapt",
         "threads": options.threads,
         "loader_threads": workers,
         "bare_images_per_s": f"{speed[0]:.1f}",

@@ -155,13 +155,16 @@ def outlines(seen: NDArray[np.bool_]) -> list[list[float]]:
     Args:
         seen: (2H, 2W), whether a sample shows the object (`Scene.instances`).
     """
+    left, top, width, height = cv2.boundingRect(seen.astype(np.uint8))
     # Each sample is four cells here, so that a border on either side of it has a place of its own.
-    cells = cv2.resize(seen.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    part = seen[top : top + height, left : left + width].astype(np.uint8)
+    cells = cv2.resize(part, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    corner = np.array((left, top))
     found = []
     for contour in cv2.findContours(cells, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
         border = cv2.approxPolyDP(np.asarray((contour + 1) // 2, np.int32), _OUTLINE_ERROR, closed=True)
         if len(border) >= 3:
-            found.append([float(v) for v in (border / 2).ravel()])
+            found.append([float(v) for v in ((border + corner) / 2).ravel()])
     return found
 
 
