@@ -3,7 +3,9 @@
     python benchmarks/craft.py
     python benchmarks/craft.py --summary
 
-Nothing is timed and no detector trained; ensembles are made of the runs of the suite `heads`, where they are.
+Nothing is timed. Ensembles are made of the runs of the suite `heads`, and what no suite can say (a detector of other
+classes to learn from, a bank's single paths) is trained on its scenes, where it has made them (some 25 minutes of a
+core).
 Multiply-accumulates and parameters are those of what is exported of a one-stage detector at 320 pixels. The smoother's
 rows are of made tracks: an object that stands and is missed in a fifth of the frames, and boxes of nothing that last
 one frame each.
@@ -20,17 +22,24 @@ from typing import Any
 import numpy as np
 import torch
 
+import adaptation
 import backbones
 import rows
-from acclimate.config import DataConfig, ModelConfig
+from acclimate import workflow
+from acclimate.benchmark import suite as suites
+from acclimate.config import Config, DataConfig, ModelConfig
+from acclimate.data import formats
 from acclimate.edge.smoothing import KINDS, Kind, Smoother, flicker
+from acclimate.evaluate import evaluate_detector
 from acclimate.models import groupable
 from acclimate.models.deploy import deploy
-from acclimate.models.detector import Detector, build, parameters, specify
+from acclimate.models.detector import Detector, build, load, parameters, specify
 from acclimate.models.pruning import prune
 from acclimate.models.recurrent import train_smoother
 from acclimate.models.slimmable import macs
-from acclimate.models.supernet import SupernetDetector
+from acclimate.models.statistics import IMAGES, recalibrate
+from acclimate.models.supernet import RANKS, SupernetDetector
+from acclimate.run import Run
 from acclimate.structures import Annotations, Detections
 from acclimate.workflow.ensembles import Looks, evaluate_together
 
@@ -175,6 +184,11 @@ ENSEMBLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """What a row is of -> the methods of the suite whose detectors are taken, and the further views that they have."""
 
 
+TRAINED_AT = HEADS.with_name("craft-trained")
+PATHS = 6
+"""Of the supernet, drawn at random, that are measured."""
+
+
 def together(name: str) -> dict[str, str]:
     """AP50 in points on the suite's test images in fog."""
     methods, views = ENSEMBLES[name]
@@ -184,6 +198,73 @@ def together(name: str) -> dict[str, str]:
     return {"what": name, "measure": "AP50", "value": f"{100 * ap50:.1f}", "parameters_m": ""}
 
 
+def trained(name: str, config: Config) -> Run:
+    """A run beside the suite's, now or before."""
+    return workflow.train(config, TRAINED_AT / name)
+
+
+def settings(model: dict[str, Any], source: DataConfig, steps: int = 300) -> Config:
+    """Those of the suite's detectors but for the model and how long it trains."""
+    suite = suites.load("heads")
+    config = suites.source_configuration(suite, "clear->fog", suite.reference)
+    schedule = config.train.model_copy(update={"steps": steps, "checkpoint_every": steps})
+    own = ModelConfig.model_validate({**suite.model, **model})
+    return config.model_copy(update={"source": source, "train": schedule, "model": own})
+
+
+def scenes(name: str) -> DataConfig:
+    return DataConfig(path=HEADS / "scenes" / name / "annotations.json")
+
+
+def ap50(detector: Detector, name: str) -> float:
+    """In points, on scenes of the suite."""
+    return 100 * evaluate_detector(detector, formats.read(scenes(name)), name, "target").ap50
+
+
+def transferred() -> dict[str, str]:
+    """AP50 in fog, in points, of the graph's head with what a detector of the simulator's ten classes has learnt."""
+    simulated = adaptation.DATA / "carla-weather"
+    coco = DataConfig(path=simulated / "annotations" / "clear_train.json", images=simulated / "images" / "clear")
+    other = trained("carla", settings({"kind": "two-stage"}, coco))
+    model = {"kind": "two-stage", "two_stage": {"head": "graph", "transfer": str(other.path)}}
+    begun = settings(model, scenes("clear-train"))
+    # The suite's rows are of detectors that are trained on for as long as an adaptation takes.
+    further = suites.configuration(suites.load("heads"), "clear->fog", "two-stage + graph")
+    further = further.model_copy(update={"source": begun.source, "model": begun.model})
+    target = HEADS / "scenes" / "fog-train" / "images"
+    run = workflow.adapt(trained("transfer-begun", begun), target, TRAINED_AT / "transfer", config=further)
+    found = ap50(load(run.path), "fog-test")
+    of_suite = rows.read(CSV.with_name("suite_heads.csv"))
+    without = next(float(row["target_ap50"]) for row in of_suite if row["method"] == "two-stage + graph")
+    return {
+        "what": "graph with transfer from ten other classes", "measure": "AP50; without", "parameters_m": "",
+        "value": f"{found:.1f}; {100 * without:.1f}",
+    }  # fmt: skip
+
+
+def single_paths() -> dict[str, str]:
+    """AP50 in points in clear weather of a supernet's paths, with the statistics that all share and with their own."""
+    model = {"kind": "supernet", "backbone": None, "weights": "none", "strides": [8, 16]}
+    bank = load(trained("supernet", settings(model, scenes("clear-train"), steps=1000)).path)
+    assert isinstance(bank, SupernetDetector)
+    seen = formats.unlabelled(HEADS / "scenes" / "clear-train" / "images").paths[:IMAGES]
+    draw = np.random.default_rng(0)
+    shared, own = [], []
+    for _ in range(PATHS):
+        plain = bank.extract(tuple(draw.choice(RANKS, len(bank.stages))))
+        shared.append(ap50(plain, "clear-test"))
+        recalibrate(plain, seen)
+        own.append(ap50(plain, "clear-test"))
+    return {
+        "what": f"supernet, BatchNorm of each of {PATHS} paths", "measure": "AP50; with shared statistics",
+        "value": f"{np.mean(own):.1f}; {np.mean(shared):.1f}", "parameters_m": "",
+    }  # fmt: skip
+
+
+TRAINED: dict[str, Callable[[], dict[str, str]]] = {
+    "graph with transfer from ten other classes": transferred,
+    f"supernet, BatchNorm of each of {PATHS} paths": single_paths,
+}
 CASES: dict[str, Callable[[], dict[str, str]]] = {
     **{name: partial(with_options, name) for name in OPTIONS},
     "pruning, keep = 0.5": pruned,
@@ -216,8 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.summary:
         done = {row["what"] for row in rows.read(options.csv)}
-        ensembles = {name: partial(together, name) for name in ENSEMBLES} if HEADS.exists() else {}
-        for name, make in {**CASES, **ensembles}.items():
+        ensembles = {name: partial(together, name) for name in ENSEMBLES}
+        for name, make in {**CASES, **(ensembles | TRAINED if HEADS.exists() else {})}.items():
             if name not in done:
                 rows.append(options.csv, make())
                 print(name, flush=True)

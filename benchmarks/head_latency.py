@@ -26,7 +26,7 @@ from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.scenes import sets
-from latency import median_ms
+from timing import median_ms, spread
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZES = ("nano", "tiny", "small")
@@ -63,9 +63,7 @@ def measure(size: str, folder: Path, paths: Sequence[Path], rounds: int, runs: i
             "image_size": "x".join(map(str, CANVAS)),
             "macs_m": f"{macs[name]:.0f}",
             "latency_ms": f"{statistics.median(one[name, precision] for one in seen):.2f}",
-            "ratio_median": f"{statistics.median(ratios):.3f}",
-            "ratio_min": f"{min(ratios):.3f}",
-            "ratio_max": f"{max(ratios):.3f}",
+            **spread(ratios),
             "speed_up": f"{statistics.median(one[name, 'fp32'] / one[name, precision] for one in seen):.2f}",
             "rounds": rounds,
             "processor": machine.processor(),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.scenes import sets
 from acclimate.scenes.render import CLASSES
+from timing import median_ms
 
 CSV = Path(__file__).with_suffix(".csv")
 SIDE = 1024
@@ -43,15 +43,6 @@ MODELS = {
     "small 320": ModelConfig(size="small", image_size=(320, 320), **COMMON),
     "lite0 256": ModelConfig(**LITE0, image_size=(256, 256), **COMMON),
 }
-
-
-def median_ms(call: Callable[[], Any], runs: int) -> float:
-    times = []
-    for _ in range(runs + 3):
-        began = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times[3:])
 
 
 def peak(precision: str) -> Callable[[], Any]:

@@ -56,6 +56,7 @@ from acclimate.export.onnx import OnnxGraph, write_graph
 from acclimate.export.openvino import OpenVinoGraph
 from acclimate.models import detector as models
 from acclimate.structures import Detections
+from timing import median_ms, spread
 
 HERE = Path(__file__).resolve().parent
 CSV = HERE / "peers.csv"
@@ -564,25 +565,6 @@ def variant(
     return call, sum(part.stat().st_size for part in folder.iterdir()) / 1e6
 
 
-def processor_ms(call: Callable[[], Any], runs: int) -> float:
-    """The median of milliseconds of processor time of the process, its threads together."""
-    times = []
-    for _ in range(runs + 2):
-        began = time.process_time()
-        call()
-        times.append(1e3 * (time.process_time() - began))
-    return statistics.median(times[2:])
-
-
-def spread(rounds: Sequence[Mapping[Any, float]], key: Any, reference: Any) -> dict[str, str]:
-    """Median, lowest and highest ratio to a reference, taken within a round."""
-    ratios = [one[key] / one[reference] for one in rounds if reference in one]
-    if not ratios:
-        return {}
-    found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    return {f"ratio_{name}": f"{value:.3f}" for name, value in found.items()}
-
-
 def epochs_that_fit(budget: float, start: float, trial: float, length: int) -> int:
     """How long a training may be, at least one unit, to take `budget` seconds.
 
@@ -645,17 +627,21 @@ def latency(peers: Sequence[Peer], data: Data, options: argparse.Namespace) -> N
                 calls[key], sizes[key] = variant(single, outputs, inputs, *one)
             except Exception as error:  # likewise
                 reasons[key] = said(error)
-    timed = [{key: processor_ms(call, options.runs) for key, call in calls.items()} for _ in range(options.rounds)]
+    timed = [
+        {key: median_ms(call, options.runs, time.process_time) for key, call in calls.items()}
+        for _ in range(options.rounds)
+    ]
     for peer in wanted:
         for runtime, precision in VARIANTS:
             key = (peer.name, runtime, precision)
             values: dict[str, Any] = {"reason": reasons.get(key, "")}
             if key in calls:
                 single_key = (peer.name, runtime, "fp32")
+                reference = (REFERENCE, runtime, precision)
                 values |= {
                     "size_mb": f"{sizes[key]:.2f}",
                     "latency_ms": f"{statistics.median(one[key] for one in timed):.2f}",
-                    **spread(timed, key, (REFERENCE, runtime, precision)),
+                    **(spread([one[key] / one[reference] for one in timed]) if reference in calls else {}),
                     "rounds": options.rounds,
                 }
                 if single_key in calls:

@@ -40,6 +40,7 @@ from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor, predict_folder
 from acclimate.evaluate import average_precision, relabel
 from acclimate.structures import Detections
+from timing import spread
 
 CSV = Path(__file__).with_suffix(".csv")
 RUNS = Path(__file__).parents[1] / "runs" / "pipeline"
@@ -114,8 +115,7 @@ def rates(artifact: Path, paths: list[Path], folder: Path, rounds: int, images: 
             CSV,
             {
                 "what": "rate", "source": source_name, "order": order_name, "pictures": pictures_name,
-                "decoded": decoded, "ratio_median": f"{statistics.median(found):.3f}",
-                "ratio_min": f"{min(found):.3f}", "ratio_max": f"{max(found):.3f}",
+                "decoded": decoded, **spread(found),
                 "network_images_per_s": f"{statistics.median(own):.1f}", "ap": "", "ap50": "", "interval": "",
                 "images": images, "rounds": rounds, "cores": machine.usable_cores(), "machine": machine.processor(),
             },

@@ -32,6 +32,7 @@ from acclimate.data.dataset import Loader, TrainingSets, Views
 from acclimate.models import detector as models
 from acclimate.run import Manifest, Run
 from acclimate.scenes import sets
+from timing import spread
 
 CSV = Path(__file__).with_suffix(".csv")
 MODELS = {
@@ -156,9 +157,7 @@ def measured(
         "loader_threads": workers,
         "bare_images_per_s": f"{speed[0]:.1f}",
         "loop_images_per_s": f"{speed[1]:.1f}",
-        "ratio_median": f"{statistics.median(ratios):.3f}",
-        "ratio_min": f"{min(ratios):.3f}",
-        "ratio_max": f"{max(ratios):.3f}",
+        **spread(ratios),
         "loading_ms_per_image": f"{per_image:.2f}",
         "loading_share": f"{per_image * speed[0] / 1e3:.3f}",
         "rounds": options.rounds,

@@ -33,6 +33,7 @@ from acclimate.export import exporter
 from acclimate.export.base import complexity, frozen_copy
 from acclimate.models import detector as models
 from acclimate.models import disentangled
+from timing import spread
 
 CSV = Path(__file__).with_suffix(".csv")
 CLASSES = [f"class {i}" for i in range(8)]
@@ -113,9 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "proposals": MODELS[name]["two_stage"]["proposals"],
                         "macs_m": f"{macs[head]:.0f}",
                         "cpu_ms": f"{statistics.median(found):.2f}",
-                        "ratio_median": f"{statistics.median(ratios):.3f}",
-                        "ratio_min": f"{min(ratios):.3f}",
-                        "ratio_max": f"{max(ratios):.3f}",
+                        **spread(ratios),
                         "rounds": options.rounds,
                         "runs": options.runs,
                         "load": f"{load:.1f}",

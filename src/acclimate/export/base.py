@@ -117,7 +117,7 @@ class Exporter(abc.ABC):
         Args:
             detector: any device, any mode; left as it was.
             folder: the artifact's folder, whose name becomes the artifact's.
-            precision: of weights and activations. INT8 keeps the first and the last layers in fp32.
+            precision: of weights and activations. INT8 keeps the last layers in fp32, and mostly the first.
             calibration: unlabelled target images; read for "int8" alone.
             choose: names further layers of INT8 that stay in fp32; it may try the graph before.
 

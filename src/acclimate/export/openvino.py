@@ -55,7 +55,8 @@ class OpenVinoGraph:
     """An `openvino.Model`, quantised as often as is asked. See `base.Graph`.
 
     Asymmetric activations, symmetric weights with one scale a channel, and biases corrected for what rounding shifts
-    (NNCF's fast bias correction). The ends of the network stay in fp32 as `quantise.kept_in_float` says.
+    (NNCF's fast bias correction). The ends of the network stay in fp32 as `quantise.kept_in_float` says, but for the
+    first layers: here they gain by INT8.
     """
 
     def __init__(self, model: Any, known: Mapping[str, str], canvases: Sequence[Image]) -> None:
@@ -71,7 +72,7 @@ class OpenVinoGraph:
         for name, node in nodes.items():
             if node.layer:
                 node.module = _module(name, nodes, known)
-        self._layers = Layers(nodes, inputs, outputs)
+        self._layers = Layers(nodes, inputs, outputs, first=False)
 
     @property
     def layers(self) -> Sequence[str]:

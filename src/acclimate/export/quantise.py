@@ -1,8 +1,8 @@
 """What stays in floating point in every INT8 export, whatever quantises.
 
 Which parts of a network lose by 256 levels is a matter of the network, not of the tool: box sides and low scores need
-more, so the last layers stay in floating point; the first one has three input channels, which fill too little of an
-INT8 dot product to gain anything; and coordinates are pixels.
+more, so the last layers stay in floating point, and coordinates are pixels. The first layers lose nothing, an image has
+256 levels; whether they gain is a matter of the tool, so it says so (`benchmarks/stem.csv`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Node:
     after: list[str] = field(default_factory=list)
 
 
-def kept_in_float(nodes: Mapping[str, Node], inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:
+def kept_in_float(
+    nodes: Mapping[str, Node], inputs: Iterable[str], outputs: Iterable[str], first: bool = True
+) -> list[str]:
     """Names of the operations from the input to the first layers, and from the last layers to the outputs.
 
     Also what is done with coordinates: in a two-stage detector from the choice of boxes to the layers of the second
@@ -46,11 +48,13 @@ def kept_in_float(nodes: Mapping[str, Node], inputs: Iterable[str], outputs: Ite
         nodes: the operations by name.
         inputs: those that take the image.
         outputs: those that give the outputs.
+        first: whether the first layers themselves are among them.
     """
     layers = {name for name, node in nodes.items() if node.layer}
     before = {name: node.before for name, node in nodes.items()}
     after = {name: node.after for name, node in nodes.items()}
-    ends = _reached(outputs, before, layers) | _reached(inputs, after, layers)
+    begin = _reached(inputs, after, layers)
+    ends = _reached(outputs, before, layers) | (begin if first else begin - layers)
     learned = {name for name in layers if nodes[name].learned}
     coordinates = _reached([name for name, node in nodes.items() if node.chooses], after, learned) - learned
     sampled = _reached([name for node in nodes.values() for name in node.places], before, layers)
@@ -120,9 +124,11 @@ class Layers:
         names: of what is quantised unless told otherwise: see `base.Graph.layers`.
     """
 
-    def __init__(self, nodes: Mapping[str, Node], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, nodes: Mapping[str, Node], inputs: Sequence[str], outputs: Sequence[str], first: bool = True
+    ) -> None:
         """See `kept_in_float` for the arguments."""
-        self.kept = kept_in_float(nodes, inputs, outputs)
+        self.kept = kept_in_float(nodes, inputs, outputs, first)
         self._blocks = blocks(nodes, self.kept)
         self.names = tuple(self._blocks)
 
