@@ -232,7 +232,8 @@ def transferred() -> dict[str, str]:
     further = suites.configuration(suites.load("heads"), "clear->fog", "two-stage + graph")
     further = further.model_copy(update={"source": begun.source, "model": begun.model})
     target = HEADS / "scenes" / "fog-train" / "images"
-    run = workflow.adapt(trained("transfer-begun", begun), target, TRAINED_AT / "transfer", config=further)
+    start = trained("transfer-begun", begun)
+    run = workflow.adapt(start.path, target, TRAINED_AT / "transfer", config=further)
     found = ap50(load(run.path), "fog-test")
     of_suite = rows.read(CSV.with_name("suite_heads.csv"))
     without = next(float(row["target_ap50"]) for row in of_suite if row["method"] == "two-stage + graph")

@@ -421,6 +421,9 @@ def test_a_part_of_a_suite_can_be_named(data: Path, tmp_path: Path, monkeypatch:
     file = written(tmp_path, root=str(data))
     runner.run(file, tmp_path / "out", methods=["oracle"], seeds=[7])
     assert fakes.started == [("oracle", "oracle", 7)]
+    # The command line cuts at commas, within names too.
+    assert runner._whole(["b", "a", "one", "two", "c"], {"a, one": 0, "a, one, two": 0}) == ["b", "a, one, two", "c"]
+    assert runner._whole([1, 2], [2]) == [1, 2]
     with pytest.raises(AcclimateError, match="--methods: 'swda' is not in the suite; it has source-only, teacher"):
         runner.run(file, tmp_path / "out", methods=["swda"])
 

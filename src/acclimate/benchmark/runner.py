@@ -351,10 +351,23 @@ def _paths(data: DataConfig) -> set[Path]:
 
 def _some(what: str, known: Any, wanted: Sequence[Any], free: bool = False) -> list[Any]:
     """The wanted ones in the suite's order; all where nothing is named. Seeds are free: any will do."""
+    wanted = _whole(wanted, known)
     unknown = [one for one in wanted if one not in known]
     if unknown and not free:
         raise AcclimateError(f"--{what}: {unknown[0]!r} is not in the suite; it has {', '.join(known)}")
     return [one for one in known if one in wanted or not wanted] + (unknown if free else [])
+
+
+def _whole(parts: Sequence[Any], known: Any) -> list[Any]:
+    """Names that were cut at their commas, as on the command line, put together again."""
+    found: list[Any] = []
+    rest = list(parts)
+    while rest:
+        lengths = (length for length in range(len(rest), 1, -1) if ", ".join(map(str, rest[:length])) in known)
+        length = next(lengths, 0)
+        found.append(", ".join(map(str, rest[:length])) if length else rest[0])
+        rest = rest[length or 1 :]
+    return found
 
 
 def _speaker(console: Console | None) -> Callable[[str], None]:
