@@ -238,15 +238,15 @@ def transferred() -> dict[str, str]:
     of_suite = rows.read(CSV.with_name("suite_heads.csv"))
     without = next(float(row["target_ap50"]) for row in of_suite if row["method"] == "two-stage + graph")
     return {
-        "what": "graph with transfer from ten other classes", "measure": "AP50; without", "parameters_m": "",
-        "value": f"{found:.1f}; {100 * without:.1f}",
+        "what": "graph with transfer from ten other classes", "measure": "AP50; without",
+        "value": f"{found:.1f}; {100 * without:.1f}", "parameters_m": "",
     }  # fmt: skip
 
 
 def single_paths() -> dict[str, str]:
     """AP50 in points in clear weather of a supernet's paths, with the statistics that all share and with their own."""
     model = {"kind": "supernet", "backbone": None, "weights": "none", "strides": [8, 16]}
-    bank = load(trained("supernet", settings(model, scenes("clear-train"), steps=1000)).path)
+    bank = load(trained("supernet", settings(model, scenes("clear-train"), steps=4000)).path)
     assert isinstance(bank, SupernetDetector)
     seen = formats.unlabelled(HEADS / "scenes" / "clear-train" / "images").paths[:IMAGES]
     draw = np.random.default_rng(0)

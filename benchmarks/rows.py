@@ -10,9 +10,19 @@ from typing import Any
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one row in one system call, so that processes may share the file; a new file gets the names first."""
+    """Append one row in one system call, so that processes may share the file; a new file gets the names first.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    columns = list(row)
+    if file.exists():
+        with open(file, newline="") as there:
+            columns = next(csv.reader(there))
+    if set(columns) != set(row):
+        raise ValueError(f"{file.name} has the columns {', '.join(columns)}; the row has {', '.join(row)}")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     if not file.exists():
         writer.writeheader()
     writer.writerow(row)

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 
 from acclimate import load_config, locks, stages, workflow
 from acclimate.adapt.engine import checkpoints
-from acclimate.config import Config, DataConfig
-from acclimate.data.formats import looked
+from acclimate.config import Config, DataConfig, LabellerConfig
+from acclimate.data import scored
+from acclimate.data.formats import looked, unlabelled
 from acclimate.errors import AcclimateError, Interrupted
 from acclimate.run import Run
 from acclimate.structures import Annotations
@@ -273,6 +274,38 @@ def test_an_unchanged_job_repeats_nothing(copy: Config) -> None:
     }
     assert set(after) == set(before)
     assert again.passed
+
+
+def test_a_labeller_teaches_the_detector(copy: Config, data: Path, tmp_path: Path) -> None:
+    """Larger, of another backbone; what it found is what the detector learns from, and is found once."""
+    asked = copy.model_copy(update={"labeller": LabellerConfig(backbone="lcnet_035", flip=False)})
+    before = Run.open(copy.out / "source").manifest.created
+    job = workflow.run(asked)
+    assert Run.open(copy.out / "source").manifest.created == before
+    folder = copy.out / "labeller"
+    spec = Run.open(folder).read("spec.json")
+    assert (spec["backbone"], spec["image_size"]) == ("lcnet_035", [96, 128])
+    assert Run.open(folder).has("evaluations/target_test.json")
+    (file,) = folder.glob("labels-*.json")
+    found = scored.read(file)
+    assert {path.resolve() for path in found.images} == set(unlabelled(data / "fog-train" / "images").paths)
+    learnt = stages.configuration(job.adapted).adapt
+    assert learnt.teacher is None
+    assert learnt.labels is not None
+    assert learnt.labels.file == file
+    assert stages.configuration(job.baseline).adapt.labels is None
+
+    kept = {name: time for name, time in tree(copy.out).items() if not name.startswith("adapted/artifacts")}
+    workflow.run(asked)
+    now = tree(copy.out)
+    assert {name for name, time in kept.items() if now.get(name) != time} <= {"report.html", "run.log"}
+
+
+def test_a_labeller_that_cannot_be_is_found_before_anything_trains(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "job").model_copy(update={"labeller": LabellerConfig(backbone="no_such")})
+    with pytest.raises(AcclimateError, match="no_such"):
+        workflow.run(config)
+    assert not (tmp_path / "job" / "source" / "run.json").exists()
 
 
 @pytest.mark.usefixtures("nothing_is_repeated")

@@ -6,7 +6,7 @@ An unknown key or a wrong value is an error that names the key, the file and wha
 from acclimate.config.adapt import AdaptConfig, finishing, nothing
 from acclimate.config.data import FIELD_OF_VIEW, FORMATS, AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig, load_budgets, parse_budget
-from acclimate.config.job import AskConfig, Config, RangeConfig, TuneConfig, load
+from acclimate.config.job import AskConfig, Config, LabellerConfig, RangeConfig, TuneConfig, load
 from acclimate.config.kinds.slimmable import SlimmableConfig
 from acclimate.config.kinds.ssd import SsdConfig
 from acclimate.config.kinds.transformers import TransformersConfig
@@ -45,6 +45,7 @@ __all__ = [
     "GanConfig",
     "ImitationConfig",
     "LabelledConfig",
+    "LabellerConfig",
     "LabelsConfig",
     "ModelConfig",
     "Options",

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from acclimate.config.adapt import AdaptConfig, finishing
 from acclimate.config.data import AugmentConfig, DataConfig, ScenesConfig
 from acclimate.config.delivery import Budget, ExportConfig
+from acclimate.config.methods.labels import LabelsConfig
 from acclimate.config.model import ModelConfig
 from acclimate.config.options import Added, Options
 from acclimate.config.reading import merge, parse, read
@@ -27,6 +28,19 @@ class AskConfig(Options):
     """How many frames, at most."""
     way: str | None = None
     """How they are chosen; by default as `acclimate ask` does."""
+
+
+class LabellerConfig(Options):
+    """A larger detector that `run` trains on the source and asks to label the target, in the mean teacher's place."""
+
+    backbone: str = "tf_efficientnet_lite2"
+    """Its backbone; all else is as in `[model]`."""
+    scale: float = Field(default=1.5, ge=1, le=4)
+    """Sides of its input, in those of the detector's, rounded to whole strides."""
+    flip: bool = True
+    """Whether it looks at each image mirrored too."""
+    agreement: bool = False
+    """Whether a target must be what the mean teacher shows too, as `adapt.labels.agreement`."""
 
 
 class RangeConfig(Options):
@@ -109,8 +123,33 @@ class Config(Options):
     """Which artifacts are made."""
     budget: Budget | None = None
     """What the device allows; without it the accuracy tolerance alone must hold."""
+    labeller: Annotated[LabellerConfig | None, Added(None)] = None
+    """A larger detector to learn the target from; no verb but `run` reads it."""
     tune: Annotated[TuneConfig | None, Added(None)] = None
     """Options that `acclimate tune` searches; no other verb reads it."""
+
+    def of_labeller(self) -> Config:
+        """The training of the labeller, which is the detector's with another backbone and a larger input.
+
+        Raises:
+            AcclimateError: such a detector cannot be.
+        """
+        assert self.labeller is not None
+        stride = max((32, *(self.model.strides or ())))
+        sides = tuple(stride * round(self.labeller.scale * side / stride) for side in self.model.image_size)
+        own: dict[str, Any] = {"backbone": self.labeller.backbone, "image_size": sides, "start": None}
+        if isinstance(self.model.weights, Path):
+            own["weights"] = "auto"
+        if self.model.kind in ("slimmable", "supernet", "zoom"):
+            own["kind"] = "dense"
+        model = parse(ModelConfig, {**self.model.model_dump(exclude_unset=True), **own}, where="labeller")
+        return self.model_copy(update={"model": model})
+
+    def taught(self, labels: Path) -> Config:
+        """This job with the labels of its labeller in the mean teacher's place."""
+        assert self.labeller is not None
+        term = LabelsConfig(file=labels, agreement=self.labeller.agreement)
+        return self.model_copy(update={"adapt": self.adapt.model_copy(update={"teacher": None, "labels": term})})
 
     def source_only(self) -> Config:
         """This job without anything of the target: the source trained on for the same schedule, with the same views.

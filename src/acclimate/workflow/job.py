@@ -26,6 +26,7 @@ from acclimate.training.train import train
 from acclimate.workflow.asking import ask
 from acclimate.workflow.delivery import export, verify
 from acclimate.workflow.evaluating import evaluate
+from acclimate.workflow.labelling import label
 from acclimate.workflow.showing import report, scenes
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("source", "baseline", "adapted", "oracle")
 """The runs of a job."""
+LABELLER = "labeller"
+"""The folder of the run that labels the target, where the job has one, and of its labels."""
 ASKED = "ask"
 """The folder of its frames to label."""
 NEXT_ASKED = "next"
@@ -86,7 +89,7 @@ def run(config: Config, *, console: Console | None = None) -> Job:
     exporting.check(config.export.runtime, config.export.precisions, "export.precisions")
     with contextlib.ExitStack() as stack:
         # Nobody else may write into any of its folders until the report is there.
-        for name in ("", *FOLDERS):
+        for name in ("", *FOLDERS, *([LABELLER] if config.labeller is not None else [])):
             stack.enter_context(locked(config.out / name, "run"))
         stack.enter_context(console.warnings())
         console.note(f"acclimate {__version__}: {' '.join(sys.argv)}")
@@ -114,6 +117,12 @@ def _stages(config: Config) -> list[Stage]:
     ]
     if config.ask is not None:
         stages.append(Stage("ask", "the frames that a person should label are chosen", 50))
+    if config.labeller is not None:
+        # Of about twice the multiply-accumulates at each place, of which there are the square of the scale.
+        cost = 2 * config.labeller.scale**2 * first
+        stages.append(
+            Stage(LABELLER, "a larger detector learns from the source images, to label the target's for it", cost)
+        )
     stages += [
         Stage(
             "baseline",
@@ -173,6 +182,9 @@ def _run(config: Config, console: Logged, chain: Overview) -> Job:
     if config.ask is not None and config.labelled is None:
         chain.enter("ask")
         _ask(config, source, target, place, console)
+    if config.labeller is not None:
+        chain.enter(LABELLER)
+        config = config.taught(_labelled(config, target, tests, console))
     chain.enter("baseline")
     baseline = stages.take_place(
         out / "baseline", lambda: adapt(source.path, target, out / "baseline", config=alone, console=console), console
@@ -257,6 +269,26 @@ def _with_scenes(config: Config, console: Console | None) -> Config:
             "oracle": config.oracle or changed,
         }
     )
+
+
+def _labelled(
+    config: Config, target: Path, tests: Sequence[tuple[DataConfig, str, Role]], console: Console | None
+) -> Path:
+    """What the labeller finds in the target's images: the file, in the folder of its run."""
+    from acclimate.data import formats
+
+    assert config.labeller is not None
+    folder, flip = config.out / LABELLER, config.labeller.flip
+    own = config.of_labeller()
+    labeller = stages.take_place(folder, lambda: train(own, folder, console=console), console)
+    for test, name, role in tests:
+        _evaluate_once(labeller, test, name, role, console)
+    # The folder is of these weights, the name of these images, so what is there is known to be of both.
+    seen = digest([stages.unlabelled_digest(formats.unlabelled(target)), flip])
+    file = folder / f"labels-{seen[:8]}.json"
+    if not file.is_file():
+        label(target, folder, file, flip=flip, console=console)
+    return file
 
 
 def _answered(config: Config) -> Config:
@@ -381,6 +413,8 @@ def _check_early(
     from acclimate.data.labelled import refuse_tested
     from acclimate.models import detector as models
 
+    if config.labeller is not None:
+        rehearse(training.recipe(config.of_labeller()))
     recipe = training.recipe(config)
     assert recipe.inputs.source is not None
     spec = models.specify(config.model, recipe.inputs.source.classes, recipe.inputs.source.reading)
