@@ -127,7 +127,14 @@ class Layers:
     def __init__(
         self, nodes: Mapping[str, Node], inputs: Sequence[str], outputs: Sequence[str], first: bool = True
     ) -> None:
-        """See `kept_in_float` for the arguments."""
+        """See `kept_in_float`.
+
+        Args:
+            nodes: the operations by name, each after those whose results it takes.
+            inputs: those that take the image.
+            outputs: those that give the outputs.
+            first: whether the first layers are kept too.
+        """
         self.kept = kept_in_float(nodes, inputs, outputs, first)
         self._blocks = blocks(nodes, self.kept)
         self.names = tuple(self._blocks)
