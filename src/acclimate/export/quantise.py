@@ -1,8 +1,8 @@
 """What stays in floating point in every INT8 export, whatever quantises.
 
 Which parts of a network lose by 256 levels is a matter of the network, not of the tool: box sides and low scores need
-more, so the last layers stay in floating point, and coordinates are pixels. The first layers lose nothing, an image has
-256 levels; whether they gain is a matter of the tool, so it says so (`benchmarks/stem.csv`).
+more, so the last layers stay in floating point, and coordinates are pixels. The first layers lose little, as an image
+has 256 levels; whether they gain is a matter of the tool, so it says so (`benchmarks/stem.csv`).
 """
 
 from __future__ import annotations
