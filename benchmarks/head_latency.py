@@ -26,7 +26,7 @@ from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.export import exporter
 from acclimate.models import detector as models
 from acclimate.scenes import sets
-from timing import median_ms, spread
+from timing import median_ms, spread, within
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZES = ("nano", "tiny", "small")
@@ -55,7 +55,6 @@ def measure(size: str, folder: Path, paths: Sequence[Path], rounds: int, runs: i
             calls[name, precision] = lambda network=network: network(canvas)
     seen = [{key: median_ms(call, runs) for key, call in calls.items()} for _ in range(rounds)]
     for name, precision in calls:
-        ratios = [one[name, precision] / one["depthwise", precision] for one in seen]
         row = {
             "size": size,
             "head": name,
@@ -63,7 +62,7 @@ def measure(size: str, folder: Path, paths: Sequence[Path], rounds: int, runs: i
             "image_size": "x".join(map(str, CANVAS)),
             "macs_m": f"{macs[name]:.0f}",
             "latency_ms": f"{statistics.median(one[name, precision] for one in seen):.2f}",
-            **spread(ratios),
+            **spread(within(seen, (name, precision), ("depthwise", precision))),
             "speed_up": f"{statistics.median(one[name, 'fp32'] / one[name, precision] for one in seen):.2f}",
             "rounds": rounds,
             "processor": machine.processor(),

@@ -56,7 +56,7 @@ from acclimate.export.onnx import OnnxGraph, write_graph
 from acclimate.export.openvino import OpenVinoGraph
 from acclimate.models import detector as models
 from acclimate.structures import Detections
-from timing import median_ms, spread
+from timing import median_ms, spread, within
 
 HERE = Path(__file__).resolve().parent
 CSV = HERE / "peers.csv"
@@ -637,11 +637,10 @@ def latency(peers: Sequence[Peer], data: Data, options: argparse.Namespace) -> N
             values: dict[str, Any] = {"reason": reasons.get(key, "")}
             if key in calls:
                 single_key = (peer.name, runtime, "fp32")
-                reference = (REFERENCE, runtime, precision)
                 values |= {
                     "size_mb": f"{sizes[key]:.2f}",
                     "latency_ms": f"{statistics.median(one[key] for one in timed):.2f}",
-                    **(spread([one[key] / one[reference] for one in timed]) if reference in calls else {}),
+                    **spread(within(timed, key, (REFERENCE, runtime, precision))),
                     "rounds": options.rounds,
                 }
                 if single_key in calls:

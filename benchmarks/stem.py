@@ -37,7 +37,7 @@ from acclimate.evaluate import average_precision
 from acclimate.export import exporter, quantise
 from acclimate.models import detector as models
 from acclimate.scenes import sets
-from timing import median_ms, spread
+from timing import median_ms, spread, within
 
 CSV = Path(__file__).with_suffix(".csv")
 RUNTIMES = ("onnx", "openvino", "litert", "executorch")
@@ -78,7 +78,7 @@ def latency(runtime: str, size: str, options: argparse.Namespace) -> dict[str, A
         "network": f"{size} {'x'.join(map(str, CANVAS))}",
         "fp32_ms": f"{statistics.median(one['fp32'] for one in seen):.2f}",
         "int8_ms": f"{statistics.median(one['int8'] for one in seen):.2f}",
-        **spread([one["int8"] / one["fp32"] for one in seen]),
+        **spread(within(seen, "int8", "fp32")),
         "rounds": options.rounds,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 WARM_UP = 3
@@ -27,7 +27,14 @@ def median_ms(call: Callable[[], Any], runs: int, clock: Callable[[], float] = t
     return statistics.median(times[WARM_UP:])
 
 
+def within(rounds: Sequence[Mapping[Any, float]], key: Any, reference: Any) -> list[float]:
+    """The ratio of one measure to another in each round that has both."""
+    return [one[key] / one[reference] for one in rounds if reference in one]
+
+
 def spread(ratios: Sequence[float]) -> dict[str, str]:
-    """Columns: median, lowest and highest of ratios, each of them taken within a round."""
+    """Columns: median, lowest and highest of ratios; none of no ratio."""
+    if not ratios:
+        return {}
     found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {f"ratio_{name}": f"{value:.3f}" for name, value in found.items()}

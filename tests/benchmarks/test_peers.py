@@ -21,7 +21,7 @@ import peers
 import rows
 from acclimate.export.base import INPUT
 from acclimate.structures import Detections
-from timing import spread
+from timing import spread, within
 
 
 def network(file: Path) -> Path:
@@ -71,8 +71,9 @@ def test_boxes_of_a_label_file(tmp_path: Path) -> None:
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
-    found = spread([2.0, 3.0, 5.0])
+    found = spread(within([{"a": 2.0, "b": 1.0}, {"a": 30.0, "b": 10.0}, {"a": 5.0, "b": 1.0}], "a", "b"))
     assert found == {"ratio_median": "3.000", "ratio_min": "2.000", "ratio_max": "5.000"}
+    assert spread(within([{"a": 1.0}], "a", "absent")) == {}
 
 
 @pytest.mark.parametrize(("budget", "length"), [(210, 20), (214, 20), (5, 1)])
