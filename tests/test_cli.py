@@ -90,6 +90,7 @@ def accepted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "empty.toml", "--out", "x"], "[source]"),
         (["train", "list.json", "--out", "x"], "list.json: not a configuration"),
         (["train", "cut.json", "--out", "x"], "cut.json: not valid JSON"),
+        (["train", "twice.json", "--out", "x"], "twice.json: cannot be read ('seed' stands twice in one table)"),
         (["train", "job.toml", "--out", "x", "train.steps"], "'train.steps': an override is written key=value"),
         (["train", "job.toml", "--out", "x", "train.lr=nan"], "train.lr"),
         (["train", "job.toml", "--out", "x", "--role", "teacher"], "--role teacher: choose source or oracle"),
@@ -131,6 +132,7 @@ def test_wrong_options_are_told_in_one_line(
         "empty.toml": b"",
         "list.json": b"[]",
         "cut.json": b"{",
+        "twice.json": b'{"seed": 1, "train": {}, "seed": 2}',
     }
     for name, content in files.items():
         (project / name).write_bytes(content)

@@ -22,6 +22,12 @@ def test_aliases_in_use_are_read() -> None:
     assert safe_yaml.load(text)["more"] == {"nc": "2", "names": ["a", "b"]}
 
 
+def test_what_is_merged_into_a_table_may_name_its_keys_again() -> None:
+    text = b"base: &base {nc: 2}\nmore: &more {<<: *base, nc: 3}\nlast: {<<: *more, nc: 4}\nother: {<<: *more}"
+    found = safe_yaml.load(text)
+    assert [found[name]["nc"] for name in ("more", "last", "other")] == ["3", "4", "3"]
+
+
 def test_scalars_stay_what_is_written() -> None:
     assert safe_yaml.load(b"names: [on, 050, ~, 2001-99-99, 1e3]")["names"] == ["on", "050", "~", "2001-99-99", "1e3"]
 
@@ -36,6 +42,8 @@ def test_scalars_stay_what_is_written() -> None:
         ("{a: " * 5000, "nested deeper than 64 levels"),
         ("names: [a", "expected"),
         ("? [a]\n: b", "unhashable"),
+        ("names: [a, b]\nnc: 2\nnames: [b, a]", "'names' stands twice in one table, in lines 1 and 3"),
+        ("names: {0: a, 1: b, 0: c}", "'0' stands twice in one table, in line 1$"),
         ("? {a: b}\n: c", "unhashable"),
     ],
     ids=lambda value: value[:20],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            values = json.load(file) if path.suffix == ".json" else tomllib.load(file)
+            values = json.load(file, object_pairs_hook=_table) if path.suffix == ".json" else tomllib.load(file)
     except FileNotFoundError:
         raise AcclimateError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -41,6 +42,15 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise AcclimateError(f"{path}: not a configuration; give a TOML file or the config.json of a run")
     return values
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of JSON, where a key may stand twice; TOML's reader refuses that itself."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} stands twice in one table")
+    return table
 
 
 def overlay(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

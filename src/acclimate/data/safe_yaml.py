@@ -14,20 +14,39 @@ DEEPEST = 64
 MOST_VALUES = 1_000_000
 """With every alias counted as what it stands for: ten lines of ten aliases each stand for ten thousand million."""
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Text(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-    """Knows tables that are merged into others, and takes every scalar as the text that it is written as."""
+    """Knows tables that are merged into others, and takes every scalar as the text that it is written as.
+
+    A key that stands twice in one table is an error, as YAML has it: of two lists of class names either may be meant.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        "<": [("tag:yaml.org,2002:merge", re.compile(r"^<<$"))],
+        "<": [(_MERGE, re.compile(r"^<<$"))],
     }
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                where = f"line {line}" if lines[key.value] == line else f"lines {lines[key.value]} and {line}"
+                raise ValueError(f"{key.value!r} stands twice in one table, in {where}")
+            lines[key.value] = line
+        return node
 
 
 def load(data: bytes) -> Any:
     """What a YAML document says, every scalar as the text it is written as: `on`, `050` and `~` may be names.
 
     Raises:
-        ValueError: it is no YAML, or larger, deeper or more than the bounds; in one line.
+        ValueError: it is no YAML, has a key twice in one table, or is larger, deeper or more than the bounds; in one
+            line.
     """
     if len(data) > LARGEST:
         raise ValueError(f"larger than {LARGEST // 2**20} MiB")

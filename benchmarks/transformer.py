@@ -1,0 +1,204 @@
+"""From a transformer to the edge: what is left of it in INT8, and of the convolutional student it taught.
+
+    python benchmarks/transformer.py
+    python benchmarks/transformer.py --train     # without the measurements, which want a quiet machine
+
+A published checkpoint cannot be had without a network, so the teacher is made here: a small RT-DETR of Hugging Face's
+`transformers` on EfficientNet-Lite0 with ImageNet's weights, its encoder and decoder from random ones. It learns
+generated scenes in clear weather, is adapted to foggy ones without their labels, and teaches the preset `nano`.
+All three, and nano trained on the source alone, are exported in fp32 and INT8 and measured on each runtime that takes
+them: AP50 on foggy test images, and processor time of the network on one thread, all in turn, round by round.
+
+Runs stay in runs/transformer and are taken up where they stopped. Rows go to transformer.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import adaptation
+import rows
+from acclimate import machine, workflow
+from acclimate.config import Config
+from acclimate.data import formats
+from acclimate.data.dataset import choose
+from acclimate.edge import engines
+from acclimate.edge.artifact import Artifact
+from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.predict import Predictor
+from acclimate.evaluate import average_precision
+from acclimate.export import exporter
+from acclimate.models import checkpoint, weights
+from acclimate.models import detector as models
+from acclimate.run import Run
+from timing import median_ms, spread, within
+
+HERE = Path(__file__).parent
+CSV = HERE / "transformer.csv"
+RUNS = HERE.parent / "runs" / "transformer"
+BACKBONE = "tf_efficientnet_lite0"
+CANVAS = (128, 160)
+RUNTIMES = ("onnx", "openvino")
+PRECISIONS = ("fp32", "int8")
+TRAIN: dict[str, Any] = {"batch_size": 8, "warmup": 100, "workers": 1, "steps": 1600, "lr": 5e-4, "backbone_lr": 0.2}
+ADAPT: dict[str, Any] = {"batch_size": 4, "warmup": 50, "workers": 1, "steps": 400, "lr": 1e-4, "backbone_lr": 0.2}
+STUDENT: dict[str, Any] = {"batch_size": 4, "warmup": 50, "steps": 1500, "lr": 3e-3, "backbone_lr": 1.0}
+
+
+def published(folder: Path, classes: Sequence[str]) -> Path:
+    """A folder as `transformers` writes one: an RT-DETR whose backbone has ImageNet's weights, all else random."""
+    import timm
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, TimmBackboneConfig
+
+    if (folder / "config.json").is_file():
+        return folder
+    torch.manual_seed(0)
+    backbone = TimmBackboneConfig(
+        backbone=BACKBONE, out_indices=(2, 3, 4), use_pretrained_backbone=False, features_only=True
+    )
+    network = RTDetrForObjectDetection(
+        RTDetrConfig(
+            backbone_config=backbone,
+            encoder_in_channels=[40, 112, 320],
+            encoder_hidden_dim=128,
+            encoder_ffn_dim=256,
+            hidden_expansion=0.5,
+            d_model=128,
+            decoder_in_channels=[128, 128, 128],
+            decoder_ffn_dim=256,
+            decoder_layers=3,
+            num_queries=60,
+            num_denoising=30,
+            id2label=dict(enumerate(classes)),
+            label2id={name: place for place, name in enumerate(classes)},
+        )
+    )
+    # The package's tensors stand in timm's order, under names of their own.
+    own = timm.create_model(BACKBONE)
+    names, found = (
+        {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        for state in (own.state_dict(), checkpoint.tensors(weights.obtain(BACKBONE).file))
+    )
+    values = dict(zip(names, found.values(), strict=True))
+    trunk = network.model.backbone.model._backbone
+    state = trunk.state_dict()
+    trunk.load_state_dict(state | {name: value for name, value in values.items() if name in state})
+    network.save_pretrained(folder)
+    RTDetrImageProcessor(
+        size={"height": CANVAS[0], "width": CANVAS[1]},
+        do_normalize=True,
+        image_mean=own.default_cfg["mean"],
+        image_std=own.default_cfg["std"],
+    ).save_pretrained(folder)
+    return folder
+
+
+def train(console: Console) -> dict[str, Run]:
+    """Title of a detector -> its run."""
+    adaptation.generate(console)
+    source = adaptation.data("scenes", "clear", "train")
+    site = adaptation.target_list("scenes", "fog")
+    theirs = published(RUNS / "checkpoint", formats.read(source).classes)
+    config = Config.model_validate(
+        {
+            "source": source,
+            "model": {"kind": "transformers", "image_size": CANVAS, "transformers": {"checkpoint": str(theirs)}},
+            "train": {**TRAIN, "checkpoint_every": 400, "ema": 0.995},
+            "schedule": {**ADAPT, "checkpoint_every": 40, "ema": 0.99},
+        }
+    )
+    begun = workflow.train(config, RUNS / "source", console=console)
+    teacher = workflow.adapt(begun.path, site, RUNS / "teacher", console=console)
+    longer = [f"train.{key}={value}" for key, value in STUDENT.items()]
+    student = workflow.distil(teacher.path, "nano", RUNS / "student", longer, target=site, console=console)
+    alone = Config.model_validate(
+        {
+            "source": source,
+            "model": {"size": "nano", "image_size": CANVAS},
+            "train": {**STUDENT, "checkpoint_every": 500, "workers": 1, "ema": 0.995},
+        }
+    )
+    return {
+        "RT-DETR, source": begun,
+        "RT-DETR, adapted": teacher,
+        "nano, taught by it": student,
+        "nano, source": workflow.train(alone, RUNS / "student-source", console=console),
+    }
+
+
+def measure(runs: dict[str, Run], rounds: int, calls: int) -> None:
+    """A row for each detector and runtime, once its artifacts are there."""
+    site = formats.unlabelled(adaptation.target_list("scenes", "fog")).paths
+    seen = choose(site, 64, 0)
+    canvas = to_input(letterbox(read_image(seen[0]), CANVAS)[0])
+    for runtime in RUNTIMES:
+        artifacts: dict[tuple[str, str], Artifact] = {}
+        for title, run in runs.items():
+            for precision in PRECISIONS:
+                folder = RUNS / "artifacts" / f"{run.path.name}-{runtime}-{precision}"
+                detector = models.load(run.path)
+                artifacts[title, precision] = exporter(runtime).export(detector, folder, precision, seen)
+        engine = engines.engine(runtime)
+        networks = {key: partial(engine.load(artifact, 1), canvas) for key, artifact in artifacts.items()}
+        times = [
+            {key: median_ms(call, calls, time.process_time) for key, call in networks.items()} for _ in range(rounds)
+        ]
+        for title, run in runs.items():
+            record(title, run, runtime, {p: artifacts[title, p] for p in PRECISIONS}, times)
+
+
+def record(
+    title: str,
+    run: Run,
+    runtime: str,
+    artifacts: dict[str, Artifact],
+    times: Sequence[dict[tuple[str, str], float]],
+) -> None:
+    detector = models.to_device(models.load(run.path))
+    truth = adaptation.test_images("scenes", "fog", detector.spec.classes, adaptation.TEST_IMAGES)
+    found = {}
+    for precision, artifact in artifacts.items():
+        predictor = Predictor(artifact, 1)
+        detections = [predictor(read_image(path)) for path in truth.paths]
+        found[precision] = average_precision(detections, truth, data="fog", role="target").ap50
+    row = {
+        "detector": title,
+        "runtime": runtime,
+        **{f"{precision}_ap50": f"{value:.4f}" for precision, value in found.items()},
+        **{f"{p}_ms": f"{statistics.median(one[title, p] for one in times):.2f}" for p in PRECISIONS},
+        **spread(within(times, (title, "int8"), (title, "fp32"))),
+        **{f"{precision}_mb": f"{artifact.size_mb:.2f}" for precision, artifact in artifacts.items()},
+        "image_size": "x".join(map(str, detector.spec.image_size)),
+        "test_images": len(truth.paths),
+        "minutes": f"{run.manifest.seconds / 60:.1f}",
+        "rounds": len(times),
+        "processor": machine.processor(),
+        "engine": engines.engine(runtime).version(),
+    }
+    rows.append(CSV, row)
+    print(row, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--train", action="store_true", help="stop before the measurements, which want a quiet machine")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    runs = train(Console())
+    if not options.train:
+        measure(runs, options.rounds, options.calls)
+
+
+if __name__ == "__main__":
+    main()
