@@ -77,15 +77,20 @@ def test_watch_numbers_its_tracks_over_restarts(tmp_path: Path) -> None:
         watched.put_images(tmp_path / folder, [3] * frames)
         for number in range(1, frames):
             shutil.copy(tmp_path / folder / "000003.bmp", tmp_path / folder / f"{number + 3:06}.bmp")
-    for folder in ("one", "two"):
-        summary = watch(artifact, str(tmp_path / folder / "*.bmp"), tmp_path / "out", page=False, track=True)
+    # Between them one that does not track: it hands on where numbers go on.
+    for folder, track in (("one", True), ("one", False), ("two", True)):
+        summary = watch(artifact, str(tmp_path / folder / "*.bmp"), tmp_path / "out", page=False, track=track)
     lines = watched.lines(tmp_path / "out")
+    untracked, lines = lines[6:12], lines[:6] + lines[12:]
     numbers = [sorted(one["track"] for one in line["detections"]) for line in lines]
     squares = len(numbers[0])
     assert squares >= 2
     assert numbers == [list(range(squares))] * 6 + [list(range(squares, 2 * squares))] * 4
     assert [line["tracks"] for line in lines] == [squares] * 6 + [2 * squares] * 4
     assert summary.tracks == 2 * squares
+    assert [line["tracks"] for line in untracked] == [squares] * 6
+    assert all("track" not in one for line in untracked for one in line["detections"])
     plain = watch(artifact, str(tmp_path / "one" / "*.bmp"), tmp_path / "plain", page=False)
     assert plain.tracks == 0
-    assert all("track" not in one for line in watched.lines(tmp_path / "plain") for one in line["detections"])
+    lines = watched.lines(tmp_path / "plain")
+    assert all("tracks" not in line and all("track" not in one for one in line["detections"]) for line in lines)

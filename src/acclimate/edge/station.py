@@ -197,6 +197,7 @@ class Station:
         if self._kept is not None and not self._kept.any():
             raise AcclimateError("--leave-out leaves nothing of the frame")
         self._links = Links(begun=folder.tracks, patience=PATIENCE, follow=True) if manner.track else None
+        self._tracks_before = folder.tracks
         self._frames = 0
         self._size: tuple[int, int] | None = None
         self._where = masked(source.where)
@@ -269,7 +270,8 @@ class Station:
             "width": frame.image.shape[1],
             "height": frame.image.shape[0],
             "drift": None if score is None else round(score, 3),
-            **({} if self._links is None else {"tracks": self._links.begun}),
+            # Without tracking too, where a folder has some: the last line tells a later process where to count on.
+            **({"tracks": self._tracks} if self._links is not None or self._tracks else {}),
             "detections": self._found,
         }
         self._detections.write(line)
@@ -295,6 +297,11 @@ class Station:
         if self.source.present != self._present:
             self._present = self.source.present
             self._tell("there" if self._present else "gone", source=masked(self.source.where))
+
+    @property
+    def _tracks(self) -> int:
+        """How many have begun, with those of earlier processes."""
+        return self._tracks_before if self._links is None else self._links.begun
 
     @property
     def _state(self) -> str:

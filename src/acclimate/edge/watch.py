@@ -74,8 +74,8 @@ def watch(
     - `detections.jsonl`, a line a frame: `frame` (a number that goes on over restarts), `time` (UTC), `width`,
       `height`, `drift` (the score; null while a reference is learnt) and `detections` as `predict` writes them; of a
       folder's images also `file` and `changed_ns` (and `until_ns` while a clock is set back), of pictures `file`, of a
-      video `time_s`. With `track` each detection has the number of its `track`, and the line `tracks`, how many have
-      begun so far. Older lines are in `detections.000001.jsonl` and so on.
+      video `time_s`. With `track` each detection has the number of its `track`; the line then, and ever after, has
+      `tracks`, how many have begun so far. Older lines are in `detections.000001.jsonl` and so on.
     - `events.jsonl`, likewise: `started`, `stopped`, `there`, `gone`, `size`, `learnt`, `alarm`, `over`, `collapsed`,
       `found`, `adjusted`.
     - `alarms/TIME/`: `alarm.json` and frames before and after it.
