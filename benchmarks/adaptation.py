@@ -388,7 +388,7 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
         "| oracle | oracle, both | gain, chosen | gain, weather | gap | closed, chosen | closed, weather |"
     )
     yield "|" + "---|" * 15
-    closed: dict[str, list[float]] = {"chosen": [], "weather": []}
+    closed: dict[str, dict[str, float]] = {"chosen": {}, "weather": {}}
     for pair, conv in measured():
         columns = {
             "source-only": recorded(pair, conv, "source-only"),
@@ -422,7 +422,8 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
                 shares.append("-")
                 continue
             share = statistics.mean(found[seed] for seed in known) / statistics.mean(rooms[seed] for seed in known)
-            closed[name].append(share)
+            # Of a pair with both heads the default's, which comes first.
+            closed[name].setdefault(pair, share)
             shares.append(f"{100 * share:.0f} %")
         told = [mean_and_interval(list(found.values())) if found else "-" for found in gains.values()]
         gap = f"{100 * room:.1f}" if rooms else "-"
@@ -431,7 +432,7 @@ def summary(column: str = "target_ap50") -> Iterator[str]:
         if known:
             yield (
                 f"\nGap closed by {name}, mean over the {len(known)} pairs that have one and rows of it: "
-                f"{100 * statistics.mean(known):.0f} %."
+                f"{100 * statistics.mean(known.values()):.0f} %."
             )
 
 
