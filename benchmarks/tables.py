@@ -87,17 +87,6 @@ def quantisation_tables() -> Iterator[str]:
     )  # fmt: skip
 
 
-def transformer_table() -> Iterator[str]:
-    yield from table(
-        rows.read(HERE / "transformer.csv"),
-        {
-            "runtime": "runtime", "detector": "detector", "fp32_ap50": "AP50, fp32", "int8_ap50": "INT8",
-            "fp32_ms": "ms, fp32", "int8_ms": "INT8", "ratio_median": "ratio", "ratio_min": "lowest",
-            "ratio_max": "highest", "fp32_mb": "MB, fp32", "int8_mb": "INT8",
-        },
-    )  # fmt: skip
-
-
 def training_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "training.csv"),
@@ -224,7 +213,6 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "distillation": distillation.tables,
     "labellers": labellers.summary,
     "quantisation": quantisation_tables,
-    "transformer": transformer_table,
     "training": training_table,
     "latency": latency_table,
     "edge": edge_table,

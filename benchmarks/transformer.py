@@ -79,6 +79,8 @@ def published(folder: Path, classes: Sequence[str]) -> Path:
             decoder_layers=3,
             num_queries=100,
             num_denoising=30,
+            # Freezing puts plain layers in the place of timm's, which have the activations in them.
+            freeze_backbone_batch_norms=False,
             id2label=dict(enumerate(classes)),
             label2id={name: place for place, name in enumerate(classes)},
         )
