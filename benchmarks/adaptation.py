@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -34,7 +34,9 @@ from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
-from acclimate.evaluate import evaluate_detector
+from acclimate.edge.images import read_image
+from acclimate.edge.predict import Predictor
+from acclimate.evaluate import average_precision, evaluate_detector
 from acclimate.models import detector as models
 from acclimate.run import Evaluation, Run
 from acclimate.select.score import rank
@@ -294,6 +296,14 @@ def evaluate(
         truth = test_images(family, domain, detector.spec.classes, TEST_IMAGES)
         found.append(evaluate_detector(detector, truth, domain, role))
     return found[0], found[1] if source else None
+
+
+def evaluate_artifact(
+    predictor: Predictor, truth: formats.LabelledSet, role: Literal["source", "target"] = "target"
+) -> Evaluation:
+    """AP of an artifact on labelled images."""
+    found = [predictor(read_image(path)) for path in truth.paths]
+    return average_precision(found, truth, data=role, role=role, model=predictor.manifest.name)
 
 
 def record_adapted(case: Case, method: str, run: Run) -> None:

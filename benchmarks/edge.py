@@ -30,7 +30,6 @@ from acclimate.data.dataset import draw
 from acclimate.edge import engines
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
-from acclimate.evaluate import average_precision
 from acclimate.export import available, base, exporter
 from acclimate.models import detector as models
 from acclimate.run import Run
@@ -114,8 +113,7 @@ def exported(
     own = Path(tempfile.mkdtemp(dir=folder)) / f"{runtime}-{precision}"
     artifact = exporter(runtime).export(detector, own, precision, calibration)
     predictor = Predictor(artifact)
-    found = [predictor(read_image(image.path)) for image in truth.images]
-    ap50 = average_precision(found, truth, data=truth.name, role="target", model=own.name).ap50
+    ap50 = adaptation.evaluate_artifact(predictor, truth).ap50
     return predictor, ap50, sum(file.stat().st_size for file in own.rglob("*") if file.is_file()) / 1e6
 
 

@@ -32,7 +32,6 @@ from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact, MixedPrecision
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
-from acclimate.evaluate import average_precision
 from acclimate.export import base, exporter
 from acclimate.models import detector as models
 from acclimate.run import Evaluation, Run
@@ -175,8 +174,7 @@ def detect(artifact: Artifact, paths: Sequence[Path]) -> list[Detections]:
 
 def evaluate(artifact: Artifact, truth: formats.LabelledSet, role: str) -> Evaluation:
     assert role in {"source", "target"}
-    found = detect(artifact, truth.paths)
-    return average_precision(found, truth, data=role, role=role, model=artifact.manifest.name)  # type: ignore[arg-type]
+    return adaptation.evaluate_artifact(Predictor(artifact), truth, role)  # type: ignore[arg-type]
 
 
 def tables(file: Path = CSV) -> Iterator[str]:

@@ -33,7 +33,6 @@ from acclimate.edge import engines
 from acclimate.edge.artifact import Artifact
 from acclimate.edge.images import letterbox, read_image, to_input
 from acclimate.edge.predict import Predictor
-from acclimate.evaluate import average_precision
 from acclimate.export import exporter, quantise
 from acclimate.models import detector as models
 from acclimate.scenes import sets
@@ -94,9 +93,7 @@ def accuracy(runtime: str, pair: str) -> dict[str, Any]:
         artifacts = {"all_fp32": exporter(runtime).export(detector, Path(temporary) / "all", "fp32", [])}
         artifacts |= {first: export(runtime, detector, Path(temporary) / first, first, seen) for first in FORMS}
         for name, artifact in artifacts.items():
-            predictor = Predictor(artifact, 1)
-            detections = [predictor(read_image(path)) for path in truth.paths]
-            found[name] = average_precision(detections, truth, data=target, role="target").ap50
+            found[name] = adaptation.evaluate_artifact(Predictor(artifact, 1), truth).ap50
     return {
         "network": f"student of {pair}", "all_fp32_ap50": f"{found['all_fp32']:.4f}",
         "fp32_ap50": f"{found['fp32']:.4f}", "int8_ap50": f"{found['int8']:.4f}", "test_images": len(truth.paths),

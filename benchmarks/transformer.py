@@ -28,17 +28,15 @@ from rich.console import Console
 import adaptation
 import rows
 from acclimate import machine, workflow
-from acclimate.config import Config
+from acclimate.config import Config, ModelConfig
 from acclimate.data import formats
 from acclimate.data.dataset import choose
 from acclimate.edge import engines
-from acclimate.edge.artifact import Artifact
-from acclimate.edge.images import letterbox, read_image, to_input
+from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
-from acclimate.evaluate import average_precision
 from acclimate.export import exporter
-from acclimate.models import checkpoint, weights
 from acclimate.models import detector as models
+from acclimate.models.backbones import load_weights
 from acclimate.run import Run
 from timing import median_ms, spread, within
 
@@ -57,7 +55,6 @@ STUDENT: dict[str, Any] = {"batch_size": 4, "warmup": 50, "steps": 1500, "lr": 3
 
 def published(folder: Path, classes: Sequence[str]) -> Path:
     """A folder as `transformers` writes one: an RT-DETR whose backbone has ImageNet's weights, all else random."""
-    import timm
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, TimmBackboneConfig
 
     if (folder / "config.json").is_file():
@@ -85,22 +82,15 @@ def published(folder: Path, classes: Sequence[str]) -> Path:
             label2id={name: place for place, name in enumerate(classes)},
         )
     )
-    # The package's tensors stand in timm's order, under names of their own.
-    own = timm.create_model(BACKBONE)
-    names, found = (
-        {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-        for state in (own.state_dict(), checkpoint.tensors(weights.obtain(BACKBONE).file))
-    )
-    values = dict(zip(names, found.values(), strict=True))
-    trunk = network.model.backbone.model._backbone
-    state = trunk.state_dict()
-    trunk.load_state_dict(state | {name: value for name, value in values.items() if name in state})
+    own = models.build(models.specify(ModelConfig(backbone=BACKBONE, image_size=CANVAS), classes)).backbone
+    load_weights(own, BACKBONE, "auto")
+    network.model.backbone.model._backbone.load_state_dict(own.body.state_dict())
     network.save_pretrained(folder)
     RTDetrImageProcessor(
         size={"height": CANVAS[0], "width": CANVAS[1]},
         do_normalize=True,
-        image_mean=own.default_cfg["mean"],
-        image_std=own.default_cfg["std"],
+        image_mean=own.mean,
+        image_std=own.std,
     ).save_pretrained(folder)
     return folder
 
@@ -144,45 +134,43 @@ def measure(runs: dict[str, Run], rounds: int, calls: int) -> None:
     """A row for each detector and runtime, once its artifacts are there."""
     site = formats.unlabelled(adaptation.target_list(FAMILY, TARGET, RUNS)).paths
     seen = choose(site, 64, 0)
-    canvas = to_input(letterbox(read_image(seen[0]), CANVAS)[0])
+    picture = read_image(seen[0])
+    detectors = {title: models.load(run.path) for title, run in runs.items()}
     for runtime in RUNTIMES:
-        artifacts: dict[tuple[str, str], Artifact] = {}
-        for title, run in runs.items():
-            for precision in PRECISIONS:
-                folder = RUNS / "artifacts" / f"{run.path.name}-{runtime}-{precision}"
-                detector = models.load(run.path)
-                artifacts[title, precision] = exporter(runtime).export(detector, folder, precision, seen)
-        engine = engines.engine(runtime)
-        networks = {key: partial(engine.load(artifact, 1), canvas) for key, artifact in artifacts.items()}
+        predictors = {
+            (title, precision): Predictor(
+                exporter(runtime).export(
+                    detector, RUNS / "artifacts" / f"{runs[title].path.name}-{runtime}-{precision}", precision, seen
+                )
+            )
+            for title, detector in detectors.items()
+            for precision in PRECISIONS
+        }
+        networks = {key: partial(one.run, one.prepare(picture)[0]) for key, one in predictors.items()}
         times = [
             {key: median_ms(call, calls, time.process_time) for key, call in networks.items()} for _ in range(rounds)
         ]
         for title, run in runs.items():
-            record(title, run, runtime, {p: artifacts[title, p] for p in PRECISIONS}, times)
+            record(title, run, runtime, {p: predictors[title, p] for p in PRECISIONS}, times)
 
 
 def record(
     title: str,
     run: Run,
     runtime: str,
-    artifacts: dict[str, Artifact],
+    predictors: dict[str, Predictor],
     times: Sequence[dict[tuple[str, str], float]],
 ) -> None:
-    detector = models.to_device(models.load(run.path))
-    truth = adaptation.test_images(FAMILY, TARGET, detector.spec.classes, adaptation.TEST_IMAGES)
-    found = {}
-    for precision, artifact in artifacts.items():
-        predictor = Predictor(artifact, 1)
-        detections = [predictor(read_image(path)) for path in truth.paths]
-        found[precision] = average_precision(detections, truth, data=TARGET, role="target").ap50
+    truth = adaptation.test_images(FAMILY, TARGET, models.specification(run.path).classes, adaptation.TEST_IMAGES)
+    found = {p: adaptation.evaluate_artifact(predictor, truth).ap50 for p, predictor in predictors.items()}
     row = {
         "detector": title,
         "runtime": runtime,
-        **{f"{precision}_ap50": f"{value:.4f}" for precision, value in found.items()},
+        **{f"{p}_ap50": f"{value:.4f}" for p, value in found.items()},
         **{f"{p}_ms": f"{statistics.median(one[title, p] for one in times):.2f}" for p in PRECISIONS},
         **spread(within(times, (title, "int8"), (title, "fp32"))),
-        **{f"{precision}_mb": f"{artifact.size_mb:.2f}" for precision, artifact in artifacts.items()},
-        "image_size": "x".join(map(str, detector.spec.image_size)),
+        **{f"{p}_mb": f"{one.artifact.size_mb:.2f}" for p, one in predictors.items()},
+        "image_size": "x".join(map(str, CANVAS)),
         "test_images": len(truth.paths),
         "minutes": f"{run.manifest.seconds / 60:.1f}",
         "rounds": len(times),

@@ -196,8 +196,8 @@ class Station:
         self._kept = regions.kept(THUMBNAIL) if regions else None
         if self._kept is not None and not self._kept.any():
             raise AcclimateError("--leave-out leaves nothing of the frame")
-        self._links = Links(begun=folder.tracks, patience=PATIENCE, follow=True) if manner.track else None
-        self._tracks_before = folder.tracks
+        self._tracks = manner.track
+        self._links = Links(begun=folder.tracks, patience=PATIENCE, follow=True)
         self._frames = 0
         self._size: tuple[int, int] | None = None
         self._where = masked(source.where)
@@ -251,7 +251,7 @@ class Station:
         sure = found.scores >= self._thresholds()[found.labels]
         shown = found[sure]
         self._found = as_json(shown, manifest.classes)
-        if self._links is not None:
+        if self._tracks:
             self._links.step(found, sure)
             numbers = [number for number, of_one in zip(self._links.numbers, sure, strict=True) if of_one]
             self._found = [one | {"track": number} for one, number in zip(self._found, numbers, strict=True)]
@@ -271,7 +271,7 @@ class Station:
             "height": frame.image.shape[0],
             "drift": None if score is None else round(score, 3),
             # Without tracking too, where a folder has some: the last line tells a later process where to count on.
-            **({"tracks": self._tracks} if self._links is not None or self._tracks else {}),
+            **({"tracks": self._links.begun} if self._tracks or self._links.begun else {}),
             "detections": self._found,
         }
         self._detections.write(line)
@@ -297,11 +297,6 @@ class Station:
         if self.source.present != self._present:
             self._present = self.source.present
             self._tell("there" if self._present else "gone", source=masked(self.source.where))
-
-    @property
-    def _tracks(self) -> int:
-        """How many have begun, with those of earlier processes."""
-        return self._tracks_before if self._links is None else self._links.begun
 
     @property
     def _state(self) -> str:
@@ -366,7 +361,7 @@ class Station:
             alarms=self._monitor.alarms,
             collapses=self._counts.alarms,
             collected=len(self._collection),
-            tracks=self._links.begun if self._links is not None else 0,
+            tracks=self._links.begun if self._tracks else 0,
             seconds=round(time.monotonic() - self._began, 1) if self._began else 0.0,
         )
         self._tell("stopped", **asdict(summary))
