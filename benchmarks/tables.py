@@ -6,7 +6,7 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -68,12 +68,20 @@ def head_tables() -> Iterator[str]:
 
 def quantisation_tables() -> Iterator[str]:
     yield from quantisation.tables()
-    found = rows.read(HERE / "stem.csv")
     yield "\nThe first layers in INT8 beside fp32, milliseconds of processor time:\n"
+    yield from forms_tables("stem.csv", {"fp32": "first layers in fp32", "int8": "in INT8"})
+    yield "\nWeights of 7 bits beside 8, milliseconds of processor time:\n"
+    yield from forms_tables("weight_bits.csv", {"bits8": "8 bits", "bits7": "7 bits"})
+
+
+def forms_tables(csv: str, forms: Mapping[str, str]) -> Iterator[str]:
+    """What `stem.compare` found of two forms of INT8: latency, then AP50."""
+    found = rows.read(HERE / csv)
     yield from table(
         [row for row in found if row["rounds"]],
         {
-            "runtime": "runtime", "network": "network", "fp32_ms": "in fp32, ms", "int8_ms": "in INT8, ms",
+            "runtime": "runtime", "network": "network", "processor": "processor",
+            **{f"{form}_ms": f"{title}, ms" for form, title in forms.items()},
             "ratio_median": "ratio", "ratio_min": "lowest", "ratio_max": "highest",
         },
     )  # fmt: skip
@@ -81,8 +89,8 @@ def quantisation_tables() -> Iterator[str]:
     yield from table(
         [row for row in found if row["test_images"]],
         {
-            "runtime": "runtime", "network": "network", "all_fp32_ap50": "the network in fp32",
-            "fp32_ap50": "in INT8, first layers in fp32", "int8_ap50": "in INT8",
+            "runtime": "runtime", "network": "network", "processor": "processor", "all_fp32_ap50": "fp32",
+            **{f"{form}_ap50": f"INT8, {title}" for form, title in forms.items()},
         },
     )  # fmt: skip
 

@@ -78,6 +78,23 @@ def test_fp16_halves_the_weights_and_int8_quarters_them(artifacts: dict[str, Art
     assert "i8" in types["int8"]
 
 
+def test_sums_fit_into_16_bits_where_the_processor_has_no_more(artifacts: dict[str, Artifact]) -> None:
+    """Without VNNI two products of U8 and S8 are summed in 16 bits, whichever processor the file was made on.
+
+    A depthwise layer sums one product at a time; its weights have a dimension more.
+    """
+    weights = [
+        operation.data.astype(int)
+        for operation in openvino.Core().read_model(artifacts["int8"].file(".xml")).get_ops()
+        if operation.get_type_name() == "Constant"
+        and operation.get_element_type().get_type_name() == "i8"
+        and len(operation.shape) == 4
+    ]
+    assert len(weights) == 2
+    assert all(255 * 2 * np.abs(one).max() < 2**15 for one in weights)
+    assert max(np.abs(one).max() for one in weights) > 32, "seven bits are used"
+
+
 def test_the_last_layers_stay_in_float(artifacts: dict[str, Artifact]) -> None:
     """The first convolution and the two middle ones are quantised; the four last are not."""
     model = openvino.Core().read_model(artifacts["int8"].file(".xml"))

@@ -8,7 +8,7 @@ of unlabelled target images: what differs is what rounding did, and nothing else
 What is rounded is what the INT8 runtimes round (`export.onnx`, `export.openvino`): the layers that the exported
 graph quantises, so neither the first nor the last ones,
 
-    weights      w <- s clamp(round(w / s), -127, 127),      s = max |w| / 127 of each output channel
+    weights      w <- s clamp(round(w / s), -64, 64),        s = max |w| / 64 of each output channel
     activations  x <- s (clamp(round(x / s) + z, 0, 255) - z),  s = (high - low) / 255, z = round(-low / s), a tensor
 
 with low <= 0 <= high the extremes that the detector had in fp32 on the target images so far, which is how a runtime
@@ -58,8 +58,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TINY = torch.finfo(torch.float32).tiny
-LARGEST = 127
-"""Of a rounded weight, either side of 0: -128 is left out, so that there is no offset."""
+LARGEST = 64
+"""Of a rounded weight, either side of 0: seven bits, as `onnx` and `openvino` have them; `litert` and `executorch` have
+eight, which rounds less."""
 TRUSTED = 0.1
 """Score of the teacher from which a location's box counts; what is shown starts a little higher."""
 DOUBT = 0.2
@@ -72,7 +73,7 @@ Read = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """`weight` (O, ...), outputs first, on its 255 levels a channel; the gradient passes unchanged."""
+    """`weight` (O, ...), outputs first, on its 129 levels a channel; the gradient passes unchanged."""
     flat = weight.detach().flatten(1).float()
     scale = (flat.abs().amax(1) / LARGEST).clamp_min(TINY)
     zero = torch.zeros_like(scale, dtype=torch.int32)

@@ -58,7 +58,8 @@ class Onnx(Engine):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Without VNNI, sums of U8 x S8 products saturate in 16 bits; U8 weights do not, at half the speed of VNNI.
+        # Without VNNI, sums of U8 x S8 products saturate in 16 bits, unless weights have 7 bits, as those that are
+        # exported here do. Of others ONNX Runtime makes U8, which is right but slower.
         options.add_session_config_entry("session.x64quantprecision", "0" if _has_vnni() else "1")
         # A thread that spins between images takes the core from pre- and post-processing.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
@@ -69,8 +70,8 @@ class Onnx(Engine):
             try:
                 session = onnxruntime.InferenceSession(str(file), options, providers=providers)
             except Exception as error:
-                # ONNX Runtime cannot make U8 of weights that two operators share: then it is S8, which may saturate;
-                # verification measures what that costs.
+                # ONNX Runtime cannot make U8 of weights that two operators share, which somebody else's file may have:
+                # then they may saturate; verification measures what that costs.
                 if "existing tensor" not in str(error):
                     raise
                 options.add_session_config_entry("session.x64quantprecision", "0")
