@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+from transformers.models.rt_detr.modeling_rt_detr import RTDetrFrozenBatchNorm2d
 
 from acclimate.models.backbones import Backbone
 from acclimate.models.deploy import deploy
@@ -104,6 +108,20 @@ def test_mabn_folds_to_batch_norm_behind_a_plain_convolution() -> None:
     assert [type(part) for part in plain] == [nn.Conv2d, nn.BatchNorm2d]
     torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5)
     assert torch.equal(network[0].weight, weight)
+
+
+@pytest.mark.parametrize("frozen", [partial(FrozenBatchNorm2d, eps=1e-3), RTDetrFrozenBatchNorm2d])
+def test_frozen_normalisations_of_libraries_fold(frozen: Callable[[int], nn.Module]) -> None:
+    """As they stand their product and their sum stay in the graph, where INT8 rounds between them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), frozen(5), nn.ReLU()).eval()
+    for name, value in network[1].named_buffers():
+        value.copy_(torch.rand(5) * (1e-3 if name == "running_var" else 1))
+    x = noise(2, 3, 8, 8)
+    expected = network(x)
+    deploy(network)
+    assert [type(part) for part in network] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize("norm", ["switchable", "moving"])

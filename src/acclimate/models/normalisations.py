@@ -110,15 +110,35 @@ class MovingAverageBatchNorm2d(nn.Module):
 
     def deployed(self) -> nn.Module:
         """The same in evaluation, as a BatchNorm, which every exporter folds."""
-        norm = nn.BatchNorm2d(self.num_features, eps=self.eps)
-        norm.load_state_dict(
-            {
-                "weight": self.weight.detach(), "bias": self.bias.detach(),
-                "running_mean": torch.zeros_like(self.running_square), "running_var": self.running_square,
-                "num_batches_tracked": torch.zeros((), dtype=torch.int64),
-            }
-        )  # fmt: skip
-        return norm.eval()
+        return batch_norm(self, self.eps, torch.zeros_like(self.running_square), self.running_square)
+
+
+def batch_norm(norm: Any, eps: float, mean: Tensor, variance: Tensor) -> nn.BatchNorm2d:
+    """A BatchNorm in evaluation, with the scale and shift that `norm` has as `weight` and `bias` (C).
+
+    Args:
+        norm: a module that normalises.
+        eps: added to the variance.
+        mean: of each channel, (C).
+        variance: of each channel, (C).
+    """
+    made = nn.BatchNorm2d(len(mean), eps=eps)
+    state = {"weight": norm.weight.detach(), "bias": norm.bias.detach(), "running_mean": mean, "running_var": variance}
+    made.load_state_dict({**state, "num_batches_tracked": torch.zeros((), dtype=torch.int64)})
+    return made.eval()
+
+
+def unfrozen(norm: nn.Module) -> nn.BatchNorm2d | None:
+    """A frozen normalisation of torchvision or `transformers` as a BatchNorm in evaluation, which computes the same;
+    None for any other module.
+
+    The libraries write them as a product and a sum, which no exporter folds into the convolution before, and INT8 then
+    rounds what they multiply. Each of `transformers`' models has a class of its own, with a fixed epsilon.
+    """
+    if not type(norm).__name__.endswith("FrozenBatchNorm2d"):
+        return None
+    known: Any = norm
+    return batch_norm(known, float(getattr(known, "eps", 1e-5)), known.running_mean, known.running_var)
 
 
 class _Moving(torch.autograd.Function):
