@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,16 @@ from acclimate.training.recipe import Recipe, carry_out, recalibrated, specified
 if TYPE_CHECKING:
     from acclimate.adapt.methods import Method
     from acclimate.adapt.source_statistics import SourceStatistics
-    from acclimate.data.formats import LabelledSet
+    from acclimate.data.formats import LabelledSet, UnlabelledSet
     from acclimate.models.detector import Detector
 
 
+log = logging.getLogger(__name__)
+
+COMPARED = 100
+"""Source images on which a teacher and its student are compared."""
+MARGIN = 2.0
+"""Points of AP50 by which a student is better before it is said."""
 SIZES = ("nano", "tiny", "small")
 """Of a student that is named by its size alone."""
 
@@ -42,7 +50,7 @@ def distil(
     the schedule `train`; one that is a run trains on for `schedule`. Everything else is the teacher's configuration,
     but for the section `adapt`, of which `adapt.distillation` alone is on. Where that names none of its parts, the
     student learns the teacher's outputs, and a dense one of a dense teacher its features near objects too. The run
-    keeps the averaged weights of the last step.
+    keeps the averaged weights of the last step, and a teacher that knows the source less well than its student is told.
 
     Args:
         teacher: the finished run of the large detector.
@@ -115,7 +123,7 @@ def recipe(parent: Run, start: Run | None, config: Config) -> Recipe:
         start=lambda detector: detector.spec.start if start is None else f"the run {start.path}",
         parents=tuple(str(run.path) for run in (parent, start) if run is not None),
         facts=Notes(teacher=str(parent.path), schedule=section),
-        keep=lambda run, average, console: _keep(config, target.paths, average) if target is not None else None,
+        keep=lambda run, average, console: _keep(config, parent, images, target, average),
     )  # fmt: skip
 
 
@@ -129,9 +137,43 @@ def _method(config: Config, detector: Detector, source: LabelledSet | SourceStat
     return chosen
 
 
-def _keep(config: Config, target: tuple[Path, ...], average: Detector) -> None:
-    if config.adapt.retakes_statistics:
-        recalibrated(average, target, config.seed)
+def _keep(config: Config, teacher: Run, source: LabelledSet, target: UnlabelledSet | None, average: Detector) -> None:
+    from acclimate.models import detector as models
+
+    if target is not None and config.adapt.retakes_statistics:
+        recalibrated(average, target.paths, config.seed)
+    told = outdone(models.load(teacher.path).to(next(average.parameters()).device), average, source)
+    if told is not None:
+        log.warning("%s: the teacher %s", teacher.path, told)
+
+
+def outdone(teacher: Detector, student: Detector, source: LabelledSet) -> str | None:
+    """What is to be said of a teacher that its student outdoes by the source's labels: what it does not find is
+    background to the student on the target too, where no label says otherwise. None where it does not.
+
+    Args:
+        teacher: on its device.
+        student: on its device.
+        source: labelled images, of which some are looked at.
+    """
+    from acclimate.data.dataset import choose
+    from acclimate.evaluate import evaluate_detector
+
+    kept = set(choose(source.paths, COMPARED, 0))
+    truth = replace(source, images=tuple(image for image in source.images if image.path in kept))
+    try:
+        found, own = (
+            100 * evaluate_detector(detector, truth, source.name, "source").ap50 for detector in (teacher, student)
+        )
+    except AcclimateError:
+        return None
+    if own - found <= MARGIN:
+        return None
+    return (
+        f"finds less than its student by the source's own labels (AP50 {found:.0f} and {own:.0f}, on "
+        f"{len(truth.paths)} images), so it holds it back on the target: "
+        "train it longer, take another, or leave it out (acclimate adapt)"
+    )
 
 
 def _student(teacher: Run, student: str, overrides: Sequence[str]) -> tuple[Run | None, Config]:
