@@ -40,11 +40,11 @@ from acclimate.select.ask.seen import Seen, distinct, look
 HERE = Path(__file__).parent
 CSV = HERE / "labels.csv"
 RUNS = HERE.parent / "runs" / "labels"
-SIZES = {"scenes": (160, 192), "robocup": (192, 192), "blood": (160, 160), "thermal": (192, 256)}
-"""Canvases, smaller than adaptation.py's: two dozen trainings a pair and seed have to fit."""
-PAIRS = ("generated clear->fog", "home->eindhoven", "raabin->bccd")
-SOURCE_STEPS = 500
-STEPS = 150
+SIZES = {"scenes": (128, 160), "robocup": (192, 192), "blood": (128, 128), "thermal": (160, 192)}
+"""Canvases, as small as adaptation.py's or smaller: two dozen trainings a pair and seed have to fit."""
+PAIRS = ("generated clear->fog", "raabin->bccd", "night->day")
+SOURCE_STEPS = 800
+STEPS = 400
 """Of each row's training, whatever is labelled."""
 SHARE = 0.5
 """Labelled frames of a batch, as a part of its size."""
