@@ -274,7 +274,7 @@ def test_where_nothing_moves_the_light_head_reads_fewer_bins_and_samples() -> No
     features, proposals = pyramid(), random_boxes(2, 4)
     logits, offsets, anchors = head(features, proposals)
     level = levels(proposals, STRIDES)
-    hidden = head.class_layers(operator(features, proposals, level, bins=4).flatten(2))
+    hidden = head.class_layers(operator(features, proposals, level, ratio=1, bins=4).flatten(2))
     torch.testing.assert_close(logits, head.classify(hidden), rtol=1e-3, atol=1e-3)
     hidden = head.box_layers(operator(features, proposals, level, ratio=1).flatten(2))
     assert hidden.shape[-1] == 8

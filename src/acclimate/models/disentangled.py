@@ -36,8 +36,6 @@ from acclimate.models.roi_heads import (
 
 GAMMA = 0.1
 """Offsets are this fraction of the proposal's size times what the layers say."""
-SHARED = 256
-"""Width of the layers that the offsets come from."""
 MARGIN = 0.2
 """By how much the head is to beat the sibling; the paper's ablations' value (the released code has 0.3)."""
 
@@ -51,6 +49,11 @@ than it goes through one small product a bin."""
 class SeparateLayersHead(RoiHead):
     """One RoI feature, and fully connected layers of each task's own (`separate-fcs`)."""
 
+    class_bins: ClassVar[int] = BINS
+    """Of what the class is read from, a side."""
+    box_narrower: ClassVar[int] = 1
+    """How many times as wide as the box's layers those of the class are."""
+
     def __init__(self, setting: Setting, layers: int = 2) -> None:
         """Build with random weights.
 
@@ -59,9 +62,10 @@ class SeparateLayersHead(RoiHead):
             layers: how many fully connected ones each task has before its last one.
         """
         super().__init__(setting)
-        self.class_layers = fully_connected(setting.channels, setting.hidden, layers)
-        self.box_layers = fully_connected(setting.channels, setting.hidden, layers)
-        self.classify, self.regress = predictors(setting.hidden, setting.classes)
+        narrow = max(1, setting.hidden // self.box_narrower)
+        self.class_layers = fully_connected(setting.channels, setting.hidden, layers, self.class_bins)
+        self.box_layers = fully_connected(setting.channels, narrow, layers)
+        self.classify, self.regress = predictors(setting.hidden, setting.classes, narrow)
 
     def pooled(self, features: Sequence[Tensor], proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each task looks at, and what the box offsets are relative to.
@@ -117,12 +121,12 @@ class DisentangledHead(SeparateLayersHead):
         "constraint_box": "box",
     }
 
-    class_bins: ClassVar[int] = BINS
-    """Of what the class is read from, a side."""
     offset_bins: ClassVar[int] = BINS
     """Of the proposal's features that the offsets are read from, a side."""
-    box_samples: ClassVar[int] = SAMPLES
-    """Of a bin of the moved proposal, a side."""
+    offset_width: ClassVar[int] = 256
+    """Of the layers that the offsets come from."""
+    samples: ClassVar[int] = SAMPLES
+    """Of a bin that has moved, a side."""
 
     @classmethod
     def arguments(cls, options: TwoStageConfig) -> dict[str, int | float | None]:
@@ -138,9 +142,10 @@ class DisentangledHead(SeparateLayersHead):
         """
         super().__init__(setting, layers)
         self.margin = margin
-        self.shared = nn.Sequential(nn.Linear(setting.channels * self.offset_bins**2, SHARED), nn.ReLU())
-        self.move_box = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2))
-        self.move_bins = nn.Sequential(nn.Linear(SHARED, SHARED), nn.ReLU(), nn.Linear(SHARED, 2 * self.class_bins**2))
+        width = self.offset_width
+        self.shared = nn.Sequential(nn.Linear(setting.channels * self.offset_bins**2, width), nn.ReLU())
+        self.move_box = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        self.move_bins = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2 * self.class_bins**2))
         # As in the released code: Kaiming's with a = 1, a gain of 1, where a ReLU's would be sqrt(2). Through the three
         # layers that lead to an offset, the first offsets would be 2.8 times as large.
         for layer in (*self.shared, *self.move_box, *self.move_bins):
@@ -203,15 +208,16 @@ class DisentangledHead(SeparateLayersHead):
     ) -> tuple[Tensor, Tensor, Tensor]:
         box, bins = self.offsets(still, proposals)
         whole = box[:, :, None, None].expand(-1, -1, BINS, BINS, -1)
-        if (self.class_bins, SAMPLES) == (BINS, self.box_samples):
+        if self.class_bins == BINS:
             # At once, as the levels are put below each other only once then.
-            both = pool_moved(
-                features, proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1), self.strides, self.canonical
-            )
+            twice, moved = proposals.repeat(1, 2, 1), torch.cat([bins, whole], 1)
+            both = pool_moved(features, twice, moved, self.strides, self.canonical, self.samples)
             for_class, for_box = both.chunk(2, 1)
         else:
-            for_class = pool_moved(features, proposals, bins, self.strides, self.canonical)
-            for_box = pool_moved(features, proposals, whole, self.strides, self.canonical, self.box_samples)
+            for_class, for_box = (
+                pool_moved(features, proposals, moved, self.strides, self.canonical, self.samples)
+                for moved in (bins, whole)
+            )
         return for_class, for_box, proposals + box.repeat(1, 1, 2)
 
 
@@ -219,21 +225,16 @@ class LightDisentangledHead(DisentangledHead):
     """TSD for small devices (`disentangled-light`), where its two further poolings and its layers cost as much as a
     good part of the network. None of this is in the paper.
 
-    The class is read from 4 x 4 bins, and so are the offsets (from means of the proposal's bins); a bin of the box is
-    one sample, in its middle, in place of four; and the layers of the box, which has no classes to tell apart, are half
-    as wide.
+    The class is read from 4 x 4 bins, and so are the offsets (from means of the proposal's bins, by layers a quarter as
+    wide); a bin that has moved is one sample, in its middle, in place of four; and the layers of the box, which has no
+    classes to tell apart, are half as wide.
     """
 
     class_bins: ClassVar[int] = (BINS + 1) // 2
+    box_narrower: ClassVar[int] = 2
     offset_bins: ClassVar[int] = (BINS + 1) // 2
-    box_samples: ClassVar[int] = 1
-
-    def __init__(self, setting: Setting, layers: int = 2, margin: float | None = MARGIN) -> None:
-        super().__init__(setting, layers, margin)
-        narrow = max(1, setting.hidden // 2)
-        self.class_layers = fully_connected(setting.channels, setting.hidden, layers, self.class_bins)
-        self.box_layers = fully_connected(setting.channels, narrow, layers)
-        self.regress = predictors(narrow, setting.classes)[1]
+    offset_width: ClassVar[int] = 64
+    samples: ClassVar[int] = 1
 
     def _read(self, still: Tensor) -> Tensor:
         means = F.avg_pool2d(still.flatten(0, 1), 2, ceil_mode=True, count_include_pad=False)

@@ -297,9 +297,10 @@ def fully_connected(channels: int, hidden: int, layers: int, bins: int = BINS) -
     )
 
 
-def predictors(hidden: int, classes: int) -> tuple[nn.Linear, nn.Linear]:
-    """The last layers, of (classes + 1) scores and (classes + 1) x 4 offsets, which start near zero."""
-    classify, regress = nn.Linear(hidden, classes + 1), nn.Linear(hidden, 4 * (classes + 1))
+def predictors(hidden: int, classes: int, box_hidden: int | None = None) -> tuple[nn.Linear, nn.Linear]:
+    """The last layers, of (classes + 1) scores and (classes + 1) x 4 offsets, which start near zero; `box_hidden` is
+    the width of what the offsets are read from, where that is another."""
+    classify, regress = nn.Linear(hidden, classes + 1), nn.Linear(box_hidden or hidden, 4 * (classes + 1))
     for layer, spread in ((classify, 0.01), (regress, 0.001)):
         nn.init.normal_(layer.weight, std=spread)
         nn.init.zeros_(layer.bias)
