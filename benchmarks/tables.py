@@ -116,6 +116,17 @@ def latency_table() -> Iterator[str]:
     )  # fmt: skip
 
 
+def transformer_table() -> Iterator[str]:
+    yield from table(
+        rows.read(HERE / "transformer.csv"),
+        {
+            "runtime": "runtime", "detector": "detector", "fp32_ap50": "AP50, fp32", "int8_ap50": "INT8",
+            "fp32_ms": "ms, fp32", "int8_ms": "INT8", "ratio_median": "ratio", "ratio_min": "lowest",
+            "ratio_max": "highest", "fp32_mb": "MB, fp32", "int8_mb": "INT8",
+        },
+    )  # fmt: skip
+
+
 def edge_table() -> Iterator[str]:
     yield from table(
         rows.read(HERE / "edge.csv"),
@@ -143,7 +154,7 @@ def tsd_table() -> Iterator[str]:
         rows.read(HERE / "tsd.csv"),
         {
             "model": "model", "runtime": "runtime", "head": "head", "macs_m": "MACs (M)", "cpu_ms": "ms",
-            "ratio_median": "times sibling", "ratio_min": "lowest", "ratio_max": "highest",
+            "ratio_median": "times sibling", "ratio_min": "lowest", "ratio_max": "highest", "processor": "processor",
         },
     )  # fmt: skip
 
@@ -221,6 +232,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "distillation": distillation.tables,
     "labellers": labellers.summary,
     "quantisation": quantisation_tables,
+    "transformer": transformer_table,
     "training": training_table,
     "latency": latency_table,
     "edge": edge_table,
