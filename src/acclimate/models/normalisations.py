@@ -114,13 +114,13 @@ class MovingAverageBatchNorm2d(nn.Module):
 
 
 def batch_norm(norm: Any, eps: float, mean: Tensor, variance: Tensor) -> nn.BatchNorm2d:
-    """A BatchNorm in evaluation, with the scale and shift that `norm` has as `weight` and `bias` (C).
+    """A BatchNorm in evaluation, with the scale and shift that `norm` has as `weight` and `bias`, (C,).
 
     Args:
         norm: a module that normalises.
         eps: added to the variance.
-        mean: of each channel, (C).
-        variance: of each channel, (C).
+        mean: (C,), of each channel.
+        variance: (C,), of each channel.
     """
     made = nn.BatchNorm2d(len(mean), eps=eps)
     state = {"weight": norm.weight.detach(), "bias": norm.bias.detach(), "running_mean": mean, "running_var": variance}
