@@ -33,7 +33,7 @@ from acclimate import workflow
 from acclimate.adapt.engine import checkpoints
 from acclimate.config import AdaptConfig, AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, TeacherConfig
 from acclimate.data import formats
-from acclimate.data.dataset import choose
+from acclimate.data.dataset import part_of
 from acclimate.edge.images import read_image
 from acclimate.edge.predict import Predictor
 from acclimate.evaluate import average_precision, evaluate_detector
@@ -278,11 +278,7 @@ def both(family: str, source: str, target: str) -> DataConfig:
 
 def test_images(family: str, domain: str, classes: Sequence[str], count: int) -> formats.LabelledSet:
     """So many of a domain's test images, evenly spread, or all."""
-    truth = formats.read(data(family, domain, "test"), classes)
-    kept = set(choose(truth.paths, count, 0))
-    return formats.LabelledSet(
-        truth.name, truth.format, truth.classes, tuple(i for i in truth.images if i.path in kept), truth.problems
-    )
+    return part_of(formats.read(data(family, domain, "test"), classes), count, 0)
 
 
 def evaluate(

@@ -25,6 +25,7 @@ from acclimate.data.dataset import (
     choose,
     draw,
     farthest,
+    part_of,
     plain_images,
 )
 from acclimate.data.formats import LabelledImage, LabelledSet, UnlabelledSet, read, unlabelled
@@ -433,6 +434,15 @@ def test_choose_spreads_evenly_and_repeats() -> None:
     assert len(set(uneven)) == 7
     assert set(np.diff(uneven)) <= {14, 15}
     assert choose(paths, 0, 0) == ()
+
+
+def test_a_part_of_a_set_is_what_choose_takes(tmp_path: Path) -> None:
+    whole = labelled(tmp_path / "set", 9)
+    part = part_of(whole, 4, seed=2)
+    assert part.paths == choose(whole.paths, 4, seed=2)
+    assert all(any(image is other for other in whole.images) for image in part.images)
+    assert (part.classes, part.name) == (whole.classes, whole.name)
+    assert part_of(whole, 9, 0).images == whole.images
 
 
 @pytest.mark.data

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -248,16 +248,14 @@ def _measures(task: Task, detector: Detector) -> dict[str, Any]:
 def _evaluation(task: Task, detector: Detector, role: workflow.Role) -> Evaluation:
     """AP on a domain's test images. Here, and nowhere else in a suite, target test labels are read."""
     from acclimate.data import formats
-    from acclimate.data.dataset import choose
+    from acclimate.data.dataset import part_of
     from acclimate.evaluate import evaluate_detector
 
     data = task.config.target_test if role == "target" else task.config.source_test
     assert data is not None
     truth = formats.read(data, detector.spec.classes, reading=detector.spec.reading)
     if task.test_images is not None:
-        kept = set(choose(truth.paths, task.test_images, 0))
-        images = tuple(image for image in truth.images if image.path in kept)
-        truth = replace(truth, images=images)
+        truth = part_of(truth, task.test_images, 0)
     return evaluate_detector(detector, truth, f"{role}_test", role)
 
 

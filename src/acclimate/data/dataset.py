@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -471,6 +471,12 @@ def choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
         return tuple(ordered)
     start = np.random.default_rng(seed).random()
     return tuple(ordered[int((i + start) * len(ordered) / count)] for i in range(count))
+
+
+def part_of(labelled: LabelledSet, count: int, seed: int) -> LabelledSet:
+    """The images of a set that `choose` takes, in the set's order, with their labels."""
+    kept = set(choose(labelled.paths, count, seed))
+    return replace(labelled, images=tuple(image for image in labelled.images if image.path in kept))
 
 
 def draw(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,11 +155,10 @@ def outdone(teacher: Detector, student: Detector, source: LabelledSet) -> str | 
         student: on its device.
         source: labelled images, of which some are looked at.
     """
-    from acclimate.data.dataset import choose
+    from acclimate.data.dataset import part_of
     from acclimate.evaluate import evaluate_detector
 
-    kept = set(choose(source.paths, COMPARED, 0))
-    truth = replace(source, images=tuple(image for image in source.images if image.path in kept))
+    truth = part_of(source, COMPARED, 0)
     try:
         found, own = (
             100 * evaluate_detector(detector, truth, source.name, "source").ap50 for detector in (teacher, student)
